@@ -1,0 +1,28 @@
+# Two commands are all the set-up there is: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: quickstart test lint clean
+
+quickstart: $(VENV)/.study
+	$(BIN)/cdgrad study quickstart --out runs/quickstart
+
+test: lint $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/.study $(VENV)/.dev: $(VENV)/.%: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cdgrad needs Python 3.11 or newer, got %s: set PYTHON=" % sys.version)'
+	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	@echo "installing cdgrad[$*] into $(VENV) (minutes on the first run)"
+	@$(PIP) --editable '.[$*]'
+	@touch $@

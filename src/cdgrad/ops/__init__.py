@@ -1,0 +1,164 @@
+"""The operator on torch tensors, and the choice of its backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cdgrad.metrics import L2, Metric, as_metric
+from cdgrad.ops import eager
+
+BACKENDS = ("eager",)
+
+
+def channel_directed(grad: Tensor, metric: Metric | str, dim: int = 0, groups: int = 1) -> Tensor:
+    """The gradient in `metric` along axis `dim`, from the ordinary gradient: a new tensor.
+
+    With g one column of `grad` along `dim`, the column g~ of the result satisfies
+    ``<g~, k>_metric = mean(g k)`` for every k. Written out, A = D^T D being the negative second
+    difference over spacing 1/n:
+
+    ========================  =======================================
+    metric                    g~
+    ========================  =======================================
+    ``L2()``                  g
+    ``ReweightedL2(lam)``     mean(g) + (g - mean(g)) / lam
+    ``Sobolev(lam)``          (I + lam A)^-1 g
+    ``MeanSobolev(lam)``      mean(g) + (lam A)^+ g
+    ========================  =======================================
+
+    The result is differentiable; the operator is symmetric and so its own derivative. Non-finite
+    entries spread along their column and stay non-finite.
+
+    Args:
+        grad: floating point, any shape, strides and device. Narrower than float32 is computed in
+            float32.
+        metric: a metric or its text.
+        dim: the channel axis; negative counts from the end.
+        groups: number of consecutive equal intervals of the axis, each a channel axis of its own
+            (grouped convolutions).
+
+    Returns:
+        Tensor of grad's shape, dtype and device.
+
+    Raises:
+        TypeError: `grad` is not a floating-point tensor, or `metric` is not a metric.
+        IndexError: `dim` is out of range.
+        ValueError: `groups` does not divide the axis, or a bad metric text.
+
+    Cost: linear in ``grad.numel()``.
+    Source: arXiv 2008.10766 (abstract); equations derived in docs/theory.md.
+
+    >>> channel_directed(torch.tensor([1.0, 3.0]), "reweighted:lam=4")
+    tensor([1.7500, 2.2500])
+    """
+    metric = as_metric(metric)
+    x = _as_channels(grad, dim, groups, "grad")
+    if not x.numel():
+        return grad.clone()
+    return eager.directed(x, metric).flatten(0, 1).movedim(0, dim)
+
+
+def channel_directed_(
+    grads: Sequence[Tensor],
+    metric: Metric | str,
+    dims: int | Sequence[int] = 0,
+    groups: int | Sequence[int] = 1,
+    backend: str = "auto",
+) -> None:
+    """`channel_directed` on a list of gradients, in place: memory and strides are kept.
+
+    Every tensor is checked before the first is written, so an error leaves all untouched. An
+    expanded tensor is written once per element it holds.
+
+    Args:
+        grads: floating-point tensors; see `channel_directed`.
+        metric: a metric or its text.
+        dims: the channel axis, one for all or one per tensor.
+        groups: the group count, one for all or one per tensor.
+        backend: ``"auto"`` (what `select_backend` names for each tensor) or a backend's name.
+
+    Raises:
+        TypeError, IndexError, ValueError: as `channel_directed`; also an unknown backend, or as many
+            dims or groups as there are not gradients.
+
+    Cost: linear in the number of elements.
+
+    >>> grad = torch.tensor([1.0, 3.0])
+    >>> channel_directed_([grad], "reweighted:lam=4")
+    >>> grad
+    tensor([1.7500, 2.2500])
+    """
+    metric = as_metric(metric)
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"unknown backend {backend!r}; known are auto, {', '.join(BACKENDS)}")
+    all_dims = _one_each(dims, len(grads), "dims")
+    all_groups = _one_each(groups, len(grads), "groups")
+    columns = [
+        _as_channels(grad, dim, count, f"grads[{i}]")
+        for i, (grad, dim, count) in enumerate(zip(grads, all_dims, all_groups, strict=True))
+    ]
+    if metric == L2():
+        return
+    with torch.no_grad():
+        for x in map(_distinct, columns):
+            if x.numel() and x.shape[1] > 1:
+                x.copy_(eager.directed(x, metric))
+
+
+def select_backend(grad: Tensor, metric: Metric | str) -> tuple[str, str]:
+    """The backend that ``backend="auto"`` uses for this gradient, and the reason, as a sentence.
+
+    >>> select_backend(torch.ones(4, 3), "sobolev:lam=0.01")
+    ('eager', 'plain torch runs on every device')
+    """
+    as_metric(metric)
+    _as_channels(grad, 0, 1, "grad")
+    return "eager", "plain torch runs on every device"
+
+
+def _as_channels(grad: Tensor, dim: int, groups: int, name: str) -> Tensor:
+    """A view of shape (groups, channels per group, ...), after checking that there is one."""
+    if not isinstance(grad, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(grad).__name__}")
+    if not grad.is_floating_point():
+        raise TypeError(
+            f"{name} must have a real floating dtype, got {grad.dtype}; convert it first, e.g. .float()"
+        )
+    if not -grad.ndim <= dim < grad.ndim:
+        raise IndexError(
+            f"dim {dim} is out of range for {name} of shape {tuple(grad.shape)}; "
+            f"it must lie in [{-grad.ndim}, {grad.ndim - 1}]"
+        )
+    if groups < 1 or grad.shape[dim] % groups:
+        raise ValueError(
+            f"groups must be a positive divisor of the channel axis: got groups={groups} for "
+            f"{grad.shape[dim]} channels, axis {dim} of {name} of shape {tuple(grad.shape)}"
+        )
+    channels = grad.movedim(dim, 0)
+    # Splitting one axis is a view for any strides.
+    return channels.view(groups, len(channels) // groups, *channels.shape[1:])
+
+
+def _distinct(x: Tensor) -> Tensor:
+    """x with every expanded axis narrowed to the one slice in memory.
+
+    In place this is all there is to write: the result is constant wherever x is, and a column that
+    is constant along the channel is its own mean, which every metric keeps.
+    """
+    for axis, stride in enumerate(x.stride()):
+        if stride == 0 and x.shape[axis] > 1:
+            x = x.narrow(axis, 0, 1)
+    return x
+
+
+def _one_each(value: int | Sequence[int], count: int, name: str) -> Sequence[int]:
+    if isinstance(value, int):
+        return [value] * count
+    if len(value) != count:
+        raise ValueError(
+            f"{name} must be one int or one per gradient: got {len(value)} for {count} gradients"
+        )
+    return value
