@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -47,15 +48,15 @@ def load(task: Task, seed: int) -> Data:
     Raises:
         StudyError: the data set has too few images for the parts.
     """
-    images, labels = _SOURCES[task.data]()
+    images, labels = SOURCES[task.data]()
     used = task.train + task.validation
     if used >= len(labels):
         raise StudyError(
             f"{task.data} has {len(labels)} images: task.train + task.validation = {used} leaves none to "
             f"test on; make them smaller"
         )
-    order = torch.from_numpy(np.random.default_rng([seed, _SPLIT_STREAM]).permutation(len(labels)))
-    train, validation, test = order.split([task.train, task.validation, len(labels) - used])
+    order = np.random.default_rng([seed, _SPLIT_STREAM]).permutation(len(labels))
+    train, validation, test = map(torch.tensor, np.split(order, [task.train, used]))
     mean, std = images[train].mean(), images[train].std()
     normalized = (images - mean) / std
     parts = [Part(normalized[rows], labels[rows]) for rows in (train, validation, test)]
@@ -69,9 +70,8 @@ _SPLIT_STREAM = 1
 @lru_cache(maxsize=1)
 def _digits() -> tuple[Tensor, Tensor]:
     """1,797 hand-written digits of 8 x 8 pixels with values 0 to 16, embedded in scikit-learn."""
-    from sklearn.datasets import load_digits
-
-    bunch: Any = load_digits()
+    datasets: Any = import_module("sklearn.datasets")  # it ships no types
+    bunch = datasets.load_digits()
     images = torch.tensor(bunch.images, dtype=torch.float32)
     return images[:, None], torch.tensor(bunch.target, dtype=torch.int64)
 
@@ -85,4 +85,4 @@ def _fake() -> tuple[Tensor, Tensor]:
     return torch.tensor(images, dtype=torch.float32), torch.tensor(labels, dtype=torch.int64)
 
 
-_SOURCES = {"digits": _digits, "fake": _fake}
+SOURCES = {"digits": _digits, "fake": _fake}

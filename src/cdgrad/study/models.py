@@ -46,7 +46,7 @@ def _block(channels_in: int, channels_out: int) -> list[nn.Module]:
     ]
 
 
-_BUILTIN: dict[str, Callable[..., nn.Module]] = {"small-cnn": SmallCNN}
+BUILTIN: dict[str, Callable[..., nn.Module]] = {"small-cnn": SmallCNN}
 
 
 def build(
@@ -57,7 +57,7 @@ def build(
     Raises:
         StudyError: it cannot be imported, refuses the arguments or is not a module.
     """
-    make = _BUILTIN.get(name) or load_callable(name)
+    make = BUILTIN.get(name) or load_callable(name)
     model = call(make, name, image_shape, classes, **arguments)
     if not isinstance(model, nn.Module):
         raise StudyError(f"{name} must return a torch.nn.Module, got {type(model).__name__}")
@@ -72,7 +72,7 @@ def load_callable(name: str) -> Callable[..., Any]:
     """
     module, _, attribute = name.partition(":")
     if not attribute:
-        raise StudyError(f"unknown model {name!r}; give module:callable or one of {', '.join(_BUILTIN)}")
+        raise StudyError(f"unknown model {name!r}; give module:callable or one of {', '.join(BUILTIN)}")
     try:
         found = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:

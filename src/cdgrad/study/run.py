@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 
@@ -36,18 +37,17 @@ def run_study(spec: Spec, folder: Path, workers: int) -> list[Run]:
         if not jobs:
             return made
         workers = min(workers, len(jobs))
-        events = run_all(jobs, workers)
-        try:
-            with display(spec, total - len(jobs), workers) as shown:
-                for event in events:
-                    if isinstance(event, EpochDone):
-                        shown.epoch(event)
-                        continue
-                    store.add(event.run, spec_hash)
-                    made.append(event.run)
-                    shown.run(event)
-        finally:
-            events.close()
+        with (
+            display(spec, total - len(jobs), workers) as shown,
+            closing(run_all(jobs, workers)) as events,
+        ):
+            for event in events:
+                if isinstance(event, EpochDone):
+                    shown.epoch(event)
+                    continue
+                store.add(event.run, spec_hash)
+                made.append(event.run)
+                shown.run(event)
         return made
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats as _stats
 
-scipy_stats: Any = _stats  # scipy ships no types
+scipy_stats: Any = import_module("scipy.stats")  # it ships no types
 Array = NDArray[np.float64]
 LEVEL = 0.95
 POWER = 0.8
@@ -76,7 +76,7 @@ def compare(arm: ArrayLike, baseline: ArrayLike) -> Comparison:
         bootstrap=bca_interval(d),
         p=sign_flip_p(d),
         correlation=correlation(a, b),
-        wins=float(np.mean((d < 0) + 0.5 * (d == 0))),
+        wins=float(np.mean(np.where(d == 0, 0.5, d < 0))),
     )
 
 
@@ -154,13 +154,14 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def paired_power(pairs: int, difference: float, sd: float, level: float = LEVEL) -> float:
     """Chance that a two-sided paired t-test shows a true mean `difference`.
 
-    T^2 follows the non-central F distribution with 1 and n - 1 degrees of freedom and non-centrality
-    n (difference / sd)^2.
+    The statistic follows the non-central t distribution with n - 1 degrees of freedom and
+    non-centrality sqrt(n) difference / sd.
     """
     if pairs < 2:
         return 0.0
-    threshold = scipy_stats.t.ppf((1 + level) / 2, pairs - 1) ** 2
-    return float(scipy_stats.ncf.sf(threshold, 1, pairs - 1, pairs * (difference / sd) ** 2))
+    df, shift = pairs - 1, math.sqrt(pairs) * abs(difference) / sd
+    threshold = scipy_stats.t.ppf((1 + level) / 2, df)
+    return float(scipy_stats.nct.sf(threshold, df, shift) + scipy_stats.nct.cdf(-threshold, df, shift))
 
 
 def required_pairs(difference: float, sd: float, power: float = POWER) -> int:
@@ -179,8 +180,8 @@ def required_pairs(difference: float, sd: float, power: float = POWER) -> int:
 def verdict(name: str, baseline: str, comparison: Comparison, p: float) -> str:
     """The comparison in plain words; `p` is corrected for the number of arms.
 
-    A difference is called supported where p < 0.05 and the t interval excludes 0. Otherwise the sentence gives the largest difference, in
-    either direction, that the interval leaves open.
+    A difference is called one where p < 0.05 and the t interval excludes 0. Otherwise the sentence
+    gives the largest difference, in either direction, that the interval leaves open.
     """
     if comparison.pairs < 2:
         return f"{name} against {baseline}: {comparison.pairs} pair of seeds; a comparison needs at least 2."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ class Outcome:
     it is.
     """
 
-    status: str = "ok"
+    status: Literal["ok", "diverged"] = "ok"
     error: float = math.nan
     epochs: list[Epoch] = field(default_factory=list[Epoch])
     model: nn.Module = field(default_factory=nn.Module, repr=False)
@@ -50,7 +50,7 @@ def train(setting: Setting, seed: int, on_epoch: Callable[[int, Epoch], None]) -
     Raises:
         StudyError: the model or optimizer cannot be built, or the data set is too small.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
         torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
         return _train(setting, seed, on_epoch)
 
@@ -111,7 +111,8 @@ _ORDER_STREAM = 2
 
 
 def _batches(n: int, size: int, order: np.random.Generator) -> Iterator[Tensor]:
-    yield from torch.from_numpy(order.permutation(n)).split(size)
+    rows = torch.tensor(order.permutation(n))
+    yield from (rows[start : start + size] for start in range(0, n, size))
 
 
 @torch.no_grad()

@@ -9,18 +9,17 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any
 
 from cdgrad.study import StudyError
 from cdgrad.study.environment import environment
-from cdgrad.study.records import Run
+from cdgrad.study.records import Run, Status
 from cdgrad.study.spec import Setting
 
 
@@ -51,14 +50,15 @@ class RunDone:
     run: Run
 
 
-def execute(job: Job, on_epoch: Any) -> Run:
+def execute(job: Job, on_epoch: Callable[[int, dict[str, float]], None]) -> Run:
     """Make one run in this process. What the run raises becomes a record of status "failed"."""
     import torch
 
-    from cdgrad.study.train import train
+    from cdgrad.study.train import train  # imports torch, which the driver must not
 
     started, clock = datetime.now(UTC), time.perf_counter()
-    status, message, error, epochs = "failed", "", None, []
+    status: Status = "failed"
+    message, error, epochs = "", None, list[dict[str, float]]()
     try:
         outcome = train(job.setting, job.seed, on_epoch)
         status, error, epochs = outcome.status, outcome.error, outcome.epochs
@@ -81,7 +81,7 @@ def execute(job: Job, on_epoch: Any) -> Run:
     )
 
 
-def run_all(jobs: Iterable[Job], workers: int) -> Iterator[EpochDone | RunDone]:
+def run_all(jobs: Iterable[Job], workers: int) -> Generator[EpochDone | RunDone]:
     """Make the runs in up to `workers` processes of one thread each; yield what happens, as it does.
 
     A worker that dies is replaced, and its run reported as failed. Leaving the iterator, by an
@@ -172,10 +172,13 @@ def _serve(pipe: Connection) -> None:
     import torch
 
     torch.set_num_threads(1)
+
+    def report(epoch: int, _: dict[str, float]) -> None:
+        pipe.send(epoch)
+
     try:
         while True:
-            job: Job = pipe.recv()
-            pipe.send(execute(job, lambda epoch, _: pipe.send(epoch)))
+            pipe.send(execute(pipe.recv(), report))
     except (EOFError, BrokenPipeError):
         return
 
