@@ -40,7 +40,7 @@ def test_help_needs_neither_torch_nor_the_extras():
         (["study"], "SPEC"),
         (
             ["study", "nonesuch"],
-            "no study 'nonesuch': neither a TOML file nor one of the built-in quickstart",
+            "no study 'nonesuch': neither a TOML file nor one of the",
         ),
         (["study", "quickstart", "--workers", "0"], "must be an integer of at least 1, got '0'"),
         (["train", "quickstart", "--arm", "adam"], "quickstart has no arm 'adam'; it has sgd"),
@@ -144,17 +144,8 @@ arms.directed = { metric = "sobolev:lam=0.01" }
 def test_train_prints_epochs_and_saves_weights(capsys, tmp_path):
     (tmp_path / "tiny.toml").write_text(SPEC)
     weights = tmp_path / "net.pt"
-    status, out, _ = run(
-        capsys,
-        "train",
-        str(tmp_path / "tiny.toml"),
-        "--arm",
-        "directed",
-        "--seed",
-        "3",
-        "--checkpoint",
-        str(weights),
-    )
+    arguments = ["--arm", "directed", "--seed", "3", "--checkpoint", str(weights)]
+    status, out, _ = run(capsys, "train", str(tmp_path / "tiny.toml"), *arguments)
     assert status == 0
     assert "epoch 2/2" in out
     assert "directed, seed 3: ok, test error" in out

@@ -28,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status. Expected failures are reported in one line on stderr."""
     parser = _parser()
     options = parser.parse_args(arguments)
+    # As under python -m: "mynet:build" finds mynet.py in the folder of the user, here and in workers.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
     try:
         return options.command(options)
     except UsageError as error:

@@ -31,5 +31,5 @@ def test_images_are_normalized_by_the_training_part_alone():
 
 
 def test_parts_that_leave_nothing_to_test_on_are_refused():
-    with pytest.raises(StudyError, match="fake has 400 images: .* = 400 leaves none"):
+    with pytest.raises(StudyError, match=r"fake has 400 images: .* = 400 leaves none"):
         data.load(Task("fake", 300, 100), seed=0)

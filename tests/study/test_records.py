@@ -8,7 +8,7 @@ from cdgrad.study import StudyError
 from cdgrad.study.records import FILE, SCHEMA_VERSION, Store
 
 
-def test_what_is_added_is_read_back_by_another_process_view(tmp_path, make_run):
+def test_a_reader_sees_every_run_as_soon_as_it_is_added(tmp_path, make_run):
     runs = [
         make_run("sgd", 0, 2.5),
         make_run("sgd", 1, None, status="failed", message="no"),
@@ -18,7 +18,6 @@ def test_what_is_added_is_read_back_by_another_process_view(tmp_path, make_run):
         digest = store.use_spec("tiny", "text")
         for run in runs:
             store.add(run, digest)
-        # A reader sees each run as soon as it is added.
         with Store(tmp_path, write=False) as reader:
             assert reader.runs() == sorted(runs, key=lambda r: (r.arm, r.seed))
             assert reader.spec() == ("tiny", "text")
@@ -100,5 +99,5 @@ def test_a_full_disk_is_reported_and_keeps_what_was_there(tmp_path, make_run):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(StudyError, match="cannot create the folder .*; choose another --out"):
+    with pytest.raises(StudyError, match=r"cannot create the folder .*; choose another --out"):
         Store(tmp_path / "file" / "study", write=True)

@@ -15,8 +15,9 @@ from cdgrad.study.spec import parse
 @pytest.fixture
 def study(tiny_text, make_run, tmp_path):
     """A folder with twelve pairs of runs; the text may be changed."""
+    twelve = tiny_text.replace("seeds = 2", "seeds = 12")
 
-    def make(text=tiny_text.replace("seeds = 2", "seeds = 12"), shift=0.0, extra=()):
+    def make(text=twelve, shift=0.0, extra=()):
         rng = np.random.default_rng(0)
         with Store(tmp_path, write=True) as store:
             digest = store.use_spec("tiny", text)
