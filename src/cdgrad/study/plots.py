@@ -14,14 +14,16 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter
 
 from cdgrad.study import stats
 from cdgrad.study.records import Run
 from cdgrad.study.spec import Spec
 
-_COLORS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_COLORS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", "--", "-.", ":")
+_BANDS_AT_MOST = 4  # arms: more bands than that hide each other
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Drawing:
 
 def paired_differences(spec: Spec, comparisons: Mapping[str, tuple[stats.Comparison, float]]) -> Drawing:
     """A row an arm: every seed's difference to the baseline, their mean and its 95 % interval."""
-    figure, axes = _canvas(height=1.5 + 0.7 * len(comparisons))
+    figure, axes = _canvas(height=1.4 + 0.7 * len(comparisons))
     for row, (arm, (comparison, _)) in enumerate(comparisons.items()):
         color, marker = _look(spec, arm)[:2]
         spots = _swarm(comparison.differences)
@@ -76,7 +78,8 @@ def paired_differences(spec: Spec, comparisons: Mapping[str, tuple[stats.Compari
     reach = 1.1 * max(np.abs(c.differences).max() for c, _ in comparisons.values()) or 1.0
     axes.set_xlim(-reach, reach)
     axes.set_xlabel(f"error minus that of {spec.baseline} on the same seed, in points")
-    axes.annotate("fewer errors", (0, 1), (-8, 6), "axes fraction", textcoords="offset points")
+    axes.set_title("\N{LEFTWARDS ARROW} fewer errors", loc="left", fontsize=10, color="0.3")
+    axes.set_title("more errors \N{RIGHTWARDS ARROW}", loc="right", fontsize=10, color="0.3")
     return Drawing(
         "paired_differences",
         figure,
@@ -88,6 +91,8 @@ def paired_differences(spec: Spec, comparisons: Mapping[str, tuple[stats.Compari
 def learning_curves(spec: Spec, finished: Mapping[str, Mapping[int, Run]]) -> Drawing:
     """Validation error over the epochs: mean over the seeds, and its 95 % interval as a band."""
     figure, axes = _canvas(height=3.6)
+    shown = [arm for arm, runs in finished.items() if runs]
+    lowest = 100.0
     for arm, runs in finished.items():
         if not runs:
             continue
@@ -99,17 +104,26 @@ def learning_curves(spec: Spec, finished: Mapping[str, Mapping[int, Run]]) -> Dr
         color, _, dash = _look(spec, arm)
         epochs = np.arange(1, spec.schedule.epochs + 1)
         axes.plot(epochs, curves.mean(axis=0), dash, color=color, linewidth=1.8, label=arm)
-        bands = np.array([stats.mean_interval(column) for column in curves.T])
-        axes.fill_between(epochs, bands[:, 0], bands[:, 1], color=color, alpha=0.18, linewidth=0)
+        lowest = min(lowest, curves.mean(axis=0).min())
+        if len(shown) <= _BANDS_AT_MOST:
+            bands = np.array([stats.mean_interval(column) for column in curves.T])
+            axes.fill_between(epochs, bands[:, 0], bands[:, 1], color=color, alpha=0.18, linewidth=0)
     axes.set_yscale("log")
+    # On a logarithmic axis an interval that reaches 0 would take up all the height.
+    axes.set_ylim(bottom=max(lowest / 2, 0.05))
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation error, %")
-    axes.legend(frameon=False)
+    if len(shown) <= _BANDS_AT_MOST:
+        axes.legend(frameon=False)
+    else:
+        figure.legend(loc="outside right upper", frameon=False)
     return Drawing(
         "learning_curves",
         figure,
-        "Mean validation error of each arm over the epochs, with bands.",
-        "Validation error: mean over the seeds, with the 95 % interval of the mean (t) as a band.",
+        "Mean validation error of each arm over the epochs.",
+        "Validation error: mean over the seeds"
+        + (", with the 95 % interval of the mean as a band." if len(shown) <= _BANDS_AT_MOST else "."),
     )
 
 
@@ -127,7 +141,8 @@ def _look(spec: Spec, arm: str) -> tuple[str, str, str]:
     """Color, marker and dash; the baseline is black."""
     order = [spec.baseline, *(name for name in spec.arms if name != spec.baseline)]
     index = order.index(arm)
-    return _COLORS[index % 8], _MARKERS[index % 8], _DASHES[index % 4]
+    color = index % len(_COLORS)
+    return _COLORS[color], _MARKERS[color], _DASHES[(index + index // len(_COLORS)) % len(_DASHES)]
 
 
 def _swarm(values: stats.Array) -> stats.Array:

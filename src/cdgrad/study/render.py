@@ -54,7 +54,7 @@ def to_terminal(document: Document, console: Console) -> None:
     console.print(Text(document.title, style="bold"))
     console.print(Text(document.summary, style="dim"))
     for table in document.tables:
-        grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+        grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
         for column, name in enumerate(table.header):
             text = table.is_text(column)
             grid.add_column(name, justify="left" if text else "right", no_wrap=not text, overflow="fold")
