@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
 
 from cdgrad.metrics import L2, Metric, as_metric
 from cdgrad.ops import cpu, eager
@@ -62,6 +63,10 @@ def channel_directed(grad: Tensor, metric: Metric | str, dim: int = 0, groups: i
     return eager.directed(x, metric).flatten(0, 1).movedim(0, dim)
 
 
+# torch.compile leaves the call as it is, between two graphs: the kernels gain nothing from it, and a graph
+# would hold the metric as a constant. This is torch.compiler.disable as torch.optim uses it: that one
+# imports the compiler at once, which doubles the time that `import cdgrad.ops` takes.
+@_disable_dynamo
 def channel_directed_(
     grads: Sequence[Tensor],
     metric: Metric | str,

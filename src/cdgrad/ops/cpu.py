@@ -123,7 +123,8 @@ def _plan(forms: tuple[_Form, ...], itemsize: int) -> _Plan:
     found = [(i, columns) for i, form in enumerate(forms) if (columns := columns_of(*form)) is not None]
     sizes = [columns.n for _, columns in found]
     starts = np.cumsum([0, *sizes]).tolist()
-    rows, end = [], 0
+    rows: list[list[int]] = []
+    end = 0
     for (_, columns), start in zip(found, starts, strict=False):
         row, blocks = _blocks(columns, itemsize)
         end += blocks

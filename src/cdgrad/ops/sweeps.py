@@ -1,5 +1,8 @@
 """The operator's sweeps along the channel, compiled by numba; the only numba import.
 
+All in one file: numba's cache on disk is renewed when the file of a compiled function changes, whatever
+happens to the files of the functions it calls.
+
 A block is n channels of at most a few hundred columns, small enough to stay in the second-level cache:
 the first sweep reads it from memory, the second finds it there. Inner loops run over columns, which are
 contiguous, so they vectorise; running values are float64, which costs nothing here (the loops wait for
@@ -13,10 +16,16 @@ for the rows ahead of it. Measured on a ResNet-18, that alone is a third of the 
 # pyright: basic
 from __future__ import annotations
 
+from typing import Any
+
+import numba.extending
 import numpy as np
 from llvmlite import ir
-from numba import carray, njit, types
-from numba.extending import intrinsic, overload
+from numba import carray, njit, types  # pyright: ignore[reportPrivateImportUsage]
+from numba.extending import overload
+
+# The compiled signature is not the one that a type checker sees.
+intrinsic: Any = numba.extending.intrinsic
 
 # "contract" fuses multiply and add. Nothing else of fastmath: non-finite gradients must stay so.
 compiled = njit(nogil=True, cache=True, fastmath={"contract"}, error_model="numpy")
