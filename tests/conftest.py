@@ -1,7 +1,10 @@
 import os
 
 import hypothesis
+import interpreter
 import torch
+
+interpreter.enable()
 
 # The suite runs on several workers; each would otherwise take all cores.
 torch.set_num_threads(1)

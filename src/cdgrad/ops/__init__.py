@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from cdgrad.metrics import L2, Metric, as_metric
 from cdgrad.ops import eager
 
-BACKENDS = ("eager",)
+BACKENDS = ("eager", "triton")
 
 
 def channel_directed(grad: Tensor, metric: Metric | str, dim: int = 0, groups: int = 1) -> Tensor:
@@ -81,8 +82,9 @@ def channel_directed_(
         backend: ``"auto"`` (what `select_backend` names for each tensor) or a backend's name.
 
     Raises:
-        TypeError, IndexError, ValueError: as `channel_directed`; also an unknown backend, or as many
-            dims or groups as there are not gradients.
+        TypeError, IndexError, ValueError: as `channel_directed`; also an unknown backend, or one that
+            cannot take a gradient, or as many dims or groups as there are not gradients.
+        RuntimeError: a CUDA graph is being captured before the same step ran once outside.
 
     Cost: linear in the number of elements.
 
@@ -100,11 +102,25 @@ def channel_directed_(
         _as_channels(grad, dim, count, f"grads[{i}]")
         for i, (grad, dim, count) in enumerate(zip(grads, all_dims, all_groups, strict=True))
     ]
+    chosen = [
+        _chosen(backend, grad, dim, count)
+        for grad, dim, count in zip(grads, all_dims, all_groups, strict=True)
+    ]
     if metric == L2():
         return
     with torch.no_grad():
-        for x in map(_distinct, columns):
-            if x.numel() and x.shape[1] > 1:
+        fused = [i for i, (name, _) in enumerate(chosen) if name == "triton"]
+        if fused:
+            from cdgrad.ops import gpu
+
+            gpu.directed_(
+                [grads[i] for i in fused],
+                [all_dims[i] for i in fused],
+                [all_groups[i] for i in fused],
+                metric,
+            )
+        for x, (name, _) in zip(map(_distinct, columns), chosen, strict=True):
+            if name == "eager" and x.numel() and x.shape[1] > 1:
                 x.copy_(eager.directed(x, metric))
 
 
@@ -116,7 +132,27 @@ def select_backend(grad: Tensor, metric: Metric | str) -> tuple[str, str]:
     """
     as_metric(metric)
     _as_channels(grad, 0, 1, "grad")
-    return "eager", "plain torch runs on every device"
+    return _chosen("auto", grad, 0, 1)
+
+
+def _chosen(backend: str, grad: Tensor, dim: int, groups: int) -> tuple[str, str]:
+    """The backend for one gradient, and why; an error if the one asked for cannot take it."""
+    if backend == "eager" or (backend == "auto" and grad.device.type != "cuda"):
+        return "eager", "plain torch runs on every device"
+    refusal = _triton_refusal(grad, dim, groups)
+    if refusal is None:
+        return "triton", "one launch for all tensors of a dtype"
+    if backend == "auto":
+        return "eager", refusal
+    raise ValueError(f"backend='triton' cannot take this gradient: {refusal}; use backend='auto'")
+
+
+def _triton_refusal(grad: Tensor, dim: int, groups: int) -> str | None:
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    from cdgrad.ops import gpu  # not before a gradient asks for it: Triton is not on every machine
+
+    return gpu.refusal(grad, dim, groups)
 
 
 def _as_channels(grad: Tensor, dim: int, groups: int, name: str) -> Tensor:
