@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from cdgrad.metrics import L2, Metric, as_metric
-from cdgrad.ops import eager
+from cdgrad.ops import eager, sharded
+from cdgrad.ops.placement import is_dtensor, local_part
 
 BACKENDS = ("eager",)
 
@@ -55,7 +57,10 @@ def channel_directed(grad: Tensor, metric: Metric | str, dim: int = 0, groups: i
     tensor([1.7500, 2.2500])
     """
     metric = as_metric(metric)
-    x = _as_channels(grad, dim, groups, "grad")
+    _check(grad, dim, groups, "grad")
+    if is_dtensor(grad):
+        return sharded.directed(grad, metric, dim, groups, channel_directed_)
+    x = _as_channels(grad, dim, groups)
     if not x.numel():
         return grad.clone()
     return eager.directed(x, metric).flatten(0, 1).movedim(0, dim)
@@ -96,12 +101,14 @@ def channel_directed_(
         raise ValueError(f"unknown backend {backend!r}; known are auto, {', '.join(BACKENDS)}")
     all_dims = _one_each(dims, len(grads), "dims")
     all_groups = _one_each(groups, len(grads), "groups")
-    columns = [
-        _as_channels(grad, dim, count, f"grads[{i}]")
-        for i, (grad, dim, count) in enumerate(zip(grads, all_dims, all_groups, strict=True))
-    ]
+    for i, (grad, dim, count) in enumerate(zip(grads, all_dims, all_groups, strict=True)):
+        _check(grad, dim, count, f"grads[{i}]")
+    if any(map(is_dtensor, grads)):
+        sharded.directed_(grads, metric, all_dims, all_groups, partial(channel_directed_, backend=backend))
+        return
     if metric == L2():
         return
+    columns = [_as_channels(*each) for each in zip(grads, all_dims, all_groups, strict=True)]
     with torch.no_grad():
         for x in map(_distinct, columns):
             if x.numel() and x.shape[1] > 1:
@@ -115,12 +122,12 @@ def select_backend(grad: Tensor, metric: Metric | str) -> tuple[str, str]:
     ('eager', 'plain torch runs on every device')
     """
     as_metric(metric)
-    _as_channels(grad, 0, 1, "grad")
+    _check(local_part(grad), 0, 1, "grad")
     return "eager", "plain torch runs on every device"
 
 
-def _as_channels(grad: Tensor, dim: int, groups: int, name: str) -> Tensor:
-    """A view of shape (groups, channels per group, ...), after checking that there is one."""
+def _check(grad: Tensor, dim: int, groups: int, name: str) -> None:
+    """Refuse what has no view of shape (groups, channels per group, ...)."""
     if not isinstance(grad, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"{name} must be a torch.Tensor, got {type(grad).__name__}")
     if not grad.is_floating_point():
@@ -137,6 +144,10 @@ def _as_channels(grad: Tensor, dim: int, groups: int, name: str) -> Tensor:
             f"groups must be a positive divisor of the channel axis: got groups={groups} for "
             f"{grad.shape[dim]} channels, axis {dim} of {name} of shape {tuple(grad.shape)}"
         )
+
+
+def _as_channels(grad: Tensor, dim: int, groups: int) -> Tensor:
+    """A view of shape (groups, channels per group, ...)."""
     channels = grad.movedim(dim, 0)
     # Splitting one axis is a view for any strides.
     return channels.view(groups, len(channels) // groups, *channels.shape[1:])
