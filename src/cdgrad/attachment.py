@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -92,13 +92,6 @@ def attach(
     return Attachment(optimizer, selection, metric, options | {"rescale": rescale})
 
 
-class _Mark(NamedTuple):
-    """A gradient that was directed: the tensor itself, and its version at that moment."""
-
-    grad: weakref.ref[Tensor]
-    version: int
-
-
 class Attachment:
     """The link between an optimizer and a metric, made by `attach`.
 
@@ -117,7 +110,7 @@ class Attachment:
         self.enabled = True
         self._metric = metric
         self._options = options
-        self._marks: dict[Target, _Mark] = {}
+        self._directed: dict[Target, weakref.ref[Tensor]] = {}
         self._check_ownership()
         self._hooks: list[RemovableHandle] = [
             optimizer.register_step_pre_hook(self._before_step),
@@ -153,7 +146,7 @@ class Attachment:
         """
         if not self._hooks:
             raise RuntimeError("this attachment was removed from its optimizer; call cdgrad.attach again")
-        self._marks.clear()
+        self._directed.clear()
         self._direct()
 
     def remove(self) -> None:
@@ -161,7 +154,7 @@ class Attachment:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        self._marks.clear()
+        self._directed.clear()
 
     def __str__(self) -> str:
         held = self._held()
@@ -191,45 +184,50 @@ class Attachment:
         return None
 
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._marks.clear()
+        self._directed.clear()
 
     def _directing(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """The closure, followed by the operator on the gradients that it computed."""
 
         def evaluate() -> Any:
-            before, self._marks = self._marks, {}
+            versions = {t: g._version for t, g in self._pending(directed=True)}
+            before, self._directed = self._directed, {}
             result = closure()
-            # What was directed before and not computed anew is still directed.
-            for target, mark in before.items():
-                grad = target.param.grad
-                if grad is not None and mark.grad() is grad and mark.version == grad._version:
-                    self._marks.setdefault(target, mark)
+            # What was directed earlier and not computed anew is directed still.
+            for target, grad in self._pending(directed=False):
+                if target in versions and before[target]() is grad and grad._version == versions[target]:
+                    self._directed[target] = before[target]
             self._direct()
             return result
 
         return evaluate
 
+    def _pending(self, *, directed: bool) -> list[tuple[Target, Tensor]]:
+        """The gradients there are for the optimizer's next update, already directed or not yet."""
+        held = self._held()
+        there = [(t, t.param.grad) for t in self.selection.targets if t.param in held]
+        return [
+            (target, grad)
+            for target, grad in there
+            if grad is not None
+            and (target in self._directed and self._directed[target]() is grad) == directed
+        ]
+
     @torch.no_grad()
     def _direct(self) -> None:
-        """Direct every gradient there is that is not marked as directed already, and mark it."""
+        """Direct every gradient that is not directed yet, and remember it."""
         if not self.enabled or self._metric == L2():
             return
-        held = self._held()
-        fresh: list[tuple[Target, Tensor]] = []
-        for target in self.selection.targets:
-            grad = target.param.grad
-            mark = self._marks.get(target)
-            if grad is not None and target.param in held and (mark is None or mark.grad() is not grad):
-                fresh.append((target, grad))
-        grads = [grad for _, grad in fresh]
+        pending = self._pending(directed=False)
+        grads = [grad for _, grad in pending]
         keep_norm = self._options["rescale"] == "norm"
         before = _norms(grads) if keep_norm else []
-        channel_directed_(grads, self._metric, [t.dim for t, _ in fresh], [t.groups for t, _ in fresh])
+        channel_directed_(grads, self._metric, [t.dim for t, _ in pending], [t.groups for t, _ in pending])
         if keep_norm:
             for grad, old, new in zip(grads, before, _norms(grads), strict=True):
                 grad.mul_(torch.where(new > 0, old / new, 1.0))
-        for target, grad in fresh:
-            self._marks[target] = _Mark(weakref.ref(grad), grad._version)
+        for target, grad in pending:
+            self._directed[target] = weakref.ref(grad)
 
     def _held(self) -> set[Tensor]:
         """The optimizer's parameters now; groups may have been added since `attach`."""
