@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 DOC = Path(__file__).parents[1] / "docs" / "distributed.md"
-SCRIPTS = re.findall(r"^## (\w+)\n.*?^```python torchrun\n(.*?)^```", DOC.read_text(), re.MULTILINE | re.DOTALL)
+SCRIPTS = re.findall(
+    r"^## (\w+)\n.*?^```python torchrun\n(.*?)^```", DOC.read_text(), re.MULTILINE | re.DOTALL
+)
 
 
 def test_both_ways_are_shown():

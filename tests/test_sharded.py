@@ -221,6 +221,29 @@ def check_low_precision():
                 assert off(grad.double(), want) < tolerance, (metric, dtype)
 
 
+def check_small_deviations():
+    """Where a deviation is far below the mean and amplified, or is all that is left of g~."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    full = (1 + 1e-3 * randn(37, 6)).float()
+    grad = shard(full, mesh, Shard(0))
+    channel_directed_([grad], ReweightedL2(1e-5))
+    assert off(grad.double(), eager.directed(full.double()[None], ReweightedL2(1e-5))[0]) < 1e-6
+
+    full = randn(37, 6)
+    full -= full.mean(0)
+    for metric in (Sobolev(1e9), Sobolev(1e9, "periodic"), MeanSobolev(1e9), MeanSobolev(1e9, "periodic")):
+        grad = shard(full, mesh, Shard(0))
+        channel_directed_([grad], metric)
+        got, want = grad.full_tensor(), eager.directed(full[None], metric)[0]
+        assert relative(got - got.mean(0), want - want.mean(0)) < 1e-10, metric
+
+    full = full.float()
+    for metric in (Sobolev(1e4), MeanSobolev(1e4, "periodic")):
+        grad = shard(full, mesh, Shard(0))
+        channel_directed_([grad], metric)
+        assert off(grad.double(), eager.directed(full.double()[None], metric)[0]) < 1e-5, metric
+
+
 def check_nonfinite_stays_in_its_column():
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     full = randn(9, 4)
