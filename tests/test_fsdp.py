@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from torch.distributed.tensor import Shard
+from torch.distributed.tensor import Shard, distribute_tensor
 from world import Traffic, in_world
 
 import cdgrad
@@ -150,15 +150,19 @@ def check_one_collective_per_step():
 
 
 def check_refusal_names_the_parameter():
-    square = init_device_mesh("cpu", (2, dist.get_world_size() // 2))
+    """Channels cut over two mesh dimensions: by tensor parallelism, and by fully_shard on top of it."""
+    if dist.get_world_size() < 4:
+        return
+    square = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
     model = nn.Sequential(nn.Conv2d(2, 8, 3))
-    weight = nn.Parameter(
-        torch.distributed.tensor.distribute_tensor(model[0].weight.data, square, [Shard(0), Shard(0)])
-    )
-    model[0].weight = weight
-    if square.size(1) > 1:
-        with pytest.raises(ValueError, match=r"^0.weight of shape .*\(S\(0\), S\(0\)\).*exclude it"):
-            cdgrad.attach(torch.optim.SGD([weight], lr=0.1), model, "reweighted:lam=3")
+    for name, param in list(model[0].named_parameters()):
+        param = nn.Parameter(distribute_tensor(param.data, square["tensor"], [Shard(0)]))
+        model[0].register_parameter(name, param)
+    fully_shard(model, mesh=square["data"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"^0.weight of shape \(8, 2, 3, 3\) .*S\(0.*S\(0.*exclude it"):
+        cdgrad.attach(optimizer, model, "reweighted:lam=3")
+    cdgrad.attach(optimizer, model, "reweighted:lam=3", direction="input")
 
 
 def check_flat_shards_are_refused():

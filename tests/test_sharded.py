@@ -12,7 +12,16 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from world import Traffic, in_world
 
-from cdgrad import L2, MeanSobolev, ReweightedL2, Sobolev, channel_directed, channel_directed_, reference
+from cdgrad import (
+    L2,
+    MeanSobolev,
+    ReweightedL2,
+    Sobolev,
+    channel_directed,
+    channel_directed_,
+    reference,
+    select_backend,
+)
 from cdgrad.ops import eager
 from cdgrad.ops.interface import alone, coupling, cut
 from cdgrad.ops.placement import local_part, whole_norms
@@ -157,6 +166,7 @@ def check_axes_and_placements():
         strides = [local_part(grad).stride() for grad in grads]
         channel_directed_(grads, metric, dims)
         assert [local_part(grad).stride() for grad in grads] == strides
+        assert select_backend(grads[0], metric) == select_backend(grads[1], metric)
         for grad, dim in zip(grads, dims, strict=True):
             error = off if isinstance(grad, DTensor) else relative
             assert error(grad, channel_directed(full, metric, dim)) < 1e-10
