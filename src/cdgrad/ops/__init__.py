@@ -7,12 +7,13 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
 
 from cdgrad.metrics import L2, Metric, as_metric
-from cdgrad.ops import eager, sharded
+from cdgrad.ops import cpu, eager, sharded
 from cdgrad.ops.placement import is_dtensor, local_part
 
-BACKENDS = ("eager",)
+BACKENDS = ("eager", "cpu")
 
 
 def channel_directed(grad: Tensor, metric: Metric | str, dim: int = 0, groups: int = 1) -> Tensor:
@@ -66,6 +67,10 @@ def channel_directed(grad: Tensor, metric: Metric | str, dim: int = 0, groups: i
     return eager.directed(x, metric).flatten(0, 1).movedim(0, dim)
 
 
+# torch.compile leaves the call as it is, between two graphs: the kernels gain nothing from it, and a graph
+# would hold the metric as a constant. This is torch.compiler.disable as torch.optim uses it: that one
+# imports the compiler at once, which doubles the time that `import cdgrad.ops` takes.
+@_disable_dynamo
 def channel_directed_(
     grads: Sequence[Tensor],
     metric: Metric | str,
@@ -87,8 +92,8 @@ def channel_directed_(
         backend: ``"auto"`` (what `select_backend` names for each tensor) or a backend's name.
 
     Raises:
-        TypeError, IndexError, ValueError: as `channel_directed`; also an unknown backend, or as many
-            dims or groups as there are not gradients.
+        TypeError, IndexError, ValueError: as `channel_directed`; also an unknown backend or one that
+            cannot take a gradient, or a number of dims or groups that is not the number of gradients.
 
     Cost: linear in the number of elements.
 
@@ -107,24 +112,50 @@ def channel_directed_(
     if any(map(is_dtensor, grads)):
         sharded.directed_(grads, metric, all_dims, all_groups, partial(channel_directed_, backend=backend))
         return
+    chosen: dict[str, list[tuple[Tensor, int, int]]] = {name: [] for name in BACKENDS}
     if metric == L2():
         return
-    columns = [_as_channels(*each) for each in zip(grads, all_dims, all_groups, strict=True)]
+    for grad, dim, count in zip(grads, all_dims, all_groups, strict=True):
+        job = grad, dim % grad.ndim, count
+        chosen[_choose(backend, metric, *job)[0]].append(job)
+    if chosen["cpu"]:
+        cpu.directed_(chosen["cpu"], metric)
     with torch.no_grad():
-        for x in map(_distinct, columns):
+        for job in chosen["eager"]:
+            x = _distinct(_as_channels(*job))
             if x.numel() and x.shape[1] > 1:
                 x.copy_(eager.directed(x, metric))
 
 
-def select_backend(grad: Tensor, metric: Metric | str) -> tuple[str, str]:
+def select_backend(grad: Tensor, metric: Metric | str, dim: int = 0, groups: int = 1) -> tuple[str, str]:
     """The backend that ``backend="auto"`` uses for this gradient, and the reason, as a sentence.
 
     >>> select_backend(torch.ones(4, 3), "sobolev:lam=0.01")
-    ('eager', 'plain torch runs on every device')
+    ('cpu', 'fused sweeps, each element from memory once')
     """
-    as_metric(metric)
-    _check(local_part(grad), 0, 1, "grad")
-    return "eager", "plain torch runs on every device"
+    _check(grad, dim, groups, "grad")
+    if is_dtensor(grad):
+        grad, groups = local_part(grad), 1
+    return _choose("auto", as_metric(metric), grad, dim % grad.ndim, groups)
+
+
+def _choose(backend: str, metric: Metric, grad: Tensor, dim: int, groups: int) -> tuple[str, str]:
+    """The backend for one gradient, and why.
+
+    Raises:
+        ValueError: the one asked for cannot take it.
+    """
+    if backend == "eager":
+        return "eager", "asked for"
+    if backend == "cpu" or grad.device.type == "cpu":
+        reason = cpu.refusal(grad, metric, dim, groups)
+        if reason is None:
+            return "cpu", "fused sweeps, each element from memory once"
+    else:
+        reason = "plain torch runs on every device"
+    if backend != "auto":
+        raise ValueError(f"backend={backend!r} cannot take this gradient: {reason}; use backend='auto'")
+    return "eager", reason
 
 
 def _check(grad: Tensor, dim: int, groups: int, name: str) -> None:
