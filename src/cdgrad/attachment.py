@@ -19,6 +19,8 @@ from torch.utils.hooks import RemovableHandle
 
 from cdgrad.metrics import L2, Metric, as_metric
 from cdgrad.ops import channel_directed_
+from cdgrad.ops.placement import channel_mesh_dim, is_dtensor, local_part, whole_norms
+from cdgrad.partition import refuse_partitions
 from cdgrad.selection import Direction, Patterns, Selection, Skipped, Target, select
 
 Rescale = Literal["none", "norm"]
@@ -61,7 +63,7 @@ def attach(
         TypeError: not an optimizer, a module or a metric.
         ValueError: an unknown option; a pattern without a match; a parameter that is already attached
             to this optimizer; an optimizer that holds none of the selected parameters, or that never
-            runs its hooks.
+            runs its hooks; weights cut over ranks so that their channels are lost.
 
     Warns:
         UserWarning: the model has nothing to direct.
@@ -83,11 +85,15 @@ def attach(
     2.weight    Linear: off by default, linear=True processes it
     2.bias      bias
     """
+    refuse_partitions(optimizer, model)
     _check_hooks_fire(optimizer)
     if rescale not in get_args(Rescale):
         raise ValueError(f"rescale must be one of {', '.join(get_args(Rescale))}, got {rescale!r}")
     metric = as_metric(metric)
     selection = select(model, direction=direction, linear=linear, include=include, exclude=exclude)
+    for target in selection.targets:
+        if is_dtensor(target.param):
+            channel_mesh_dim(target.param, target.dim, target.name)
     options = {"direction": direction, "linear": linear, "include": include, "exclude": exclude}
     return Attachment(optimizer, selection, metric, options | {"rescale": rescale})
 
@@ -190,12 +196,12 @@ class Attachment:
         """The closure, followed by the operator on the gradients that it computed."""
 
         def evaluate() -> Any:
-            versions = {t: g._version for t, g in self._pending(directed=True)}
+            versions = {t: _version(g) for t, g in self._pending(directed=True)}
             before, self._directed = self._directed, {}
             result = closure()
             # What was directed earlier and not computed anew is directed still.
             for target, grad in self._pending(directed=False):
-                if target in versions and before[target]() is grad and grad._version == versions[target]:
+                if target in versions and before[target]() is grad and _version(grad) == versions[target]:
                     self._directed[target] = before[target]
             self._direct()
             return result
@@ -206,6 +212,12 @@ class Attachment:
         """The gradients there are for the optimizer's next update, already directed or not yet."""
         held = self._held()
         there = [(t, t.param.grad) for t in self.selection.targets if t.param in held]
+        if self.selection.targets and not there:
+            raise RuntimeError(
+                f"this {type(self.optimizer).__name__} no longer holds any of the selected parameters "
+                f"({self.selection.targets[0].name}, ...): something exchanged them, such as DeepSpeed's "
+                "ZeRO; attach after that, or use torch.distributed.fsdp.fully_shard"
+            )
         return [
             (target, grad)
             for target, grad in there
@@ -220,12 +232,13 @@ class Attachment:
             return
         pending = self._pending(directed=False)
         grads = [grad for _, grad in pending]
+        here = list(map(local_part, grads))
         keep_norm = self._options["rescale"] == "norm"
-        before = _norms(grads) if keep_norm else []
+        before = _norms(here) if keep_norm else []
         channel_directed_(grads, self._metric, [t.dim for t, _ in pending], [t.groups for t, _ in pending])
         if keep_norm:
-            for grad, old, new in zip(grads, before, _norms(grads), strict=True):
-                grad.mul_(torch.where(new > 0, old / new, 1.0))
+            for part, old, new in zip(here, *whole_norms(grads, before, _norms(here)), strict=True):
+                part.mul_(torch.where(new > 0, old / new, 1.0))
         for target, grad in pending:
             self._directed[target] = weakref.ref(grad)
 
@@ -249,6 +262,11 @@ class Attachment:
                 f"this {type(self.optimizer).__name__} holds none of the {len(names)} selected parameters "
                 f"({next(iter(names.values()))}, ...); build it from this model's parameters() first"
             )
+
+
+def _version(grad: Tensor) -> int:
+    """Changes whenever the gradient is written; a DTensor's own does not, its part's does."""
+    return local_part(grad)._version
 
 
 def _norms(grads: list[Tensor]) -> list[Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from torch._compile import _disable_dynamo  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
 
 from cdgrad.metrics import L2, Metric, as_metric
-from cdgrad.ops import cpu, eager
+from cdgrad.ops import cpu, eager, sharded
+from cdgrad.ops.placement import is_dtensor, local_part
 
 BACKENDS = ("eager", "cpu", "triton")
 
@@ -58,6 +60,8 @@ def channel_directed(grad: Tensor, metric: Metric | str, dim: int = 0, groups: i
     """
     metric = as_metric(metric)
     _check(grad, dim, groups, "grad")
+    if is_dtensor(grad):
+        return sharded.directed(grad, metric, dim, groups, channel_directed_)
     x = _as_channels(grad, dim, groups)
     if not x.numel():
         return grad.clone()
@@ -78,7 +82,8 @@ def channel_directed_(
     """`channel_directed` on a list of gradients, in place: memory and strides are kept.
 
     Every tensor is checked before the first is written, so an error leaves all untouched. An
-    expanded tensor is written once per element it holds.
+    expanded tensor is written once per element it holds. DTensors are directed as a whole, each rank
+    writing its own part; every rank must call with the same list, see docs/distributed.md.
 
     Args:
         grads: floating-point tensors; see `channel_directed`.
@@ -106,9 +111,12 @@ def channel_directed_(
     all_groups = _one_each(groups, len(grads), "groups")
     for i, (grad, dim, count) in enumerate(zip(grads, all_dims, all_groups, strict=True)):
         _check(grad, dim, count, f"grads[{i}]")
+    all_dims = [dim % grad.ndim for grad, dim in zip(grads, all_dims, strict=True)]
+    if any(map(is_dtensor, grads)):
+        sharded.directed_(grads, metric, all_dims, all_groups, partial(channel_directed_, backend=backend))
+        return
     jobs: dict[str, list[tuple[Tensor, int, int]]] = {name: [] for name in BACKENDS}
-    for grad, dim, count in zip(grads, all_dims, all_groups, strict=True):
-        job = grad, dim % grad.ndim, count
+    for job in zip(grads, all_dims, all_groups, strict=True):
         jobs[_choose(backend, metric, *job)[0]].append(job)
     if metric == L2():
         return
@@ -132,6 +140,8 @@ def select_backend(grad: Tensor, metric: Metric | str, dim: int = 0, groups: int
     ('cpu', 'fused sweeps, each element from memory once')
     """
     _check(grad, dim, groups, "grad")
+    if is_dtensor(grad):
+        grad, groups = local_part(grad), 1
     return _choose("auto", as_metric(metric), grad, dim % grad.ndim, groups)
 
 
