@@ -103,7 +103,7 @@ def channel_directed_(
     if metric == L2():
         return
     with torch.no_grad():
-        for x in map(_distinct, columns):
+        for x in map(distinct, columns):
             if x.numel() and x.shape[1] > 1:
                 x.copy_(eager.directed(x, metric))
 
@@ -142,7 +142,7 @@ def _as_channels(grad: Tensor, dim: int, groups: int, name: str) -> Tensor:
     return channels.view(groups, len(channels) // groups, *channels.shape[1:])
 
 
-def _distinct(x: Tensor) -> Tensor:
+def distinct(x: Tensor) -> Tensor:
     """x with every expanded axis narrowed to the one slice in memory.
 
     In place this is all there is to write: the result is constant wherever x is, and a column that
