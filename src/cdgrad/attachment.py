@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -186,6 +187,9 @@ class Attachment:
             f"on {type(self.optimizer).__name__}\n\n{shown}"
         )
 
+    # A compiled step leaves its graph for the hooks: they depend on what was directed when, and on settings
+    # of the handle. torch.compiler.disable would load the compiler on import; this is how torch.optim does.
+    @_disable_dynamo
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -199,6 +203,7 @@ class Attachment:
         self._direct()
         return None
 
+    @_disable_dynamo
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # A step that calls a hooked step arrives here twice; only the first return can be judged.
         missed = self._pending(directed=False) if self._stepping and self._active() else []
