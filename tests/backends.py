@@ -28,4 +28,5 @@ def torch_in_place(backend):
 BACKENDS: dict[str, Operator] = {
     "channel_directed": torch_out_of_place,
     "eager": torch_in_place("eager"),
+    "cpu": torch_in_place("cpu"),
 }
