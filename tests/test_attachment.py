@@ -420,7 +420,7 @@ def test_optimizers_whose_hooks_cannot_fire_are_refused():
     inner = torch.optim.SGD(model.parameters(), lr=0.05)
     with pytest.raises(
         ValueError,
-        match=r"Wrapper\.step never runs .*; attach to what updates, attach\(optimizer\.inner, \.\.\.\)",
+        match=r"Wrapper\.step never runs .*; attach to the one inside: attach\(optimizer\.inner, \.\.\.\)",
     ):
         attach(Wrapper(inner), model, "l2")
 

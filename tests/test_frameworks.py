@@ -137,7 +137,9 @@ def test_lightnings_wrapper_is_refused_with_the_optimizer_to_attach_to(example):
 
     module = example.Classifier()
     wrapper = LightningOptimizer(torch.optim.SGD(module.parameters()))
-    with pytest.raises(ValueError, match=r"attach to what updates, attach\(optimizer\._optimizer, \.\.\.\)"):
+    with pytest.raises(
+        ValueError, match=r"attach to the one inside: attach\(optimizer\._optimizer, \.\.\.\)"
+    ):
         cdgrad.attach(wrapper, module, SOBOLEV)
     cdgrad.attach(wrapper.optimizer, module, SOBOLEV)
 
@@ -211,7 +213,7 @@ def test_accelerate(example, precision, prepared_first):
     prepared, stepper = accelerator.prepare(model, optimizer)
     if prepared_first:
         with pytest.raises(
-            ValueError, match=r"attach to what updates, attach\(optimizer\.optimizer, \.\.\.\)"
+            ValueError, match=r"attach to the one inside: attach\(optimizer\.optimizer, \.\.\.\)"
         ):
             cdgrad.attach(stepper, model, SOBOLEV)
         cdgrad.attach(stepper.optimizer, model, SOBOLEV)

@@ -111,7 +111,7 @@ def _attributes(outer: object) -> Iterator[tuple[str, str, Optimizer]]:
 
 def _attach_to(paths: list[str]) -> str:
     calls = " and ".join(f"attach({path}, ...)" for path in paths)
-    return f"attach to what updates, {calls}" if calls else ""
+    return f"attach to the one inside: {calls}" if calls else ""
 
 
 def _optimizers(value: Any) -> Iterator[tuple[str, Optimizer]]:
