@@ -128,7 +128,7 @@ def channel_directed_(
         gpu.directed_(jobs["triton"], metric)
     with torch.no_grad():
         for job in jobs["eager"]:
-            x = _distinct(_as_channels(*job))
+            x = distinct(_as_channels(*job))
             if x.numel() and x.shape[1] > 1:
                 x.copy_(eager.directed(x, metric))
 
@@ -206,7 +206,7 @@ def _as_channels(grad: Tensor, dim: int, groups: int) -> Tensor:
     return channels.view(groups, len(channels) // groups, *channels.shape[1:])
 
 
-def _distinct(x: Tensor) -> Tensor:
+def distinct(x: Tensor) -> Tensor:
     """x with every expanded axis narrowed to the one slice in memory.
 
     In place this is all there is to write: the result is constant wherever x is, and a column that
