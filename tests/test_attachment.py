@@ -442,6 +442,7 @@ def test_optimizers_whose_hooks_cannot_fire_are_refused():
         ({"metric": None}, TypeError, "expected a metric or its text"),
         ({"rescale": "l2"}, ValueError, "rescale must be one of none, norm, got 'l2'"),
         ({"direction": "depth"}, ValueError, "direction must be one of"),
+        ({"backend": "gpu"}, ValueError, "backend must be one of auto, eager, cpu, triton, got 'gpu'"),
         ({"include": "encoder.*"}, ValueError, "include pattern 'encoder.*' matches no parameter"),
     ],
 )
@@ -478,6 +479,19 @@ def test_nothing_outlives_the_optimizer():
     del optimizer
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("backend", ["eager", "cpu"])
+def test_a_backend_can_be_forced(backend, monkeypatch):
+    used = []
+    monkeypatch.setattr(cdgrad.ops.eager, "directed", lambda x, metric: used.append("eager") or x)
+    monkeypatch.setattr(cdgrad.ops.cpu, "directed_", lambda jobs, metric: used.extend(["cpu"] * len(jobs)))
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    attach(optimizer, model, "sobolev:lam=0.1", backend=backend)
+    backward(model, optimizer)
+    optimizer.step()
+    assert used == [backend] * 3
 
 
 def test_the_docstring_of_the_root_names_what_is_exported():

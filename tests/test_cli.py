@@ -29,7 +29,7 @@ def test_help_needs_neither_torch_nor_the_extras():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert all(command in done.stdout for command in ("study", "report", "train", "inspect"))
+    assert all(command in done.stdout for command in ("study", "report", "train", "inspect", "bench"))
 
 
 @pytest.mark.parametrize(
@@ -43,6 +43,9 @@ def test_help_needs_neither_torch_nor_the_extras():
             "no study 'nonesuch': neither a TOML file nor one of the",
         ),
         (["study", "quickstart", "--workers", "0"], "must be an integer of at least 1, got '0'"),
+        (["bench", "--rounds", "0"], "must be an integer of at least 1, got '0'"),
+        (["bench", "--networks", "vgg"], "invalid choice: 'vgg'"),
+        (["bench", "--out", "no/such/file.json"], "there is no folder no/such for --out; create it first"),
         (["train", "quickstart", "--arm", "adam"], "quickstart has no arm 'adam'; it has sgd"),
         (["train", "quickstart", "--seed", "-1"], "--seed"),
         (["inspect", "--direction", "depth"], "invalid choice: 'depth'"),

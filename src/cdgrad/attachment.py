@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from cdgrad.metrics import L2, Metric, as_metric
-from cdgrad.ops import channel_directed_, distinct
+from cdgrad.ops import BACKENDS, channel_directed_, distinct
 from cdgrad.ops.placement import channel_mesh_dim, is_dtensor, local_part, whole_norms
 from cdgrad.partition import refuse_partitions
 from cdgrad.refusals import check_gradient, check_optimizer, parameters
@@ -39,6 +39,7 @@ def attach(
     include: Patterns = None,
     exclude: Patterns = None,
     rescale: Rescale = "none",
+    backend: str = "auto",
 ) -> Attachment:
     """Let `optimizer` see the gradients of `model`'s convolutions in `metric`.
 
@@ -58,6 +59,7 @@ def attach(
         exclude: shell patterns of parameter names to leave alone.
         rescale: ``"none"``, or ``"norm"``: P g is scaled to the L2 norm of g, tensor by tensor, which
             separates the direction from the size of the step. Zero stays zero.
+        backend: what computes the operator, see `cdgrad.channel_directed_`.
 
     Returns:
         An `Attachment`; `print` it for a table of what is processed and what is not, and why.
@@ -91,6 +93,8 @@ def attach(
     refuse_partitions(optimizer, model)
     if rescale not in get_args(Rescale):
         raise ValueError(f"rescale must be one of {', '.join(get_args(Rescale))}, got {rescale!r}")
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}, got {backend!r}")
     metric = as_metric(metric)
     selection = select(model, direction=direction, linear=linear, include=include, exclude=exclude)
     check_optimizer(optimizer, {target.param: target.name for target in selection.targets})
@@ -98,7 +102,8 @@ def attach(
         if is_dtensor(target.param):
             channel_mesh_dim(target.param, target.dim, target.name)
     options = {"direction": direction, "linear": linear, "include": include, "exclude": exclude}
-    return Attachment(optimizer, model, selection, metric, options | {"rescale": rescale})
+    options |= {"rescale": rescale, "backend": backend}
+    return Attachment(optimizer, model, selection, metric, options)
 
 
 class Attachment:
@@ -267,7 +272,8 @@ class Attachment:
         here = list(map(local_part, grads))
         keep_norm = self._options["rescale"] == "norm"
         before = _norms(here) if keep_norm else []
-        channel_directed_(grads, self._metric, [t.dim for t, _ in pending], [t.groups for t, _ in pending])
+        dims, groups = [t.dim for t, _ in pending], [t.groups for t, _ in pending]
+        channel_directed_(grads, self._metric, dims, groups, backend=self._options["backend"])
         if keep_norm:
             for part, old, new in zip(here, *whole_norms(grads, before, _norms(here)), strict=True):
                 distinct(part).mul_(torch.where(new > 0, old / new, 1.0))

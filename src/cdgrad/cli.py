@@ -26,8 +26,8 @@ class UsageError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status. Expected failures are reported in one line on stderr."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    options = _parser(with_bench="bench" in given).parse_args(given)
     # As under python -m: "mynet:build" finds mynet.py in the folder of the user, here and in workers.
     if str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
@@ -122,6 +122,14 @@ def _inspect(options: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(options: argparse.Namespace) -> int:
+    from cdgrad import bench
+
+    if options.out and not options.out.absolute().parent.is_dir():
+        raise UsageError(f"there is no folder {options.out.parent} for --out; create it first")
+    return bench.main(options)
+
+
 def _spec(source: str) -> Spec:
     from cdgrad.study import spec
 
@@ -131,7 +139,7 @@ def _spec(source: str) -> Spec:
         raise UsageError(str(error)) from None
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(*, with_bench: bool) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="cdgrad", description="Channel-directed gradients, and paired studies of whether they help."
     )
@@ -201,6 +209,18 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", metavar="FILE", help="a state dict: print its roughness along the channel, too"
     )
     inspect.set_defaults(command=_inspect)
+
+    bench = commands.add_parser(
+        "bench",
+        help="what the operator costs here",
+        description="Time every metric and backend on the convolutions of common networks, over the time "
+        "of multiplying the same tensors by a number; with peers, and whole training steps.",
+    )
+    bench.set_defaults(command=_bench)
+    if with_bench:
+        from cdgrad.bench import add_arguments  # imports torch, which takes seconds
+
+        add_arguments(bench)
     return parser
 
 

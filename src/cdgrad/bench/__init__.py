@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--networks", nargs="*", choices=NETWORKS, default=list(NETWORKS), help="default: all of them"
     )
-    parser.add_argument("--rounds", type=int, default=21, help="turns of each candidate (default: 21)")
+    parser.add_argument("--rounds", type=_count, default=21, help="turns of each candidate (default: 21)")
     parser.add_argument("--no-peers", action="store_true", help="leave out what is not the operator")
     parser.add_argument("--no-steps", action="store_true", help="leave out whole training steps")
 
@@ -45,9 +45,9 @@ def main(args: argparse.Namespace) -> int:
     if not args.no_steps:
         print("measuring training steps", file=sys.stderr, flush=True)
         record["steps"] = steps.measure(args.rounds, seconds=120)
+    print(tables(record), flush=True)
     if args.out:
         args.out.write_text(json.dumps(record, indent=1) + "\n")
-    print(tables(record))
     return 0
 
 
@@ -104,6 +104,12 @@ def measure(network: str, rounds: int, *, with_peers: bool) -> dict[str, Any]:
             for name in candidates
         ],
     }
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
 
 
 def _processor() -> str:
