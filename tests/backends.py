@@ -1,6 +1,7 @@
 """The rows of the contract suite: every implementation of the operator, on numpy arrays."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -30,3 +31,5 @@ BACKENDS: dict[str, Operator] = {
     "eager": torch_in_place("eager"),
     "cpu": torch_in_place("cpu"),
 }
+if find_spec("triton"):
+    BACKENDS["triton"] = torch_in_place("triton")  # interpreted: see conftest.py
