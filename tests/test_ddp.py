@@ -4,7 +4,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from world import in_world
+from world import in_worlds
 
 import cdgrad
 
@@ -76,4 +76,4 @@ def check_bucket_views_stay():
 
 
 def test_two_processes():
-    in_world(2, check_equals_one_process, check_bucket_views_stay)
+    in_worlds((2,), check_equals_one_process, check_bucket_views_stay)

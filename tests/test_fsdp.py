@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Shard, distribute_tensor
-from world import Traffic, in_world
+from world import Traffic, in_worlds
 
 import cdgrad
 
@@ -184,9 +184,8 @@ def check_flat_shards_are_refused():
 CHECKS = [value for name, value in list(globals().items()) if name.startswith("check_")]
 
 
-@pytest.mark.parametrize("size", [2, 4])
-def test_world(size):
-    in_world(size, *CHECKS)
+def test_two_and_four_ranks():
+    in_worlds((2, 4), *CHECKS)
 
 
 def test_deepspeed_partitions_are_refused():

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
-from world import Traffic, in_world
+from world import Traffic, in_worlds
 
 from cdgrad import (
     L2,
@@ -324,6 +324,5 @@ def check_refusals():
 CHECKS = [value for name, value in list(globals().items()) if name.startswith("check_")]
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-def test_world(size):
-    in_world(size, *CHECKS)
+def test_one_to_four_ranks():
+    in_worlds((1, 2, 3, 4), *CHECKS)

@@ -14,27 +14,33 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.utils._python_dispatch import TorchDispatchMode
 
-TIMEOUT = timedelta(seconds=30)
+TIMEOUT = timedelta(seconds=60)
 """A rank that waits longer for the others fails, and with it the world."""
 
 
-def in_world(size: int, *checks: Callable[[], None]) -> None:
-    """Run each check, a function of a module, on `size` ranks; the first failure of a rank is raised."""
+def in_worlds(sizes: tuple[int, ...], *checks: Callable[[], None]) -> None:
+    """Run each check, a function of a module, on every rank of worlds of these sizes, largest first.
+
+    The first failure of a rank is raised. Smaller worlds are made of the same processes, because
+    starting them takes most of the time.
+    """
     with TemporaryDirectory() as folder:
-        mp.spawn(_rank, (size, Path(folder, "init").as_uri(), checks), nprocs=size)
+        mp.spawn(_rank, (sorted(sizes, reverse=True), folder, checks), nprocs=max(sizes))
 
 
-def _rank(rank: int, size: int, init_method: str, checks: tuple[Callable[[], None], ...]) -> None:
+def _rank(rank: int, sizes: list[int], folder: str, checks: tuple[Callable[[], None], ...]) -> None:
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
-    dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=size, timeout=TIMEOUT)
-    for check in checks:
-        try:
-            check()
-        except BaseException as error:
-            error.add_note(f"in {check.__name__} on rank {rank} of {size}")
-            raise
-    dist.destroy_process_group()
+    for size in [size for size in sizes if rank < size]:
+        init_method = Path(folder, str(size)).as_uri()
+        dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=size, timeout=TIMEOUT)
+        for check in checks:
+            try:
+                check()
+            except BaseException as error:
+                error.add_note(f"in {check.__name__} on rank {rank} of {size}")
+                raise
+        dist.destroy_process_group()
 
 
 class Traffic(TorchDispatchMode):
