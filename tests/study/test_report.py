@@ -79,6 +79,11 @@ def test_diverged_runs_count_and_failed_runs_are_named(study, make_run):
     assert comparison.pairs == 11
 
 
+def test_runs_made_under_different_software_are_pointed_out(study, make_run):
+    text = " ".join(shown(study(extra=[make_run("sgd", 3, 3.0, environment={"torch": "2.1"})])).split())
+    assert "The runs differ in torch (2.0, 2.1)" in text
+
+
 def test_runs_of_removed_arms_and_seeds_are_left_out(study, tiny_text):
     results = report.read(study(tiny_text))
     assert (results.count, results.total) == (4, 4)

@@ -29,9 +29,9 @@ def test_a_study_makes_what_is_missing_and_records_how(tiny, tiny_text, tmp_path
     assert made[0].environment.items() >= environment().items()
     assert "4/4" in capfd.readouterr().err
 
-    # The worker's results are those of the same run made here, to the last bit.
-    here = workers.execute(Job("sgd", 1, tiny.setting("sgd")), lambda epoch, measured: None)
-    assert here in records(tmp_path)
+    # The workers' results are those of the same runs made here, to the last bit.
+    here = [workers.execute(Job(a, 1, tiny.setting(a)), lambda epoch, measured: None) for a in tiny.arms]
+    assert all(run in records(tmp_path) for run in here)
 
     assert run_study(tiny, tmp_path, workers=2) == []
     more = parse(tiny_text.replace("seeds = 2", "seeds = 3"), "tiny")

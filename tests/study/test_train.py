@@ -19,7 +19,9 @@ def setting(tiny):
     return dataclasses.replace(tiny.setting("sgd"), schedule=dataclasses.replace(tiny.schedule, epochs=2))
 
 
-def test_the_same_seed_gives_the_same_bits(setting):
+@pytest.mark.parametrize("metric", ["none", "reweighted:lam=3", "sobolev:lam=0.01"])
+def test_the_same_seed_gives_the_same_bits(setting, metric):
+    setting = dataclasses.replace(setting, metric=metric)
     first, again, other = trained(setting), trained(setting), trained(setting, seed=1)
     assert (first.error, first.epochs) == (again.error, again.epochs)
     for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):

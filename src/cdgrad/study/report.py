@@ -14,7 +14,7 @@ from cdgrad.study.render import Document, Figure, Table
 from cdgrad.study.spec import BASELINE_METRIC, Spec, parse
 
 _SIZES = (0.1, 0.2, 0.5)  # points, for the number of seeds needed
-_SAME = ("torch", "numpy", "cdgrad", "commit", "python", "processor", "threads")
+_ENVIRONMENT = ("torch", "numpy", "numba", "cdgrad", "commit", "python", "processor", "threads")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def document(results: Results) -> Document:
         summary=f"{spec.name}: {results.count} of {results.total} runs finished",
         tables=tables,
         sentences=sentences + _remarks(results),
-        environment=_environment(results),
+        environment=[f"{key}: {' and '.join(values)}" for key, values in _environment(results).items()],
         spec=spec.text,
     )
 
@@ -195,6 +195,12 @@ def _remarks(results: Results) -> list[str]:
         for arm, seeds in diverged.items()
         if seeds
     ]
+    # Training is chaotic: a changed rounding error moves a single run by as much as a changed seed.
+    remarks += [
+        f"The runs differ in {key} ({', '.join(values)}), so arms may differ in more than their setting."
+        for key, values in _environment(results).items()
+        if len(values) > 1
+    ]
     if results.failed:
         first = results.failed[0]
         remarks.append(
@@ -206,15 +212,10 @@ def _remarks(results: Results) -> list[str]:
     return remarks
 
 
-def _environment(results: Results) -> list[str]:
-    """A line for each thing that a repetition needs; several values where runs differ in it."""
+def _environment(results: Results) -> dict[str, list[str]]:
+    """What a repetition needs; several values where runs differ in it."""
     runs = [run for of_arm in results.finished.values() for run in of_arm.values()]
-    lines: list[str] = []
-    for key in _SAME:
-        values = sorted({str(run.environment.get(key)) for run in runs})
-        lines.append(f"{key}: {' and '.join(values)}")
-    seconds = [run.seconds for run in runs]
-    return [*lines, f"seconds a run: {min(seconds):.1f} to {max(seconds):.1f}"]
+    return {key: sorted({str(run.environment.get(key)) for run in runs}) for key in _ENVIRONMENT}
 
 
 def _write_csv(results: Results, path: Path) -> None:

@@ -52,9 +52,9 @@ class RunDone:
 
 def execute(job: Job, on_epoch: Callable[[int, dict[str, float]], None]) -> Run:
     """Make one run in this process. What the run raises becomes a record of status "failed"."""
-    import torch
+    import torch  # here, because the driver, which imports this module, does without
 
-    from cdgrad.study.train import train  # imports torch, which the driver must not
+    from cdgrad.study.train import train
 
     started, clock = datetime.now(UTC), time.perf_counter()
     status: Status = "failed"
