@@ -1,0 +1,69 @@
+"""Measure the float32 error of every backend that runs here: python benchmarks/accuracy.py
+
+The error is the norm of the difference to the same operator on the same numbers in float64, relative
+to the norm of the float64 result, at its worst over channel counts, lam and three kinds of columns.
+Writes results/accuracy.json beside this file.
+"""
+
+import json
+import platform
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cdgrad import MeanSobolev, ReweightedL2, Sobolev, channel_directed_
+from cdgrad.ops import BACKENDS, eager
+
+COUNTS = (64, 1024, 8192, 16384)
+LAMS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3)
+FAMILIES = {
+    "reweighted": ReweightedL2,
+    "sobolev": Sobolev,
+    "sobolev, periodic": lambda lam: Sobolev(lam, "periodic"),
+    "mean-sobolev": MeanSobolev,
+    "mean-sobolev, periodic": lambda lam: MeanSobolev(lam, "periodic"),
+}
+
+
+def columns(n):
+    noise = torch.from_numpy(np.random.default_rng(0).standard_normal((n, 16)))
+    return {"noise": noise, "noise of zero mean": noise - noise.mean(0), "noise + 100": noise + 100}
+
+
+def worst(backend, family, kind):
+    errors = []
+    for n in COUNTS:
+        x = columns(n)[kind].float()
+        for lam in LAMS:
+            y = x.clone()
+            channel_directed_([y], FAMILIES[family](lam), backend=backend)
+            exact = eager.directed(x.double()[None], FAMILIES[family](lam))[0]
+            errors.append(((y - exact).norm() / exact.norm()).item())
+    return max(errors)
+
+
+def main():
+    rows = [
+        {"backend": backend, "metric": family, "columns": kind, "error": float(f"{worst(backend, family, kind):.1e}")}
+        for backend in BACKENDS
+        for family in FAMILIES
+        for kind in columns(1)
+    ]
+    record = {
+        "what": "float32 against float64, relative error in norm, worst over channels and lam",
+        "channels": COUNTS,
+        "lam": LAMS,
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "rows": rows,
+    }
+    path = Path(__file__).parent / "results" / "accuracy.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    for row in rows:
+        print(f"{row['backend']:8}  {row['metric']:24}  {row['columns']:20}  {row['error']:.1e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""Hooks an optimizer so that each step sees channel-directed gradients. The only file that knows hooks.
+
+An optimizer reads `param.grad`, so the gradient is directed in place just before: in a step pre-hook,
+or, where the step evaluates a closure, after every evaluation of it. Gradients directed once are
+remembered until the step is over, because a step may reach the hook twice (a subclass whose `step`
+calls the hooked `step` of its parent) and because the user may have directed them earlier.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from cdgrad.metrics import L2, Metric, as_metric
+from cdgrad.ops import channel_directed_
+from cdgrad.selection import Direction, Patterns, Selection, Skipped, Target, select
+
+Rescale = Literal["none", "norm"]
+
+
+def attach(
+    optimizer: Optimizer,
+    model: nn.Module,
+    metric: Metric | str,
+    *,
+    direction: Direction = "output",
+    linear: bool = False,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    rescale: Rescale = "none",
+) -> Attachment:
+    """Let `optimizer` see the gradients of `model`'s convolutions in `metric`.
+
+    From now on each ``optimizer.step()`` first replaces, in place, the gradient g of every selected
+    weight by its Riesz representative P g in the metric (`cdgrad.channel_directed`). With a closure,
+    every evaluation inside the step is followed by the same. Nothing is wrapped or subclassed, and the
+    optimizer's state dict does not change. The operator is linear, so it commutes with loss scaling,
+    accumulation and averaging over workers.
+
+    Args:
+        optimizer: any `torch.optim.Optimizer` whose step runs its hooks.
+        model: the module whose weights the optimizer holds.
+        metric: a metric or its text, such as ``"reweighted:lam=3"``.
+        direction: the axis to direct along, see `cdgrad.select`.
+        linear: direct the weights of `torch.nn.Linear` too.
+        include: shell patterns of parameter names to process.
+        exclude: shell patterns of parameter names to leave alone.
+        rescale: ``"none"``, or ``"norm"``: P g is scaled to the L2 norm of g, tensor by tensor, which
+            separates the direction from the size of the step. Zero stays zero.
+
+    Returns:
+        An `Attachment`; `print` it for a table of what is processed and what is not, and why.
+
+    Raises:
+        TypeError: not an optimizer, a module or a metric.
+        ValueError: an unknown option; a pattern without a match; a parameter that is already attached
+            to this optimizer; an optimizer that holds none of the selected parameters, or that never
+            runs its hooks.
+
+    Warns:
+        UserWarning: the model has nothing to direct.
+
+    Cost: linear in the number of weights, no optimizer state.
+    Source: arXiv 2008.10766.
+
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.LazyLinear(10))
+    >>> optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    >>> handle = attach(optimizer, model, "reweighted:lam=3")
+    >>> print(handle)
+    reweighted:lam=3 along output, rescale none, on SGD
+    <BLANKLINE>
+    processed  shape    axis  groups
+    0.weight   8x3x3x3  0     1
+    <BLANKLINE>
+    left alone  because
+    0.bias      bias
+    2.weight    Linear: off by default, linear=True processes it
+    2.bias      bias
+    """
+    _check_hooks_fire(optimizer)
+    if rescale not in get_args(Rescale):
+        raise ValueError(f"rescale must be one of {', '.join(get_args(Rescale))}, got {rescale!r}")
+    metric = as_metric(metric)
+    selection = select(model, direction=direction, linear=linear, include=include, exclude=exclude)
+    options = {"direction": direction, "linear": linear, "include": include, "exclude": exclude}
+    return Attachment(optimizer, selection, metric, options | {"rescale": rescale})
+
+
+class Attachment:
+    """The link between an optimizer and a metric, made by `attach`.
+
+    Attributes:
+        selection: what is processed and what is not, see `cdgrad.Selection`.
+        metric: the metric; set it, to a `Metric` or a text, at any time between steps.
+        enabled: set to False to let the optimizer see ordinary gradients, to True to go on.
+        optimizer: the optimizer it is attached to.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, selection: Selection, metric: Metric, options: dict[str, Any]
+    ) -> None:
+        self.optimizer = optimizer
+        self.selection = selection
+        self.enabled = True
+        self._metric = metric
+        self._options = options
+        self._directed: dict[Target, weakref.ref[Tensor]] = {}
+        self._check_ownership()
+        self._hooks: list[RemovableHandle] = [
+            optimizer.register_step_pre_hook(self._before_step),
+            optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    @property
+    def metric(self) -> Metric:
+        """The metric of the next step."""
+        return self._metric
+
+    @metric.setter
+    def metric(self, metric: Metric | str) -> None:
+        self._metric = as_metric(metric)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Plain data that attaches again, ``attach(optimizer, model, **handle.options)``.
+
+        Copies and pickles of an optimizer lose their hooks; save this beside a checkpoint.
+        """
+        return {"metric": str(self._metric), **self._options}
+
+    def apply(self) -> None:
+        """Direct the gradients now, and not again in the next step.
+
+        For what must come after the operator and before the step, such as clipping the directed
+        gradient. Call it once a step, after the last backward pass. With a closure, call it inside
+        the closure.
+
+        Raises:
+            RuntimeError: the attachment was removed.
+        """
+        if not self._hooks:
+            raise RuntimeError("this attachment was removed from its optimizer; call cdgrad.attach again")
+        self._directed.clear()
+        self._direct()
+
+    def remove(self) -> None:
+        """Detach from the optimizer; further steps see ordinary gradients. Harmless when repeated."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._directed.clear()
+
+    def __str__(self) -> str:
+        held = self._held()
+        targets = [t for t in self.selection.targets if t.param in held and t.param.requires_grad]
+        idle = [
+            Skipped(
+                t.name, "frozen" if t.param in held else f"not held by this {type(self.optimizer).__name__}"
+            )
+            for t in self.selection.targets
+            if t not in targets
+        ]
+        shown = Selection(tuple(targets), (*idle, *self.selection.skipped))
+        return (
+            f"{self._metric} along {self._options['direction']}, rescale {self._options['rescale']}, "
+            f"on {type(self.optimizer).__name__}\n\n{shown}"
+        )
+
+    def _before_step(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        # args[0] is the optimizer itself.
+        if callable(closure := kwargs.get("closure")):
+            return args, {**kwargs, "closure": self._directing(closure)}
+        if len(args) > 1 and callable(args[1]):
+            return (args[0], self._directing(args[1]), *args[2:]), kwargs
+        self._direct()
+        return None
+
+    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._directed.clear()
+
+    def _directing(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """The closure, followed by the operator on the gradients that it computed."""
+
+        def evaluate() -> Any:
+            versions = {t: g._version for t, g in self._pending(directed=True)}
+            before, self._directed = self._directed, {}
+            result = closure()
+            # What was directed earlier and not computed anew is directed still.
+            for target, grad in self._pending(directed=False):
+                if target in versions and before[target]() is grad and grad._version == versions[target]:
+                    self._directed[target] = before[target]
+            self._direct()
+            return result
+
+        return evaluate
+
+    def _pending(self, *, directed: bool) -> list[tuple[Target, Tensor]]:
+        """The gradients there are for the optimizer's next update, already directed or not yet."""
+        held = self._held()
+        there = [(t, t.param.grad) for t in self.selection.targets if t.param in held]
+        return [
+            (target, grad)
+            for target, grad in there
+            if grad is not None
+            and (target in self._directed and self._directed[target]() is grad) == directed
+        ]
+
+    @torch.no_grad()
+    def _direct(self) -> None:
+        """Direct every gradient that is not directed yet, and remember it."""
+        if not self.enabled or self._metric == L2():
+            return
+        pending = self._pending(directed=False)
+        grads = [grad for _, grad in pending]
+        keep_norm = self._options["rescale"] == "norm"
+        before = _norms(grads) if keep_norm else []
+        channel_directed_(grads, self._metric, [t.dim for t, _ in pending], [t.groups for t, _ in pending])
+        if keep_norm:
+            for grad, old, new in zip(grads, before, _norms(grads), strict=True):
+                grad.mul_(torch.where(new > 0, old / new, 1.0))
+        for target, grad in pending:
+            self._directed[target] = weakref.ref(grad)
+
+    def _held(self) -> set[Tensor]:
+        """The optimizer's parameters now; groups may have been added since `attach`."""
+        return {param for group in self.optimizer.param_groups for param in group["params"]}
+
+    def _check_ownership(self) -> None:
+        """Each parameter is attached at most once per optimizer, and at least one of them is there."""
+        names = {target.param: target.name for target in self.selection.targets}
+        for hook in self.optimizer._optimizer_step_pre_hooks.values():  # pyright: ignore[reportPrivateUsage]
+            other = getattr(hook, "__self__", None)
+            twice = other.selection.targets if isinstance(other, Attachment) else ()
+            if shared := [names[t.param] for t in twice if t.param in names]:
+                raise ValueError(
+                    f"already attached to this optimizer: {shared[0]} and {len(shared) - 1} more; the "
+                    "operator would apply twice: set handle.metric, or handle.remove() the first"
+                )
+        if names and not names.keys() & self._held():
+            raise ValueError(
+                f"this {type(self.optimizer).__name__} holds none of the {len(names)} selected parameters "
+                f"({next(iter(names.values()))}, ...); build it from this model's parameters() first"
+            )
+
+
+def _norms(grads: list[Tensor]) -> list[Tensor]:
+    """L2 norms; in float64 where the device has it, so that scaled or tiny gradients keep theirs."""
+    return [
+        torch.linalg.vector_norm(  # pyright: ignore[reportUnknownMemberType]
+            grad, dtype=torch.float32 if grad.device.type == "mps" else torch.float64
+        )
+        for grad in grads
+    ]
+
+
+# Optimizer.__init__ replaces a class's `step` by this wrapper, which is what runs the hooks.
+_HOOKED_STEP = Optimizer.profile_hook_step(Optimizer.step).__code__
+
+
+def _check_hooks_fire(optimizer: object) -> None:
+    """Refuse what is not an optimizer, and optimizers that replaced the step that runs hooks."""
+    inner = [
+        name for name, value in getattr(optimizer, "__dict__", {}).items() if isinstance(value, Optimizer)
+    ]
+    remedy = f"attach to the optimizer inside it, its attribute {inner[0]!r}" if inner else ""
+    kind = type(optimizer).__name__
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"expected a torch.optim.Optimizer, got {kind}; {remedy or 'pass the optimizer that steps'}"
+        )
+    step: Any = type(optimizer).step
+    while step is not None and getattr(step, "__code__", None) is not _HOOKED_STEP:
+        step = getattr(step, "__wrapped__", None)
+    if step is None or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+        remedy = (
+            remedy
+            or "call Optimizer.__init__ in its constructor, or cdgrad.channel_directed_ before each step"
+        )
+        raise ValueError(f"{kind}.step never runs the optimizer's hooks; {remedy}")

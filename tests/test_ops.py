@@ -1,0 +1,166 @@
+"""What the operator promises about tensors: dtypes, strides, memory, derivatives, errors."""
+
+import numpy as np
+import pytest
+import torch
+
+from cdgrad import L2, MeanSobolev, ReweightedL2, Sobolev, channel_directed, channel_directed_, select_backend
+from cdgrad.ops import BACKENDS
+from cdgrad.reference import directed
+
+METRICS = [
+    L2(),
+    ReweightedL2(3),
+    Sobolev(0.1),
+    Sobolev(0.1, "periodic"),
+    MeanSobolev(0.1),
+    MeanSobolev(0.1, "periodic"),
+]
+every_metric = pytest.mark.parametrize("metric", METRICS, ids=str)
+
+
+def layouts():
+    """Tensors of one shape, (6, 4, 3, 3), whose elements lie in memory in many ways."""
+    torch.manual_seed(0)
+    base = torch.randn(6, 4, 3, 3, dtype=torch.float64)
+    yield "contiguous", base
+    yield "channels_last", base.to(memory_format=torch.channels_last)
+    yield "transposed", torch.randn(3, 4, 6, 3, dtype=torch.float64).transpose(0, 2)
+    yield "strided", torch.randn(12, 4, 3, 6, dtype=torch.float64)[::2, :, :, ::2]
+    yield "offset", torch.randn(1 + base.numel(), dtype=torch.float64)[1:].view(base.shape)
+    yield "expanded kernel", torch.randn(6, 4, 1, 1, dtype=torch.float64).expand(6, 4, 3, 3)
+    yield "expanded channel", torch.randn(1, 4, 3, 3, dtype=torch.float64).expand(6, 4, 3, 3)
+
+
+@every_metric
+@pytest.mark.parametrize("grad", [pytest.param(grad, id=name) for name, grad in layouts()])
+@pytest.mark.parametrize(("dim", "groups"), [(0, 1), (0, 2), (1, 1), (1, 4), (-1, 1)])
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_any_strides(metric, grad, dim, groups, backend):
+    expected = directed(grad.numpy(), metric, dim, groups)
+    np.testing.assert_allclose(channel_directed(grad, metric, dim, groups), expected, rtol=1e-9, atol=1e-12)
+    memory = grad.untyped_storage().clone()
+    copy = grad.new_empty(0).set_(memory, grad.storage_offset(), grad.shape, grad.stride())
+    channel_directed_([copy], metric, dim, groups, backend=backend)
+    np.testing.assert_allclose(copy, expected, rtol=1e-9, atol=1e-12)
+    assert copy.untyped_storage().data_ptr() == memory.data_ptr()
+
+
+def test_in_place_touches_nothing_beside_the_tensor():
+    memory = torch.randn(12, 5)
+    before = memory.clone()
+    channel_directed_([memory[::2, 1:4]], "sobolev:lam=1")
+    assert torch.equal(memory[1::2], before[1::2])
+    assert torch.equal(memory[:, [0, 4]], before[:, [0, 4]])
+    assert not torch.equal(memory[::2, 1:4], before[::2, 1:4])
+
+
+@every_metric
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_floating_dtype(metric, dtype):
+    """Half precision is computed in float32: the only error left is the rounding of the result."""
+    torch.manual_seed(0)
+    grad = torch.randn(64, 5).to(dtype)
+    expected = torch.from_numpy(directed(grad.double().numpy(), metric)).to(dtype)
+    out = channel_directed(grad, metric)
+    assert out.dtype == dtype
+    unit = torch.finfo(dtype).eps if dtype != torch.float64 else 1e-10
+    torch.testing.assert_close(out, expected, rtol=2 * unit, atol=unit * grad.abs().max().item())
+    channel_directed_([grad], metric)
+    torch.testing.assert_close(grad, expected, rtol=2 * unit, atol=unit * expected.abs().max().item())
+
+
+@every_metric
+def test_derivatives_pass_through(metric):
+    grad = torch.randn(6, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda g: channel_directed(g, metric, 0, 2), grad)
+    assert torch.autograd.gradgradcheck(lambda g: channel_directed(g, metric, 0, 2) ** 2, grad)
+
+
+@every_metric
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("backend", ["auto", *BACKENDS])
+def test_non_finite_stays_non_finite(metric, value, backend):
+    grad = torch.randn(9, 3)
+    grad[4, 1] = value
+    channel_directed_([grad], metric, backend=backend)
+    assert not grad[4, 1].isfinite()
+    assert grad[:, [0, 2]].isfinite().all()
+
+
+@every_metric
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (4, 0), (1,), (1, 1, 1)])
+def test_nothing_to_smooth(metric, shape):
+    grad = torch.randn(shape)
+    out = channel_directed(grad, metric)
+    assert torch.equal(out, grad)
+    assert out.data_ptr() != grad.data_ptr() or not grad.numel()
+    channel_directed_([grad], metric)
+    assert torch.equal(out, grad)
+
+
+def test_out_of_place_leaves_the_input():
+    grad = torch.randn(5, 3)
+    before = grad.clone()
+    assert not torch.equal(channel_directed(grad, "reweighted:lam=2"), grad)
+    assert torch.equal(grad, before)
+    assert channel_directed(grad, L2()).data_ptr() != grad.data_ptr()
+
+
+def test_many_tensors_with_their_own_axes():
+    grads = [torch.randn(4, 3), torch.randn(3, 6), torch.randn(8, 2, dtype=torch.float64)]
+    dims, groups = (0, 1, -2), (1, 3, 2)
+    expected = [
+        channel_directed(*args) for args in zip(grads, ["sobolev:lam=0.1"] * 3, dims, groups, strict=True)
+    ]
+    channel_directed_(grads, "sobolev:lam=0.1", dims, groups)
+    for grad, direct in zip(grads, expected, strict=True):
+        torch.testing.assert_close(grad, direct)
+    channel_directed_([], "sobolev:lam=0.1")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (
+            (torch.ones(4, dtype=torch.int64), "l2"),
+            TypeError,
+            r"real floating dtype, got torch.int64; convert",
+        ),
+        ((torch.ones(4, dtype=torch.complex64), "l2"), TypeError, "real floating dtype, got torch.complex64"),
+        (([1.0], "l2"), TypeError, "must be a torch.Tensor, got list"),
+        ((torch.ones(4), 3), TypeError, "expected a metric or its text.*got int: 3"),
+        ((torch.ones(4), "sobolef:lam=1"), ValueError, "did you mean 'sobolev'"),
+        ((torch.ones(4, 2), "l2", 2), IndexError, r"dim 2 is out of range for .* \(4, 2\).* in \[-2, 1\]"),
+        ((torch.ones(()), "l2"), IndexError, "dim 0 is out of range"),
+        ((torch.ones(4), "l2", 0, 3), ValueError, "divisor of the channel axis: got groups=3 for 4 channels"),
+        ((torch.ones(4), "l2", 0, 0), ValueError, "got groups=0"),
+    ],
+)
+def test_errors_say_what_came_and_what_was_expected(arguments, error, message):
+    with pytest.raises(error, match=message) as raised:
+        channel_directed(*arguments)
+    assert "\n" not in str(raised.value)
+    grad, *rest = arguments
+    with pytest.raises(error, match=message):
+        channel_directed_([grad], *rest)
+
+
+def test_an_error_leaves_every_gradient_untouched():
+    good, bad = torch.randn(4, 2), torch.ones(4, dtype=torch.int64)
+    before = good.clone()
+    with pytest.raises(TypeError, match=r"grads\[1\]"):
+        channel_directed_([good, bad], "reweighted:lam=3")
+    with pytest.raises(ValueError, match="groups must be one int or one per gradient: got 1 for 2"):
+        channel_directed_([good, good], "reweighted:lam=3", 0, [2])
+    with pytest.raises(ValueError, match="unknown backend 'fast'; known are auto, eager"):
+        channel_directed_([good], "reweighted:lam=3", backend="fast")
+    assert torch.equal(good, before)
+
+
+def test_select_backend_gives_a_known_name_and_a_reason():
+    name, reason = select_backend(torch.ones(4, 3), "sobolev:lam=1")
+    assert name in BACKENDS
+    assert len(reason.split()) > 2
+    with pytest.raises(TypeError, match="int64"):
+        select_backend(torch.ones(4, dtype=torch.int64), "l2")
