@@ -1,10 +1,4 @@
-"""The operator on JAX arrays: linear time, logarithmic depth, lam may be traced.
-
-Both Sobolev metrics are a ring of coupled unknowns, solved by cyclic reduction. Against two
-`lax.scan` sweeps over the channels, the other linear method, it is as fast or faster on a CPU, needs
-no sequential step per channel on an accelerator, and in float32 loses 2e-7 where the sweeps lose up
-to 1e-5; it takes longer to compile (docs/jax.md has the numbers).
-"""
+"""The operator on JAX arrays: linear time, logarithmic depth, lam may be traced."""
 
 # jax and optax type their arrays, but few of their functions.
 # pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
@@ -13,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +15,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from cdgrad.metrics import L2, MeanSobolev, Metric, ReweightedL2, Sobolev, as_metric
+from cdgrad.optax.ring import imbalance, solve, uniform_ring
 
 Rescale = Literal["none", "norm"]
 
@@ -72,7 +67,7 @@ def directed(
 
 
 def with_lam(metric: Metric | str, lam: ArrayLike | None) -> tuple[Metric, ArrayLike]:
-    """The metric as a static value (its lam set to 1, so that all lam share one program), and its lam."""
+    """The metric, and the lam to use: its own unless one is given."""
     metric = as_metric(metric)
     if isinstance(metric, L2):
         if lam is not None:
@@ -85,7 +80,7 @@ def with_lam(metric: Metric | str, lam: ArrayLike | None) -> tuple[Metric, Array
         lam = replace(fixed, lam=cast(Any, lam)).lam  # the metric validates numbers
     elif lam.ndim or not jnp.issubdtype(lam.dtype, jnp.number):
         raise TypeError(f"lam must be a real scalar, got {lam.dtype} of shape {lam.shape}")
-    return replace(fixed, lam=1.0), lam
+    return metric, lam
 
 
 def direct(grad: Array, metric: Metric, lam: ArrayLike, *, axis: int, groups: int, rescale: Rescale) -> Array:
@@ -106,134 +101,86 @@ def direct(grad: Array, metric: Metric, lam: ArrayLike, *, axis: int, groups: in
             f"groups must be a positive divisor of the channel axis: got groups={groups} for "
             f"{grad.shape[axis]} channels, axis {axis} of grad of shape {grad.shape}"
         )
-    if isinstance(metric, L2) or not grad.size or grad.shape[axis] == groups:
+    if not grad.size or grad.shape[axis] == groups:
         return grad
-    return _direct(grad, lam, metric, axis, groups, rescale)
+    run = partial(_direct, grad, lam, axis=axis, groups=groups, rescale=rescale)
+    sharding = jax.typeof(grad).sharding
+    if jax.sharding.AxisType.Explicit in sharding.mesh.axis_types:
+        # Strided slices of an axis that is split have no layout to state; let the compiler choose.
+        run = jax.sharding.auto_axes(run, out_sharding=sharding)
+    match metric:
+        case L2():
+            return grad
+        case ReweightedL2():
+            return run(None, 0.0)
+        case Sobolev(boundary=boundary):
+            return run(1.0, float(boundary == "periodic"))
+        case MeanSobolev(boundary=boundary):
+            return run(0.0, float(boundary == "periodic"))
+        case _:
+            raise TypeError(f"no operator is known for {metric!r}")
 
 
 # One program for eager callers too: operation by operation, a solve would be a hundred dispatches.
-@partial(jax.jit, static_argnames=("metric", "axis", "groups", "rescale"))
-def _direct(grad: Array, lam: ArrayLike, metric: Metric, axis: int, groups: int, rescale: Rescale) -> Array:
+@partial(jax.jit, static_argnames=("axis", "groups", "rescale"))
+def _direct(
+    grad: Array,
+    lam: ArrayLike,
+    row_sum: ArrayLike | None,
+    wrap: ArrayLike,
+    *,
+    axis: int,
+    groups: int,
+    rescale: Rescale,
+) -> Array:
+    """The deviation solved for by ``row_sum I + lam A``, or divided by lam where row_sum is None."""
     x = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
     lam = jnp.asarray(lam, x.dtype)
     if groups > 1:
         x = x.reshape(*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :])
         axis += 1
-    mean, residue, deviation = _split(x, axis)
-    match metric:
-        case ReweightedL2():
-            y = deviation / lam
-        case Sobolev(boundary=boundary):
-            y = _solve(deviation, _ring(1.0, lam, x.shape[axis], boundary), axis)
-        case MeanSobolev(boundary=boundary):
-            y = _solve(deviation, _ring(0.0, lam, x.shape[axis], boundary), axis, singular=True)
-        case _:
-            raise TypeError(f"no operator is known for {metric!r}")
-    y = y + ((mean - y.mean(axis, keepdims=True)) + residue)
+    mean, lost, deviation = _split(x, axis)
+    residue = _precise_mean(deviation, axis)
+    if row_sum is None:
+        y = (deviation - residue) / lam
+    else:
+        link = lam * float(x.shape[axis]) ** 2
+        y = solve(deviation, uniform_ring(row_sum, link, wrap), axis)
+        y = y + (1 - row_sum) * residue * imbalance(link, wrap, x.shape, axis)
+    y = y + ((mean - y.mean(axis, keepdims=True)) + (residue + lost))
     if rescale == "norm":
         y = y * _ratio(_norm(x), _norm(y))
     return y.reshape(grad.shape).astype(grad.dtype)
 
 
 def _split(x: Array, axis: int) -> tuple[Array, Array, Array]:
-    """The mean along `axis` as a sum of two numbers, and the deviation from it.
+    """x as mean + deviation along `axis`, and the mean of what rounding lost in the deviation.
 
     Every metric keeps the mean, so only the deviation is solved for. Where lam mu is large the result
     is all mean; where it is small, a rounding error of the mean is amplified like a deviation. Both
-    need the mean beyond the working precision, and JAX often has no float64: hence two numbers.
+    need the mean to twice the working precision, and JAX often has no float64: it is the sum of the
+    `mean` here, the mean of the deviation and `lost`.
     """
     mean = x.mean(axis, keepdims=True)
     deviation = x - mean
-    residue = deviation.mean(axis, keepdims=True)
-    return mean, residue, deviation - residue
+    back = deviation - x
+    lost = (x - (deviation - back)) - (mean + back)  # exact: Knuth's two-sum
+    return mean, lost.mean(axis, keepdims=True), deviation
 
 
-class _Ring(NamedTuple):
-    """A symmetric matrix on a ring of unknowns, equal everywhere but at its seam.
+def _precise_mean(x: Array, axis: int) -> Array:
+    """The mean along `axis` to twice the working precision of x: leading bits are summed exactly.
 
-    Rows are kept as their sums and couplings, never as diagonals: with lam n^2 near 1e11 the diagonal
-    1 + 2 lam n^2 would have lost the 1 that makes the matrix invertible. Coupling c between j and k
-    stands for -c at (j, k) and (k, j), and for c in both diagonals.
+    Multiples of the last bit of `grid`, n of which stay below it, add up without rounding in any order.
     """
-
-    first: Array  # row sums: of unknown 0,
-    inner: Array  # of those between,
-    last: Array  # and of unknown n - 1
-    link: Array  # coupling of neighbors
-    wrap: Array  # coupling of the last unknown with the first; 0 if the ends are free
-
-
-def _ring(row_sum: float, lam: Array, n: int, boundary: str) -> _Ring:
-    """row_sum I + lam A."""
-    total, link = jnp.full_like(lam, row_sum), lam * float(n) ** 2
-    return _Ring(total, total, total, link, link if boundary == "periodic" else jnp.zeros_like(link))
-
-
-def _solve(x: Array, ring: _Ring, axis: int, singular: bool = False) -> Array:
-    """The solution for the right-hand side x: eliminate the odd unknowns, solve for the even, return.
-
-    What is left is a ring again. All updates add and multiply positive numbers, so nothing cancels.
-    A singular ring (row sums 0) has a solution up to a constant; the one with y_0 = 0 is taken.
-    """
-    # Without the barriers XLA fuses each level into those above it and computes it again for every
-    # use: 20 times slower at 256 channels on a CPU.
-    x = lax.optimization_barrier(x)
-    n = x.shape[axis]
-    if n == 1:
-        return jnp.zeros_like(x) if singular else x / ring.first
-    eliminate = _eliminate_odd if n % 2 else _eliminate_even
-    return lax.optimization_barrier(eliminate(x, ring, axis, singular))
-
-
-def _eliminate_odd(x: Array, ring: _Ring, axis: int, singular: bool) -> Array:
-    """`_solve` for odd n: both ends are even unknowns and stay, with the coupling across the seam."""
-    cut = partial(lax.slice_in_dim, axis=axis)
-    even, odd = cut(x, 0, None, 2), cut(x, 1, None, 2)
-    pivot = 1 / (ring.inner + 2 * ring.link)
-    share = ring.link * pivot
-    passed = share * ring.inner
-    reduced = _Ring(
-        ring.first + passed, ring.inner + 2 * passed, ring.last + passed, share * ring.link, ring.wrap
-    )
-    sent, none = share * odd, jnp.zeros_like(cut(x, 0, 1))
-    gathered = even + jnp.concatenate([none, sent], axis) + jnp.concatenate([sent, none], axis)
-    y = _solve(gathered, reduced, axis, singular)
-    solved = pivot * odd + share * (cut(y, 0, -1) + cut(y, 1, None))
-    return jnp.concatenate([_interleave(cut(y, 0, -1), solved, axis), cut(y, -1, None)], axis)
-
-
-def _eliminate_even(x: Array, ring: _Ring, axis: int, singular: bool) -> Array:
-    """`_solve` for even n: the last unknown is odd and goes; it couples to n - 2 and, by wrap, to 0."""
-    cut = partial(lax.slice_in_dim, axis=axis)
-    even, odd, seam = cut(x, 0, None, 2), cut(x, 1, -1, 2), cut(x, -1, None)
-    pivot = 1 / (ring.inner + 2 * ring.link)
-    share = ring.link * pivot
-    passed = share * ring.inner
-    seam_pivot = 1 / (ring.last + ring.link + ring.wrap)
-    left, right = ring.link * seam_pivot, ring.wrap * seam_pivot
-    if x.shape[axis] == 2:  # n - 2 and 0 are one
-        reduced = ring._replace(first=ring.first + (left + right) * ring.last)
-    else:
-        reduced = _Ring(
-            ring.first + passed + right * ring.last,
-            ring.inner + 2 * passed,
-            ring.inner + passed + left * ring.last,
-            share * ring.link,
-            right * ring.link,
-        )
-    sent = share * odd
-    from_left = jnp.concatenate([right * seam, sent], axis)
-    from_right = jnp.concatenate([sent, left * seam], axis)
-    y = _solve(even + from_left + from_right, reduced, axis, singular)
-    solved = pivot * odd + share * (cut(y, 0, -1) + cut(y, 1, None))
-    solved_seam = seam_pivot * seam + left * cut(y, -1, None) + right * cut(y, 0, 1)
-    return _interleave(y, jnp.concatenate([solved, solved_seam], axis), axis)
-
-
-def _interleave(even: Array, odd: Array, axis: int) -> Array:
-    shape = list(even.shape)
-    shape[axis] *= 2
-    return jnp.stack([even, odd], axis + 1).reshape(shape)
+    n, total = x.shape[axis], jnp.zeros((), x.dtype)
+    for _ in range(2):
+        top = lax.stop_gradient(jnp.max(jnp.abs(x), axis, keepdims=True))
+        grid = jnp.ldexp(jnp.ones_like(top), jnp.frexp(top)[1] + n.bit_length())
+        leading = (x + grid) - grid
+        total = total + leading.sum(axis, keepdims=True)
+        x = x - leading
+    return (total + x.sum(axis, keepdims=True)) / n
 
 
 def _norm(x: Array) -> Array:
