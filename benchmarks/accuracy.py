@@ -45,7 +45,7 @@ def worst(backend, family, kind):
 
 def main():
     rows = [
-        {"backend": backend, "metric": family, "columns": kind, "error": float(f"{worst(backend, family, kind):.1e}")}
+        {"backend": backend, "metric": family, "columns": kind, "error": worst(backend, family, kind)}
         for backend in BACKENDS
         for family in FAMILIES
         for kind in columns(1)

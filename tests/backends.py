@@ -47,5 +47,6 @@ def jax_by_columns(x, metric, dim=0, groups=1):
 BACKENDS: dict[str, Operator] = {
     "channel_directed": torch_out_of_place,
     "eager": torch_in_place("eager"),
+    "cpu": torch_in_place("cpu"),
     "jax": jax_by_columns,
 }

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
 
 from cdgrad.metrics import L2, Metric, as_metric
-from cdgrad.ops import eager
+from cdgrad.ops import cpu, eager
 
-BACKENDS = ("eager",)
+BACKENDS = ("eager", "cpu")
 
 
 def channel_directed(grad: Tensor, metric: Metric | str, dim: int = 0, groups: int = 1) -> Tensor:
@@ -55,12 +56,17 @@ def channel_directed(grad: Tensor, metric: Metric | str, dim: int = 0, groups: i
     tensor([1.7500, 2.2500])
     """
     metric = as_metric(metric)
-    x = _as_channels(grad, dim, groups, "grad")
+    _check(grad, dim, groups, "grad")
+    x = _as_channels(grad, dim, groups)
     if not x.numel():
         return grad.clone()
     return eager.directed(x, metric).flatten(0, 1).movedim(0, dim)
 
 
+# torch.compile leaves the call as it is, between two graphs: the kernels gain nothing from it, and a graph
+# would hold the metric as a constant. This is torch.compiler.disable as torch.optim uses it: that one
+# imports the compiler at once, which doubles the time that `import cdgrad.ops` takes.
+@_disable_dynamo
 def channel_directed_(
     grads: Sequence[Tensor],
     metric: Metric | str,
@@ -81,8 +87,8 @@ def channel_directed_(
         backend: ``"auto"`` (what `select_backend` names for each tensor) or a backend's name.
 
     Raises:
-        TypeError, IndexError, ValueError: as `channel_directed`; also an unknown backend, or as many
-            dims or groups as there are not gradients.
+        TypeError, IndexError, ValueError: as `channel_directed`; also an unknown backend or one that
+            cannot take a gradient, or a number of dims or groups that is not the number of gradients.
 
     Cost: linear in the number of elements.
 
@@ -96,31 +102,54 @@ def channel_directed_(
         raise ValueError(f"unknown backend {backend!r}; known are auto, {', '.join(BACKENDS)}")
     all_dims = _one_each(dims, len(grads), "dims")
     all_groups = _one_each(groups, len(grads), "groups")
-    columns = [
-        _as_channels(grad, dim, count, f"grads[{i}]")
-        for i, (grad, dim, count) in enumerate(zip(grads, all_dims, all_groups, strict=True))
-    ]
+    for i, (grad, dim, count) in enumerate(zip(grads, all_dims, all_groups, strict=True)):
+        _check(grad, dim, count, f"grads[{i}]")
+    chosen: dict[str, list[tuple[Tensor, int, int]]] = {name: [] for name in BACKENDS}
     if metric == L2():
         return
+    for grad, dim, count in zip(grads, all_dims, all_groups, strict=True):
+        job = grad, dim % grad.ndim, count
+        chosen[_choose(backend, metric, *job)[0]].append(job)
+    if chosen["cpu"]:
+        cpu.directed_(chosen["cpu"], metric)
     with torch.no_grad():
-        for x in map(_distinct, columns):
+        for job in chosen["eager"]:
+            x = _distinct(_as_channels(*job))
             if x.numel() and x.shape[1] > 1:
                 x.copy_(eager.directed(x, metric))
 
 
-def select_backend(grad: Tensor, metric: Metric | str) -> tuple[str, str]:
+def select_backend(grad: Tensor, metric: Metric | str, dim: int = 0, groups: int = 1) -> tuple[str, str]:
     """The backend that ``backend="auto"`` uses for this gradient, and the reason, as a sentence.
 
     >>> select_backend(torch.ones(4, 3), "sobolev:lam=0.01")
-    ('eager', 'plain torch runs on every device')
+    ('cpu', 'fused sweeps, each element from memory once')
     """
-    as_metric(metric)
-    _as_channels(grad, 0, 1, "grad")
-    return "eager", "plain torch runs on every device"
+    _check(grad, dim, groups, "grad")
+    return _choose("auto", as_metric(metric), grad, dim % grad.ndim, groups)
 
 
-def _as_channels(grad: Tensor, dim: int, groups: int, name: str) -> Tensor:
-    """A view of shape (groups, channels per group, ...), after checking that there is one."""
+def _choose(backend: str, metric: Metric, grad: Tensor, dim: int, groups: int) -> tuple[str, str]:
+    """The backend for one gradient, and why.
+
+    Raises:
+        ValueError: the one asked for cannot take it.
+    """
+    if backend == "eager":
+        return "eager", "asked for"
+    if backend == "cpu" or grad.device.type == "cpu":
+        reason = cpu.refusal(grad, metric, dim, groups)
+        if reason is None:
+            return "cpu", "fused sweeps, each element from memory once"
+    else:
+        reason = "plain torch runs on every device"
+    if backend != "auto":
+        raise ValueError(f"backend={backend!r} cannot take this gradient: {reason}; use backend='auto'")
+    return "eager", reason
+
+
+def _check(grad: Tensor, dim: int, groups: int, name: str) -> None:
+    """Refuse what has no view of shape (groups, channels per group, ...)."""
     if not isinstance(grad, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"{name} must be a torch.Tensor, got {type(grad).__name__}")
     if not grad.is_floating_point():
@@ -137,6 +166,10 @@ def _as_channels(grad: Tensor, dim: int, groups: int, name: str) -> Tensor:
             f"groups must be a positive divisor of the channel axis: got groups={groups} for "
             f"{grad.shape[dim]} channels, axis {dim} of {name} of shape {tuple(grad.shape)}"
         )
+
+
+def _as_channels(grad: Tensor, dim: int, groups: int) -> Tensor:
+    """A view of shape (groups, channels per group, ...)."""
     channels = grad.movedim(dim, 0)
     # Splitting one axis is a view for any strides.
     return channels.view(groups, len(channels) // groups, *channels.shape[1:])

@@ -1,0 +1,218 @@
+"""The ``cdgrad`` command: arguments in, exit status out. 0 done, 1 failed, 2 misused, 130 interrupted.
+
+Each command imports what it needs when it runs, so that ``--help`` needs neither torch nor the extras.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cdgrad
+from cdgrad.study import StudyError
+
+if TYPE_CHECKING:
+    from cdgrad.study.spec import Spec
+
+_EXTRAS = {"matplotlib", "rich", "sklearn", "scipy"}
+
+
+class UsageError(Exception):
+    """An argument that names something that does not exist or is not allowed."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status. Expected failures are reported in one line on stderr."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    # As under python -m: "mynet:build" finds mynet.py in the folder of the user, here and in workers.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    try:
+        return options.command(options)
+    except UsageError as error:
+        return _failed(2, str(error))
+    except StudyError as error:
+        return _failed(1, str(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _EXTRAS:
+            raise
+        return _failed(1, f"{error.name} is not installed; run pip install 'cdgrad[study]'")
+    except KeyboardInterrupt:
+        return _failed(130, "interrupted")
+    except BrokenPipeError:
+        # The reader of a pipe, such as head, has left; closing stderr keeps Python from complaining.
+        sys.stderr.close()
+        return 1
+
+
+def _study(options: argparse.Namespace) -> int:
+    from cdgrad.study.run import run_study
+
+    spec = _spec(options.spec)
+    folder = Path(options.out or Path("runs") / spec.name)
+    try:
+        made = run_study(spec, folder, options.workers or spec.workers)
+    except KeyboardInterrupt:
+        return _failed(130, f"interrupted; finished runs are kept in {folder}: the same command continues")
+    failed = [run for run in made if run.status == "failed"]
+    _print_report(folder)
+    if failed:
+        return _failed(1, f"{len(failed)} of {len(made)} runs failed, the first: {failed[0].message}")
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    _print_report(Path(options.folder))
+    return 0
+
+
+def _print_report(folder: Path) -> None:
+    from rich.console import Console
+
+    from cdgrad.study import records, render, report
+
+    results = report.read(folder)
+    files = report.write(results, folder)
+    console = Console(highlight=False, soft_wrap=False)
+    render.to_terminal(report.document(results), console)
+    plots = [str(path) for path in files if path.suffix == ".png"]
+    others = [str(path) for path in files if path.suffix != ".png"]
+    for title, paths in (("plots", plots), ("report", others), ("records", [str(folder / records.FILE)])):
+        print(f"{title + ':':9}{', '.join(paths)}")
+
+
+def _train(options: argparse.Namespace) -> int:
+    import torch
+
+    from cdgrad.study.train import train
+
+    spec = _spec(options.spec)
+    arm = options.arm or spec.baseline
+    if arm not in spec.arms:
+        raise UsageError(f"{spec.name} has no arm {arm!r}; it has {', '.join(spec.arms)}")
+    torch.set_num_threads(options.threads)
+
+    def show(epoch: int, measured: dict[str, float]) -> None:
+        values = "  ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in measured.items())
+        print(f"epoch {epoch}/{spec.schedule.epochs}  {values}", flush=True)
+
+    outcome = train(spec.setting(arm), options.seed, show)
+    print(f"{arm}, seed {options.seed}: {outcome.status}, {spec.evaluate} error {outcome.error:.2f} %")
+    if options.checkpoint:
+        torch.save(outcome.model.state_dict(), options.checkpoint)
+        print(f"weights: {options.checkpoint}")
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from cdgrad.study.inspection import load_model, roughness_table, selection_of
+
+    model = load_model(options.model, options.checkpoint)
+    selection = selection_of(model, options.direction, options.linear, options.include, options.exclude)
+    print(selection)
+    if options.checkpoint:
+        print(f"\n{roughness_table(selection)}")
+    return 0
+
+
+def _spec(source: str) -> Spec:
+    from cdgrad.study import spec
+
+    try:
+        return spec.load(source)
+    except FileNotFoundError as error:
+        raise UsageError(str(error)) from None
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cdgrad", description="Channel-directed gradients, and paired studies of whether they help."
+    )
+    parser.add_argument("--version", action="version", version=f"cdgrad {cdgrad.__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    study = commands.add_parser(
+        "study",
+        help="run or resume a paired study",
+        description="Run or resume a paired study: what is recorded already is not run again.",
+    )
+    study.add_argument("spec", metavar="SPEC", help="a TOML file, or a built-in name such as quickstart")
+    study.add_argument("--out", metavar="DIR", help="folder of the records (default: runs/NAME)")
+    study.add_argument(
+        "--workers", type=_count, metavar="N", help="processes, of one thread each (default: the spec's)"
+    )
+    study.set_defaults(command=_study)
+
+    report = commands.add_parser(
+        "report",
+        help="print the tables of a study, write its report",
+        description="Print the tables of a study; write report.html, report.md, runs.csv and plots.",
+    )
+    report.add_argument("folder", metavar="DIR", help="the study's --out")
+    report.set_defaults(command=_report)
+
+    train = commands.add_parser(
+        "train",
+        help="one run of a study, without a record",
+        description="Make one run of a study with the same code, printing every epoch; nothing is recorded.",
+    )
+    train.add_argument(
+        "spec",
+        metavar="SPEC",
+        nargs="?",
+        default="quickstart",
+        help="as in cdgrad study (default: quickstart)",
+    )
+    train.add_argument("--arm", help="default: the baseline")
+    train.add_argument("--seed", type=_seed, default=0)
+    train.add_argument("--threads", type=_count, default=1, metavar="N", help="default: 1, as in a study")
+    train.add_argument("--checkpoint", metavar="FILE", help="save the trained weights")
+    train.set_defaults(command=_train)
+
+    inspect = commands.add_parser(
+        "inspect",
+        help="which tensors of a model are processed, and why",
+        description="Print which parameters of a model are processed, along which axis, and why.",
+    )
+    inspect.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default="small-cnn",
+        help="a built-in name, or module:callable that returns a torch.nn.Module",
+    )
+    inspect.add_argument("--direction", choices=("output", "input", "height", "width"), default="output")
+    inspect.add_argument("--linear", action="store_true", help="process Linear weights, too")
+    inspect.add_argument(
+        "--include",
+        action="append",
+        metavar="PATTERN",
+        help="only parameters so named; * and ? match, may be repeated",
+    )
+    inspect.add_argument("--exclude", action="append", metavar="PATTERN", help="leave these parameters alone")
+    inspect.add_argument(
+        "--checkpoint", metavar="FILE", help="a state dict: print its roughness along the channel, too"
+    )
+    inspect.set_defaults(command=_inspect)
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 0, got {text!r}")
+    return int(text)
+
+
+def _failed(status: int, message: str) -> int:
+    print(f"cdgrad: {message}", file=sys.stderr)
+    return status

@@ -1,0 +1,96 @@
+"""Frozen dataclasses from TOML tables: types and metadata are the rules, errors name the key.
+
+A field's metadata says what its type cannot: `one_of`, `at_least`, `POSITIVE`. A field called
+``arguments`` collects the keys that the class does not know.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, Field, fields
+from typing import Any, TypeVar, get_type_hints
+
+from cdgrad.study import StudyError
+
+T = TypeVar("T")
+POSITIVE = {"positive": True}
+IMPORTABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def at_least(minimum: int) -> dict[str, Any]:
+    return {"minimum": minimum}
+
+
+def one_of(*choices: str, importable: bool = False) -> dict[str, Any]:
+    return {"choices": choices, "importable": importable}
+
+
+def read(cls: type[T], value: Any, where: str, name: str) -> T:
+    """An instance of dataclass `cls` from a TOML table; keys beyond its own go to `arguments`."""
+    table = as_table(value, where, name)
+    known = {f.name: f for f in fields(cls)}  # pyright: ignore[reportArgumentType]
+    free = known.pop("arguments", None) is not None
+    required = [k for k, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
+    prefix = f"{where}." if where else ""
+    check_keys(table, None if free else known, required, prefix, name)
+    types = get_type_hints(cls)
+    values = {k: _checked(v, types[k], known[k], prefix + k, name) for k, v in table.items() if k in known}
+    if free:
+        values["arguments"] = {k: v for k, v in table.items() if k not in known}
+    return cls(**values)
+
+
+def check_keys(
+    table: Mapping[str, Any], known: Iterable[str] | None, required: Iterable[str], prefix: str, name: str
+) -> None:
+    known = None if known is None else list(known)
+    for key in table:
+        if known is not None and key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {prefix}{close[0]}? " if close else ""
+            raise StudyError(f"{name}: unknown key {prefix}{key}; {hint}known are {', '.join(known)}")
+    for key in required:
+        if key not in table:
+            raise StudyError(f"{name}: {prefix}{key} is missing")
+
+
+def _checked(value: Any, kind: Any, about: Field[Any], where: str, name: str) -> Any:
+    rules = about.metadata
+    if kind is float and is_a(value, int):
+        value = float(value)
+    if "choices" in rules:
+        choices: tuple[str, ...] = rules["choices"]
+        importable = isinstance(value, str) and bool(IMPORTABLE.fullmatch(value))
+        if value not in choices and not (rules["importable"] and importable):
+            form = ["module:callable, such as torch.optim:SGD"] if rules["importable"] else []
+            raise error_at(name, where, value, "one of " + ", ".join([*choices, *form]))
+    elif rules.get("positive"):
+        if not (is_a(value, float) and value > 0 and math.isfinite(value)):
+            raise error_at(name, where, value, "a positive number")
+    elif "minimum" in rules:
+        if not (is_a(value, int) and value >= rules["minimum"]):
+            raise error_at(name, where, value, f"an integer of at least {rules['minimum']}")
+    elif kind is str or kind is bool:
+        if not is_a(value, kind):
+            raise error_at(name, where, value, "a string" if kind is str else "true or false")
+    else:
+        return as_table(value, where, name)
+    return value
+
+
+def is_a(value: Any, kind: type) -> bool:
+    """isinstance, but a truth value is not a number."""
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def as_table(value: Any, where: str, name: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise error_at(name, where, value, "a table of keys")
+    return value  # pyright: ignore[reportUnknownVariableType]
+
+
+def error_at(name: str, where: str, value: Any, allowed: str) -> StudyError:
+    return StudyError(f"{name}: {where} must be {allowed}; got {value!r}")

@@ -1,0 +1,83 @@
+"""What would be directed in a model, and how rough its weights are along that axis."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from cdgrad.diagnostics import roughness
+from cdgrad.selection import Direction, Selection, select, table
+from cdgrad.study import StudyError, models
+
+_DIGITS = ((1, 8, 8), 10)  # image shape, classes
+
+
+def load_model(name: str, checkpoint: str | None) -> nn.Module:
+    """A built-in network for the digits, or what ``module:callable`` is or returns without arguments.
+
+    Raises:
+        StudyError: it cannot be built, or `checkpoint` is not its state dict.
+    """
+    if name in models.BUILTIN:
+        model: Any = models.build(name, *_DIGITS, {})
+    else:
+        model = models.load_callable(name)
+        model = model if isinstance(model, nn.Module) else models.call(model, name)
+    if not isinstance(model, nn.Module):
+        raise StudyError(f"{name} must be or return a torch.nn.Module, got {type(model).__name__}")
+    if checkpoint is not None:
+        _load_weights(model, name, Path(checkpoint))
+    return model
+
+
+def selection_of(
+    model: nn.Module,
+    direction: str,
+    linear: bool,
+    include: Sequence[str] | None,
+    exclude: Sequence[str] | None,
+) -> Selection:
+    """`cdgrad.select`, its refusals as a `StudyError`; an empty selection shows in its own table."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            return select(
+                model,
+                direction=cast(Direction, direction),
+                linear=linear,
+                include=include,
+                exclude=exclude,
+            )
+        except ValueError as error:
+            raise StudyError(str(error)) from error
+
+
+def roughness_table(selection: Selection) -> str:
+    """The roughness of every selected weight along its channel axis."""
+    rows = [(t.name, f"{roughness(t.param, t.dim, t.groups):.3f}") for t in selection.targets]
+    note = "1: as rough as white noise; 0: neighboring channels agree; 2: they alternate"
+    return "\n".join([*table(("roughness along the channel", "value"), rows), note])
+
+
+def _load_weights(model: nn.Module, name: str, path: Path) -> None:
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise StudyError(f"checkpoint {path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # torch.load raises whatever the bytes lead its unpickler to
+        raise StudyError(f"checkpoint {path} is not a file of plain tensors: {_first_line(error)}") from error
+    if isinstance(state, dict) and "state_dict" in state:
+        state = state["state_dict"]  # pyright: ignore[reportUnknownVariableType]
+    try:
+        model.load_state_dict(cast(Any, state))
+    except (RuntimeError, TypeError) as error:
+        raise StudyError(f"checkpoint {path} does not fit {name}: {' '.join(str(error).split())}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,137 @@
+import csv
+import dataclasses
+import io
+import re
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from cdgrad.study import StudyError, render, report
+from cdgrad.study.records import Store
+from cdgrad.study.spec import parse
+
+
+@pytest.fixture
+def study(tiny_text, make_run, tmp_path):
+    """A folder with twelve pairs of runs; the text may be changed."""
+    twelve = tiny_text.replace("seeds = 2", "seeds = 12")
+
+    def make(text=twelve, shift=0.0, extra=()):
+        rng = np.random.default_rng(0)
+        with Store(tmp_path, write=True) as store:
+            digest = store.use_spec("tiny", text)
+            for seed in range(12):
+                base = 3 + rng.normal()
+                store.add(make_run("sgd", seed, base), digest)
+                store.add(make_run("directed", seed, base + shift + 0.3 * rng.normal()), digest)
+            for run in extra:
+                store.add(run, digest)
+        return tmp_path
+
+    return make
+
+
+def shown(folder, width=80):
+    console = Console(file=io.StringIO(), width=width, highlight=False)
+    render.to_terminal(report.document(report.read(folder)), console)
+    return console.file.getvalue()
+
+
+def test_the_tables_fit_80_columns_and_hold_the_study(study):
+    text = shown(study(shift=-1.0))
+    assert max(map(len, text.splitlines())) <= 80
+    assert "tiny: 24 of 24 runs finished" in text
+    assert re.search(r"directed +-\d\.\d\d +-\d\.\d\d to -\d\.\d\d", text)
+    assert "points fewer errors than sgd" in " ".join(text.split())
+
+
+def test_with_several_arms_p_is_corrected_and_the_widest_table_still_fits(study, tiny_text, make_run):
+    name = "directed-again-2"
+    text = (
+        tiny_text.replace("seeds = 2", "seeds = 12")
+        + f'[arms.{name}]\nmetric = "sobolev:lam=0.01,boundary=periodic"\n'
+    )
+    extra = [make_run("sgd", s, 12.0) for s in range(12)]
+    extra += [dataclasses.replace(run, arm=name, error=22.0 + s / 9) for s, run in enumerate(extra)]
+    printed = shown(study(text, extra=extra))
+    assert "Holm p" in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "…" not in printed
+
+
+def test_an_unfinished_study_says_what_is_left(study, tiny_text):
+    text = shown(study(tiny_text.replace("seeds = 2", "seeds = 14")))
+    assert "tiny: 24 of 28 runs finished" in text
+    assert "4 runs are still to be made" in text
+
+
+def test_diverged_runs_count_and_failed_runs_are_named(study, make_run):
+    extra = [
+        make_run("directed", 3, 100.0, status="diverged"),
+        make_run("sgd", 4, None, status="failed", message="out of memory"),
+    ]
+    folder = study(extra=extra)
+    text = " ".join(shown(folder).split())
+    assert "directed: 1 of 12 runs diverged and count with their last error (seeds 3)" in text
+    assert "1 runs failed and are left out, the first sgd, seed 4: out of memory" in text
+    (comparison, _) = report.read(folder).comparisons()["directed"]
+    assert comparison.pairs == 11
+
+
+def test_runs_of_removed_arms_and_seeds_are_left_out(study, tiny_text):
+    results = report.read(study(tiny_text))
+    assert (results.count, results.total) == (4, 4)
+
+
+def test_a_study_with_nothing_finished_is_an_error(tiny_text, make_run, tmp_path):
+    with Store(tmp_path, write=True) as store:
+        store.add(
+            make_run("sgd", 0, None, status="failed", message="no such model"),
+            store.use_spec("tiny", tiny_text),
+        )
+    with pytest.raises(StudyError, match="no finished run yet, 1 failed: no such model"):
+        report.read(tmp_path)
+
+
+def test_the_csv_has_a_row_a_run_with_full_precision(study):
+    folder = study()
+    results = report.read(folder)
+    report.write(results, folder)
+    with (folder / "runs.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 24
+    assert [float(r["error"]) for r in rows if r["arm"] == "sgd"] == results.errors("sgd")
+    assert {r["validation_error"] for r in rows if r["seed"] == "2"} == {"5.0"}
+
+
+def test_the_page_stands_alone_and_escapes_what_users_wrote(study, tiny_text):
+    evil = tiny_text.replace('"Tiny"', '"<script>alert(1)</script> & | *co*"').replace(
+        "seeds = 2", "seeds = 12"
+    )
+    folder = study(evil)
+    files = report.write(report.read(folder), folder)
+    page = (folder / "report.html").read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert page.count("data:image/svg+xml;base64,") == 2
+    assert all(path.stat().st_size > 0 for path in files)
+    text = (folder / "report.md").read_text()
+    assert r"\<script\>alert(1)\</script\> & \| \*co\*" in text
+    for picture in re.findall(r"\]\((.*?)\)", text):
+        assert (folder / picture).is_file()
+
+
+def test_writing_twice_writes_the_same_bytes(study):
+    folder = study()
+    first = [path.read_bytes() for path in report.write(report.read(folder), folder)]
+    assert first == [path.read_bytes() for path in report.write(report.read(folder), folder)]
+
+
+def test_a_study_that_chooses_settings_says_that_no_test_image_was_read(study, tiny_text):
+    chosen = tiny_text.replace("seeds = 2", 'seeds = 12\nevaluate = "validation"')
+    assert parse(chosen, "tiny").evaluate == "validation"
+    text = shown(study(chosen))
+    assert "Error on the validation images" in text
+    assert "it never read a test set" in text

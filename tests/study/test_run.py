@@ -1,0 +1,103 @@
+"""The study as a whole, in worker processes; each start of them costs seconds, so few tests do."""
+
+import dataclasses
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from cdgrad.study import StudyError, workers
+from cdgrad.study.environment import environment
+from cdgrad.study.records import Store
+from cdgrad.study.run import missing, run_study
+from cdgrad.study.spec import Model, parse
+from cdgrad.study.workers import Job, RunDone, run_all
+
+
+def records(folder):
+    with Store(folder, write=False) as store:
+        return store.runs()
+
+
+def test_a_study_makes_what_is_missing_and_records_how(tiny, tiny_text, tmp_path, capfd):
+    made = run_study(tiny, tmp_path, workers=2)
+    assert [(r.arm, r.seed, r.status) for r in records(tmp_path)] == [
+        (arm, seed, "ok") for arm in ("directed", "sgd") for seed in (0, 1)
+    ]
+    assert {r.environment["threads"] for r in made} == {1}
+    assert made[0].environment.items() >= environment().items()
+    assert "4/4" in capfd.readouterr().err
+
+    # The worker's results are those of the same run made here, to the last bit.
+    here = workers.execute(Job("sgd", 1, tiny.setting("sgd")), lambda epoch, measured: None)
+    assert here in records(tmp_path)
+
+    assert run_study(tiny, tmp_path, workers=2) == []
+    more = parse(tiny_text.replace("seeds = 2", "seeds = 3"), "tiny")
+    assert sorted((r.arm, r.seed) for r in run_study(more, tmp_path, workers=1)) == [
+        ("directed", 2),
+        ("sgd", 2),
+    ]
+
+
+def test_missing_runs_come_seed_by_seed_and_failed_ones_again(tiny, make_run, tmp_path):
+    runs = [make_run("sgd", 0, 3.0), make_run("directed", 0, None, status="failed")]
+    assert [(job.arm, job.seed) for job in missing(tiny, runs, tmp_path)] == [
+        ("directed", 0), ("sgd", 1), ("directed", 1),
+    ]  # fmt: skip
+
+
+def test_runs_of_a_changed_specification_are_never_mixed(tiny, tiny_text, tmp_path):
+    setting = tiny.setting("sgd")
+    with Store(tmp_path, write=True) as store:
+        run = workers.execute(Job("sgd", 0, setting), lambda epoch, measured: None)
+        store.add(run, store.use_spec("tiny", tiny_text))
+    changed = parse(tiny_text.replace("train = 48", "train = 64"), "tiny")
+    with pytest.raises(StudyError, match=r"another specification \(task.train was 48 and is 64\)") as caught:
+        run_study(changed, tmp_path, workers=1)
+    assert "\n" not in str(caught.value)
+    assert len(records(tmp_path)) == 1
+
+
+def test_a_run_that_kills_its_process_costs_that_run_alone(tiny, tmp_path, monkeypatch):
+    (tmp_path / "deadly.py").write_text("import os\ndef net(*_): os.kill(os.getpid(), 9)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    deadly = dataclasses.replace(tiny.setting("sgd"), model=Model("deadly:net"))
+    jobs = [Job("dead", 0, deadly), Job("sgd", 0, tiny.setting("sgd"))]
+    runs = [event.run for event in run_all(jobs, 1) if isinstance(event, RunDone)]
+    assert [(run.arm, run.status) for run in runs] == [("dead", "failed"), ("sgd", "ok")]
+    assert "killed by signal 9" in runs[0].message
+
+
+def test_what_a_run_raises_is_recorded_in_a_line(tiny):
+    broken = dataclasses.replace(tiny.setting("sgd"), model=Model("builtins:eval"))
+    run = workers.execute(Job("sgd", 0, broken), lambda epoch, measured: None)
+    assert (run.status, run.error) == ("failed", None)
+    assert "builtins:eval refuses its arguments" in run.message
+    assert "\n" not in run.message
+
+
+def test_an_interrupted_study_goes_on_where_it_was(tiny_text, tmp_path):
+    spec = tmp_path / "tiny.toml"
+    spec.write_text(tiny_text.replace("epochs = 1", "epochs = 4").replace("seeds = 2", "seeds = 3"))
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "cdgrad", "study", str(spec), "--out", str(out)]
+    study = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in study.stderr:
+        if line.startswith("1/6"):
+            break
+    study.send_signal(signal.SIGINT)
+    _, messages = study.communicate(timeout=30)
+    assert study.returncode == 130, messages
+    assert "the same command continues" in messages
+    assert "Traceback" not in messages
+    before = records(out)
+    assert 1 <= len(before) < 6
+
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert f"{len(before) + 1}/6" in done.stderr
+    assert f"\n{len(before)}/6" not in done.stderr
+    after = records(out)
+    assert len(after) == 6
+    assert [run for run in after if run in before] == before

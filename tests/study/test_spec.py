@@ -1,0 +1,119 @@
+import typing
+
+import pytest
+
+from cdgrad import attachment, selection
+from cdgrad.study import StudyError, data, models, spec
+
+
+def test_a_spec_is_read_with_its_types_and_defaults(tiny):
+    assert tiny.seeds == (0, 1)
+    assert tiny.evaluate == "test"
+    assert tiny.optimizer == spec.Optimizer("torch.optim:SGD", 0.1, {"momentum": 0.9})
+    assert tiny.arms["sgd"] == spec.Arm()
+
+
+def test_an_arm_changes_only_what_it_names(tiny):
+    base, directed = tiny.setting("sgd"), tiny.setting("directed")
+    assert directed.optimizer == spec.Optimizer("torch.optim:SGD", 0.3, {"momentum": 0.9})
+    assert (directed.task, directed.model, directed.schedule) == (base.task, base.model, base.schedule)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs = 1", "epochs = 'ten'", "tiny: schedule.epochs must be an integer of at least 1; got 'ten'"),
+        ("epochs = 1", "epochs = true", "schedule.epochs must be an integer of at least 1; got True"),
+        ("epochs = 1", "epoch = 1", "unknown key schedule.epoch; did you mean schedule.epochs?"),
+        ("train = 48", "", "task.train is missing"),
+        ('data = "fake"', 'data = "mnost"', "task.data must be one of digits, fake; got 'mnost'"),
+        ("lr = 0.1", "lr = -1", "optimizer.lr must be a positive number; got -1.0"),
+        ("lr = 0.1", "lr = inf", "optimizer.lr must be a positive number; got inf"),
+        ("lr = 0.3", "lr = 0", "arms.directed.optimizer.lr must be a positive number; got 0"),
+        ("torch.optim:SGD", "SGD", "optimizer.name must be one of module:callable, such as torch.optim:SGD"),
+        ("small-cnn", "resnet", "model.name must be one of small-cnn, module:callable"),
+        ("lam=3", "lam=-3", "arms.directed.metric: lam must be"),
+        ("reweighted:", "reweigted:", "did you mean 'reweighted'?"),
+        (
+            "[arms.directed]",
+            "[arms.directed]\nrescale = 'yes'",
+            "arms.directed.rescale must be one of none, norm",
+        ),
+        (
+            "[arms.directed]",
+            "[arms.directed]\nlinear = 1",
+            "arms.directed.linear must be true or false; got 1",
+        ),
+        ("[arms.directed]", "[arms.'a b']", "arm name 'a b' is not allowed"),
+        (
+            'baseline = "sgd"',
+            'baseline = "adam"',
+            "must be one of the arms: sgd, directed; got 'adam'",
+        ),
+        ("seeds = 2", "seeds = 0", "seeds must be a count of at least 1"),
+        ("seeds = 2", "seeds = [1, 1]", "seeds must be a count of at least 1"),
+        ("seeds = 2", "seeds = 2\nworker = 3", "unknown key worker; did you mean workers?"),
+        ("seeds = 2", "seeds = ", "not valid TOML"),
+    ],
+)
+def test_an_error_names_the_key_what_came_and_what_is_allowed(tiny_text, old, new, message):
+    assert old in tiny_text
+    with pytest.raises(StudyError) as caught:
+        spec.parse(tiny_text.replace(old, new), "tiny")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_fingerprint_is_of_what_decides_the_numbers(tiny, tiny_text):
+    same = spec.parse(tiny_text.replace("seeds = 2", "seeds = 5\nworkers = 1"), "other")
+    changed = spec.parse(tiny_text.replace("momentum = 0.9", "momentum = 0.8"), "tiny")
+    for arm in tiny.arms:
+        assert tiny.setting(arm).fingerprint == same.setting(arm).fingerprint
+        assert tiny.setting(arm).fingerprint != changed.setting(arm).fingerprint
+    assert tiny.setting("sgd").fingerprint != tiny.setting("directed").fingerprint
+
+
+def test_metrics_are_kept_in_their_normal_form(tiny, tiny_text):
+    spelled = spec.parse(tiny_text.replace("reweighted:lam=3", "reweighted: lam=3.0"), "tiny")
+    assert spelled.setting("directed") == tiny.setting("directed")
+
+
+def test_the_first_difference_names_the_key_and_both_values():
+    old, new = (
+        {"a": 1, "task": {"train": 300, "data": "digits"}},
+        {"a": 1, "task": {"train": 400, "data": "digits"}},
+    )
+    assert spec.first_difference(old, new) == "task.train was 300 and is 400"
+    assert spec.first_difference(old, old) == ""
+
+
+@pytest.mark.parametrize("name", spec.builtin_names())
+def test_every_builtin_study_is_valid(name):
+    assert spec.load(name).name == name
+
+
+def test_quickstart_uses_rates_and_a_setting_that_its_tuning_study_tried():
+    quickstart, tuning = spec.load("quickstart"), spec.load("quickstart-tuning")
+    tried = [tuning.setting(arm) for arm in tuning.arms]
+    for arm in quickstart.arms:
+        setting = quickstart.setting(arm)
+        assert any(
+            (t.task, t.model, t.schedule, t.optimizer, t.metric)
+            == (setting.task, setting.model, setting.schedule, setting.optimizer, setting.metric)
+            for t in tried
+        )
+    assert tuning.evaluate == "validation"
+    assert not set(tuning.seeds) & set(quickstart.seeds)
+
+
+def test_a_missing_file_says_what_is_built_in():
+    with pytest.raises(FileNotFoundError, match="built-in quickstart"):
+        spec.load("nonesuch")
+
+
+def test_the_names_a_spec_allows_are_the_names_that_exist():
+    # spec.py states them itself, because reading a specification must not import torch.
+    assert typing.get_args(selection.Direction) == spec.DIRECTIONS
+    assert typing.get_args(attachment.Rescale) == spec.RESCALES
+    assert tuple(data.SOURCES) == spec.DATA
+    assert tuple(models.BUILTIN) == spec.MODELS

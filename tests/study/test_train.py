@@ -1,0 +1,134 @@
+import dataclasses
+
+import pytest
+import torch
+
+from cdgrad import ReweightedL2, channel_directed_, select
+from cdgrad.diagnostics import agreement
+from cdgrad.study import StudyError, data, models
+from cdgrad.study.spec import Model, Optimizer, Setting, Task
+from cdgrad.study.train import error_percent, train
+
+
+def trained(setting: Setting, seed: int = 0):
+    return train(setting, seed, lambda epoch, measured: None)
+
+
+@pytest.fixture
+def setting(tiny):
+    return dataclasses.replace(tiny.setting("sgd"), schedule=dataclasses.replace(tiny.schedule, epochs=2))
+
+
+def test_the_same_seed_gives_the_same_bits(setting):
+    first, again, other = trained(setting), trained(setting), trained(setting, seed=1)
+    assert (first.error, first.epochs) == (again.error, again.epochs)
+    for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert first.epochs != other.epochs
+
+
+def test_the_l2_metric_is_the_baseline_bit_for_bit(setting):
+    base, l2 = trained(setting), trained(dataclasses.replace(setting, metric="l2"))
+    assert (base.error, base.epochs) == (l2.error, l2.epochs)
+    for a, b in zip(base.model.parameters(), l2.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_an_arm_starts_where_the_baseline_starts(setting):
+    # With one step an epoch, the loss of the first epoch is that of the initial network.
+    whole = dataclasses.replace(setting, schedule=dataclasses.replace(setting.schedule, batch=48))
+    directed = trained(dataclasses.replace(whole, metric="reweighted:lam=3"))
+    base = trained(whole)
+    assert base.epochs[0]["train_loss"] == directed.epochs[0]["train_loss"]
+    assert base.epochs[1]["train_loss"] != directed.epochs[1]["train_loss"]
+
+
+def test_the_recorded_agreement_is_that_of_the_metric(setting):
+    whole = dataclasses.replace(
+        setting, metric="reweighted:lam=3", schedule=dataclasses.replace(setting.schedule, batch=48, epochs=1)
+    )
+    measured = trained(whole).epochs[0]
+    torch.manual_seed(0)
+    parts = data.load(whole.task, 0)
+    model = models.build(whole.model.name, parts.image_shape, parts.classes, whole.model.arguments)
+    torch.nn.functional.cross_entropy(model(parts.train.images), parts.train.labels).backward()
+    targets = select(model).targets
+    raw = [t.param.grad for t in targets]
+    directed = [grad.clone() for grad in raw]
+    channel_directed_(directed, ReweightedL2(3))
+    assert (measured["cosine"], measured["norm_ratio"]) == pytest.approx(agreement(raw, directed), rel=1e-5)
+    assert measured["norm_ratio"] < 0.9
+
+
+def test_rescale_keeps_the_norm(setting):
+    measured = trained(dataclasses.replace(setting, metric="reweighted:lam=3", rescale="norm")).epochs[-1]
+    assert measured["norm_ratio"] == pytest.approx(1, rel=1e-5)
+    assert measured["cosine"] < 0.999
+
+
+def test_a_diverged_run_is_a_result(setting):
+    wild = dataclasses.replace(setting, optimizer=Optimizer("torch.optim:SGD", 1e30))
+    outcome = trained(wild)
+    assert outcome.status == "diverged"
+    assert outcome.error == 100.0
+    assert 1 <= len(outcome.epochs) <= 2
+
+
+@pytest.mark.parametrize(("evaluate", "reads"), [("test", 1), ("validation", 0)])
+def test_the_test_images_are_read_once_at_the_end_or_never(setting, monkeypatch, evaluate, reads):
+    seen = []
+    load = data.load
+
+    def watched(task, seed):
+        parts = load(task, seed)
+        model_sees = parts.test.images
+
+        class Watched(data.Part):
+            def __getattribute__(self, name):
+                if name == "images":
+                    seen.append(len(epochs))
+                    return model_sees
+                return super().__getattribute__(name)
+
+        return dataclasses.replace(parts, test=Watched(None, parts.test.labels))
+
+    epochs = []
+    monkeypatch.setattr(data, "load", watched)
+    train(dataclasses.replace(setting, evaluate=evaluate), 0, lambda epoch, _: epochs.append(epoch))
+    assert seen == [setting.schedule.epochs] * reads
+
+
+def test_the_error_is_the_share_of_wrong_answers():
+    part = data.Part(
+        torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0], [torch.nan, 1.0]]), torch.tensor([0, 1, 1, 1])
+    )
+    assert error_percent(torch.nn.Identity(), part) == 50.0
+
+
+def test_training_leaves_the_global_random_state_alone(setting):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    trained(setting)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": Model("small-cnn", {"widht": 3})}, "small-cnn refuses its arguments"),
+        ({"model": Model("nowhere:net")}, "nowhere:net cannot be imported"),
+        ({"model": Model("math:sqrt")}, "math:sqrt refuses its arguments"),
+        ({"model": Model("math:pi")}, "math:pi must be callable"),
+        ({"model": Model("builtins:divmod")}, "builtins:divmod refuses its arguments"),
+        ({"optimizer": Optimizer("torch.optim:SDG", 0.1)}, "torch.optim:SDG cannot be imported"),
+        (
+            {"optimizer": Optimizer("torch.optim:SGD", 0.1, {"beta": 1})},
+            "torch.optim:SGD refuses its arguments",
+        ),
+        ({"task": Task("fake", 400, 1)}, "leaves none to test on"),
+    ],
+)
+def test_what_cannot_be_built_is_explained(setting, change, message):
+    with pytest.raises(StudyError, match=message):
+        trained(dataclasses.replace(setting, **change))

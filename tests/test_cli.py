@@ -1,0 +1,165 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from cdgrad import cli
+from cdgrad.diagnostics import roughness
+
+NET = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Linear(8, 4))
+
+
+def run(capsys, *arguments):
+    try:
+        status = cli.main(arguments)
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_help_needs_neither_torch_nor_the_extras():
+    heavy = "torch", "scipy", "matplotlib", "rich", "sklearn", "numba", "jax"
+    code = (
+        "import sys\nfrom cdgrad import cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
+        f"loaded = {heavy} and set({heavy}) & set(sys.modules)\nassert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(command in done.stdout for command in ("study", "report", "train", "inspect"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "COMMAND"),
+        (["nonesuch"], "invalid choice: 'nonesuch'"),
+        (["study"], "SPEC"),
+        (
+            ["study", "nonesuch"],
+            "no study 'nonesuch': neither a TOML file nor one of the",
+        ),
+        (["study", "quickstart", "--workers", "0"], "must be an integer of at least 1, got '0'"),
+        (["train", "quickstart", "--arm", "adam"], "quickstart has no arm 'adam'; it has sgd"),
+        (["train", "quickstart", "--seed", "-1"], "--seed"),
+        (["inspect", "--direction", "depth"], "invalid choice: 'depth'"),
+    ],
+)
+def test_misuse_is_status_2_and_says_what_is_allowed(capsys, arguments, message):
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["report", "/nonesuch"], "/nonesuch holds no study"),
+        (["inspect", "nonesuch"], "unknown model 'nonesuch'; give module:callable or one of small-cnn"),
+        (["inspect", "torch.nn:Nonesuch"], "torch.nn:Nonesuch cannot be imported"),
+        (["inspect", "math:pi"], "math:pi must be callable"),
+        (["inspect", "--include", "nonesuch*"], "nonesuch*"),
+        (["inspect", "--checkpoint", "/nonesuch"], "checkpoint /nonesuch cannot be read"),
+    ],
+)
+def test_a_failure_is_status_1_and_one_line(capsys, arguments, message):
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (1, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_an_invalid_specification_is_status_1_and_one_line(capsys, tmp_path):
+    (tmp_path / "bad.toml").write_text("seeds = 3")
+    status, _, err = run(capsys, "study", str(tmp_path / "bad.toml"), "--out", str(tmp_path / "out"))
+    assert (status, err) == (1, "cdgrad: bad: baseline is missing\n")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_extra_is_named_with_its_remedy(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    monkeypatch.setattr(
+        sys.modules["cdgrad.cli"], "_print_report", lambda folder: __import__("rich.nonesuch")
+    )
+    status, _, err = run(capsys, "report", ".")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "pip install 'cdgrad[study]'" in err
+
+
+def test_inspect_prints_the_selection(capsys):
+    status, out, _ = run(capsys, "inspect")
+    assert status == 0
+    assert "features.0.weight" in out
+    assert "head.weight" in out.partition("left alone")[2]
+    _, along_input, _ = run(capsys, "inspect", "small-cnn", "--direction", "input", "--linear")
+    assert "head.weight" in along_input.partition("left alone")[0]
+
+
+def test_inspect_takes_a_module_of_the_users(capsys):
+    status, out, _ = run(capsys, "inspect", f"{__name__}:NET", "--exclude", "2.*")
+    assert status == 0
+    assert "0.weight" in out
+
+
+def test_inspect_measures_the_roughness_of_a_checkpoint(capsys, tmp_path):
+    state = NET.state_dict()
+    state["0.weight"] = torch.linspace(0, 1, 8)[:, None, None, None].expand(8, 3, 3, 3).contiguous()
+    torch.save(state, tmp_path / "net.pt")
+    status, out, _ = run(capsys, "inspect", f"{__name__}:NET", "--checkpoint", str(tmp_path / "net.pt"))
+    assert status == 0
+    assert f"{roughness(state['0.weight']):.3f}" in out
+
+
+@pytest.mark.parametrize("content", [b"not a checkpoint", b""])
+def test_a_file_that_is_no_checkpoint_is_refused(capsys, tmp_path, content):
+    (tmp_path / "net.pt").write_bytes(content)
+    status, _, err = run(capsys, "inspect", "--checkpoint", str(tmp_path / "net.pt"))
+    assert (status, err.count("\n")) == (1, 1)
+    assert "is not a file of plain tensors" in err
+
+
+def test_a_checkpoint_of_another_network_is_refused(capsys, tmp_path):
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "net.pt")
+    status, _, err = run(capsys, "inspect", "--checkpoint", str(tmp_path / "net.pt"))
+    assert (status, err.count("\n")) == (1, 1)
+    assert "does not fit small-cnn" in err
+
+
+SPEC = """
+baseline = "sgd"
+seeds = 2
+workers = 1
+task = { data = "fake", train = 32, validation = 32 }
+model = { name = "small-cnn", width = 2 }
+schedule = { epochs = 2, batch = 16 }
+optimizer = { name = "torch.optim:SGD", lr = 0.1 }
+arms.sgd = {}
+arms.directed = { metric = "sobolev:lam=0.01" }
+"""
+
+
+def test_train_prints_epochs_and_saves_weights(capsys, tmp_path):
+    (tmp_path / "tiny.toml").write_text(SPEC)
+    weights = tmp_path / "net.pt"
+    arguments = ["--arm", "directed", "--seed", "3", "--checkpoint", str(weights)]
+    status, out, _ = run(capsys, "train", str(tmp_path / "tiny.toml"), *arguments)
+    assert status == 0
+    assert "epoch 2/2" in out
+    assert "directed, seed 3: ok, test error" in out
+    assert "features.0.weight" in torch.load(weights)
+
+
+def test_study_ends_with_table_plot_and_records(tmp_path):
+    (tmp_path / "tiny.toml").write_text(SPEC)
+    command = [sys.executable, "-m", "cdgrad", "study", "tiny.toml", "--out", "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Paired difference to sgd" in done.stdout
+    for name in ("report.html", "report.md", "runs.csv", "study.sqlite", "paired_differences.png"):
+        assert f"out/{name}" in done.stdout
+        assert (tmp_path / "out" / name).stat().st_size > 0
+    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert (again.stdout, again.stderr) == (done.stdout, "")

@@ -1,0 +1,48 @@
+"""torch.compile around an attached optimizer: the same numbers, a known number of graphs."""
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+import cdgrad
+
+
+def train(compiled):
+    """Weights after six steps, lam changing in the last three, and the graphs compiled so far at each."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    graphs = CompileCounter()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.Flatten())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    handle = cdgrad.attach(optimizer, model, "sobolev:lam=0.1")
+    images = torch.randn(4, 3, 8, 8)
+    # A compiled function still calls optimizer.step, whose frame is compiled in its turn.
+    step = torch.compile(optimizer.step, backend=graphs) if compiled == "optimizer step" else optimizer.step
+
+    def training_step():
+        optimizer.zero_grad()
+        model(images).square().mean().backward()
+        step()
+
+    if compiled == "training step":
+        training_step = torch.compile(training_step, backend=graphs)
+    counts = []
+    for i in range(6):
+        if i >= 3:
+            handle.metric = cdgrad.Sobolev(0.1 + i)
+        training_step()
+        counts.append(graphs.frame_count)
+    return nn.utils.parameters_to_vector(model.parameters()).detach(), counts
+
+
+# The first step of SGD makes the momentum, so it has a graph of its own.
+@pytest.mark.parametrize(
+    ("compiled", "graphs"), [("optimizer step", [1] + [2] * 5), ("training step", [2] + [3] * 5)]
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")
+def test_compiled_steps_give_the_same_numbers_and_lam_does_not_recompile(compiled, graphs):
+    want, _ = train(None)
+    got, counts = train(compiled)
+    assert counts == graphs
+    assert torch.equal(got, want)

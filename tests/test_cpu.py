@@ -1,0 +1,241 @@
+"""What the CPU kernels promise beyond the contract: threads, forks, memory, bits, and a way back to eager."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from cdgrad import MeanSobolev, ReweightedL2, Sobolev, channel_directed_, select_backend
+from cdgrad.ops import cpu, eager
+
+METRICS = [
+    ReweightedL2(3),
+    Sobolev(0.01),
+    Sobolev(0.01, "periodic"),
+    MeanSobolev(0.01),
+    MeanSobolev(0.01, "periodic"),
+]
+every_metric = pytest.mark.parametrize("metric", METRICS, ids=str)
+
+
+@pytest.fixture
+def threads():
+    """Sets torch's thread count, and restores it."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def weights(dtype=torch.float32):
+    """Gradients of several blocks each, of one, of many small columns, and of none."""
+    torch.manual_seed(0)
+    shapes = [(300, 5003), (64, 27), (16, 700, 3, 3), (7, 1), (1, 9), (0, 3)]
+    return [torch.randn(shape).to(dtype) for shape in shapes]
+
+
+def expected(grads, metric, dims, groups):
+    return [
+        eager.directed(g.double().movedim(d, 0).unflatten(0, (k, -1)), metric).flatten(0, 1).movedim(0, d)
+        if g.numel()
+        else g.double()
+        for g, d, k in zip(grads, dims, groups, strict=True)
+    ]
+
+
+@every_metric
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize(("dims", "groups"), [((0,) * 6, (1,) * 6), ((1, 0, 1, 0, 1, 1), (1, 4, 7, 7, 3, 1))])
+def test_blocks_and_threads_cover_every_element_once(metric, count, dims, groups, threads, monkeypatch):
+    threads(count)
+    grads = weights()
+    want = expected(grads, metric, dims, groups)
+    monkeypatch.setattr(eager, "directed", None)  # the kernels run, not eager
+    channel_directed_(grads, metric, dims, groups)
+    for got, reference in zip(grads, want, strict=True):
+        assert (got - reference).norm() <= 1e-6 * reference.norm()
+
+
+@every_metric
+def test_the_same_bits_whatever_the_number_of_threads(metric, threads):
+    results = []
+    for count in (1, 3, 3):
+        threads(count)
+        grads = weights()
+        channel_directed_(grads, metric)
+        results.append(grads)
+    for single, first, second in zip(*results, strict=True):
+        assert torch.equal(single, first)
+        assert torch.equal(first, second)
+
+
+def test_the_thread_count_of_torch_is_obeyed(threads, monkeypatch):
+    submitted = []
+
+    class Pool:
+        def submit(self, function, *args):
+            submitted.append(function)
+            return ThreadPoolExecutor(1).submit(function, *args)
+
+    monkeypatch.setattr(cpu, "_pool", Pool)
+    for count, helpers in ((1, 0), (2, 1), (4, 3)):
+        threads(count)
+        submitted.clear()
+        channel_directed_(weights(), "reweighted:lam=3")
+        assert len(submitted) == helpers
+    submitted.clear()
+    channel_directed_([torch.randn(64, 27)], "reweighted:lam=3")
+    assert not submitted, "a small gradient is not worth waking a thread"
+
+
+def test_several_python_threads_at_once(threads):
+    threads(2)
+    metric = Sobolev(0.01)
+    want = weights()
+    channel_directed_(want, metric)
+
+    def repeat(_):
+        for _ in range(5):
+            grads = [g.clone() for g in source]
+            channel_directed_(grads, metric)
+            assert all(map(torch.equal, grads, want))
+        return True
+
+    source = weights()
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(repeat, range(4)))
+
+
+@pytest.mark.skipif(not hasattr(cpu.os, "fork"), reason="this system cannot fork")
+def test_a_forked_child_makes_its_own_threads():
+    script = """
+import os, torch
+from cdgrad import channel_directed_
+torch.set_num_threads(2)
+def run():
+    torch.manual_seed(0)
+    grad = torch.rand(300, 5003)
+    channel_directed_([grad], "sobolev:lam=0.1")
+    return grad
+want = run()
+child = os.fork()
+if not child:
+    torch.set_num_threads(1)  # torch's own threads do not survive a fork
+    torch.manual_seed(0)
+    grad = torch.rand(300, 5003)
+    torch.set_num_threads(2)
+    channel_directed_([grad], "sobolev:lam=0.1")
+    os._exit(0 if (grad.numpy() == want.numpy()).all() else 1)
+_, status = os.waitpid(child, 0)
+raise SystemExit(os.waitstatus_to_exitcode(status))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", script], timeout=120, check=False)
+    assert done.returncode == 0
+
+
+def test_no_memory_of_the_size_of_the_gradient():
+    script = """
+import resource, torch
+from cdgrad import channel_directed_
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+for metric in ("reweighted:lam=3", "sobolev:lam=0.1", "mean-sobolev:lam=0.1"):
+    channel_directed_([torch.ones(4, 3)], metric)
+grad = torch.ones(512, 65536)
+before = peak()
+for metric in ("reweighted:lam=3", "sobolev:lam=0.1", "mean-sobolev:lam=0.1"):
+    channel_directed_([grad], metric)
+raise SystemExit(f"{(peak() - before) / grad.nbytes:.3f}" if peak() - before > 0.05 * grad.nbytes else 0)
+"""
+    pytest.importorskip("resource", reason="Windows has no resource module")
+    done = subprocess.run(
+        [sys.executable, "-c", script], timeout=120, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@every_metric
+@pytest.mark.parametrize("lam", [1e-6, 1.0, 1e3])
+def test_accuracy_at_many_channels(metric, lam):
+    torch.manual_seed(0)
+    noise = torch.randn(16384, 2, dtype=torch.float64)
+    metric = type(metric)(lam, *([metric.boundary] if hasattr(metric, "boundary") else []))
+    for wide in (noise, noise - noise.mean(0), noise + 100):
+        grad = wide.float()
+        want = eager.directed(grad.double()[None], metric)[0]
+        channel_directed_([grad], metric, backend="cpu")
+        assert (grad - want).norm() <= 1e-6 * want.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_16_bit_number_is_read_and_written_as_torch_does(dtype):
+    every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    same = every.repeat(2, 1)
+    channel_directed_([same], "reweighted:lam=4", backend="cpu")
+    finite = every.isfinite()
+    assert torch.equal(same[:, finite], every[finite].repeat(2, 1))
+    assert not same[:, ~finite].isfinite().any()
+    # lam = 4 is exact in float64, so what is left is one rounding.
+    mixed = torch.stack([every[finite], every[finite].roll(12345)])
+    wide = mixed.double()
+    want = (wide.mean(0) + (wide - wide.mean(0)) / 4).float().to(dtype)
+    channel_directed_([mixed], "reweighted:lam=4", backend="cpu")
+    assert torch.equal(mixed, want)
+
+
+def test_large_gradients_do_not_overflow_between_the_sweeps():
+    grad = torch.full((1024, 3), 1e36)
+    channel_directed_([grad], "sobolev:lam=1000", backend="cpu")
+    torch.testing.assert_close(grad, torch.full((1024, 3), 1e36))
+
+
+def test_autograd_sees_the_write():
+    grad = torch.randn(4, 3)
+    version = grad._version
+    channel_directed_([grad], "reweighted:lam=3", backend="cpu")
+    assert grad._version > version
+    with torch.inference_mode():
+        channel_directed_([torch.randn(4, 3)], "reweighted:lam=3", backend="cpu")
+
+
+class Wrapped(torch.Tensor):
+    """Memory of its own, for all that the kernels know."""
+
+
+@pytest.mark.parametrize(
+    ("grad", "reason"),
+    [
+        (torch.randn(4, 3, device="meta"), "plain torch"),
+        (torch.randn(4, 3).as_subclass(Wrapped), "a Wrapped may not be plain memory"),
+        (torch._neg_view(torch.randn(4, 3)), "lazily negated"),
+        (torch.randn(20).as_strided((4, 3), (1, 1)), "overlap"),
+        (torch.randn(9, 8, 8, 8, 8)[:, ::2, ::2, ::2, ::2], "more than three axes"),
+        (torch.randn(4, 3).to(torch.float8_e4m3fn), "no torch.float8_e4m3fn"),
+    ],
+)
+def test_what_the_kernels_cannot_take_is_left_to_eager(grad, reason):
+    name, said = select_backend(grad, "sobolev:lam=1")
+    assert name == "eager"
+    assert reason in said
+    with pytest.raises(ValueError, match="backend='cpu' cannot take this gradient"):
+        channel_directed_([grad], "sobolev:lam=1", backend="cpu")
+
+
+def test_without_numba_eager_runs_and_the_reason_is_told(monkeypatch):
+    def no_numba(name):
+        raise ImportError("No module named 'numba'")
+
+    monkeypatch.setattr(cpu, "import_module", no_numba)
+    cpu._unavailable.cache_clear()
+    try:
+        grad = torch.randn(4, 3)
+        assert select_backend(grad, "sobolev:lam=1") == (
+            "eager",
+            "numba cannot compile here (ImportError: No module named 'numba')",
+        )
+        want = eager.directed(grad[None], Sobolev(1))[0]
+        channel_directed_([grad], "sobolev:lam=1")
+        assert torch.equal(grad, want)
+    finally:
+        cpu._unavailable.cache_clear()
