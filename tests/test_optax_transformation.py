@@ -73,9 +73,7 @@ def test_chained_with_sgd_under_scan(x64):
 
 
 def test_commutes_with_multi_steps(x64):
-    steps = optax.MultiSteps(
-        channel_directed(METRIC), every_k_schedule=2, accumulator_dtype=jnp.float64
-    )
+    steps = optax.MultiSteps(channel_directed(METRIC), every_k_schedule=2, accumulator_dtype=jnp.float64)
     state = steps.init(tree())
     first, state = steps.update(tree(1), state)
     close(first, jax.tree.map(jnp.zeros_like, tree()))
