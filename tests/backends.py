@@ -1,6 +1,7 @@
 """The rows of the contract suite: every implementation of the operator, on numpy arrays."""
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -50,3 +51,5 @@ BACKENDS: dict[str, Operator] = {
     "cpu": torch_in_place("cpu"),
     "jax": jax_by_columns,
 }
+if find_spec("triton"):
+    BACKENDS["triton"] = torch_in_place("triton")  # interpreted: see conftest.py

@@ -419,7 +419,8 @@ def test_optimizers_whose_hooks_cannot_fire_are_refused():
     model = network()
     inner = torch.optim.SGD(model.parameters(), lr=0.05)
     with pytest.raises(
-        ValueError, match=r"Wrapper\.step never runs .*; attach to the optimizer inside.*'inner'"
+        ValueError,
+        match=r"Wrapper\.step never runs .*; attach to the one inside: attach\(optimizer\.inner, \.\.\.\)",
     ):
         attach(Wrapper(inner), model, "l2")
 
@@ -427,7 +428,10 @@ def test_optimizers_whose_hooks_cannot_fire_are_refused():
         def __init__(self):
             self.optimizer = inner
 
-    with pytest.raises(TypeError, match=r"expected a torch\.optim\.Optimizer, got Facade; .*'optimizer'"):
+    with pytest.raises(
+        TypeError,
+        match=r"expected a torch\.optim\.Optimizer, got Facade; .*attach\(optimizer\.optimizer, \.\.\.\)",
+    ):
         attach(Facade(), model, "l2")
 
 

@@ -8,17 +8,22 @@ calls the hooked `step` of its parent) and because the user may have directed th
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from cdgrad.metrics import L2, Metric, as_metric
-from cdgrad.ops import channel_directed_
+from cdgrad.ops import channel_directed_, distinct
+from cdgrad.ops.placement import channel_mesh_dim, is_dtensor, local_part, whole_norms
+from cdgrad.partition import refuse_partitions
+from cdgrad.refusals import check_gradient, check_optimizer, parameters
 from cdgrad.selection import Direction, Patterns, Selection, Skipped, Target, select
 
 Rescale = Literal["none", "norm"]
@@ -61,7 +66,7 @@ def attach(
         TypeError: not an optimizer, a module or a metric.
         ValueError: an unknown option; a pattern without a match; a parameter that is already attached
             to this optimizer; an optimizer that holds none of the selected parameters, or that never
-            runs its hooks.
+            runs its hooks; weights cut over ranks so that their channels are lost.
 
     Warns:
         UserWarning: the model has nothing to direct.
@@ -83,13 +88,17 @@ def attach(
     2.weight    Linear: off by default, linear=True processes it
     2.bias      bias
     """
-    _check_hooks_fire(optimizer)
+    refuse_partitions(optimizer, model)
     if rescale not in get_args(Rescale):
         raise ValueError(f"rescale must be one of {', '.join(get_args(Rescale))}, got {rescale!r}")
     metric = as_metric(metric)
     selection = select(model, direction=direction, linear=linear, include=include, exclude=exclude)
+    check_optimizer(optimizer, {target.param: target.name for target in selection.targets})
+    for target in selection.targets:
+        if is_dtensor(target.param):
+            channel_mesh_dim(target.param, target.dim, target.name)
     options = {"direction": direction, "linear": linear, "include": include, "exclude": exclude}
-    return Attachment(optimizer, selection, metric, options | {"rescale": rescale})
+    return Attachment(optimizer, model, selection, metric, options | {"rescale": rescale})
 
 
 class Attachment:
@@ -103,7 +112,12 @@ class Attachment:
     """
 
     def __init__(
-        self, optimizer: Optimizer, selection: Selection, metric: Metric, options: dict[str, Any]
+        self,
+        optimizer: Optimizer,
+        model: nn.Module,
+        selection: Selection,
+        metric: Metric,
+        options: dict[str, Any],
     ) -> None:
         self.optimizer = optimizer
         self.selection = selection
@@ -111,7 +125,10 @@ class Attachment:
         self._metric = metric
         self._options = options
         self._directed: dict[Target, weakref.ref[Tensor]] = {}
-        self._check_ownership()
+        self._stepping = False
+        self._known = parameters(optimizer).union(model.parameters())
+        self._groups = len(optimizer.param_groups)
+        self._check_unattached()
         self._hooks: list[RemovableHandle] = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -157,7 +174,7 @@ class Attachment:
         self._directed.clear()
 
     def __str__(self) -> str:
-        held = self._held()
+        held = parameters(self.optimizer)
         targets = [t for t in self.selection.targets if t.param in held and t.param.requires_grad]
         idle = [
             Skipped(
@@ -166,15 +183,24 @@ class Attachment:
             for t in self.selection.targets
             if t not in targets
         ]
-        shown = Selection(tuple(targets), (*idle, *self.selection.skipped))
+        new = [
+            Skipped(f"{_size(param)} parameter", "new since attach: remove() this handle and attach again")
+            for param in self._new()
+        ]
+        shown = Selection(tuple(targets), (*idle, *self.selection.skipped, *new))
         return (
             f"{self._metric} along {self._options['direction']}, rescale {self._options['rescale']}, "
             f"on {type(self.optimizer).__name__}\n\n{shown}"
         )
 
+    # A compiled step leaves its graph for the hooks: they depend on what was directed when, and on settings
+    # of the handle. torch.compiler.disable would load the compiler on import; this is how torch.optim does.
+    @_disable_dynamo
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self._notice_new()
+        self._stepping = True
         # args[0] is the optimizer itself.
         if callable(closure := kwargs.get("closure")):
             return args, {**kwargs, "closure": self._directing(closure)}
@@ -183,19 +209,29 @@ class Attachment:
         self._direct()
         return None
 
+    @_disable_dynamo
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # A step that calls a hooked step arrives here twice; only the first return can be judged.
+        missed = self._pending(directed=False) if self._stepping and self._active() else []
+        self._stepping = False
         self._directed.clear()
+        if missed:
+            kind = type(optimizer).__name__
+            raise RuntimeError(
+                f"{kind}.step computed the gradient of {missed[0][0].name} where no hook sees it, so this "
+                "update took the ordinary one; call handle.apply() after every backward pass inside the step"
+            )
 
     def _directing(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         """The closure, followed by the operator on the gradients that it computed."""
 
         def evaluate() -> Any:
-            versions = {t: g._version for t, g in self._pending(directed=True)}
+            versions = {t: _version(g) for t, g in self._pending(directed=True)}
             before, self._directed = self._directed, {}
             result = closure()
             # What was directed earlier and not computed anew is directed still.
             for target, grad in self._pending(directed=False):
-                if target in versions and before[target]() is grad and grad._version == versions[target]:
+                if target in versions and before[target]() is grad and _version(grad) == versions[target]:
                     self._directed[target] = before[target]
             self._direct()
             return result
@@ -204,8 +240,14 @@ class Attachment:
 
     def _pending(self, *, directed: bool) -> list[tuple[Target, Tensor]]:
         """The gradients there are for the optimizer's next update, already directed or not yet."""
-        held = self._held()
+        held = parameters(self.optimizer)
         there = [(t, t.param.grad) for t in self.selection.targets if t.param in held]
+        if self.selection.targets and not there:
+            raise RuntimeError(
+                f"this {type(self.optimizer).__name__} no longer holds any of the selected parameters "
+                f"({self.selection.targets[0].name}, ...): something exchanged them, such as DeepSpeed's "
+                "ZeRO; attach after that, or use torch.distributed.fsdp.fully_shard"
+            )
         return [
             (target, grad)
             for target, grad in there
@@ -216,25 +258,42 @@ class Attachment:
     @torch.no_grad()
     def _direct(self) -> None:
         """Direct every gradient that is not directed yet, and remember it."""
-        if not self.enabled or self._metric == L2():
+        if not self._active():
             return
         pending = self._pending(directed=False)
+        for target, grad in pending:
+            check_gradient(target.name, grad)
         grads = [grad for _, grad in pending]
+        here = list(map(local_part, grads))
         keep_norm = self._options["rescale"] == "norm"
-        before = _norms(grads) if keep_norm else []
+        before = _norms(here) if keep_norm else []
         channel_directed_(grads, self._metric, [t.dim for t, _ in pending], [t.groups for t, _ in pending])
         if keep_norm:
-            for grad, old, new in zip(grads, before, _norms(grads), strict=True):
-                grad.mul_(torch.where(new > 0, old / new, 1.0))
+            for part, old, new in zip(here, *whole_norms(grads, before, _norms(here)), strict=True):
+                distinct(part).mul_(torch.where(new > 0, old / new, 1.0))
         for target, grad in pending:
             self._directed[target] = weakref.ref(grad)
 
-    def _held(self) -> set[Tensor]:
-        """The optimizer's parameters now; groups may have been added since `attach`."""
-        return {param for group in self.optimizer.param_groups for param in group["params"]}
+    def _active(self) -> bool:
+        return self.enabled and self._metric != L2()
 
-    def _check_ownership(self) -> None:
-        """Each parameter is attached at most once per optimizer, and at least one of them is there."""
+    def _new(self) -> list[Tensor]:
+        """What the optimizer holds now, did not hold at `attach`, and the model did not have either."""
+        return [p for group in self.optimizer.param_groups for p in group["params"] if p not in self._known]
+
+    def _notice_new(self) -> None:
+        """Warn, once per group added, of parameters that nobody could select."""
+        before, self._groups = self._groups, len(self.optimizer.param_groups)
+        if self._groups != before and (new := self._new()):
+            shapes = ", ".join(map(_size, new[:3])) + (", ..." if len(new) > 3 else "")
+            warnings.warn(
+                f"{type(self.optimizer).__name__} holds {len(new)} parameters ({shapes}) that the model did "
+                "not have when it was attached, and they are not directed; handle.remove() and attach again",
+                stacklevel=2,
+            )
+
+    def _check_unattached(self) -> None:
+        """Each parameter is attached at most once per optimizer."""
         names = {target.param: target.name for target in self.selection.targets}
         for hook in self.optimizer._optimizer_step_pre_hooks.values():  # pyright: ignore[reportPrivateUsage]
             other = getattr(hook, "__self__", None)
@@ -244,11 +303,15 @@ class Attachment:
                     f"already attached to this optimizer: {shared[0]} and {len(shared) - 1} more; the "
                     "operator would apply twice: set handle.metric, or handle.remove() the first"
                 )
-        if names and not names.keys() & self._held():
-            raise ValueError(
-                f"this {type(self.optimizer).__name__} holds none of the {len(names)} selected parameters "
-                f"({next(iter(names.values()))}, ...); build it from this model's parameters() first"
-            )
+
+
+def _size(param: Tensor) -> str:
+    return "x".join(map(str, param.shape)) or "scalar"
+
+
+def _version(grad: Tensor) -> int:
+    """Changes whenever the gradient is written; a DTensor's own does not, its part's does."""
+    return local_part(grad)._version
 
 
 def _norms(grads: list[Tensor]) -> list[Tensor]:
@@ -259,29 +322,3 @@ def _norms(grads: list[Tensor]) -> list[Tensor]:
         )
         for grad in grads
     ]
-
-
-# Optimizer.__init__ replaces a class's `step` by this wrapper, which is what runs the hooks.
-_HOOKED_STEP = Optimizer.profile_hook_step(Optimizer.step).__code__
-
-
-def _check_hooks_fire(optimizer: object) -> None:
-    """Refuse what is not an optimizer, and optimizers that replaced the step that runs hooks."""
-    inner = [
-        name for name, value in getattr(optimizer, "__dict__", {}).items() if isinstance(value, Optimizer)
-    ]
-    remedy = f"attach to the optimizer inside it, its attribute {inner[0]!r}" if inner else ""
-    kind = type(optimizer).__name__
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(
-            f"expected a torch.optim.Optimizer, got {kind}; {remedy or 'pass the optimizer that steps'}"
-        )
-    step: Any = type(optimizer).step
-    while step is not None and getattr(step, "__code__", None) is not _HOOKED_STEP:
-        step = getattr(step, "__wrapped__", None)
-    if step is None or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
-        remedy = (
-            remedy
-            or "call Optimizer.__init__ in its constructor, or cdgrad.channel_directed_ before each step"
-        )
-        raise ValueError(f"{kind}.step never runs the optimizer's hooks; {remedy}")

@@ -57,7 +57,7 @@ def _study(options: argparse.Namespace) -> int:
     try:
         made = run_study(spec, folder, options.workers or spec.workers)
     except KeyboardInterrupt:
-        return _failed(130, f"interrupted; finished runs are kept in {folder}: the same command continues")
+        return _failed(130, f"interrupted; {folder} keeps what finished; the same command goes on")
     failed = [run for run in made if run.status == "failed"]
     _print_report(folder)
     if failed:
@@ -97,8 +97,11 @@ def _train(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
 
     def show(epoch: int, measured: dict[str, float]) -> None:
-        values = "  ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in measured.items())
-        print(f"epoch {epoch}/{spec.schedule.epochs}  {values}", flush=True)
+        titles = ["epoch", *(key.replace("_", " ") for key in measured)]
+        if epoch == 1:
+            print("  ".join(titles))
+        cells = [str(epoch), *(f"{value:.4g}" for value in measured.values())]
+        print("  ".join(map(str.rjust, cells, map(len, titles))), flush=True)
 
     outcome = train(spec.setting(arm), options.seed, show)
     print(f"{arm}, seed {options.seed}: {outcome.status}, {spec.evaluate} error {outcome.error:.2f} %")

@@ -64,7 +64,7 @@ def make_run(tiny):
         setting = tiny.setting(arm)
         values = {
             "status": "ok",
-            "epochs": [{"train_loss": 0.5, "validation_error": 3.0 + seed}],
+            "epochs": [{"loss": 0.5, "validation_error": 3.0 + seed}],
             "config": {},
             "fingerprint": setting.fingerprint,
             "environment": {"torch": "2.0", "threads": 1},

@@ -24,11 +24,11 @@ def test_a_reader_sees_every_run_as_soon_as_it_is_added(tmp_path, make_run):
 
 
 def test_a_curve_that_is_not_finite_survives(tmp_path, make_run):
-    run = make_run("sgd", 0, 100.0, status="diverged", epochs=[{"train_loss": math.nan, "train_error": 90.0}])
+    run = make_run("sgd", 0, 100.0, status="diverged", epochs=[{"loss": math.nan, "train_error": 90.0}])
     with Store(tmp_path, write=True) as store:
         store.add(run, store.use_spec("tiny", "text"))
         (epoch,) = store.runs()[0].epochs
-    assert math.isnan(epoch["train_loss"])
+    assert math.isnan(epoch["loss"])
     assert epoch["train_error"] == 90.0
 
 

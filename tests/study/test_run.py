@@ -90,7 +90,7 @@ def test_an_interrupted_study_goes_on_where_it_was(tiny_text, tmp_path):
     study.send_signal(signal.SIGINT)
     _, messages = study.communicate(timeout=30)
     assert study.returncode == 130, messages
-    assert "the same command continues" in messages
+    assert "the same command goes on" in messages
     assert "Traceback" not in messages
     before = records(out)
     assert 1 <= len(before) < 6

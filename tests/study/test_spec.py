@@ -98,8 +98,8 @@ def test_quickstart_uses_rates_and_a_setting_that_its_tuning_study_tried():
     for arm in quickstart.arms:
         setting = quickstart.setting(arm)
         assert any(
-            (t.task, t.model, t.schedule, t.optimizer, t.metric)
-            == (setting.task, setting.model, setting.schedule, setting.optimizer, setting.metric)
+            (t.task.train, t.model, t.schedule, t.optimizer, t.metric)
+            == (setting.task.train, setting.model, setting.schedule, setting.optimizer, setting.metric)
             for t in tried
         )
     assert tuning.evaluate == "validation"

@@ -39,8 +39,8 @@ def test_an_arm_starts_where_the_baseline_starts(setting):
     whole = dataclasses.replace(setting, schedule=dataclasses.replace(setting.schedule, batch=48))
     directed = trained(dataclasses.replace(whole, metric="reweighted:lam=3"))
     base = trained(whole)
-    assert base.epochs[0]["train_loss"] == directed.epochs[0]["train_loss"]
-    assert base.epochs[1]["train_loss"] != directed.epochs[1]["train_loss"]
+    assert base.epochs[0]["loss"] == directed.epochs[0]["loss"]
+    assert base.epochs[1]["loss"] != directed.epochs[1]["loss"]
 
 
 def test_the_recorded_agreement_is_that_of_the_metric(setting):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
 
 from cdgrad.metrics import L2, Metric, as_metric
-from cdgrad.ops import cpu, eager
+from cdgrad.ops import cpu, eager, sharded
+from cdgrad.ops.placement import is_dtensor, local_part
 
-BACKENDS = ("eager", "cpu")
+BACKENDS = ("eager", "cpu", "triton")
 
 
 def channel_directed(grad: Tensor, metric: Metric | str, dim: int = 0, groups: int = 1) -> Tensor:
@@ -57,6 +60,8 @@ def channel_directed(grad: Tensor, metric: Metric | str, dim: int = 0, groups: i
     """
     metric = as_metric(metric)
     _check(grad, dim, groups, "grad")
+    if is_dtensor(grad):
+        return sharded.directed(grad, metric, dim, groups, channel_directed_)
     x = _as_channels(grad, dim, groups)
     if not x.numel():
         return grad.clone()
@@ -77,7 +82,8 @@ def channel_directed_(
     """`channel_directed` on a list of gradients, in place: memory and strides are kept.
 
     Every tensor is checked before the first is written, so an error leaves all untouched. An
-    expanded tensor is written once per element it holds.
+    expanded tensor is written once per element it holds. DTensors are directed as a whole, each rank
+    writing its own part; every rank must call with the same list, see docs/distributed.md.
 
     Args:
         grads: floating-point tensors; see `channel_directed`.
@@ -89,6 +95,7 @@ def channel_directed_(
     Raises:
         TypeError, IndexError, ValueError: as `channel_directed`; also an unknown backend or one that
             cannot take a gradient, or a number of dims or groups that is not the number of gradients.
+        RuntimeError: a CUDA graph is being captured before the same step ran once outside.
 
     Cost: linear in the number of elements.
 
@@ -104,17 +111,24 @@ def channel_directed_(
     all_groups = _one_each(groups, len(grads), "groups")
     for i, (grad, dim, count) in enumerate(zip(grads, all_dims, all_groups, strict=True)):
         _check(grad, dim, count, f"grads[{i}]")
-    chosen: dict[str, list[tuple[Tensor, int, int]]] = {name: [] for name in BACKENDS}
+    all_dims = [dim % grad.ndim for grad, dim in zip(grads, all_dims, strict=True)]
+    if any(map(is_dtensor, grads)):
+        sharded.directed_(grads, metric, all_dims, all_groups, partial(channel_directed_, backend=backend))
+        return
+    jobs: dict[str, list[tuple[Tensor, int, int]]] = {name: [] for name in BACKENDS}
+    for job in zip(grads, all_dims, all_groups, strict=True):
+        jobs[_choose(backend, metric, *job)[0]].append(job)
     if metric == L2():
         return
-    for grad, dim, count in zip(grads, all_dims, all_groups, strict=True):
-        job = grad, dim % grad.ndim, count
-        chosen[_choose(backend, metric, *job)[0]].append(job)
-    if chosen["cpu"]:
-        cpu.directed_(chosen["cpu"], metric)
+    if jobs["cpu"]:
+        cpu.directed_(jobs["cpu"], metric)
+    if jobs["triton"]:
+        from cdgrad.ops import gpu  # needs Triton, which is not on every machine
+
+        gpu.directed_(jobs["triton"], metric)
     with torch.no_grad():
-        for job in chosen["eager"]:
-            x = _distinct(_as_channels(*job))
+        for job in jobs["eager"]:
+            x = distinct(_as_channels(*job))
             if x.numel() and x.shape[1] > 1:
                 x.copy_(eager.directed(x, metric))
 
@@ -126,6 +140,8 @@ def select_backend(grad: Tensor, metric: Metric | str, dim: int = 0, groups: int
     ('cpu', 'fused sweeps, each element from memory once')
     """
     _check(grad, dim, groups, "grad")
+    if is_dtensor(grad):
+        grad, groups = local_part(grad), 1
     return _choose("auto", as_metric(metric), grad, dim % grad.ndim, groups)
 
 
@@ -135,17 +151,32 @@ def _choose(backend: str, metric: Metric, grad: Tensor, dim: int, groups: int) -
     Raises:
         ValueError: the one asked for cannot take it.
     """
-    if backend == "eager":
-        return "eager", "asked for"
-    if backend == "cpu" or grad.device.type == "cpu":
-        reason = cpu.refusal(grad, metric, dim, groups)
-        if reason is None:
+    if backend == "eager" or metric == L2():
+        return "eager", "asked for" if backend == "eager" else "the ordinary gradient needs no work"
+    if backend == "cpu" or (backend == "auto" and grad.device.type == "cpu"):
+        refusal = cpu.refusal(grad, metric, dim, groups)
+        if refusal is None:
             return "cpu", "fused sweeps, each element from memory once"
+    elif backend == "triton":
+        refusal = _triton_refusal(grad, dim, groups)
+        if refusal is None:
+            return "triton", "asked for"
+    elif grad.device.type == "cuda":
+        # A kernel is chosen by itself only where a committed benchmark has it ahead.
+        refusal = "the Triton kernels have not been measured on a GPU yet; backend='triton' uses them"
     else:
-        reason = "plain torch runs on every device"
+        refusal = "plain torch runs on every device"
     if backend != "auto":
-        raise ValueError(f"backend={backend!r} cannot take this gradient: {reason}; use backend='auto'")
-    return "eager", reason
+        raise ValueError(f"backend={backend!r} cannot take this gradient: {refusal}; use backend='auto'")
+    return "eager", refusal
+
+
+def _triton_refusal(grad: Tensor, dim: int, groups: int) -> str | None:
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    from cdgrad.ops import gpu
+
+    return gpu.refusal(grad, dim, groups)
 
 
 def _check(grad: Tensor, dim: int, groups: int, name: str) -> None:
@@ -175,7 +206,7 @@ def _as_channels(grad: Tensor, dim: int, groups: int) -> Tensor:
     return channels.view(groups, len(channels) // groups, *channels.shape[1:])
 
 
-def _distinct(x: Tensor) -> Tensor:
+def distinct(x: Tensor) -> Tensor:
     """x with every expanded axis narrowed to the one slice in memory.
 
     In place this is all there is to write: the result is constant wherever x is, and a column that

@@ -34,6 +34,7 @@ def columns_of(shape: Sequence[int], stride: Sequence[int], dim: int, groups: in
     >>> columns_of((32, 64, 3, 3), (576, 9, 3, 1), dim=1, groups=1)
     Columns(n=64, step=9, axes=((9, 1), (32, 576)))
     """
+    dim %= len(shape)
     n, step = shape[dim] // groups, stride[dim]
     if n < 2 or step == 0 or 0 in shape:
         return None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cdgrad.metrics import L2, Array, MeanSobolev, Metric, ReweightedL2, Sobolev
+from cdgrad.ops import coefficients
 
 
 def directed(x: Tensor, metric: Metric) -> Tensor:
@@ -44,9 +45,9 @@ def _sobolev(x: Tensor, metric: Sobolev) -> Tensor:
     mean, deviation = _split(x)
     y = _solve_free(deviation, metric.lam)
     if metric.boundary == "periodic":
-        # A_periodic = A_free + n^2 u u^T with u = e_0 - e_{n-1}: one Sherman-Morrison step.
-        jump = y.narrow(1, 0, 1) - y.narrow(1, n - 1, 1)
-        y = y - _column(_wrap_correction(n, metric.lam), y) * jump
+        # The wrap-around edge is a rank-one term of A.
+        wrap = _column(coefficients.sobolev(n, metric.lam).wrap, y)
+        y = y - wrap * (wrap * deviation).sum(1, keepdim=True)
     return _join(mean, y)
 
 
@@ -158,17 +159,6 @@ def _reduction(n: int, lam: float) -> tuple[list[_Level], float]:
     return levels, 1 / float(row_sum[0])
 
 
-@lru_cache(maxsize=512)
-def _wrap_correction(n: int, lam: float) -> Array:
-    """c z / (1 + c (z_0 - z_{n-1})) with c = lam n^2 and z the free solution for e_0 - e_{n-1}."""
-    u = torch.zeros(1, n, 1, dtype=torch.float64)
-    u[0, 0] += 1
-    u[0, n - 1] -= 1
-    z = _solve_free(u, lam).flatten().numpy()
-    c = lam * float(n) ** 2
-    return c * z / (1 + c * (z[0] - z[-1]))
-
-
 def _column(weights: Array, like: Tensor) -> Tensor:
     """`weights` along axis 1, broadcastable to `like`, in its dtype and on its device."""
-    return torch.as_tensor(weights, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.ndim - 2))
+    return torch.tensor(weights, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.ndim - 2))

@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from cdgrad.study import stats
 from cdgrad.study.records import Run
@@ -61,7 +61,7 @@ def paired_differences(spec: Spec, comparisons: Mapping[str, tuple[stats.Compari
         spots = _swarm(comparison.differences)
         axes.scatter(
             comparison.differences,
-            row + 0.12 + spots,
+            row + 0.2 + spots,
             s=28,
             color=color,
             marker=marker,
@@ -69,13 +69,14 @@ def paired_differences(spec: Spec, comparisons: Mapping[str, tuple[stats.Compari
             linewidth=0,
         )
         low, high = comparison.interval
-        axes.plot([low, high], [row - 0.2, row - 0.2], color=color, linewidth=2.5, solid_capstyle="butt")
-        axes.plot(comparison.mean, row - 0.2, marker="|", markersize=15, markeredgewidth=2.5, color=color)
+        axes.plot([low, high], [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
+        axes.plot(comparison.mean, row, marker="|", markersize=15, markeredgewidth=2.5, color=color)
     axes.axvline(0, color="0.4", linewidth=1)
     axes.set_yticks(range(len(comparisons)), list(comparisons))
-    axes.set_ylim(len(comparisons) - 0.4, -0.6)
+    axes.set_ylim(len(comparisons) - 0.3, -0.5)
     axes.tick_params(axis="y", length=0)
-    reach = 1.1 * max(np.abs(c.differences).max() for c, _ in comparisons.values()) or 1.0
+    shown = np.concatenate([[*c.differences, *c.interval] for c, _ in comparisons.values()])
+    reach = 1.08 * np.nanmax(np.abs(shown)) or 1.0
     axes.set_xlim(-reach, reach)
     axes.set_xlabel(f"error minus that of {spec.baseline} on the same seed, in points")
     axes.set_title("\N{LEFTWARDS ARROW} fewer errors", loc="left", fontsize=10, color="0.3")
@@ -111,7 +112,10 @@ def learning_curves(spec: Spec, finished: Mapping[str, Mapping[int, Run]]) -> Dr
     axes.set_yscale("log")
     # On a logarithmic axis an interval that reaches 0 would take up all the height.
     axes.set_ylim(bottom=max(lowest / 2, 0.05))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel("validation error, %")
     if len(shown) <= _BANDS_AT_MOST:
@@ -142,7 +146,7 @@ def _look(spec: Spec, arm: str) -> tuple[str, str, str]:
     order = [spec.baseline, *(name for name in spec.arms if name != spec.baseline)]
     index = order.index(arm)
     color = index % len(_COLORS)
-    return _COLORS[color], _MARKERS[color], _DASHES[(index + index // len(_COLORS)) % len(_DASHES)]
+    return _COLORS[color], _MARKERS[color], _DASHES[(color + index // len(_COLORS)) % len(_DASHES)]
 
 
 def _swarm(values: stats.Array) -> stats.Array:

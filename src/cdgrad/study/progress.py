@@ -97,10 +97,11 @@ class Lines:
     """A line for every finished run."""
 
     def __init__(self, spec: Spec, done: int, workers: int) -> None:
-        self._total, self._done = len(spec.arms) * len(spec.seeds), done
+        self._name, self._total, self._done = spec.name, len(spec.arms) * len(spec.seeds), done
         self._fresh, self._start = 0, time.monotonic()
 
     def __enter__(self) -> Lines:
+        print(f"{self._name}: {self._total} runs, {self._done} of them done", file=sys.stderr, flush=True)
         return self
 
     def __exit__(self, *_: object) -> None:

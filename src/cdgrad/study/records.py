@@ -85,7 +85,8 @@ class Store:
                 f"{folder} holds no study ({FILE} is missing); run cdgrad study SPEC --out {folder}"
             )
         with self._explained():
-            mode = "rwc" if write else "ro"
+            # A reader, too, must be able to roll back what a killed writer left half-written.
+            mode = "rwc" if write else "rw"
             uri = f"{self.path.resolve().as_uri()}?mode={mode}"
             self._db = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None)
             found = self._db.execute("PRAGMA user_version").fetchone()[0]

@@ -75,8 +75,8 @@ def read(folder: Path) -> Results:
                 finished[arm][seed] = run
     results = Results(spec, finished, failed)
     if not results.count:
-        why = f": {failed[0].message}" if failed else ""
-        raise StudyError(f"{folder} has no finished run yet, {len(failed)} failed{why}")
+        why = f", {len(failed)} failed: {failed[0].message}" if failed else ""
+        raise StudyError(f"{folder} has no finished run yet{why}")
     return results
 
 

@@ -91,7 +91,7 @@ def _train(setting: Setting, seed: int, on_epoch: Callable[[int, Epoch], None]) 
             loss_sum += loss.item() * len(labels)
             wrong += _mistakes(logits, labels)
         measured = {
-            "train_loss": loss_sum / len(data.train),
+            "loss": loss_sum / len(data.train),
             "train_error": 100 * wrong / len(data.train),
             "validation_error": error_percent(model, data.validation),
             "weight_norm": _convolution_norm(model),

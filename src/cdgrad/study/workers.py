@@ -62,7 +62,7 @@ def execute(job: Job, on_epoch: Callable[[int, dict[str, float]], None]) -> Run:
     try:
         outcome = train(job.setting, job.seed, on_epoch)
         status, error, epochs = outcome.status, outcome.error, outcome.epochs
-    except BrokenPipeError:
+    except ConnectionError:  # the driver is gone; nobody would hear of a failure
         raise
     except Exception as problem:
         message = str(problem) if isinstance(problem, StudyError) else f"{type(problem).__name__}: {problem}"
@@ -179,7 +179,7 @@ def _serve(pipe: Connection) -> None:
     try:
         while True:
             pipe.send(execute(pipe.recv(), report))
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):  # the driver is gone
         return
 
 

@@ -1,0 +1,107 @@
+"""Whole training steps: a ResNet-18 on 32 x 32 images, without and with the operator."""
+
+# torch does not type its optimizers.
+# pyright: reportUnknownMemberType=false
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from cdgrad.attachment import attach
+from cdgrad.bench.candidates import METRICS
+
+BATCH, SIDE, CLASSES = 128, 32, 10
+
+
+class Block(nn.Module):
+    """Two 3 x 3 convolutions with batch norm, and a shortcut."""
+
+    def __init__(self, into: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.residual = nn.Sequential(
+            nn.Conv2d(into, out, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(out),
+            nn.ReLU(),
+            nn.Conv2d(out, out, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(out),
+        )
+        self.shortcut = nn.Sequential()
+        if into != out:
+            self.shortcut = nn.Sequential(nn.Conv2d(into, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (n, out, height / stride, width / stride) of features (n, into, height, width)."""
+        return F.relu(self.residual(x) + self.shortcut(x))
+
+
+def resnet18() -> nn.Sequential:
+    """The usual variant for small images: a 3 x 3 stem and no pooling after it."""
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    into = 64
+    for out in (64, 128, 256, 512):
+        layers += [Block(into, out, 1 if out == into else 2), Block(out, out, 1)]
+        into = out
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, CLASSES))
+
+
+def measure(rounds: int, seconds: float) -> list[dict[str, Any]]:
+    """Median seconds of a step of SGD, plain, with each metric, and with the second pass of SAM.
+
+    ``operator`` is the median time of the operator within the step, just after the backward pass: a
+    difference of two steps would drown in their spread.
+    """
+    torch.manual_seed(0)
+    model = resnet18()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    images, labels = torch.randn(BATCH, 3, SIDE, SIDE), torch.randint(CLASSES, (BATCH,))
+
+    def backward() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+
+    def nothing() -> None:
+        return
+
+    variants: dict[str, tuple[str | None, Callable[[], None]]] = {
+        "without": (None, nothing),
+        **{str(metric): (str(metric), nothing) for metric in METRICS},
+        "SAM's second pass": (None, backward),
+    }
+    steps: dict[str, list[float]] = {name: [] for name in variants}
+    operators: dict[str, list[float]] = {name: [] for name in variants}
+    stop = time.perf_counter() + seconds
+    backward()
+    for turn in range(rounds):
+        if turn >= 3 and time.perf_counter() > stop:
+            break
+        for name, (metric, second) in variants.items():
+            handle = attach(optimizer, model, metric) if metric else None
+            start = time.perf_counter()
+            backward()
+            second()
+            directed = time.perf_counter()
+            if handle:
+                handle.apply()
+            operators[name].append(time.perf_counter() - directed)
+            optimizer.step()
+            steps[name].append(time.perf_counter() - start)
+            if handle:
+                handle.remove()
+    plain = median(steps["without"])
+    return [
+        {
+            "name": name,
+            "seconds": median(steps[name]),
+            "over_plain": median(steps[name]) / plain,
+            "operator": median(operators[name]) if metric else None,
+            "operator_over_step": median(operators[name]) / plain if metric else None,
+            "turns": len(steps[name]),
+        }
+        for name, (metric, _) in variants.items()
+    ]

@@ -1,0 +1,72 @@
+"""Times that can be compared: candidates take turns, and the median of many turns counts."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import median
+
+import torch
+
+# More than the last-level cache of any processor we know; what a backward pass writes is of this order.
+FLUSHED_BYTES = 256 * 2**20
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], object]],
+    prepare: Callable[[], object],
+    *,
+    cold: bool,
+    rounds: int,
+    seconds: float = 2.0,
+) -> dict[str, float]:
+    """Median seconds of each candidate, taking turns so that a busy moment hits all of them alike.
+
+    Args:
+        candidates: what to time, by name.
+        prepare: runs before each turn, untimed.
+        cold: write `FLUSHED_BYTES` before each turn, which leaves nothing of the gradients in cache.
+        rounds: turns of each.
+        seconds: a candidate that has used up this much sits out, after three turns.
+    """
+    buffer = torch.zeros(FLUSHED_BYTES // 4) if cold else None
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for run in candidates.values():
+        prepare()
+        run()
+    for _ in range(rounds):
+        for name, run in candidates.items():
+            if sum(times[name]) > seconds and len(times[name]) >= 3:
+                continue
+            prepare()
+            if buffer is not None:
+                buffer.add_(1)
+            start = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - start)
+    return {name: median(each) for name, each in times.items()}
+
+
+def extra_bytes(run: Callable[[], object]) -> int | None:
+    """How far resident memory rises above its level before `run`; None where Linux does not say."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not status.exists() or not reset.exists():
+        return None
+    gc.collect()
+    try:
+        # Memory that malloc keeps would hide what it hands out again.
+        ctypes.CDLL(None).malloc_trim(0)
+        reset.write_text("5")
+    except (AttributeError, OSError):
+        return None
+    before = _kilobytes(status, "VmRSS")
+    run()
+    return max(0, _kilobytes(status, "VmHWM") - before) * 1024
+
+
+def _kilobytes(status: Path, field: str) -> int:
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith(field + ":"))
+    return int(line.split()[1])

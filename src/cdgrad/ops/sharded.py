@@ -1,0 +1,263 @@
+"""The operator on DTensors: every rank works on its own channels, in place, and tells a few numbers.
+
+Sharding along another axis than the channel, and replication, need no communication. Where the channel
+axis itself is cut (`fully_shard` cuts dim 0), all tensors together take one collective per call:
+
+========================  ================================================================
+metric                    float64 numbers per column
+========================  ================================================================
+``ReweightedL2``          all-reduce of 1 for each cut interval: the column's sum
+``Sobolev``,              all-gather of 3 for each piece of an interval: its mean and the
+``MeanSobolev``           end values of what it yields alone, see `cdgrad.ops.interface`
+========================  ================================================================
+
+An interval is the whole axis, or one group of a grouped convolution; intervals that lie on one rank
+are not exchanged. The mean-weighted metric could not do with two numbers: what a shard adds to the
+shards on its left and on its right are different quadratic moments of it, which span three.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import accumulate
+from math import prod
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cdgrad.metrics import L2, MeanSobolev, Metric, ReweightedL2, Sobolev
+from cdgrad.ops.interface import NUMBERS, Piece, alone, coupling, cut
+from cdgrad.ops.placement import channel_mesh_dim, is_dtensor, local_part
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+Local = Callable[[Sequence[Tensor], Metric, Sequence[int], Sequence[int]], None]
+"""The operator in place on ordinary tensors: gradients, metric, dims, groups."""
+
+
+def directed_(
+    grads: Sequence[Tensor], metric: Metric, dims: Sequence[int], groups: Sequence[int], local: Local
+) -> None:
+    """`cdgrad.channel_directed_` on DTensors, and on the ordinary tensors among them.
+
+    Every rank of a mesh must call it with the same gradients in the same order.
+
+    Args:
+        grads: gradients that have the axes and the groups below.
+        metric: a metric.
+        dims: the channel axis of each.
+        groups: the group count of each.
+        local: the operator on ordinary tensors; it must not see a DTensor.
+
+    Raises:
+        ValueError: a placement or a shard that the operator does not know; nothing is written then.
+    """
+    whole: list[tuple[Tensor, int, int]] = []
+    cuts: dict[tuple[dist.ProcessGroup, str], list[_Cut]] = defaultdict(list)
+    for i, (grad, dim, count) in enumerate(zip(grads, dims, groups, strict=True)):
+        mesh_dim = channel_mesh_dim(grad, dim, f"grads[{i}]") if is_dtensor(grad) else None
+        if not is_dtensor(grad) or mesh_dim is None:
+            whole.append((local_part(grad), dim, count))
+        elif grad.numel() and (rank := grad.device_mesh.get_coordinate()) is not None:
+            shard = _Cut.of(grad, dim, count, mesh_dim, rank[mesh_dim], f"grads[{i}]")
+            whole += shard.whole()
+            if shard.pieces:
+                cuts[grad.device_mesh.get_group(mesh_dim), grad.device_mesh.device_type].append(shard)
+    if metric == L2():
+        return
+    local([x for x, _, _ in whole], metric, [dim for _, dim, _ in whole], [count for _, _, count in whole])
+    with torch.no_grad():
+        for (process_group, device), shards in cuts.items():
+            match metric:
+                case ReweightedL2(lam=lam):
+                    _reweight(shards, lam, process_group, device)
+                case Sobolev() | MeanSobolev():
+                    _solve(shards, metric, process_group, device, local)
+                case _:
+                    raise TypeError(f"no sharded operator is known for {metric!r}")
+
+
+def directed(grad: Tensor, metric: Metric, dim: int, groups: int, local: Local) -> Tensor:
+    """`cdgrad.channel_directed` on a DTensor; differentiable, the operator being its own derivative."""
+    direct_ = partial(directed_, metric=metric, dims=[dim], groups=[groups], local=local)
+    return _apply(grad, direct_)
+
+
+class _Cut(NamedTuple):
+    """A gradient whose channel axis is cut over ranks, as this rank sees it."""
+
+    x: Tensor  # (channels here, ...)
+    n: int  # channels per interval
+    pieces: tuple[Piece, ...]  # of all ranks
+    rank: int
+    shards: int
+
+    @classmethod
+    def of(cls, grad: DTensor, dim: int, groups: int, mesh_dim: int, rank: int, name: str) -> _Cut:
+        x = grad.to_local().movedim(dim, 0)
+        channels, shards = grad.shape[dim], grad.device_mesh.size(mesh_dim=mesh_dim)
+        start = min(rank * -(-channels // shards), channels)
+        expected = min(-(-channels // shards), channels - start)
+        if len(x) != expected:
+            raise ValueError(
+                f"{name}: rank {rank} of {shards} holds {len(x)} of {channels} channels, expected {expected} "
+                "as torch.chunk cuts; distribute it with distribute_tensor or fully_shard"
+            )
+        if any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
+            raise ValueError(f"{name}: its shard is expanded and cannot be written in place; clone it first")
+        n = channels // groups
+        return cls(x, n, cut(channels, shards, n), rank, shards)
+
+    @property
+    def own(self) -> list[Piece]:
+        return [piece for piece in self.pieces if piece.rank == self.rank]
+
+    @property
+    def columns(self) -> int:
+        return prod(self.x.shape[1:])
+
+    @property
+    def slots(self) -> int:
+        return 1 + max(piece.slot for piece in self.pieces)
+
+    @property
+    def intervals(self) -> int:
+        return 1 + self.pieces[-1].interval
+
+    def whole(self) -> list[tuple[Tensor, int, int]]:
+        """The intervals that lie here uncut, one (tensor, dim, groups) or none; pieces are at the ends."""
+        low = max((piece.length for piece in self.own if piece.start == 0), default=0)
+        high = min((piece.start for piece in self.own if piece.start > 0), default=len(self.x))
+        return [(self.x[low:high], 0, (high - low) // self.n)] if low < high else []
+
+    def part(self, piece: Piece) -> Tensor:
+        """The piece's channels, at least in float32: a view if they are, else a copy."""
+        x = self.x.narrow(0, piece.start, piece.length)
+        return x.float() if x.dtype.itemsize < 4 else x
+
+    def store(self, piece: Piece, part: Tensor) -> None:
+        """Write back what `part` has made a copy of."""
+        if part.dtype != self.x.dtype:
+            self.x.narrow(0, piece.start, piece.length).copy_(part)
+
+    def row(self, values: Tensor) -> Tensor:
+        """Numbers of every column, flat, as one row of channels in the part's dtype."""
+        dtype = torch.float32 if self.x.dtype.itemsize < 4 else self.x.dtype
+        return values.view(self.x.shape[1:]).to(self.x.device, dtype)
+
+
+def _reweight(shards: list[_Cut], lam: float, process_group: dist.ProcessGroup, device: str) -> None:
+    """mean + (x - mean) / lam, the means from all-reduced sums."""
+    shapes = [(shard.intervals, shard.columns) for shard in shards]
+    sums = torch.zeros(sum(map(prod, shapes)), dtype=torch.float64, device=device)
+    blocks = _blocks(sums, shapes)
+    for shard, block in zip(shards, blocks, strict=True):
+        for piece in shard.own:
+            block[piece.interval] = shard.part(piece).sum(0, dtype=torch.float64).flatten()
+    dist.all_reduce(sums, group=process_group)  # pyright: ignore[reportUnknownMemberType]
+    for shard, block in zip(shards, blocks, strict=True):
+        for piece in shard.own:
+            x, mean = shard.part(piece), block[piece.interval] / shard.n
+            coarse = shard.row(mean)
+            # What rounding the mean to x's dtype left over would be amplified by a small lam.
+            left_over = coarse.flatten().to(mean) - mean
+            x.sub_(coarse).mul_(1 / lam).add_(shard.row(mean + left_over / lam))
+            shard.store(piece, x)
+
+
+class _Alone(NamedTuple):
+    """A piece and the operator on it alone, in place: x is a up to the constant `rest`."""
+
+    shard: _Cut
+    block: int
+    piece: Piece
+    x: Tensor
+    mean: Tensor
+
+
+def _solve(
+    shards: list[_Cut],
+    metric: Sobolev | MeanSobolev,
+    process_group: dist.ProcessGroup,
+    device: str,
+    local: Local,
+) -> None:
+    """Every piece alone, then the correction by the interface system (`cdgrad.ops.interface`)."""
+    parts: list[_Alone] = []
+    by_metric: dict[Metric, list[Tensor]] = defaultdict(list)
+    for block, shard in enumerate(shards):
+        for piece in shard.own:
+            x = shard.part(piece)
+            mean = x.mean(0, dtype=torch.float64)
+            x.sub_(mean.to(x.dtype))
+            parts.append(_Alone(shard, block, piece, x, mean.flatten()))
+            by_metric[alone(metric, shard.n, piece.length)].append(x)
+    for own_metric, xs in by_metric.items():
+        local(xs, own_metric, [0] * len(xs), [1] * len(xs))
+
+    shapes = [(shard.slots, NUMBERS, shard.columns) for shard in shards]
+    told = torch.zeros(sum(map(prod, shapes)), dtype=torch.float64, device=device)
+    blocks = _blocks(told, shapes)
+    rests = [part.x.mean(0, dtype=torch.float64).flatten() for part in parts]
+    for part, rest in zip(parts, rests, strict=True):
+        ends = [part.x[i].flatten().double() - rest for i in (0, -1)]
+        blocks[part.block][part.piece.slot] = torch.stack([part.mean, *ends])
+    everyone = told.new_empty(shards[0].shards, len(told))
+    _all_gather(everyone.view(-1), told, process_group)
+    heard = _blocks(everyone, shapes)
+
+    for part, rest in zip(parts, rests, strict=True):
+        shard, piece, x = part.shard, part.piece, part.x
+        family = [other for other in shard.pieces if other.interval == piece.interval]
+        lengths = tuple(other.length for other in family)
+        values = heard[part.block][[other.rank for other in family], [other.slot for other in family]]
+        means = values[:, 0]
+        mean = (means * means.new_tensor(lengths)[:, None]).sum(0) / shard.n
+        values[:, 0] -= mean
+        correction = coupling(metric, lengths, family.index(piece))
+        rows = torch.as_tensor(correction.rows, device=values.device)
+        v, right, left = rows @ values.flatten(0, 1)
+        response = torch.as_tensor(correction.response, dtype=x.dtype, device=x.device)
+        response = response.view(-1, *[1] * (x.ndim - 1))
+        x.addcmul_(response, shard.row(right)).addcmul_(response.flip(0), shard.row(left), value=-1)
+        x.add_(shard.row(mean + v - rest.to(v.device)))
+        shard.store(piece, x)
+
+
+def _blocks(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Views of consecutive parts of the last axis in these shapes."""
+    sizes = [prod(shape) for shape in shapes]
+    starts = accumulate(sizes, initial=0)
+    return [
+        flat.narrow(-1, start, size).unflatten(-1, shape)
+        for start, size, shape in zip(starts, sizes, shapes, strict=False)
+    ]
+
+
+def _all_gather(out: Tensor, own: Tensor, process_group: dist.ProcessGroup) -> None:
+    """The concatenation of all ranks' `own`. torch 2.13 renamed the function and warns of the old name."""
+    name = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
+    getattr(dist, name)(out, own, group=process_group)
+
+
+class _Directed(torch.autograd.Function):
+    """The operator is symmetric: the gradient with respect to its input is itself, directed."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: DTensor, direct_: Callable[[Sequence[Tensor]], None]) -> Tensor:
+        ctx.direct_, ctx.placements = direct_, grad.placements
+        out = grad.clone()
+        direct_([out])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        return _apply(cotangents[0].redistribute(placements=ctx.placements), ctx.direct_), None
+
+
+_apply: Callable[[Tensor, Callable[[Sequence[Tensor]], None]], Tensor] = _Directed.apply  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]

@@ -1,0 +1,94 @@
+"""The benchmark: its tables of shapes, its turns, and the page that shows its record."""
+
+import argparse
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cdgrad import bench
+from cdgrad.bench import steps
+from cdgrad.bench.page import tables
+from cdgrad.bench.shapes import NETWORKS, WIDE_ELEMENTS, Conv
+from cdgrad.bench.timing import extra_bytes, interleaved
+
+ROOT = Path(__file__).parent.parent
+
+
+# Counted in the papers' models: all convolutions, without biases.
+@pytest.mark.parametrize(
+    ("name", "tensors", "weights"),
+    [
+        ("resnet18", 20, 11_166_912),
+        ("resnet50", 53, 23_454_912),
+        ("densenet-bc", 120, 6_870_208),
+        ("mobilenet-v2", 52, 2_189_760),
+        ("wide-64", 1, WIDE_ELEMENTS),
+        ("wide-16384", 1, WIDE_ELEMENTS),
+    ],
+)
+def test_the_shapes_are_those_of_the_networks(name, tensors, weights):
+    layers = NETWORKS[name]()
+    assert len(layers) == tensors
+    assert sum(c.out * (c.into // c.groups) * c.kernel**2 for c in layers) == weights
+    assert all(c.out % c.groups == 0 for c in layers)
+    assert layers[0].gradient().shape == (layers[0].out, layers[0].into, layers[0].kernel, layers[0].kernel)
+
+
+def test_candidates_take_turns():
+    log = []
+    times = interleaved(
+        {"a": lambda: log.append("a"), "b": lambda: log.append("b")},
+        lambda: log.append("-"),
+        cold=False,
+        rounds=3,
+    )
+    assert "".join(log) == "-a-b" * 4
+    assert times.keys() == {"a", "b"}
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can tell")
+def test_extra_memory_is_seen():
+    size = 64 * 2**20
+    kept = torch.ones(size // 4)
+    assert extra_bytes(lambda: kept.add(1)) > 0.9 * size
+    assert extra_bytes(lambda: kept.add_(1)) < 0.1 * size
+
+
+def test_the_command_writes_a_record_and_prints_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(NETWORKS, "tiny", lambda: [Conv(8, 4, 3), Conv(8, 8, 3, groups=2)])
+    monkeypatch.setattr(steps, "BATCH", 2)
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    out = tmp_path / "cost.json"
+    args = parser.parse_args(["--networks", "tiny", "--rounds", "1", "--out", str(out)])
+    monkeypatch.setattr(
+        steps, "resnet18", lambda: steps.nn.Sequential(steps.nn.Conv2d(3, 10, 32), steps.nn.Flatten())
+    )
+    assert bench.main(args) == 0
+    record = json.loads(out.read_text())
+    assert capsys.readouterr().out.strip() == tables(record).strip()
+    rows = {row["name"]: row for row in record["networks"]["tiny"]["rows"]}
+    assert rows["torch._foreach_mul_"]["cold_over_floor"] == 1
+    assert {"reweighted:lam=3 | cpu", "reweighted:lam=3 | eager", "SGD step (fused)"} <= rows.keys()
+    assert [row["name"] for row in record["steps"]][::6] == ["without", "SAM's second pass"]
+
+
+def test_the_page_shows_what_the_record_says():
+    record = json.loads((ROOT / "benchmarks/results/cost.json").read_text())
+    assert f"<!-- cost:begin -->\n{tables(record)}<!-- cost:end -->" in (ROOT / "docs/cost.md").read_text()
+    assert record["networks"].keys() == NETWORKS.keys()
+    assert record["steps"]
+
+
+def test_the_backend_that_is_chosen_is_the_fastest():
+    """A fused kernel stays only where the record shows it ahead of eager and of other compositions."""
+    record = json.loads((ROOT / "benchmarks/results/cost.json").read_text())
+    for network in record["networks"].values():
+        cold = {row["name"]: row["cold"] for row in network["rows"]}
+        for metric, chosen in network["chosen"].items():
+            assert cold[f"{metric} | {chosen}"] <= cold[f"{metric} | eager"]
+        assert (
+            cold["reweighted:lam=3 | " + network["chosen"]["reweighted:lam=3"]] <= cold["lerp_ to the mean"]
+        )

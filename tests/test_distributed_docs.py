@@ -1,0 +1,28 @@
+"""The scripts of docs/distributed.md run as they are printed there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DOC = Path(__file__).parents[1] / "docs" / "distributed.md"
+SCRIPTS = re.findall(
+    r"^## (\w+)\n.*?^```python torchrun\n(.*?)^```", DOC.read_text(), re.MULTILINE | re.DOTALL
+)
+
+
+def test_both_ways_are_shown():
+    assert [title for title, _ in SCRIPTS] == ["DDP", "FSDP2"]
+
+
+@pytest.mark.parametrize("script", [code for _, code in SCRIPTS], ids=[title for title, _ in SCRIPTS])
+def test_script(script, tmp_path):
+    path = tmp_path / "train.py"
+    path.write_text(script)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run([*torchrun, path], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"0\.weight +16x3x3x3 +0 +1", done.stdout)
+    assert done.stdout.count("processed") == 1

@@ -1,0 +1,272 @@
+"""Real runs of the frameworks' trainers, with the code of the docs: each equals the plain loop's weights."""
+
+import contextlib
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from test_docs import ROOT, blocks
+from torch import nn
+from torch.nn import functional
+
+import cdgrad
+
+
+@pytest.fixture(scope="module")
+def example(request, tmp_path_factory):
+    """The names that a page's code leaves behind."""
+    namespace = {"__name__": request.param}
+    with contextlib.chdir(tmp_path_factory.mktemp("example")):
+        for block in blocks(ROOT / "docs" / f"{request.param}.md", "python"):
+            exec(compile(block, request.param, "exec"), namespace)
+    return SimpleNamespace(**namespace)
+
+
+def plain_loop(
+    loss_of, model, optimizer, batches, *, direct, micro=1, mean=True, clip=0.0, clip_first=True, scaler=None
+):
+    """Written out: backward, clip, direct, step; `direct` is a metric, and None leaves gradients ordinary."""
+    for start in range(0, len(batches), micro):
+        optimizer.zero_grad()
+        for batch in batches[start : start + micro]:
+            loss = loss_of(model, batch) / (micro if mean else 1)
+            (scaler.scale(loss) if scaler else loss).backward()
+        if scaler:
+            scaler.unscale_(optimizer)
+        if clip and clip_first:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        kernels = [p.grad for p in model.parameters() if p.ndim == 4]
+        if direct:
+            cdgrad.channel_directed_(kernels, direct, dims=0)
+        if clip and not clip_first:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        if scaler:
+            scaler.step(optimizer)
+            scaler.update()
+        else:
+            optimizer.step()
+    return weights(model)
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+# Lightning ---------------------------------------------------------------------------------------------
+
+SOBOLEV = "sobolev:lam=0.01"
+lightning_example = pytest.mark.parametrize("example", ["lightning"], indirect=True)
+
+
+def fitted(example, kind, epochs=5, **options):
+    torch.manual_seed(0)
+    module = kind()
+    example.lightning.Trainer(max_epochs=epochs, **example.quiet, **options).fit(module, example.batches)
+    return weights(module)
+
+
+def looped(example, epochs=5, autocast=None, **options):
+    torch.manual_seed(0)
+    module = example.Classifier()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.05, momentum=0.9)
+
+    def loss_of(model, batch):
+        with torch.autocast("cpu", autocast, enabled=autocast is not None):
+            return functional.cross_entropy(model.network(batch[0]), batch[1])
+
+    return plain_loop(loss_of, module, optimizer, list(example.batches) * epochs, **options)
+
+
+@lightning_example
+def test_lightning_steps_with_a_closure_and_equals_the_plain_loop_after_20_steps(example):
+    assert torch.equal(fitted(example, example.Classifier), looped(example, direct=SOBOLEV))
+
+
+@lightning_example
+def test_a_naive_hook_does_nothing_in_lightning(example):
+    """The expected difference: it directs what the closure throws away, and training is the ordinary one."""
+
+    class Naive(example.Classifier):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+            optimizer.register_step_pre_hook(self.direct)
+            return optimizer
+
+        def direct(self, optimizer, args, kwargs):
+            grads = [p.grad for p in self.parameters() if p.ndim == 4 and p.grad is not None]
+            cdgrad.channel_directed_(grads, SOBOLEV, dims=0)
+
+    naive = fitted(example, Naive)
+    assert not torch.equal(naive, looped(example, direct=SOBOLEV))
+    assert torch.equal(naive, looped(example, direct=None))
+
+
+@lightning_example
+@pytest.mark.parametrize(
+    ("kind", "trainer", "loop"),
+    [
+        ("Manual", {}, {}),
+        ("Classifier", {"accumulate_grad_batches": 2}, {"micro": 2}),
+        ("Classifier", {"gradient_clip_val": 0.1}, {"clip": 0.1}),
+        ("Clipped", {"gradient_clip_val": 0.1}, {"clip": 0.1, "clip_first": False}),
+        ("Classifier", {"precision": "bf16-mixed"}, {"autocast": torch.bfloat16}),
+        ("Manual", {"precision": "bf16-mixed"}, {"autocast": torch.bfloat16}),
+    ],
+)
+def test_lightning_options(example, kind, trainer, loop):
+    ours = fitted(example, getattr(example, kind), **trainer)
+    assert torch.equal(ours, looped(example, direct=SOBOLEV, **loop))
+
+
+@lightning_example
+@pytest.mark.parametrize("kind", ["Classifier", "Manual"])
+def test_lightning_with_16_bit_mixed_precision_and_a_scaler(example, kind):
+    """Lightning turns precision="16-mixed" into bfloat16 on a CPU; its plugin does not."""
+    from lightning.pytorch.plugins import MixedPrecision
+
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**10))
+    ours = fitted(example, getattr(example, kind), plugins=[plugin])
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    assert torch.equal(ours, looped(example, direct=SOBOLEV, autocast=torch.float16, scaler=scaler))
+
+
+@lightning_example
+def test_lightnings_wrapper_is_refused_with_the_optimizer_to_attach_to(example):
+    from lightning.pytorch.core.optimizer import LightningOptimizer
+
+    module = example.Classifier()
+    wrapper = LightningOptimizer(torch.optim.SGD(module.parameters()))
+    with pytest.raises(
+        ValueError, match=r"attach to the one inside: attach\(optimizer\._optimizer, \.\.\.\)"
+    ):
+        cdgrad.attach(wrapper, module, SOBOLEV)
+    cdgrad.attach(wrapper.optimizer, module, SOBOLEV)
+
+
+# Hugging Face ------------------------------------------------------------------------------------------
+
+huggingface_example = pytest.mark.parametrize("example", ["huggingface"], indirect=True)
+
+
+def stacked(items):
+    pixels = torch.stack([item["pixel_values"] for item in items])
+    return {"pixel_values": pixels, "labels": torch.tensor([item["labels"] for item in items])}
+
+
+def resnet(example):
+    torch.manual_seed(0)
+    return example.ResNetForImageClassification(example.config).train()
+
+
+def batches_of(example, steps, size=4):
+    pages = [stacked(example.data[i : i + size]) for i in range(0, len(example.data), size)]
+    return [pages[step % len(pages)] for step in range(steps)]
+
+
+def loss_of(model, batch):
+    return model(**batch).loss
+
+
+@huggingface_example
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("own_optimizer", [True, False])
+def test_trainer(example, accumulate, own_optimizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = copy.copy(example.arguments)
+    arguments.max_grad_norm = 0.1
+    arguments.gradient_accumulation_steps = accumulate
+    arguments.train_sampling_strategy = "sequential"
+    arguments.lr_scheduler_type = "constant"
+    arguments.learning_rate = 1e-3
+    arguments.max_steps = 4
+    model, manual = resnet(example), resnet(example)
+    if own_optimizer:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        cdgrad.attach(optimizer, model, SOBOLEV)
+        trainer = example.Trainer(model, arguments, train_dataset=example.data, optimizers=(optimizer, None))
+        manual_optimizer = torch.optim.AdamW(manual.parameters(), lr=1e-3)
+    else:
+        trainer = example.Directed(model, arguments, train_dataset=example.data)
+        manual_optimizer = example.Trainer(manual, arguments).create_optimizer()
+    trainer.train()
+    batches = batches_of(example, 4 * accumulate)
+    # Trainer leaves the mean over micro-batches to a model whose forward takes **kwargs, as this one's does.
+    options = {"direct": SOBOLEV, "micro": accumulate, "mean": False, "clip": 0.1}
+    expected = plain_loop(loss_of, manual, manual_optimizer, batches, **options)
+    torch.testing.assert_close(weights(model), expected, rtol=0, atol=0)
+
+
+@huggingface_example
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("prepared_first", [False, True])
+def test_accelerate(example, precision, prepared_first):
+    from accelerate.state import AcceleratorState, GradientState
+
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    accelerator = example.Accelerator(cpu=True, mixed_precision=precision, gradient_accumulation_steps=2)
+    model, manual = resnet(example), resnet(example)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    if not prepared_first:
+        cdgrad.attach(optimizer, model, SOBOLEV)
+    prepared, stepper = accelerator.prepare(model, optimizer)
+    if prepared_first:
+        with pytest.raises(
+            ValueError, match=r"attach to the one inside: attach\(optimizer\.optimizer, \.\.\.\)"
+        ):
+            cdgrad.attach(stepper, model, SOBOLEV)
+        cdgrad.attach(stepper.optimizer, model, SOBOLEV)
+    batches = batches_of(example, 6)
+    for batch in batches:
+        with accelerator.accumulate(prepared):
+            accelerator.backward(prepared(**batch).loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(prepared.parameters(), 0.1)
+            stepper.step()
+            stepper.zero_grad()
+
+    def loss_in_precision(model, batch):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            return loss_of(model, batch)
+
+    manual_optimizer = torch.optim.SGD(manual.parameters(), lr=0.05)
+    options = {"direct": SOBOLEV, "micro": 2, "clip": 0.1}
+    expected = plain_loop(loss_in_precision, manual, manual_optimizer, batches, **options)
+    torch.testing.assert_close(weights(model), expected, rtol=0, atol=0)
+
+
+# torch.compile -------------------------------------------------------------------------------------------
+
+
+# Tracing an optimizer loads what torch itself still scripts.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("what", ["model", "step", "whole"])
+def test_compiled_training_steps(what):
+    """The model, the optimizer's step, or both with the backward pass in between."""
+
+    def run(directed, compiled):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        if directed:
+            cdgrad.attach(optimizer, model, SOBOLEV)
+
+        def wrap(function, part):
+            return torch.compile(function, backend="aot_eager") if compiled and part == what else function
+
+        forward, step = wrap(model, "model"), wrap(optimizer.step, "step")
+
+        def whole(x, y):
+            optimizer.zero_grad()
+            functional.cross_entropy(forward(x), y).backward()
+            step()
+
+        whole = wrap(whole, "whole")
+        for x in torch.randn(3, 6, 2, 6, 6, generator=torch.Generator().manual_seed(0)):
+            whole(x, torch.arange(6) % 3)
+        return weights(model)
+
+    expected = run(directed=True, compiled=False)
+    assert not torch.equal(expected, run(directed=False, compiled=False))
+    torch.testing.assert_close(run(directed=True, compiled=True), expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,51 @@
+"""A world of gloo processes on this machine, for tests of what is distributed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.utils._python_dispatch import TorchDispatchMode
+
+TIMEOUT = timedelta(seconds=30)
+"""A rank that waits longer for the others fails, and with it the world."""
+
+
+def in_world(size: int, *checks: Callable[[], None]) -> None:
+    """Run each check, a function of a module, on `size` ranks; the first failure of a rank is raised."""
+    with TemporaryDirectory() as folder:
+        mp.spawn(_rank, (size, Path(folder, "init").as_uri(), checks), nprocs=size)
+
+
+def _rank(rank: int, size: int, init_method: str, checks: tuple[Callable[[], None], ...]) -> None:
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
+    dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=size, timeout=TIMEOUT)
+    for check in checks:
+        try:
+            check()
+        except BaseException as error:
+            error.add_note(f"in {check.__name__} on rank {rank} of {size}")
+            raise
+    dist.destroy_process_group()
+
+
+class Traffic(TorchDispatchMode):
+    """Counts the collectives issued inside it, and the bytes of what they return on this rank."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, int]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace in ("c10d", "_c10d_functional"):
+            tensors = [x for x in torch.utils._pytree.tree_leaves(args[0]) if isinstance(x, torch.Tensor)]
+            self.calls.append((func.__name__, sum(x.numel() * x.itemsize for x in tensors)))
+        return func(*args, **(kwargs or {}))
