@@ -3,11 +3,14 @@
 from collections.abc import Callable
 from importlib.util import find_spec
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 import cdgrad
+import cdgrad.optax
 from cdgrad import Metric
 
 Operator = Callable[[NDArray[np.floating], Metric, int, int], NDArray[np.floating]]
@@ -26,10 +29,27 @@ def torch_in_place(backend):
     return run
 
 
+def jax_by_columns(x, metric, dim=0, groups=1):
+    """JAX compiles once per shape: small problems are brought to one shape per channel count.
+
+    So axes and groups are made here; test_optax_operator.py tests JAX's own.
+    """
+    channels = np.moveaxis(x, dim, 0)
+    n = len(channels) // groups
+    columns = np.moveaxis(channels.reshape(groups, n, -1), 1, 0)
+    flat = columns.reshape(n, -1)
+    padded = np.pad(flat, [(0, 0), (0, 192 - flat.shape[1] if n <= 20 else 0)])
+    with jax.enable_x64(True):
+        out = np.asarray(cdgrad.optax.directed(jnp.asarray(padded), metric, axis=0))
+    columns = np.moveaxis(out[:, : flat.shape[1]].reshape(columns.shape), 0, 1)
+    return np.moveaxis(columns.reshape(channels.shape), 0, dim)
+
+
 BACKENDS: dict[str, Operator] = {
     "channel_directed": torch_out_of_place,
     "eager": torch_in_place("eager"),
     "cpu": torch_in_place("cpu"),
+    "jax": jax_by_columns,
 }
 if find_spec("triton"):
     BACKENDS["triton"] = torch_in_place("triton")  # interpreted: see conftest.py

@@ -1,0 +1,263 @@
+"""Which leaves of a parameter tree are convolution kernels, and along which axis their channels lie.
+
+Flax and Haiku trees carry names and arrays only, so the name and the rank decide; Equinox trees carry
+the layers themselves, which know their axis and groups. The table says what was decided: print it.
+"""
+
+# jax and optax type their arrays, but few of their functions.
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false, reportUnknownArgumentType=false
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Select = Mapping[str, int | None] | Callable[[str, Any], bool]
+
+# Layers whose kernels have rank 3 or more and are no convolutions: attention and its projections.
+_PROJECTIONS = ("query", "key", "value", "out", "qkv", "DenseGeneral*", "LinearGeneral*", "Einsum*")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One leaf to direct: `groups` consecutive intervals of channels along `axis`."""
+
+    name: str
+    shape: tuple[int, ...]
+    axis: int
+    groups: int
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One leaf that is left alone, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is processed and what is not: every leaf, in the order of the tree."""
+
+    leaves: tuple[Target | Skipped, ...]
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The processed leaves."""
+        return tuple(leaf for leaf in self.leaves if isinstance(leaf, Target))
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """The others."""
+        return tuple(leaf for leaf in self.leaves if isinstance(leaf, Skipped))
+
+    def __str__(self) -> str:
+        rows = [
+            (t.name, "x".join(map(str, t.shape)), str(t.axis), str(t.groups), t.note) for t in self.targets
+        ]
+        lines = _table(("processed", "shape", "axis", "groups", ""), rows)
+        if self.skipped:
+            lines += ["", *_table(("left alone", "because"), [(s.name, s.reason) for s in self.skipped])]
+        return "\n".join(lines)
+
+
+def selection(
+    params: Any,
+    *,
+    axis: int | None = None,
+    select: Select | None = None,
+    groups: Mapping[str, int] | None = None,
+) -> Selection:
+    """What `channel_directed` with the same arguments processes in this tree.
+
+    A leaf's name is its path with ``/`` between the keys. Recognized without arguments:
+
+    ==================================  ======================================  ==================
+    kernel                              shape                                   output axis
+    ==================================  ======================================  ==================
+    Flax linen and nnx: ``kernel``      (..., I/groups, O), rank 3 or more      -1
+    Haiku: ``w``                        (..., I/groups, O), rank 3 or more      -1
+    Haiku: ``w`` of ``*transpose*``     (..., O, I)                             -2
+    Equinox: a Conv's ``weight``        (O, I/groups, ...)                      0, groups known
+    Equinox: a ConvTranspose's          (O, I/groups, ...)                      0, groups known
+    ==================================  ======================================  ==================
+
+    Equinox's axis is counted from the end, so that stacked layers are right too. Not visible in a
+    tree and so to be said: Flax's group counts, and ``ConvTranspose(transpose_kernel=True)``, whose
+    kernel is (..., O, I). Dense kernels, attention projections, biases and norm parameters are left
+    alone, and so is an interval of a single channel (depthwise, one output channel).
+
+    Args:
+        params: a tree of arrays, or of their shapes; gradients will do.
+        axis: the channel axis of every processed leaf, in place of the recognized one.
+        select: ``{pattern: axis}`` changes what is recognized: leaves whose name matches the shell
+            pattern (``*``, ``?``, ``[]``) are processed along that axis, or left alone where it is
+            None; the first match counts. Or a predicate ``(name, leaf) -> bool``: exactly those
+            leaves are processed, where not recognized along the last axis.
+        groups: ``{pattern: count}``: number of groups of grouped kernels; the first match counts.
+
+    Returns:
+        A `Selection`; `print` it for a table.
+
+    Raises:
+        TypeError: axis, or a value of select or groups, is no int.
+        IndexError: an axis that its leaf does not have.
+        ValueError: a pattern without a match; a group count that does not divide the axis.
+
+    >>> params = {"Conv_0": {"kernel": jnp.ones((3, 3, 4, 8)), "bias": jnp.ones(8)}}
+    >>> print(selection(params))
+    processed      shape    axis  groups
+    Conv_0/kernel  3x3x4x8  -1    1
+    <BLANKLINE>
+    left alone   because
+    Conv_0/bias  rank 1: a bias or norm parameter
+    """
+    leaves = [(_name(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(params)]
+    names = [name for name, _ in leaves]
+    if axis is not None:
+        axis = _int(axis, "axis")
+    by_pattern = select if isinstance(select, Mapping) else {}
+    for argument, patterns in (("select", by_pattern), ("groups", groups or {})):
+        _check_patterns(patterns, names, argument)
+    layers = _equinox_layers(params)
+
+    def decide(name: str, leaf: Any) -> Target | Skipped:
+        layout = _layout(name, leaf, layers)
+        if callable(select):
+            if not select(name, leaf):
+                return Skipped(name, "not selected")
+            if isinstance(layout, str):
+                layout = -1, 1
+        elif (pattern := _first_match(by_pattern, name)) is not None:
+            if (chosen := by_pattern[pattern]) is None:
+                return Skipped(name, f"None for {pattern!r}")
+            layout = _int(chosen, f"the axis for {pattern!r}"), layers.get(name, (0, 1))[1]
+            return _target(name, leaf, *layout, groups)
+        if isinstance(layout, str):
+            return Skipped(name, layout)
+        return _target(name, leaf, layout[0] if axis is None else axis, layout[1], groups)
+
+    return Selection(tuple(decide(name, leaf) for name, leaf in leaves))
+
+
+def warn_if_empty(chosen: Selection) -> None:
+    """A transformation that changes nothing is likely a mistake."""
+    if not chosen.targets:
+        warnings.warn(
+            f"nothing to direct among {len(chosen.skipped)} leaves: looked for kernels named 'kernel' (Flax) "
+            "or 'w' (Haiku) of rank 3 or more, and for Equinox convolutions; print "
+            "cdgrad.optax.selection(params) to see why each is left alone, and name leaves with select=",
+            stacklevel=3,
+        )
+
+
+def _layout(name: str, leaf: Any, layers: Mapping[str, tuple[int, int]]) -> tuple[int, int] | str:
+    """(axis, groups) as recognized, or why the leaf is left alone."""
+    if not hasattr(leaf, "dtype"):
+        return f"{type(leaf).__name__}: not an array"
+    if not jnp.issubdtype(leaf.dtype, jnp.floating):
+        return f"dtype {leaf.dtype}: not real floating point"
+    if name in layers:
+        return layers[name]
+    rank = len(leaf.shape)
+    *parents, last = name.split("/")
+    module = "/".join(parents)
+    if rank < 2:
+        return f"rank {rank}: a bias or norm parameter"
+    if last not in ("kernel", "w"):
+        return f"{last!r} is no name of a known kernel"
+    if rank == 2:
+        return "rank 2: Dense, off by default, select={name: axis} processes it"
+    if last == "kernel":
+        if parents and any(fnmatchcase(parents[-1], pattern) for pattern in _PROJECTIONS):
+            return f"{parents[-1]!r}: a projection, not a convolution"
+        return -1, 1
+    if "depthwise" in module:
+        return "depthwise: one channel per group"
+    return (-2 if "transpose" in module else -1), 1
+
+
+def _equinox_layers(tree: Any) -> dict[str, tuple[int, int]]:
+    """(axis, groups) of the weight of each Equinox convolution in the tree, by the leaf's name."""
+    equinox: Any = sys.modules.get("equinox")  # a tree can hold its modules only if it was imported
+    if equinox is None:
+        return {}
+    kinds = (equinox.nn.Conv, equinox.nn.ConvTranspose)
+
+    def is_layer(node: Any) -> bool:
+        return isinstance(node, kinds)
+
+    return {
+        _name((*path, jax.tree_util.GetAttrKey("weight"))): (-node.num_spatial_dims - 2, node.groups)
+        for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_layer)
+        if is_layer(node)
+    }
+
+
+def _target(
+    name: str, leaf: Any, axis: int, groups: int, given: Mapping[str, int] | None
+) -> Target | Skipped:
+    """The checked target, with the group count that was given for it, if one was."""
+    shape = tuple(leaf.shape)
+    if not -len(shape) <= axis < len(shape):
+        raise IndexError(f"axis {axis} is out of range for {name} of shape {shape}")
+    pattern = _first_match(given or {}, name)
+    if given and pattern is not None:
+        groups = _int(given[pattern], f"the group count for {pattern!r}")
+    n = shape[axis]
+    if groups < 1 or n % groups:
+        raise ValueError(
+            f"groups must be a positive divisor of the channel axis: got groups={groups} for {n} channels, "
+            f"axis {axis} of {name} of shape {shape}"
+        )
+    if n == groups:
+        return Skipped(name, f"one channel{' per group' if groups > 1 else ''}: nothing to smooth")
+    unsure = pattern is None and axis == -1 and len(shape) > 2 and shape[-2] == 1
+    return Target(name, shape, axis, groups, "one input channel: if depthwise, say so in groups=" * unsure)
+
+
+def _name(path: Sequence[Any]) -> str:
+    """Keys joined by ``/``, without the last key of a Flax nnx variable, which only some trees have."""
+    name = jax.tree_util.keystr(tuple(path), simple=True, separator="/")
+    is_variable = isinstance(path[-1], jax.tree_util.GetAttrKey) if path else False
+    return name.removesuffix("/value") if is_variable else name
+
+
+def _first_match(patterns: Iterable[str], name: str) -> str | None:
+    return next((pattern for pattern in patterns if fnmatchcase(name, pattern)), None)
+
+
+def _check_patterns(patterns: Iterable[str], names: Sequence[str], argument: str) -> None:
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+            raise ValueError(
+                f"{argument} pattern {pattern!r} matches no leaf; names are {shown or 'none'} "
+                f"(shell patterns of whole names, such as 'Conv_*/kernel')"
+            )
+
+
+def _int(value: Any, what: str) -> int:
+    """`value` as an int; a traced one cannot name an axis."""
+    try:
+        return value.__index__()
+    except (AttributeError, TypeError):
+        raise TypeError(
+            f"{what} must be an int, got {value!r}; under optax.inject_hyperparams name it in static_args"
+        ) from None
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a plain table with left-aligned columns."""
+    rows = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -1,0 +1,213 @@
+"""The JAX operator beyond the contract: axes, groups, dtypes, transformations, precision, devices."""
+
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+import cdgrad
+from cdgrad import L2, MeanSobolev, ReweightedL2, Sobolev
+from cdgrad.optax import directed
+from cdgrad.reference import directed as reference
+
+METRICS = [
+    ReweightedL2(3),
+    Sobolev(0.01),
+    Sobolev(0.2, "periodic"),
+    MeanSobolev(0.05),
+    MeanSobolev(0.3, "periodic"),
+]
+every_metric = pytest.mark.parametrize("metric", METRICS, ids=str)
+
+
+@pytest.fixture
+def x64():
+    with jax.enable_x64(True):
+        yield
+
+
+def random(*shape):
+    return np.random.default_rng(sum(shape)).standard_normal(shape)
+
+
+@every_metric
+@pytest.mark.parametrize(("axis", "groups"), [(0, 1), (1, 2), (-1, 1), (-2, 3), (2, 4)])
+def test_axes_and_groups_agree_with_torch_and_the_reference(metric, axis, groups, x64):
+    x = random(5, 8, 12)
+    if axis == -2:
+        x = x.swapaxes(-1, -2)
+    ours = np.asarray(directed(jnp.asarray(x), metric, axis=axis, groups=groups))
+    theirs = cdgrad.channel_directed(torch.from_numpy(x), metric, axis, groups).numpy()
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-12 * np.abs(theirs).max())
+    np.testing.assert_allclose(ours, reference(x, metric, axis, groups), rtol=0, atol=1e-12)
+
+
+@every_metric
+def test_half_precision_is_computed_in_float32(metric):
+    x = jnp.asarray(random(7, 6), jnp.float32)
+    for dtype in (jnp.bfloat16, jnp.float16):
+        half = x.astype(dtype)
+        out = directed(half, metric, axis=0)
+        assert out.dtype == dtype
+        assert jnp.array_equal(out, directed(half.astype(jnp.float32), metric, axis=0).astype(dtype))
+
+
+def test_dtype_and_shape_are_kept(x64):
+    for dtype in (jnp.float32, jnp.float64, jnp.bfloat16):
+        for shape in ((0, 3), (1, 3), (4, 0)):
+            out = directed(jnp.ones(shape, dtype), "sobolev:lam=1", axis=0)
+            assert (out.dtype, out.shape) == (dtype, shape)
+
+
+@every_metric
+def test_a_traced_lam_equals_the_metrics_own_and_does_not_recompile(metric, x64):
+    x = jnp.asarray(random(6, 4))
+    traces = []
+
+    @jax.jit
+    def run(lam):
+        traces.append(lam)
+        return directed(x, metric, axis=0, lam=lam)
+
+    for lam in (1e-3, 1.0, 50.0):
+        own = type(metric)(lam, *([metric.boundary] if hasattr(metric, "boundary") else []))
+        np.testing.assert_allclose(run(lam), reference(x, own), rtol=0, atol=1e-12 * max(1, 1 / lam))
+    assert len(traces) == 1
+    assert run._cache_size() == 1
+
+
+@every_metric
+def test_one_program_serves_every_lam(metric):
+    from cdgrad.optax import operator
+
+    x = jnp.asarray(random(6, 4))
+    before = operator._direct._cache_size()
+    for lam in (1e-3, 1.0, 50.0):
+        directed(x, metric, axis=0, lam=lam)
+    assert operator._direct._cache_size() <= before + 1
+
+
+@every_metric
+def test_vmap_over_gradients_and_lam(metric, x64):
+    xs, lams = jnp.asarray(random(3, 6, 4)), jnp.asarray([0.1, 1.0, 10.0])
+    together = jax.vmap(lambda x, lam: directed(x, metric, axis=0, lam=lam))(xs, lams)
+    apart = [directed(x, metric, axis=0, lam=lam) for x, lam in zip(xs, lams, strict=True)]
+    np.testing.assert_allclose(together, jnp.stack(apart), rtol=1e-13, atol=1e-14)
+
+
+@every_metric
+def test_the_operator_is_its_own_derivative(metric, x64):
+    x, k = jnp.asarray(random(6, 4)), jnp.asarray(random(7, 4)[:6])
+
+    def run(x):
+        return directed(x, metric, axis=0)
+
+    value, tangent = jax.jvp(run, (x,), (k,))
+    (pulled,) = jax.vjp(run, x)[1](k)
+    np.testing.assert_allclose(tangent, run(k), atol=1e-12)
+    np.testing.assert_allclose(pulled, run(k), atol=1e-12)
+    np.testing.assert_allclose(value, run(x), atol=1e-13)
+
+
+def test_the_derivative_in_lam_is_finite(x64):
+    x = jnp.asarray(random(6, 4))
+    for metric in METRICS:
+        slope = jax.grad(lambda lam, m=metric: jnp.sum(directed(x, m, axis=0, lam=lam) ** 2))(1.0)
+        assert jnp.isfinite(slope)
+        assert slope < 0  # a larger lam always smooths more
+
+
+@pytest.mark.parametrize("n", [60, 2048])
+@pytest.mark.parametrize("boundary", ["free", "periodic"])
+def test_float32_stays_within_1e_6_without_x64(n, boundary):
+    """Also with coefficients from a traced float32 lam, up to lam n^2 = 4e9."""
+    assert not jax.config.jax_enable_x64
+    noise = random(n, 4)
+    for x in (noise, noise - noise.mean(0), noise + 100):
+        x = x.astype(np.float32)
+        for lam in (1e-6, 1e-3, 1.0, 1e3):
+            for family in (Sobolev, MeanSobolev):
+                exact = cdgrad.channel_directed(torch.from_numpy(x).double(), family(lam, boundary)).numpy()
+                ours = directed(jnp.asarray(x), family(1, boundary), axis=0, lam=jnp.float32(lam))
+                # lam itself is rounded to float32.
+                assert np.linalg.norm(ours - exact) <= 1e-6 * np.linalg.norm(exact)
+
+
+@every_metric
+def test_what_is_not_finite_stays_in_its_column(metric):
+    for bad in (np.nan, np.inf):
+        x = random(6, 4)
+        x[2, 1] = bad
+        out = np.asarray(directed(jnp.asarray(x), metric, axis=0))
+        assert not np.isfinite(out[:, 1]).any()
+        assert np.isfinite(np.delete(out, 1, axis=1)).all()
+
+
+def test_l2_returns_the_gradient():
+    x = jnp.asarray(random(3, 4))
+    assert directed(x, L2()) is x
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"grad": jnp.ones(3, int)}, TypeError, "real floating dtype, got int32"),
+        ({"grad": jnp.ones(3, complex)}, TypeError, "got complex64"),
+        ({"grad": [1.0]}, TypeError, "got list"),
+        ({"axis": 2}, IndexError, "axis 2 is out of range for grad of shape \\(6, 4\\)"),
+        ({"axis": 0, "groups": 4}, ValueError, "groups=4 for 6 channels"),
+        ({"groups": 0}, ValueError, "positive divisor"),
+        ({"metric": "l2", "lam": 1.0}, ValueError, "has none"),
+        ({"lam": -1.0}, ValueError, "positive and finite"),
+        ({"lam": jnp.ones(2)}, TypeError, "real scalar, got float32 of shape \\(2,\\)"),
+        ({"metric": 3}, TypeError, "expected a metric"),
+    ],
+)
+def test_errors_teach(arguments, error, message):
+    call = {"grad": jnp.ones((6, 4)), "metric": "sobolev:lam=1"} | arguments
+    with pytest.raises(error, match=message):
+        directed(**call)
+
+
+@pytest.mark.parametrize("kind", ["Auto", "Explicit"])
+def test_the_output_axis_may_be_sharded(kind):
+    """Under jit, over 4 forced devices: which axis is split changes nothing but the layout."""
+    run_apart(f"""
+        import jax, jax.numpy as jnp, numpy as np
+        jax.config.update("jax_num_cpu_devices", 4)
+        jax.config.update("jax_enable_x64", True)
+        from jax.sharding import NamedSharding, PartitionSpec as P
+        import cdgrad.optax
+        from cdgrad import MeanSobolev, ReweightedL2
+        from cdgrad.reference import directed
+        mesh = jax.make_mesh((4,), ("model",), axis_types=(getattr(jax.sharding.AxisType, {kind!r}),))
+        x = np.random.default_rng(0).standard_normal((3, 4, 24))
+        for metric, groups in ((ReweightedL2(3), 2), (MeanSobolev(0.1, "periodic"), 1)):
+            for spec in (P(None, None, "model"), P(None, "model")):
+                sharding = NamedSharding(mesh, spec)
+                grad = jax.device_put(x, sharding)
+                assert len(set(str(s.index) for s in grad.addressable_shards)) == 4
+                call = lambda g: cdgrad.optax.directed(g, metric, groups=groups)
+                out = jax.jit(call, out_shardings=sharding)(grad)
+                assert out.sharding == sharding
+                np.testing.assert_allclose(out, directed(x, metric, -1, groups), atol=1e-12)
+    """)
+
+
+def test_neither_side_imports_the_others_library():
+    run_apart("import sys, cdgrad.optax; assert 'torch' not in sys.modules and 'numba' not in sys.modules")
+    run_apart(
+        "import sys, cdgrad; cdgrad.Sobolev(1); assert not {'jax', 'optax', 'torch'} & set(sys.modules)"
+    )
+    run_apart("import sys, cdgrad; cdgrad.channel_directed; assert not {'jax', 'optax'} & set(sys.modules)")
+
+
+def run_apart(code):
+    """In a process of its own: devices and imports are decided once per process."""
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
