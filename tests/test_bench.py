@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cdgrad import bench
-from cdgrad.bench import steps
+from cdgrad.bench import jax_rows, steps
 from cdgrad.bench.page import tables
 from cdgrad.bench.shapes import NETWORKS, WIDE_ELEMENTS, Conv
 from cdgrad.bench.timing import extra_bytes, interleaved
@@ -59,10 +59,11 @@ def test_extra_memory_is_seen():
 def test_the_command_writes_a_record_and_prints_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(NETWORKS, "tiny", lambda: [Conv(8, 4, 3), Conv(8, 8, 3, groups=2)])
     monkeypatch.setattr(steps, "BATCH", 2)
+    monkeypatch.setattr(jax_rows, "CHANNELS", (4,))
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
     out = tmp_path / "cost.json"
-    args = parser.parse_args(["--networks", "tiny", "--rounds", "1", "--out", str(out)])
+    args = parser.parse_args(["--networks", "tiny", "--peers", "tiny", "--rounds", "1", "--out", str(out)])
     monkeypatch.setattr(
         steps, "resnet18", lambda: steps.nn.Sequential(steps.nn.Conv2d(3, 10, 32), steps.nn.Flatten())
     )
@@ -72,6 +73,7 @@ def test_the_command_writes_a_record_and_prints_it(tmp_path, monkeypatch, capsys
     rows = {row["name"]: row for row in record["networks"]["tiny"]["rows"]}
     assert rows["torch._foreach_mul_"]["cold_over_floor"] == 1
     assert {"reweighted:lam=3 | cpu", "reweighted:lam=3 | eager", "SGD step (fused)"} <= rows.keys()
+    assert [row["name"] for row in record["jax"]][:2] == [jax_rows.FLOOR, "reweighted:lam=3"]
     assert [row["name"] for row in record["steps"]][::6] == ["without", "SAM's second pass"]
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from cdgrad.bench import steps
-from cdgrad.bench.candidates import FLOOR, METRICS, floor, operators, peers
+from cdgrad.bench import jax_rows, steps
+from cdgrad.bench.candidates import FLOOR, METRICS, composition, floor, operators, peers
 from cdgrad.bench.page import tables
 from cdgrad.bench.shapes import NETWORKS
 from cdgrad.bench.timing import FLUSHED_BYTES, extra_bytes, interleaved
@@ -32,19 +32,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--networks", nargs="*", choices=NETWORKS, default=list(NETWORKS), help="default: all of them"
     )
     parser.add_argument("--rounds", type=_count, default=21, help="turns of each candidate (default: 21)")
-    parser.add_argument("--no-peers", action="store_true", help="leave out what is not the operator")
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        choices=NETWORKS,
+        default=["resnet18"],
+        help="time optimizer steps and other smoothers, too, on these (default: resnet18; Muon takes long)",
+    )
     parser.add_argument("--no-steps", action="store_true", help="leave out whole training steps")
+    parser.add_argument("--no-jax", action="store_true", help="leave out the operator in JAX")
 
 
 def main(args: argparse.Namespace) -> int:
     """Run ``cdgrad bench``: tables on standard output, progress on standard error."""
-    record: dict[str, Any] = {"machine": machine(), "networks": {}, "steps": []}
+    record: dict[str, Any] = {"machine": machine(), "networks": {}, "steps": [], "jax": []}
     for name in args.networks:
         print(f"measuring {name}", file=sys.stderr, flush=True)
-        record["networks"][name] = measure(name, args.rounds, with_peers=not args.no_peers)
+        record["networks"][name] = measure(name, args.rounds, with_peers=name in args.peers)
     if not args.no_steps:
         print("measuring training steps", file=sys.stderr, flush=True)
         record["steps"] = steps.measure(args.rounds, seconds=120)
+    if not args.no_jax:
+        print("measuring in JAX", file=sys.stderr, flush=True)
+        record["jax"] = jax_rows.measure(args.rounds)
     print(tables(record), flush=True)
     if args.out:
         args.out.write_text(json.dumps(record, indent=1) + "\n")
@@ -71,7 +81,7 @@ def measure(network: str, rounds: int, *, with_peers: bool) -> dict[str, Any]:
     grads = [layer.gradient() for layer in layers]
     groups = [layer.groups for layer in layers]
     backends = list(dict.fromkeys(("eager", select_backend(grads[0], METRICS[0])[0])))
-    candidates = floor(grads) | operators(grads, groups, backends)
+    candidates = floor(grads) | operators(grads, groups, backends) | composition(grads)
     if with_peers:
         candidates |= peers(grads)
     size = sum(grad.nbytes for grad in grads)

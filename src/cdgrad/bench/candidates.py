@@ -38,11 +38,15 @@ def operators(grads: list[Tensor], groups: Sequence[int], backends: Sequence[str
     }
 
 
+def composition(grads: list[Tensor]) -> Candidates:
+    """The re-weighted metric as the best composition of torch calls we know."""
+    return {"lerp_ to the mean": lambda: [g.lerp_(g.mean(0, keepdim=True), 2 / 3) for g in grads]}
+
+
 def peers(grads: list[Tensor]) -> Candidates:
-    """Gradient centralization, smoothing by FFT, `lerp_` to the mean, and optimizer steps."""
+    """Gradient centralization, smoothing by FFT, and optimizer steps."""
     plain = [grad.flatten(1) for grad in grads]
     found: Candidates = {
-        "lerp_ to the mean": lambda: [g.lerp_(g.mean(0, keepdim=True), 2 / 3) for g in grads],
         "gradient centralization": lambda: [g.sub_(g.mean(dim=(1, 2, 3), keepdim=True)) for g in grads],
         "Laplacian smoothing (FFT)": lambda: [_laplacian_smoothing(g) for g in grads],
     }

@@ -13,6 +13,8 @@ def tables(record: Record) -> str:
     parts += [_network(name, network) for name, network in record["networks"].items()]
     if record["steps"]:
         parts.append(_steps(record["steps"]))
+    if record["jax"]:
+        parts.append(_jax(record["jax"]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -55,4 +57,18 @@ def _steps(steps: list[Record]) -> str:
             f"| {row['name']} | {1e3 * row['seconds']:.0f} | {row['over_plain']:.3f} "
             f"| {' | '.join(operator)} |"
         )
+    return "\n".join(lines)
+
+
+def _jax(rows: list[Record]) -> str:
+    lines = [
+        "**In JAX**: one 3 x 3 kernel with as many input as output channels, under `jit`, cold",
+        "",
+        "| | channels | cold, ms | cold / floor |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {row['name']} | {row['channels']} | {1e3 * row['cold']:.2f} | {row['cold_over_floor']:.2f} |"
+        for row in rows
+    ]
     return "\n".join(lines)

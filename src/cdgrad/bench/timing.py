@@ -30,7 +30,7 @@ def interleaved(
         prepare: runs before each turn, untimed.
         cold: write `FLUSHED_BYTES` before each turn, which leaves nothing of the gradients in cache.
         rounds: turns of each.
-        seconds: a candidate that has used up this much sits out, after three turns.
+        seconds: a candidate that has used up this much sits out.
     """
     buffer = torch.zeros(FLUSHED_BYTES // 4) if cold else None
     times: dict[str, list[float]] = {name: [] for name in candidates}
@@ -39,7 +39,7 @@ def interleaved(
         run()
     for _ in range(rounds):
         for name, run in candidates.items():
-            if sum(times[name]) > seconds and len(times[name]) >= 3:
+            if sum(times[name]) > seconds:
                 continue
             prepare()
             if buffer is not None:
