@@ -1,5 +1,6 @@
 """Documents are tests: their code runs, and their numbers are those of the committed records."""
 
+import csv
 import json
 import re
 import shlex
@@ -7,6 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
+from cdgrad.study.stats import compare
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -33,6 +36,20 @@ def test_the_two_commands_of_the_readme_are_targets():
     assert lines == ["make quickstart", "make test"]
     for line in lines:
         subprocess.run([*shlex.split(line), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_the_numbers_of_the_readme_are_those_of_its_runs():
+    with (ROOT / "docs/quickstart/runs.csv").open() as file:
+        runs = list(csv.DictReader(file))
+    errors = {arm: [float(r["error"]) for r in runs if r["arm"] == arm] for arm in ("reweighted", "sgd")}
+    found = compare(errors["reweighted"], errors["sgd"])
+    low, high = found.interval
+    sentence = (
+        f"over {found.pairs} seeds the paired difference of the re-weighted metric to SGD is "
+        f"{found.mean:+.2f} points of error (95 % interval {low:+.2f} to {high:+.2f}, p = {found.p:.2g})"
+    )
+    assert sentence in " ".join((ROOT / "README.md").read_text().split())
+    assert low < 0 < high, "and so it may be called a null"
 
 
 def test_the_accuracy_table_is_the_record():
