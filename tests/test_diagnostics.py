@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from cdgrad import ReweightedL2, channel_directed
-from cdgrad.diagnostics import agreement, roughness
+from cdgrad import ReweightedL2, Sobolev, channel_directed
+from cdgrad.diagnostics import agreement, mean_share, roughness, signal_and_noise, similarity_order
 
 
 @pytest.mark.parametrize("n", [2, 3, 16, 256])
@@ -70,3 +70,90 @@ def test_agreement_of_nothing_is_undefined():
     cosine, ratio = agreement([torch.ones(2)], [torch.zeros(2)])
     assert math.isnan(cosine)
     assert ratio == 0
+
+
+def noisy(signal, scale, count, seed=0):
+    """`count` gradients: the signal plus white noise of standard deviation `scale`."""
+    generator = torch.Generator().manual_seed(seed)
+    return [signal + scale * torch.randn(signal.shape, generator=generator) for _ in range(count)]
+
+
+def test_white_noise_has_a_flat_spectrum_and_no_signal():
+    spectrum = signal_and_noise(noisy(torch.zeros(16, 5_000), 3.0, count=4))
+    torch.testing.assert_close(spectrum.noise, torch.full((16,), 9.0).double(), rtol=0.05, atol=0)
+    assert spectrum.signal.abs().max() < 0.25  # its standard deviation is 9 / sqrt(8 * 5000) = 0.05
+    assert spectrum.signal.min() < 0  # unbiased, so zero is met from both sides
+
+
+def test_a_planted_mode_is_found_in_the_noise_with_its_power():
+    n, k = 16, 3
+    mode = torch.cos(math.pi * k * (torch.arange(n) + 0.5) / n)
+    signal = mode[:, None] * torch.ones(5_000)
+    spectrum = signal_and_noise(noisy(signal, 2.0, count=8))
+    assert spectrum.signal[k] == pytest.approx(n / 2, rel=0.03)
+    assert spectrum.signal.argmax() == k
+    assert spectrum.signal[torch.arange(n) != k].abs().max() < 0.1
+    assert spectrum.ratio[k] == pytest.approx(n / 2 / 4, rel=0.05)
+
+
+def test_signal_and_noise_are_unbiased_for_few_gradients():
+    signal = torch.tensor([1.0, 0.5, 0.0, -1.0])[:, None]
+    true = signal_and_noise([signal, signal]).signal
+    found = [signal_and_noise(noisy(signal, 1.0, count=2, seed=s)) for s in range(4_000)]
+    signals = torch.stack([f.signal for f in found])
+    noises = torch.stack([f.noise for f in found])
+    assert ((signals.mean(0) - true).abs() < 4 * signals.std(0) / math.sqrt(len(found))).all()
+    assert ((noises.mean(0) - 1).abs() < 4 * noises.std(0) / math.sqrt(len(found))).all()
+
+
+def test_modes_keep_the_energy_and_mode_0_is_the_mean():
+    signal = torch.randn(6, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    spectrum = signal_and_noise([signal, signal])
+    assert spectrum.signal.sum() * 4 == pytest.approx(float(signal.square().sum()))
+    assert spectrum.signal[0] == pytest.approx(float(6 * signal.mean(0).square().mean()))
+    assert spectrum.noise.abs().max() == 0
+    assert spectrum.ratio.isnan().all()
+
+
+def test_the_modes_are_those_that_the_metric_scales():
+    """The factors found from what the operator does to a gradient are the metric's spectrum, squared."""
+    metric = Sobolev(0.02)
+    g = torch.randn(8, 50, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    before, after = (signal_and_noise([x, x]).signal for x in (g, channel_directed(g, metric)))
+    np.testing.assert_allclose((after / before).numpy(), metric.spectrum(8) ** 2, rtol=1e-9)
+
+
+def test_the_spectrum_respects_axis_and_groups():
+    grads = noisy(torch.zeros(3, 8, 2), 1.0, count=2)
+    along_1 = signal_and_noise(grads, dim=1)
+    moved = signal_and_noise([g.movedim(1, 0) for g in grads])
+    assert torch.equal(along_1.signal, moved.signal)
+    halves = signal_and_noise([g.movedim(1, 0) for g in grads], groups=2)
+    parts = [signal_and_noise([g[:, half] for g in grads], dim=1) for half in (slice(4), slice(4, 8))]
+    torch.testing.assert_close(halves.noise, (parts[0].noise + parts[1].noise) / 2)
+    assert len(halves.signal) == 4
+
+
+def test_one_gradient_shows_no_noise():
+    with pytest.raises(ValueError, match="at least 2, got 1"):
+        signal_and_noise([torch.ones(3)])
+
+
+@pytest.mark.parametrize("n", [2, 16])
+def test_the_mean_of_white_noise_holds_one_share_in_n(n):
+    noise = torch.randn(n, 20_000, generator=torch.Generator().manual_seed(n))
+    assert mean_share(noise) == pytest.approx(1 / n, rel=0.03)
+    assert mean_share(torch.ones(n, 3)) == pytest.approx(1)
+    assert mean_share(torch.tensor([1.0, -1.0, 2.0, 2.0]), groups=2) == pytest.approx(0.8)
+    assert math.isnan(mean_share(torch.zeros(n, 2)))
+
+
+def test_sorting_by_similarity_recovers_a_shuffled_smooth_weight():
+    s = torch.linspace(0, 1, 32)
+    weight = torch.stack([torch.sin(3 * s), s, s**2], dim=1)
+    shuffled = weight[torch.randperm(32, generator=torch.Generator().manual_seed(3))]
+    order = similarity_order(shuffled)
+    assert sorted(order.tolist()) == list(range(32))
+    assert roughness(shuffled) > 0.5
+    assert roughness(shuffled[order]) == pytest.approx(roughness(weight), rel=1e-5)
+    assert torch.equal(similarity_order(shuffled.T, dim=1), order)
