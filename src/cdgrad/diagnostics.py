@@ -159,7 +159,7 @@ def similarity_order(weight: Tensor, dim: int = 0) -> Tensor:
     Returns:
         A permutation of 0..n-1, int64. Cost: n^2 times the weights of a channel.
 
-    >>> similarity_order(torch.tensor([0.0, 5.0, 1.0, 4.0]))
+    >>> similarity_order(torch.tensor([0.0, 6.0, 1.0, 4.0]))
     tensor([1, 3, 2, 0])
     """
     channels = weight.double().movedim(dim, 0).flatten(1) if weight.ndim > 1 else weight.double()[:, None]
