@@ -103,7 +103,7 @@ def _train(options: argparse.Namespace) -> int:
         cells = [str(epoch), *(f"{value:.4g}" for value in measured.values())]
         print("  ".join(map(str.rjust, cells, map(len, titles))), flush=True)
 
-    outcome = train(spec.setting(arm), options.seed, show)
+    outcome = train(spec.setting("", arm), options.seed, show)
     print(f"{arm}, seed {options.seed}: {outcome.status}, {spec.evaluate} error {outcome.error:.2f} %")
     if options.checkpoint:
         torch.save(outcome.model.state_dict(), options.checkpoint)

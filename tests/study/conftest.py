@@ -61,8 +61,13 @@ def make_run(tiny):
     """A finished run of the tiny study with a given error, as if it had been trained."""
 
     def make(arm: str, seed: int, error: float | None, **changes) -> Run:
-        setting = tiny.setting(arm)
+        setting = tiny.setting("", arm)
         values = {
+            "cell": "",
+            "trial": None,
+            "evaluated": "test",
+            "values": {},
+            "measures": {},
             "status": "ok",
             "epochs": [{"loss": 0.5, "validation_error": 3.0 + seed}],
             "config": {},

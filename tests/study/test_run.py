@@ -9,8 +9,9 @@ import pytest
 
 from cdgrad.study import StudyError, workers
 from cdgrad.study.environment import environment
+from cdgrad.study.plan import Plan
 from cdgrad.study.records import Store
-from cdgrad.study.run import missing, run_study
+from cdgrad.study.run import run_study
 from cdgrad.study.spec import Model, parse
 from cdgrad.study.workers import Job, RunDone, run_all
 
@@ -30,7 +31,10 @@ def test_a_study_makes_what_is_missing_and_records_how(tiny, tiny_text, tmp_path
     assert "4/4" in capfd.readouterr().err
 
     # The workers' results are those of the same runs made here, to the last bit.
-    here = [workers.execute(Job(a, 1, tiny.setting(a)), lambda epoch, measured: None) for a in tiny.arms]
+    here = [
+        workers.execute(Job("", a, None, 1, tiny.setting("", a)), lambda epoch, measured: None)
+        for a in tiny.arms
+    ]
     assert all(run in records(tmp_path) for run in here)
 
     assert run_study(tiny, tmp_path, workers=2) == []
@@ -41,17 +45,17 @@ def test_a_study_makes_what_is_missing_and_records_how(tiny, tiny_text, tmp_path
     ]
 
 
-def test_missing_runs_come_seed_by_seed_and_failed_ones_again(tiny, make_run, tmp_path):
+def test_missing_runs_come_seed_by_seed_and_failed_ones_again(tiny, make_run):
     runs = [make_run("sgd", 0, 3.0), make_run("directed", 0, None, status="failed")]
-    assert [(job.arm, job.seed) for job in missing(tiny, runs, tmp_path)] == [
+    assert [(job.arm, job.seed) for job in Plan(tiny, runs, "here").next_jobs()] == [
         ("directed", 0), ("sgd", 1), ("directed", 1),
     ]  # fmt: skip
 
 
 def test_runs_of_a_changed_specification_are_never_mixed(tiny, tiny_text, tmp_path):
-    setting = tiny.setting("sgd")
+    setting = tiny.setting("", "sgd")
     with Store(tmp_path, write=True) as store:
-        run = workers.execute(Job("sgd", 0, setting), lambda epoch, measured: None)
+        run = workers.execute(Job("", "sgd", None, 0, setting), lambda epoch, measured: None)
         store.add(run, store.use_spec("tiny", tiny_text))
     changed = parse(tiny_text.replace("train = 48", "train = 64"), "tiny")
     with pytest.raises(StudyError, match=r"another specification \(task.train was 48 and is 64\)") as caught:
@@ -63,16 +67,16 @@ def test_runs_of_a_changed_specification_are_never_mixed(tiny, tiny_text, tmp_pa
 def test_a_run_that_kills_its_process_costs_that_run_alone(tiny, tmp_path, monkeypatch):
     (tmp_path / "deadly.py").write_text("import os\ndef net(*_): os.kill(os.getpid(), 9)\n")
     monkeypatch.syspath_prepend(tmp_path)
-    deadly = dataclasses.replace(tiny.setting("sgd"), model=Model("deadly:net"))
-    jobs = [Job("dead", 0, deadly), Job("sgd", 0, tiny.setting("sgd"))]
+    deadly = dataclasses.replace(tiny.setting("", "sgd"), model=Model("deadly:net"))
+    jobs = [Job("", "dead", None, 0, deadly), Job("", "sgd", None, 0, tiny.setting("", "sgd"))]
     runs = [event.run for event in run_all(jobs, 1) if isinstance(event, RunDone)]
     assert [(run.arm, run.status) for run in runs] == [("dead", "failed"), ("sgd", "ok")]
     assert "killed by signal 9" in runs[0].message
 
 
 def test_what_a_run_raises_is_recorded_in_a_line(tiny):
-    broken = dataclasses.replace(tiny.setting("sgd"), model=Model("builtins:eval"))
-    run = workers.execute(Job("sgd", 0, broken), lambda epoch, measured: None)
+    broken = dataclasses.replace(tiny.setting("", "sgd"), model=Model("builtins:eval"))
+    run = workers.execute(Job("", "sgd", None, 0, broken), lambda epoch, measured: None)
     assert (run.status, run.error) == ("failed", None)
     assert "builtins:eval refuses its arguments" in run.message
     assert "\n" not in run.message

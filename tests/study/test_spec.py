@@ -9,12 +9,12 @@ from cdgrad.study import StudyError, data, models, spec
 def test_a_spec_is_read_with_its_types_and_defaults(tiny):
     assert tiny.seeds == (0, 1)
     assert tiny.evaluate == "test"
-    assert tiny.optimizer == spec.Optimizer("torch.optim:SGD", 0.1, {"momentum": 0.9})
+    assert tiny.setting("", "sgd").optimizer == spec.Optimizer("torch.optim:SGD", 0.1, {"momentum": 0.9})
     assert tiny.arms["sgd"] == spec.Arm()
 
 
 def test_an_arm_changes_only_what_it_names(tiny):
-    base, directed = tiny.setting("sgd"), tiny.setting("directed")
+    base, directed = tiny.setting("", "sgd"), tiny.setting("", "directed")
     assert directed.optimizer == spec.Optimizer("torch.optim:SGD", 0.3, {"momentum": 0.9})
     assert (directed.task, directed.model, directed.schedule) == (base.task, base.model, base.schedule)
 
@@ -68,14 +68,14 @@ def test_the_fingerprint_is_of_what_decides_the_numbers(tiny, tiny_text):
     same = spec.parse(tiny_text.replace("seeds = 2", "seeds = 5\nworkers = 1"), "other")
     changed = spec.parse(tiny_text.replace("momentum = 0.9", "momentum = 0.8"), "tiny")
     for arm in tiny.arms:
-        assert tiny.setting(arm).fingerprint == same.setting(arm).fingerprint
-        assert tiny.setting(arm).fingerprint != changed.setting(arm).fingerprint
-    assert tiny.setting("sgd").fingerprint != tiny.setting("directed").fingerprint
+        assert tiny.setting("", arm).fingerprint == same.setting("", arm).fingerprint
+        assert tiny.setting("", arm).fingerprint != changed.setting("", arm).fingerprint
+    assert tiny.setting("", "sgd").fingerprint != tiny.setting("", "directed").fingerprint
 
 
 def test_metrics_are_kept_in_their_normal_form(tiny, tiny_text):
     spelled = spec.parse(tiny_text.replace("reweighted:lam=3", "reweighted: lam=3.0"), "tiny")
-    assert spelled.setting("directed") == tiny.setting("directed")
+    assert spelled.setting("", "directed") == tiny.setting("", "directed")
 
 
 def test_the_first_difference_names_the_key_and_both_values():
@@ -94,9 +94,9 @@ def test_every_builtin_study_is_valid(name):
 
 def test_quickstart_uses_rates_and_a_setting_that_its_tuning_study_tried():
     quickstart, tuning = spec.load("quickstart"), spec.load("quickstart-tuning")
-    tried = [tuning.setting(arm) for arm in tuning.arms]
+    tried = [tuning.setting("", arm) for arm in tuning.arms]
     for arm in quickstart.arms:
-        setting = quickstart.setting(arm)
+        setting = quickstart.setting("", arm)
         assert any(
             (t.task.train, t.model, t.schedule, t.optimizer, t.metric)
             == (setting.task.train, setting.model, setting.schedule, setting.optimizer, setting.metric)

@@ -6,7 +6,7 @@ import torch
 from cdgrad import ReweightedL2, channel_directed_, select
 from cdgrad.diagnostics import agreement
 from cdgrad.study import StudyError, data, models
-from cdgrad.study.spec import Model, Optimizer, Setting, Task
+from cdgrad.study.spec import Model, Optimizer, Schedule, Setting, Task
 from cdgrad.study.train import error_percent, train
 
 
@@ -16,7 +16,7 @@ def trained(setting: Setting, seed: int = 0):
 
 @pytest.fixture
 def setting(tiny):
-    return dataclasses.replace(tiny.setting("sgd"), schedule=dataclasses.replace(tiny.schedule, epochs=2))
+    return dataclasses.replace(tiny.setting("", "sgd"), schedule=Schedule(2, 16))
 
 
 @pytest.mark.parametrize("metric", ["none", "reweighted:lam=3", "sobolev:lam=0.01"])

@@ -92,5 +92,18 @@ def as_table(value: Any, where: str, name: str) -> dict[str, Any]:
     return value  # pyright: ignore[reportUnknownVariableType]
 
 
+def seeds(value: Any, where: str, name: str) -> tuple[int, ...]:
+    """A count n for the seeds 0..n-1, or a list of them."""
+    allowed = "a count of at least 1, or a list of different integers of at least 0"
+    if is_a(value, int) and value >= 1:
+        return tuple(range(value))
+    if not isinstance(value, list) or not value:
+        raise error_at(name, where, value, allowed)
+    given: list[Any] = value  # pyright: ignore[reportUnknownVariableType]
+    if not all(is_a(s, int) and s >= 0 for s in given) or len(set(given)) < len(given):
+        raise error_at(name, where, given, allowed)
+    return tuple(given)
+
+
 def error_at(name: str, where: str, value: Any, allowed: str) -> StudyError:
     return StudyError(f"{name}: {where} must be {allowed}; got {value!r}")

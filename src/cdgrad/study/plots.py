@@ -97,13 +97,14 @@ def learning_curves(spec: Spec, finished: Mapping[str, Mapping[int, Run]]) -> Dr
     for arm, runs in finished.items():
         if not runs:
             continue
-        curves = np.full((len(runs), spec.schedule.epochs), np.nan)
+        length = max(len(run.epochs) for run in runs.values())
+        curves = np.full((len(runs), length), np.nan)
         for row, run in zip(curves, runs.values(), strict=True):
             row[: len(run.epochs)] = [epoch["validation_error"] for epoch in run.epochs]
             # A diverged run stays where it ended.
             row[len(run.epochs) :] = row[len(run.epochs) - 1]
         color, _, dash = _look(spec, arm)
-        epochs = np.arange(1, spec.schedule.epochs + 1)
+        epochs = np.arange(1, length + 1)
         axes.plot(epochs, curves.mean(axis=0), dash, color=color, linewidth=1.8, label=arm)
         lowest = min(lowest, curves.mean(axis=0).min())
         if len(shown) <= _BANDS_AT_MOST:

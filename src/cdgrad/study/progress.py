@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from cdgrad.study.plan import Plan
 from cdgrad.study.records import Run
-from cdgrad.study.spec import Spec
-from cdgrad.study.workers import EpochDone, RunDone
+from cdgrad.study.workers import EpochDone, Job, RunDone
 
 
 class Display(Protocol):
@@ -27,18 +27,17 @@ class Display(Protocol):
         """A run ended."""
 
 
-def display(spec: Spec, done: int, workers: int) -> Display:
+def display(plan: Plan, workers: int) -> Display:
     """Bars if stderr is a terminal, else lines."""
     kind = Bars if sys.stderr.isatty() else Lines
-    return kind(spec, done, workers)
+    return kind(plan, workers)
 
 
 class Bars:
-    """One bar for the study with the time left, one for each worker with arm, seed and epoch."""
+    """One bar for the study with the time left, one for each worker with its run and epoch."""
 
-    def __init__(self, spec: Spec, done: int, workers: int) -> None:
-        self._total, self._done = len(spec.arms) * len(spec.seeds), done
-        self._epochs = spec.schedule.epochs
+    def __init__(self, plan: Plan, workers: int) -> None:
+        self._total, self._done = len(plan.keys), plan.done
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=22),
@@ -47,16 +46,12 @@ class Bars:
             console=Console(stderr=True, highlight=False),
             transient=True,
         )
+        # A run counts 1, its epochs the parts: cells may have different numbers of them.
         self._study = self._bars.add_task(
-            f"[bold]{spec.name}",
-            total=self._total * self._epochs,
-            completed=done * self._epochs,
-            at=self._at(),
-            timed=True,
+            f"[bold]{plan.spec.name}", total=self._total, completed=self._done, at=self._at(), timed=True
         )
-        self._workers = [
-            self._bars.add_task("starting", total=self._epochs, at="", timed=False) for _ in range(workers)
-        ]
+        self._workers = [self._bars.add_task("starting", total=1, at="", timed=False) for _ in range(workers)]
+        self._under_way = dict.fromkeys(range(workers), 0.0)
 
     def __enter__(self) -> Bars:
         self._bars.start()
@@ -66,19 +61,20 @@ class Bars:
         self._bars.stop()
 
     def epoch(self, event: EpochDone) -> None:
-        self._bars.advance(self._study)
+        epochs = event.job.setting.schedule.epochs
+        self._under_way[event.worker] = event.epoch / epochs
+        self._bars.update(self._study, completed=self._done + sum(self._under_way.values()))
         self._bars.update(
             self._workers[event.worker],
-            description=f"{event.job.arm}, seed {event.job.seed}",
-            completed=event.epoch,
-            at=f"epoch {event.epoch}/{self._epochs}",
+            description=name(event.job),
+            completed=event.epoch / epochs,
+            at=f"epoch {event.epoch}/{epochs}",
         )
 
     def run(self, event: RunDone) -> None:
         self._done += 1
-        missed = self._epochs - len(event.run.epochs)
-        self._bars.advance(self._study, missed)
-        self._bars.update(self._study, at=self._at())
+        self._under_way[event.worker] = 0.0
+        self._bars.update(self._study, completed=self._done + sum(self._under_way.values()), at=self._at())
         if event.run.status != "ok":
             self._bars.console.print(describe(event.run), markup=False)
 
@@ -96,8 +92,8 @@ class _TimeLeft(TimeRemainingColumn):
 class Lines:
     """A line for every finished run."""
 
-    def __init__(self, spec: Spec, done: int, workers: int) -> None:
-        self._name, self._total, self._done = spec.name, len(spec.arms) * len(spec.seeds), done
+    def __init__(self, plan: Plan, workers: int) -> None:
+        self._name, self._total, self._done = plan.spec.name, len(plan.keys), plan.done
         self._fresh, self._start = 0, time.monotonic()
 
     def __enter__(self) -> Lines:
@@ -125,4 +121,10 @@ def describe(run: Run) -> str:
     """A run in a line."""
     result = run.message if run.error is None else f"error {run.error:.2f} %"
     status = "" if run.status == "ok" else f"{run.status}: "
-    return f"{run.arm}, seed {run.seed}: {status}{result} ({run.seconds:.1f} s)"
+    return f"{name(run)}: {status}{result} ({run.seconds:.1f} s)"
+
+
+def name(run: Run | Job) -> str:
+    """Cell, arm, trial and seed of a run, as far as it has them."""
+    trial = [] if run.trial is None else [f"trial {run.trial}"]
+    return ", ".join([*([run.cell] if run.cell else []), run.arm, *trial, f"seed {run.seed}"])

@@ -21,7 +21,7 @@ from cdgrad.study import StudyError
 Status = Literal["ok", "diverged", "failed"]
 FILE = "study.sqlite"
 LOCK = "driver.lock"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE specs (
     hash TEXT PRIMARY KEY,
@@ -30,38 +30,96 @@ CREATE TABLE specs (
     last_used INTEGER NOT NULL       -- counts up; the highest is the study's present specification
 ) STRICT;
 CREATE TABLE runs (
+    cell TEXT NOT NULL,
     arm TEXT NOT NULL,
+    trial INTEGER CHECK (trial >= 0), -- NULL: a final run
     seed INTEGER NOT NULL,
     status TEXT NOT NULL CHECK (status IN ('ok', 'diverged', 'failed')),
     message TEXT NOT NULL,           -- why a run failed
     error REAL,                      -- percent; NULL if failed
+    evaluated TEXT NOT NULL CHECK (evaluated IN ('validation', 'test')), -- the part that error is of
+    "values" TEXT NOT NULL,          -- JSON: what the trial tried, or what was chosen for a final run
     epochs TEXT NOT NULL,            -- JSON: a list of what was measured, one object an epoch
+    measures TEXT NOT NULL,          -- JSON: what else was measured at the end
     config TEXT NOT NULL,            -- JSON: all that decides the numbers, besides the seed
     fingerprint TEXT NOT NULL,       -- of config
     environment TEXT NOT NULL,       -- JSON: versions, processor, commit, threads
     started TEXT NOT NULL,           -- ISO 8601, UTC
     seconds REAL NOT NULL,
     spec TEXT NOT NULL REFERENCES specs (hash),
-    PRIMARY KEY (arm, seed)
+    CHECK (trial IS NULL OR evaluated = 'validation') -- settings are never chosen by the test part
 ) STRICT;
+CREATE UNIQUE INDEX runs_key ON runs (cell, arm, ifnull(trial, -1), seed);
 """
+# Schema 1 had one cell and no trials, and kept what a run evaluated in its configuration alone.
+_OLD = {
+    "cell": "''",
+    "trial": "NULL",
+    "evaluated": "json_extract(config, '$.evaluate')",
+    '"values"': "'{}'",
+    "measures": "'{}'",
+}
+_COLUMNS = (
+    "cell",
+    "arm",
+    "trial",
+    "seed",
+    "status",
+    "message",
+    "error",
+    "evaluated",
+    '"values"',
+    "epochs",
+    "measures",
+    "config",
+    "fingerprint",
+    "environment",
+    "started",
+    "seconds",
+)
+_MIGRATION = f"""
+ALTER TABLE runs RENAME TO runs_1;
+{_SCHEMA[_SCHEMA.index("CREATE TABLE runs") :]}
+INSERT INTO runs SELECT {", ".join(_OLD.get(c, c) for c in _COLUMNS)}, spec FROM runs_1;
+DROP TABLE runs_1;
+"""
+Key = tuple[str, str, int | None, int]
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of one run. Where it failed, `error` is None and `message` says why."""
+    """What is known of one run. Where it failed, `error` is None and `message` says why.
 
+    Attributes:
+        trial: the number of a trial, from 0; None for a final run.
+        error: in percent, on the part that `evaluated` names, ``"validation"`` or ``"test"``.
+        values: what the trial tries, or what was chosen for a final run, by the keys of the search space.
+        epochs: what was measured, one dict an epoch.
+        measures: what else was measured at the end.
+        config: all that decides the numbers, besides the seed; `fingerprint` is of it.
+    """
+
+    cell: str
     arm: str
+    trial: int | None
     seed: int
     status: Status
     error: float | None
+    evaluated: str
+    values: dict[str, Any]
     epochs: list[dict[str, float]]
+    measures: dict[str, Any]
     config: dict[str, Any]
     fingerprint: str
     environment: dict[str, Any] = field(compare=False)
     started: str = field(compare=False)
     seconds: float = field(compare=False)
     message: str = ""
+
+    @property
+    def key(self) -> Key:
+        """Which run of the study it is."""
+        return self.cell, self.arm, self.trial, self.seed
 
 
 class Store:
@@ -90,12 +148,14 @@ class Store:
             uri = f"{self.path.resolve().as_uri()}?mode={mode}"
             self._db = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None)
             found = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if found == 0 and write:
-                self._db.executescript(f"BEGIN;{_SCHEMA}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
+            if found in (0, 1) and write:
+                change = _MIGRATION if found else _SCHEMA
+                self._db.executescript(f"BEGIN;{change}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
                 found = SCHEMA_VERSION
-        if found != SCHEMA_VERSION:
+        self._old = found == 1
+        if found != SCHEMA_VERSION and not self._old:
             raise StudyError(
-                f"{self.path} has schema version {found}, this cdgrad reads {SCHEMA_VERSION}; "
+                f"{self.path} has schema version {found}, this cdgrad reads 1 to {SCHEMA_VERSION}; "
                 f"use the cdgrad that wrote it, or another --out"
             )
 
@@ -133,14 +193,20 @@ class Store:
         return cast(tuple[str, str], row)
 
     def add(self, run: Run, spec_hash: str) -> None:
-        """Keep a run, durably, before returning. A run of the same arm and seed is replaced."""
+        """Keep a run, durably, before returning. A run of the same key is replaced.
+
+        Raises:
+            StudyError: it is a trial that evaluated the test part, or the file cannot be written.
+        """
         row = (
-            run.arm,
-            run.seed,
+            *run.key,
             run.status,
             run.message,
             run.error,
+            run.evaluated,
+            _to_json(run.values),
             _to_json(run.epochs),
+            _to_json(run.measures),
             _to_json(run.config),
             run.fingerprint,
             _to_json(run.environment),
@@ -152,12 +218,12 @@ class Store:
             self._db.execute(f"INSERT OR REPLACE INTO runs VALUES ({', '.join('?' * len(row))})", row)
 
     def runs(self) -> list[Run]:
-        """All runs, by arm and seed."""
-        columns = (
-            "arm, seed, status, error, epochs, config, fingerprint, environment, started, seconds, message"
-        )
+        """All runs, by cell, arm, trial (final runs first) and seed."""
+        columns = (_OLD.get(column, column) if self._old else column for column in _COLUMNS)
         with self._explained():
-            rows = self._db.execute(f"SELECT {columns} FROM runs ORDER BY arm, seed").fetchall()
+            rows = self._db.execute(
+                f"SELECT {', '.join(columns)} FROM runs ORDER BY 1, 2, 3, 4"  # the key's four columns
+            ).fetchall()
             return [_run(row) for row in rows]
 
     @contextmanager
@@ -209,18 +275,14 @@ def _finite(value: Any) -> Any:
 
 
 def _run(row: tuple[Any, ...]) -> Run:
-    arm, seed, status, error, epochs, config, fingerprint, environment, started, seconds, message = row
-    curves = [{k: math.nan if v is None else v for k, v in e.items()} for e in json.loads(epochs)]
-    return Run(
-        arm,
-        seed,
-        status,
-        error,
-        curves,
-        json.loads(config),
-        fingerprint,
-        json.loads(environment),
-        started,
-        seconds,
-        message,
-    )
+    names = (column.strip('"') for column in _COLUMNS)
+    found: dict[str, Any] = dict(zip(names, row, strict=True))
+    for column in ("values", "epochs", "measures", "config", "environment"):
+        found[column] = json.loads(found[column])
+    found["epochs"] = [_with_nan(epoch) for epoch in found["epochs"]]
+    found["measures"] = _with_nan(found["measures"])
+    return Run(**found)
+
+
+def _with_nan(measured: dict[str, Any]) -> dict[str, Any]:
+    return {key: math.nan if value is None else value for key, value in measured.items()}

@@ -63,7 +63,8 @@ def read(folder: Path) -> Results:
         name, text = store.spec()
         runs = store.runs()
     spec = parse(text, name)
-    by_key = {(run.arm, run.seed): run for run in runs}
+    cell = next(iter(spec.cells))
+    by_key = {(run.arm, run.seed): run for run in runs if run.trial is None and run.cell == cell}
     finished: dict[str, dict[int, Run]] = {arm: {} for arm in spec.arms}
     failed: list[Run] = []
     for arm in spec.arms:
@@ -262,7 +263,7 @@ def _what(spec: Spec, arm: str) -> str:
     parts += [f"along {change.direction}"] if change.direction != "output" else []
     parts += [f"rescale {change.rescale}"] if change.rescale != "none" else []
     parts += ["linear too"] if change.linear else []
-    optimizer = {"lr": spec.setting(arm).optimizer.lr, **change.optimizer}
+    optimizer = {"lr": spec.setting(next(iter(spec.cells)), arm).optimizer.lr, **change.optimizer}
     return ", ".join([*parts, *(f"{key} {value}" for key, value in optimizer.items())])
 
 

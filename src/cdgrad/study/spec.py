@@ -14,19 +14,23 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from cdgrad.metrics import parse_metric
 from cdgrad.study import StudyError
-from cdgrad.study.fields import POSITIVE, as_table, at_least, check_keys, error_at, is_a, one_of, read
+from cdgrad.study.fields import POSITIVE, as_table, at_least, check_keys, error_at, one_of, read, seeds
+from cdgrad.study.tuning import Tuning, Values, read_tuning
 
 DATA = ("digits", "fake")
 MODELS = ("small-cnn",)
 DIRECTIONS = ("output", "input", "height", "width")
 RESCALES = ("none", "norm")
+TUNINGS = ("own", "baseline", "none")
 BASELINE_METRIC = "none"
 
 _ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,15}")
+_CELL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,39}")
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,18 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Arm:
-    """One thing to compare: a metric (or ``none``: nothing attached) and changes to the optimizer."""
+    """One thing to compare: a metric (or ``none``: nothing attached) and changes to the optimizer.
+
+    In a study with tuning, `tuning` says where the arm's setting comes from: trials of its ``"own"``, the
+    values chosen for the ``"baseline"``, or ``"none"``: it is as the specification says.
+    """
 
     metric: str = BASELINE_METRIC
     direction: str = field(default="output", metadata=one_of(*DIRECTIONS))
     rescale: str = field(default="none", metadata=one_of(*RESCALES))
     linear: bool = False
     optimizer: dict[str, Any] = field(default_factory=dict[str, Any])
+    tuning: str = field(default="own", metadata=one_of(*TUNINGS))
 
 
 @dataclass(frozen=True)
@@ -91,15 +100,26 @@ class Setting:
     @property
     def fingerprint(self) -> str:
         """Equal for two settings exactly where all their values are."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(as_json(self), sort_keys=True).encode()).hexdigest()
+
+
+def as_json(setting: Setting) -> dict[str, Any]:
+    """The setting as a record keeps it: tuples are lists."""
+    return json.loads(json.dumps(asdict(setting)))
+
+
+Tables = Mapping[str, Mapping[str, Any]]
+_TABLES = {"task": Task, "model": Model, "schedule": Schedule, "optimizer": Optimizer}
+_NOTHING: Values = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class Spec:
     """A study. `text` is the TOML it was read from, kept in the records.
 
-    `evaluate` is ``"test"``, or ``"validation"`` for a study that chooses settings: it never reads a
-    test set.
+    `cells` holds, for each combination in which the arms are compared, its tables ``task``, ``model``,
+    ``schedule`` and ``optimizer`` as read; a study without cells has one, named ``""``. `evaluate` is
+    ``"test"``, or ``"validation"`` for a study that never reads a test set.
     """
 
     name: str
@@ -108,27 +128,36 @@ class Spec:
     seeds: tuple[int, ...]
     evaluate: str
     workers: int
-    task: Task
-    model: Model
-    schedule: Schedule
-    optimizer: Optimizer
+    cells: dict[str, Tables]
     arms: dict[str, Arm]
+    tuning: Tuning | None
     text: str
 
-    def setting(self, arm: str) -> Setting:
-        """The setting of an arm: the study's own with the arm's changes."""
-        change, base = self.arms[arm], self.optimizer
-        merged = {"name": base.name, "lr": base.lr, **base.arguments, **change.optimizer}
+    def setting(self, cell: str, arm: str, values: Values = _NOTHING, *, trial: bool = False) -> Setting:
+        """The setting of an arm in a cell: the cell's own, with the arm's changes, with `values`.
+
+        Args:
+            cell: one of `cells`.
+            arm: one of `arms`.
+            values: what a trial tries, or what was chosen, by the keys of a search space.
+            trial: whether it is a trial's: those never read the test part.
+
+        Raises:
+            StudyError: a value is not allowed, or its key names nothing.
+        """
+        options = self.arms[arm]
+        tables = _changed(self.cells[cell], {"optimizer": options.optimizer})
+        for key, value in values.items():
+            table, _, inner = key.partition(".")
+            if inner and table in ("model", "schedule", "optimizer"):
+                tables = _changed(tables, {table: {inner: value}})
+            else:
+                options = _with_option(options, key, value, self.name)
+        arm_only = {f.name for f in fields(Arm)} & {f.name for f in fields(Setting)} - {"optimizer"}
         return Setting(
-            task=self.task,
-            model=self.model,
-            schedule=self.schedule,
-            optimizer=read(Optimizer, merged, f"arms.{arm}.optimizer", self.name),
-            metric=change.metric,
-            direction=change.direction,
-            rescale=change.rescale,
-            linear=change.linear,
-            evaluate=self.evaluate,
+            **_read_tables(tables, {"optimizer": f"arms.{arm}."} if options.optimizer else {}, self.name),
+            **{key: getattr(options, key) for key in arm_only},
+            evaluate="validation" if trial else self.evaluate,
         )
 
 
@@ -166,31 +195,34 @@ def parse(text: str, name: str) -> Spec:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise StudyError(f"{name}: not valid TOML: {error}") from None
-    tables = {"task": Task, "model": Model, "schedule": Schedule, "optimizer": Optimizer}
-    required = ("baseline", "seeds", *tables, "arms")
-    check_keys(table, (*required, "title", "evaluate", "workers"), required, "", name)
+    required = ("baseline", "seeds", "arms")
+    check_keys(
+        table, (*required, "title", "evaluate", "workers", *_TABLES, "cells", "tuning"), required, "", name
+    )
     head = read(_Head, {k: v for k, v in table.items() if k in _HEAD}, "", name)
     arms = {
         str(arm): _arm(str(arm), value, name) for arm, value in as_table(table["arms"], "arms", name).items()
     }
     if head.baseline not in arms:
         raise error_at(name, "baseline", head.baseline, f"one of the arms: {', '.join(arms) or 'none given'}")
+    final_seeds = seeds(table["seeds"], "seeds", name)
+    tuning = None
+    if "tuning" in table:
+        own = [arm for arm, about in arms.items() if about.tuning == "own"]
+        tuning = read_tuning(table["tuning"], final_seeds, own, name)
     spec = Spec(
         name=name,
         title=head.title or name,
         baseline=head.baseline,
-        seeds=_seeds(table["seeds"], name),
+        seeds=final_seeds,
         evaluate=head.evaluate,
         workers=head.workers,
-        task=read(Task, table["task"], "task", name),
-        model=read(Model, table["model"], "model", name),
-        schedule=read(Schedule, table["schedule"], "schedule", name),
-        optimizer=read(Optimizer, table["optimizer"], "optimizer", name),
+        cells=_cells(table, name),
         arms=arms,
+        tuning=tuning,
         text=text,
     )
-    for arm in arms:
-        spec.setting(arm)
+    _check_settings(spec)
     return spec
 
 
@@ -235,17 +267,98 @@ def _arm(title: str, value: Any, name: str) -> Arm:
         raise StudyError(f"{name}: {where}.metric: {error}") from None
 
 
-def _seeds(value: Any, name: str) -> tuple[int, ...]:
-    """A count n for the seeds 0..n-1, or a list of them."""
-    allowed = "a count of at least 1, or a list of different integers of at least 0"
-    if is_a(value, int) and value >= 1:
-        return tuple(range(value))
-    if not isinstance(value, list) or not value:
-        raise error_at(name, "seeds", value, allowed)
-    seeds: list[Any] = value  # pyright: ignore[reportUnknownVariableType]
-    if not all(is_a(s, int) and s >= 0 for s in seeds) or len(set(seeds)) < len(seeds):
-        raise error_at(name, "seeds", seeds, allowed)
-    return tuple(seeds)
+def _cells(table: Mapping[str, Any], name: str) -> dict[str, Tables]:
+    """The tables of each cell: the specification's own, with the cell's changes."""
+    common = {key: as_table(table[key], key, name) for key in _TABLES if key in table}
+    if "cells" not in table:
+        _read_tables(common, {}, name)
+        return {"": common}
+    cells: dict[str, Tables] = {}
+    for cell, value in as_table(table["cells"], "cells", name).items():
+        if not _CELL_NAME.fullmatch(cell):
+            raise StudyError(
+                f"{name}: cell name {cell!r} is not allowed; use 1 to 40 letters, digits and . _ + = -"
+            )
+        changes = as_table(value, f"cells.{cell}", name)
+        check_keys(changes, _TABLES, (), f"cells.{cell}.", name)
+        changes = {key: as_table(changes[key], f"cells.{cell}.{key}", name) for key in changes}
+        cells[cell] = _changed(common, changes)
+        _read_tables(cells[cell], dict.fromkeys(changes, f"cells.{cell}."), name)
+    if not cells:
+        raise StudyError(f"{name}: cells has no cell; give it one, or leave it out")
+    return cells
+
+
+def _changed(tables: Tables, changes: Tables) -> Tables:
+    """`tables` with the keys of `changes`.
+
+    A network or optimizer of another name starts anew: the arguments of the one are not the other's.
+    """
+    merged = dict(tables)
+    for key, change in changes.items():
+        old = tables.get(key, {})
+        renamed = "name" in change and change["name"] != old.get("name")
+        merged[key] = dict(change) if renamed else {**old, **change}
+    return merged
+
+
+def _read_tables(tables: Tables, places: Mapping[str, str], name: str) -> dict[str, Any]:
+    """The four typed tables; `places` says in front of which of them a message names another place."""
+    for key in _TABLES:
+        if key not in tables:
+            raise StudyError(f"{name}: {key} is missing")
+    return {
+        key: read(kind, tables[key], f"{places.get(key, '')}{key}", name) for key, kind in _TABLES.items()
+    }
+
+
+def _with_option(arm: Arm, key: str, value: Any, name: str) -> Arm:
+    """An arm with another value of an option; ``lam`` is its metric's."""
+    options = {f.name for f in fields(Arm)} - {"metric", "optimizer", "tuning"}
+    if key in options:
+        return read(Arm, asdict(arm) | {key: value}, "arm", name)
+    metric = None if arm.metric == BASELINE_METRIC else parse_metric(arm.metric)
+    if key != "lam":
+        known = [*sorted(options), "lam", "model.KEY", "schedule.KEY", "optimizer.KEY"]
+        check_keys({key: value}, known, (), "", name)
+    if metric is None or not any(f.name == "lam" for f in fields(metric)):
+        raise StudyError(f"{name}: metric {arm.metric} has no lam")
+    try:
+        return replace(arm, metric=str(replace(metric, lam=value)))  # pyright: ignore[reportCallIssue]
+    except (TypeError, ValueError) as error:
+        raise StudyError(f"{name}: {error}") from None
+
+
+def _check_settings(spec: Spec) -> None:
+    """Every setting that the study can come to: each arm in each cell, at the corners of its space."""
+    for arm, about in spec.arms.items():
+        if spec.tuning is None:
+            if about.tuning != "own":
+                raise StudyError(f"{spec.name}: arms.{arm}.tuning has no meaning without a table tuning")
+        elif about.tuning == "baseline" and spec.arms[spec.baseline].tuning != "own":
+            raise StudyError(
+                f'{spec.name}: arms.{arm}.tuning = "baseline" needs a baseline that is tuned itself; '
+                f"{spec.baseline} is not"
+            )
+        for cell in spec.cells:
+            spec.setting(cell, arm)
+            if spec.tuning is not None and about.tuning != "none":
+                searched = arm if about.tuning == "own" else spec.baseline
+                _check_space(spec, spec.tuning, cell, arm, searched)
+
+
+def _check_space(spec: Spec, tuning: Tuning, cell: str, arm: str, searched: str) -> None:
+    for key, about in tuning.of(searched).items():
+        for value in about.corners:
+            try:
+                spec.setting(cell, arm, {key: value})
+            except StudyError as error:
+                table = f"arms.{searched}" if key in tuning.arms.get(searched, {}) else "space"
+                place = f" in cell {cell}" if cell else ""
+                raise StudyError(
+                    f'{spec.name}: tuning.{table}."{key}" = {value!r} is not possible for arm {arm}{place}: '
+                    f"{str(error).removeprefix(f'{spec.name}: ')}"
+                ) from None
 
 
 def _builtin() -> Any:

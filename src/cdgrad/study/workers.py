@@ -9,27 +9,51 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from typing import Any
 
 from cdgrad.study import StudyError
 from cdgrad.study.environment import environment
-from cdgrad.study.records import Run, Status
-from cdgrad.study.spec import Setting
+from cdgrad.study.records import Key, Run, Status
+from cdgrad.study.spec import Setting, as_json
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run to make."""
+    """One run to make: a trial's, or a final one, where `trial` is None.
 
+    `values` are those that a trial or the choice among trials put in the setting.
+    """
+
+    cell: str
     arm: str
+    trial: int | None
     seed: int
     setting: Setting
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def key(self) -> Key:
+        """Which run of the study it is."""
+        return self.cell, self.arm, self.trial, self.seed
+
+    def run(self, started: datetime, **found: Any) -> Run:
+        """The record of this job, with what was found."""
+        return Run(
+            *self.key,
+            evaluated=self.setting.evaluate,
+            values=self.values,
+            config=as_json(self.setting),
+            fingerprint=self.setting.fingerprint,
+            started=started.isoformat(timespec="seconds"),
+            **found,
+        )
 
 
 @dataclass(frozen=True)
@@ -58,7 +82,9 @@ def execute(job: Job, on_epoch: Callable[[int, dict[str, float]], None]) -> Run:
 
     started, clock = datetime.now(UTC), time.perf_counter()
     status: Status = "failed"
-    message, error, epochs = "", None, list[dict[str, float]]()
+    message, error, epochs, measures = "", None, list[dict[str, float]](), dict[str, Any]()
+    if job.trial is not None and job.setting.evaluate == "test":
+        raise ValueError(f"trial {job.trial} of arm {job.arm} would read the test part")
     try:
         outcome = train(job.setting, job.seed, on_epoch)
         status, error, epochs = outcome.status, outcome.error, outcome.epochs
@@ -66,48 +92,47 @@ def execute(job: Job, on_epoch: Callable[[int, dict[str, float]], None]) -> Run:
         raise
     except Exception as problem:
         message = str(problem) if isinstance(problem, StudyError) else f"{type(problem).__name__}: {problem}"
-    return Run(
-        arm=job.arm,
-        seed=job.seed,
+    return job.run(
+        started,
         status=status,
         error=error,
         epochs=epochs,
-        config=asdict(job.setting),
-        fingerprint=job.setting.fingerprint,
+        measures=measures,
         environment=environment() | {"threads": torch.get_num_threads()},
-        started=started.isoformat(timespec="seconds"),
         seconds=round(time.perf_counter() - clock, 3),
         message=" ".join(message.split()),
     )
 
 
-def run_all(jobs: Iterable[Job], workers: int) -> Generator[EpochDone | RunDone]:
+def run_all(jobs: list[Job], workers: int) -> Generator[EpochDone | RunDone]:
     """Make the runs in up to `workers` processes of one thread each; yield what happens, as it does.
 
     A worker that dies is replaced, and its run reported as failed. Leaving the iterator, by an
     exception or by closing it, ends all workers.
+
+    Args:
+        jobs: taken from its front. The consumer may change it between two events: what comes of a run may
+            be more of them.
+        workers: how many at once.
     """
-    queue = list(jobs)[::-1]
     pool: dict[int, _Worker] = {}
     try:
-        for index in range(min(workers, len(queue))):
-            pool[index] = _Worker(queue.pop())
-        while pool:
-            ready = wait([w.pipe for w in pool.values()])
-            for index, worker in list(pool.items()):
-                if worker.pipe not in ready:
-                    continue
-                event = worker.receive(index)
-                yield event
-                if isinstance(event, EpochDone):
-                    continue
-                if not queue:
-                    worker.end()
-                    del pool[index]
-                elif worker.alive:
-                    worker.take(queue.pop())
-                else:
-                    pool[index] = _Worker(queue.pop())
+        while True:
+            for index in range(workers):
+                if not jobs:
+                    break
+                worker = pool.get(index)
+                if worker is None or not worker.alive:
+                    worker = pool[index] = _Worker()
+                if worker.job is None:
+                    worker.take(jobs.pop(0))
+            busy = {index: worker for index, worker in pool.items() if worker.job is not None}
+            if not busy:
+                return
+            ready = wait([worker.pipe for worker in busy.values()])
+            for index, worker in busy.items():
+                if worker.pipe in ready:
+                    yield worker.receive(index)
     finally:
         for worker in pool.values():
             worker.end()
@@ -116,7 +141,7 @@ def run_all(jobs: Iterable[Job], workers: int) -> Generator[EpochDone | RunDone]
 class _Worker:
     """The driver's side of one worker process."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self) -> None:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         # A daemon, so that it cannot keep an exiting driver waiting.
@@ -124,8 +149,11 @@ class _Worker:
         with _one_thread(), _interrupts_ignored():
             self._process.start()
         theirs.close()
-        self.alive = True
-        self.take(job)
+        self.job: Job | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self._process.is_alive()
 
     def take(self, job: Job) -> None:
         self.job, self._since = job, datetime.now(UTC)
@@ -133,35 +161,34 @@ class _Worker:
             self.pipe.send(job)
 
     def receive(self, index: int) -> EpochDone | RunDone:
-        """The next event. The end of the pipe means that the process was killed."""
+        """The next event. The end of the pipe, perhaps in mid-message, means that the process was killed."""
+        assert self.job is not None
+        job = self.job
         try:
             message = self.pipe.recv()
-        except (EOFError, ConnectionError):
-            self.alive = False
+        except (EOFError, OSError):
             self._process.join()
-            return RunDone(index, self.job, self._killed())
+            message = self._killed(job)
         if isinstance(message, int):
-            return EpochDone(index, self.job, message)
-        return RunDone(index, self.job, message)
+            return EpochDone(index, job, message)
+        self.job = None
+        return RunDone(index, job, message)
 
     def end(self) -> None:
         self._process.terminate()
         self._process.join()
         self.pipe.close()
 
-    def _killed(self) -> Run:
+    def _killed(self, job: Job) -> Run:
         code = self._process.exitcode or 0
         how = f"killed by signal {-code}, perhaps for want of memory" if code < 0 else f"exit status {code}"
-        return Run(
-            arm=self.job.arm,
-            seed=self.job.seed,
+        return job.run(
+            self._since,
             status="failed",
             error=None,
             epochs=[],
-            config=asdict(self.job.setting),
-            fingerprint=self.job.setting.fingerprint,
+            measures={},
             environment=environment(),
-            started=self._since.isoformat(timespec="seconds"),
             seconds=(datetime.now(UTC) - self._since).total_seconds(),
             message=f"the worker ended in mid-run: {how}",
         )
