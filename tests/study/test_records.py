@@ -58,6 +58,72 @@ def test_a_folder_without_a_study(tmp_path):
         Store(tmp_path, write=False)
 
 
+@pytest.mark.parametrize("evaluated", ["test", "validation"])
+def test_the_store_takes_no_trial_that_evaluated_the_test_part(tmp_path, make_run, evaluated):
+    with Store(tmp_path, write=True) as store:
+        digest = store.use_spec("tiny", "text")
+        run = make_run("sgd", 100, 3.0, trial=0, evaluated=evaluated)
+        if evaluated == "test":
+            with pytest.raises(StudyError, match="CHECK constraint failed: trial IS NULL OR evaluated"):
+                store.add(run, digest)
+            assert store.runs() == []
+        else:
+            store.add(run, digest)
+            assert store.runs() == [run]
+
+
+def test_cell_arm_trial_and_seed_are_a_run(tmp_path, make_run):
+    runs = [
+        make_run("sgd", seed, 1.0, cell=cell, trial=trial, evaluated="validation", values={"lam": 0.1 + 0.2})
+        for cell in ("a", "b")
+        for trial in (None, 0, 1)
+        for seed in (0, 1)
+    ]
+    with Store(tmp_path, write=True) as store:
+        digest = store.use_spec("tiny", "text")
+        for run in [*runs, *runs]:
+            store.add(run, digest)
+        assert store.runs() == runs
+
+
+# Schema 1, as the first version of cdgrad wrote it.
+SCHEMA_1 = """
+CREATE TABLE specs (hash TEXT PRIMARY KEY, name TEXT NOT NULL, text TEXT NOT NULL, last_used INTEGER NOT NULL)
+STRICT;
+CREATE TABLE runs (arm TEXT NOT NULL, seed INTEGER NOT NULL,
+    status TEXT NOT NULL CHECK (status IN ('ok', 'diverged', 'failed')), message TEXT NOT NULL, error REAL,
+    epochs TEXT NOT NULL, config TEXT NOT NULL, fingerprint TEXT NOT NULL, environment TEXT NOT NULL,
+    started TEXT NOT NULL, seconds REAL NOT NULL, spec TEXT NOT NULL REFERENCES specs (hash),
+    PRIMARY KEY (arm, seed)) STRICT;
+INSERT INTO specs VALUES ('h', 'tiny', 'text', 1);
+INSERT INTO runs VALUES ('sgd', 0, 'ok', '', 2.5, '[{"loss": null}]', '{"evaluate": "test"}', 'f',
+    '{"torch": "2.0"}', '2026-01-01', 1.5, 'h');
+INSERT INTO runs VALUES ('sgd', 1, 'failed', 'no', NULL, '[]', '{"evaluate": "validation"}', 'f',
+    '{"torch": "2.0"}', '2026-01-01', 1.5, 'h');
+PRAGMA user_version = 1;
+"""
+
+
+def test_records_of_the_first_schema_are_read_and_then_kept_in_the_present_one(tmp_path):
+    db = sqlite3.connect(tmp_path / FILE)
+    db.executescript(SCHEMA_1)
+    db.close()
+    with Store(tmp_path, write=False) as store:
+        before, spec = store.runs(), store.spec()
+    assert [(r.key, r.status, r.error, r.evaluated) for r in before] == [
+        (("", "sgd", None, 0), "ok", 2.5, "test"),
+        (("", "sgd", None, 1), "failed", None, "validation"),
+    ]
+    assert math.isnan(before[0].epochs[0]["loss"])
+    assert (before[0].environment, before[0].seconds, before[1].message) == ({"torch": "2.0"}, 1.5, "no")
+    with Store(tmp_path, write=True) as store:
+        assert repr(store.runs()) == repr(before)
+        assert store.spec() == spec
+        assert store._db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+        tables = store._db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+        assert set(tables) == {("specs",), ("runs",)}
+
+
 def test_records_of_another_schema_are_refused(tmp_path):
     Store(tmp_path, write=True).close()
     with sqlite3.connect(tmp_path / FILE) as db:

@@ -45,6 +45,28 @@ def test_a_study_makes_what_is_missing_and_records_how(tiny, tiny_text, tmp_path
     ]
 
 
+def test_trials_choose_what_the_final_runs_use(tiny_text, tmp_path, capfd):
+    spec = parse(
+        tiny_text + "[tuning]\ntrials = 2\nseeds = [100]\n[tuning.space]\n"
+        '"optimizer.lr" = { low = 0.01, high = 1.0, log = true }\n',
+        "tiny",
+    )
+    run_study(spec, tmp_path, workers=2)
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == "tiny: 8 runs, 0 of them done"
+    assert "1/8 sgd, trial 0, seed 100: error" in lines[1] or "1/8 directed, trial 0, seed 100" in lines[1]
+    runs = records(tmp_path)
+    assert {(r.trial is None, r.evaluated) for r in runs} == {(True, "test"), (False, "validation")}
+    for arm in spec.arms:
+        trials = [r for r in runs if r.arm == arm and r.trial is not None]
+        assert [t.error for t in trials] == [t.epochs[-1]["validation_error"] for t in trials]
+        best = min(trials, key=lambda r: (r.error, r.trial))
+        final = [r for r in runs if r.arm == arm and r.trial is None]
+        assert [r.values for r in final] == [best.values] * 2
+        assert [r.config["optimizer"]["lr"] for r in final] == [best.values["optimizer.lr"]] * 2
+    assert run_study(spec, tmp_path, workers=2) == []
+
+
 def test_missing_runs_come_seed_by_seed_and_failed_ones_again(tiny, make_run):
     runs = [make_run("sgd", 0, 3.0), make_run("directed", 0, None, status="failed")]
     assert [(job.arm, job.seed) for job in Plan(tiny, runs, "here").next_jobs()] == [

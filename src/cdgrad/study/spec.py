@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
@@ -206,10 +206,6 @@ def parse(text: str, name: str) -> Spec:
     if head.baseline not in arms:
         raise error_at(name, "baseline", head.baseline, f"one of the arms: {', '.join(arms) or 'none given'}")
     final_seeds = seeds(table["seeds"], "seeds", name)
-    tuning = None
-    if "tuning" in table:
-        own = [arm for arm, about in arms.items() if about.tuning == "own"]
-        tuning = read_tuning(table["tuning"], final_seeds, own, name)
     spec = Spec(
         name=name,
         title=head.title or name,
@@ -219,7 +215,7 @@ def parse(text: str, name: str) -> Spec:
         workers=head.workers,
         cells=_cells(table, name),
         arms=arms,
-        tuning=tuning,
+        tuning=_tuning(table, head.baseline, arms, final_seeds, name),
         text=text,
     )
     _check_settings(spec)
@@ -289,6 +285,21 @@ def _cells(table: Mapping[str, Any], name: str) -> dict[str, Tables]:
     return cells
 
 
+def _tuning(
+    table: Mapping[str, Any], baseline: str, arms: Mapping[str, Arm], final_seeds: Sequence[int], name: str
+) -> Tuning | None:
+    for arm, about in arms.items():
+        if "tuning" not in table and about.tuning != "own":
+            raise StudyError(f"{name}: arms.{arm}.tuning has no meaning without a table tuning")
+        if about.tuning == "baseline" and arms[baseline].tuning != "own":
+            raise StudyError(
+                f'{name}: arms.{arm}.tuning = "baseline" needs a baseline that is tuned itself; '
+                f"{baseline} is not"
+            )
+    own = [arm for arm, about in arms.items() if about.tuning == "own"]
+    return read_tuning(table["tuning"], final_seeds, own, name) if "tuning" in table else None
+
+
 def _changed(tables: Tables, changes: Tables) -> Tables:
     """`tables` with the keys of `changes`.
 
@@ -332,14 +343,6 @@ def _with_option(arm: Arm, key: str, value: Any, name: str) -> Arm:
 def _check_settings(spec: Spec) -> None:
     """Every setting that the study can come to: each arm in each cell, at the corners of its space."""
     for arm, about in spec.arms.items():
-        if spec.tuning is None:
-            if about.tuning != "own":
-                raise StudyError(f"{spec.name}: arms.{arm}.tuning has no meaning without a table tuning")
-        elif about.tuning == "baseline" and spec.arms[spec.baseline].tuning != "own":
-            raise StudyError(
-                f'{spec.name}: arms.{arm}.tuning = "baseline" needs a baseline that is tuned itself; '
-                f"{spec.baseline} is not"
-            )
         for cell in spec.cells:
             spec.setting(cell, arm)
             if spec.tuning is not None and about.tuning != "none":

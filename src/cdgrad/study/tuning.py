@@ -165,14 +165,16 @@ def _sobol(space: Mapping[str, Dimension], trials: int) -> list[dict[str, Any]]:
     """The first points of the sequence; its scrambling is fixed, so they depend on the space alone."""
     import optuna  # half a second, which a study without tuning does not spend
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=0)
-    storage = optuna.storages.InMemoryStorage()
-    number = storage.create_new_study([optuna.study.StudyDirection.MINIMIZE])
-    # A study's first trial would be drawn at random, by another sampler: ask the sequence itself. The
-    # name keeps Optuna from announcing the study in the log.
-    study = optuna.Study(storage.get_study_name_from_id(number), storage, sampler=sampler)
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would announce a study of its own
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=0)
+        study = optuna.create_study(sampler=sampler)
+    finally:
+        optuna.logging.set_verbosity(before)
+    # `study.ask` would draw the first trial at random, by another sampler: ask the sequence itself.
     trial = optuna.trial.create_trial(value=0.0)
     distributions = {key: _distribution(about) for key, about in sorted(space.items())}
     return [sampler.sample_relative(study, trial, distributions) for _ in range(trials)]

@@ -1,0 +1,171 @@
+"""Which runs follow from a specification and from the records of its runs, without training any."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from cdgrad.study import StudyError
+from cdgrad.study.plan import Plan
+from cdgrad.study.spec import parse
+
+TUNING = """
+[arms.same-rate]
+metric = "reweighted:lam=3"
+tuning = "baseline"
+[arms.fixed]
+tuning = "none"
+[cells.a]
+[cells.b]
+model.width = 3
+[tuning]
+trials = 3
+seeds = [100, 101]
+[tuning.space]
+"optimizer.lr" = { low = 0.01, high = 1.0, log = true }
+"""
+
+
+@pytest.fixture
+def text(tiny_text) -> str:
+    return tiny_text + TUNING
+
+
+@pytest.fixture
+def spec(text):
+    return parse(text, "tiny")
+
+
+def ended(job, error, status="ok"):
+    """The record of a job with a given error."""
+    error = None if status == "failed" else error
+    return job.run(
+        datetime.now(UTC), status=status, error=error, epochs=[], measures={}, environment={}, seconds=0.0
+    )
+
+
+def played(spec, error=lambda job: 5.0 + (job.trial or 0), runs=(), until=lambda job: False):
+    """All the jobs of a study in the order that one worker makes them; their runs' errors are given."""
+    plan, order, made = Plan(spec, runs, "here"), [], list(runs)
+    jobs = plan.next_jobs()
+    while jobs:
+        job = jobs.pop(0)
+        if until(job):
+            break
+        run = ended(job, error(job))
+        plan.add(run)
+        made.append(run)
+        order.append(job)
+        jobs += plan.next_jobs()
+        plan.sort(jobs)
+    return order, made
+
+
+def test_trials_first_and_final_runs_seed_by_seed_as_soon_as_their_arm_is_tuned(spec):
+    order, _ = played(spec)
+    assert len(order) == len(Plan(spec, [], "here").keys) == 2 * (3 * 2 * 2 + 4 * 2)
+    first_cell = [(j.arm, j.trial, j.seed) for j in order if j.cell == "a"]
+    assert first_cell[:4] == [("sgd", 0, 100), ("directed", 0, 100), ("sgd", 0, 101), ("directed", 0, 101)]
+    assert first_cell[12:] == [(arm, None, seed) for seed in (0, 1) for arm in spec.arms]
+    assert [j.cell for j in order] == ["a"] * 20 + ["b"] * 20
+    # What nothing is chosen for can start at once, and only that.
+    ready = Plan(spec, [], "here").next_jobs()
+    assert {j.arm for j in ready if j.trial is None} == {"fixed"}
+
+
+def test_the_final_runs_use_the_best_trial_of_their_own_cell(spec):
+    def error(job):
+        return abs((job.trial or 0) - (2 if job.cell == "a" else 1)) + job.seed % 2
+
+    order, made = played(spec, error)
+    points = spec.tuning.points("sgd")
+    for job in order:
+        if job.trial is not None:
+            assert job.values == points[job.trial]
+            assert job.setting == spec.setting(job.cell, job.arm, points[job.trial], trial=True)
+            continue
+        best = {} if job.arm == "fixed" else points[2 if job.cell == "a" else 1]
+        assert job.values == best
+        assert job.setting == spec.setting(job.cell, job.arm, best)
+    choice = Plan(spec, made, "here").choice("a", "directed")
+    assert (choice.trial, choice.errors) == (2, {0: [2.0, 3.0], 1: [1.0, 2.0], 2: [0.0, 1.0]})
+    assert Plan(spec, made, "here").choice("a", "fixed") is None
+
+
+@pytest.mark.parametrize("stop", [0, 1, 5, 12, 13, 19, 25, 39])
+def test_a_study_that_stopped_anywhere_goes_on_to_the_same_runs(spec, stop):
+    whole, _ = played(spec)
+    count = iter(range(1000))
+    before, made = played(spec, until=lambda job: next(count) == stop)
+    after, _ = played(spec, runs=made)
+    assert before + after == whole
+
+
+def test_an_arm_with_a_failed_trial_waits_for_it(spec):
+    plan = Plan(spec, [], "here")
+    for job in plan.next_jobs():
+        failed = (job.cell, job.arm, job.trial, job.seed) == ("a", "directed", 1, 100)
+        plan.add(ended(job, 5.0, "failed" if failed else "ok"))
+    assert ("a", "directed") not in {(j.cell, j.arm) for j in plan.next_jobs()}
+    made = list(plan._done.values())
+    assert [j.key for j in Plan(spec, made, "here").next_jobs() if j.trial is not None] == [
+        ("a", "directed", 1, 100)
+    ]
+
+
+def test_a_diverged_trial_counts_as_measured(spec):
+    def error(job):
+        return 90.0 if job.trial in (0, 1) else 50.0
+
+    plan = Plan(spec, [], "here")
+    for job in plan.next_jobs():
+        plan.add(ended(job, error(job), "diverged"))
+    assert plan.choice("a", "sgd").trial == 2
+
+
+def test_seeds_arms_and_cells_may_be_added(text, spec):
+    _, made = played(spec)
+    more = parse(
+        text.replace("seeds = 2", "seeds = 3") + "[arms.third]\ntuning = 'none'\n[cells.c]\n", "tiny"
+    )
+    order, _ = played(more, runs=made)
+    assert {(j.cell, j.arm, j.seed) for j in order if j.cell in "ab"} == {
+        *((c, arm, 2) for c in "ab" for arm in more.arms),
+        *((c, "third", seed) for c in "ab" for seed in (0, 1)),
+    }
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "finals", "message"),
+    [
+        ("high = 1.0", "high = 2.0", False, "trials of arm .* in cell a .*optimizer.lr was 0.* and is 0"),
+        ("high = 1.0", "high = 2.0", True, r"optimizer.lr was 0.* and is 0"),
+        ("trials = 3", "trials = 2", True, r"\(tuning.trials was 3 or more and is 2\)"),
+        ("trials = 3", "trials = 4", True, r"runs of arm .*\(tuning.trials was 3 and is 4\)"),
+        ("[100, 101]", "[100]", True, r"\(tuning.seeds had 101 and is \[100\]\)"),
+        ("[100, 101]", "[100, 101, 102]", True, r"\(tuning.seeds was another list than"),
+        ("momentum = 0.9", "momentum = 0.8", True, r"\(optimizer.arguments.momentum was 0.9 and is 0.8\)"),
+        ("momentum = 0.9", "momentum = 0.8", False, "trials of arm .*momentum was 0.9 and is 0.8"),
+        ("model.width = 3", "model.width = 4", True, "in cell b .*model.arguments.width was 3 and is 4"),
+        ('tuning = "baseline"', 'tuning = "own"', True, "tuning.trials was 0 and is 3"),
+        (
+            'tuning = "baseline"',
+            'tuning = "none"',
+            True,
+            r"arm same-rate .*\(optimizer.lr was 0.5.* and is None",
+        ),
+    ],
+)
+def test_a_changed_specification_is_never_mixed_with_old_runs(text, spec, old, new, finals, message):
+    assert old in text
+    _, made = played(spec)
+    made = [run for run in made if finals or (run.trial is not None and run.trial < 2)]
+    with pytest.raises(StudyError, match=message) as caught:
+        Plan(parse(text.replace(old, new), "tiny"), made, "here")
+    assert "not mixed: restore the specification, or choose another --out" in str(caught.value)
+
+
+def test_more_trials_may_be_asked_for_before_the_first_final_run(text, spec):
+    _, made = played(spec)
+    trials = [run for run in made if run.trial is not None]
+    more = Plan(parse(text.replace("trials = 3", "trials = 4"), "tiny"), trials, "here")
+    assert {j.trial for j in more.next_jobs() if j.arm != "fixed"} == {3}

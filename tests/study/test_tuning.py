@@ -1,0 +1,187 @@
+"""Cells, search spaces and the settings that come of them."""
+
+import math
+
+import pytest
+
+from cdgrad.study import StudyError
+from cdgrad.study.spec import Optimizer, Spec, parse
+from cdgrad.study.tuning import Dimension, Tuning, best
+
+CELLS = """
+[cells.narrow]
+[cells.wide-adam]
+model.width = 3
+optimizer = { name = "torch.optim:Adam", lr = 1e-3 }
+[cells.own-net]
+model = { name = "mynet:build", depth = 2 }
+schedule.epochs = 2
+"""
+TUNING = """
+[tuning]
+trials = 4
+seeds = [100, 101]
+[tuning.space]
+"optimizer.lr" = { low = 0.01, high = 1.0, log = true }
+[tuning.arms.directed]
+lam = { low = 0.1, high = 10.0, log = true }
+"""
+
+
+@pytest.fixture
+def cells(tiny_text) -> Spec:
+    return parse(tiny_text + CELLS, "tiny")
+
+
+@pytest.fixture
+def tuned(tiny_text) -> Spec:
+    return parse(tiny_text + TUNING, "tiny")
+
+
+def test_a_study_without_cells_has_one_without_a_name(tiny):
+    assert list(tiny.cells) == [""]
+
+
+def test_a_cell_changes_only_what_it_names(cells):
+    narrow, wide, own = (cells.setting(cell, "sgd") for cell in cells.cells)
+    assert narrow.model.arguments == {"width": 2}
+    assert (wide.model.name, wide.model.arguments) == ("small-cnn", {"width": 3})
+    assert (own.schedule.epochs, own.schedule.batch) == (2, narrow.schedule.batch)
+    assert narrow.task == wide.task == own.task
+
+
+def test_another_name_inherits_no_arguments(cells):
+    assert cells.setting("wide-adam", "sgd").optimizer == Optimizer("torch.optim:Adam", 1e-3)
+    assert cells.setting("wide-adam", "directed").optimizer == Optimizer("torch.optim:Adam", 0.3)
+    assert cells.setting("own-net", "sgd").model.arguments == {"depth": 2}
+
+
+def test_a_cell_may_hold_what_the_study_leaves_open(tiny_text):
+    text = tiny_text.replace('[model]\nname = "small-cnn"\nwidth = 2\n', "")
+    with pytest.raises(StudyError, match="tiny: model is missing"):
+        parse(text, "tiny")
+    with pytest.raises(StudyError, match="tiny: model is missing"):
+        parse(text + "[cells.a]\n", "tiny")
+    assert parse(text + '[cells.a]\nmodel.name = "small-cnn"\n', "tiny").setting("a", "sgd")
+
+
+def test_values_are_put_in_the_setting(tuned, cells):
+    values = {"optimizer.lr": 0.7, "optimizer.weight_decay": 1e-3, "lam": 2.5, "direction": "input"}
+    setting = tuned.setting("", "directed", values)
+    assert setting.optimizer == Optimizer("torch.optim:SGD", 0.7, {"momentum": 0.9, "weight_decay": 1e-3})
+    assert (setting.metric, setting.direction) == ("reweighted:lam=2.5", "input")
+    assert cells.setting("narrow", "sgd", {"model.width": 4}).model.arguments == {"width": 4}
+
+
+def test_a_trial_never_evaluates_the_test_part(tuned):
+    assert tuned.setting("", "sgd").evaluate == "test"
+    assert tuned.setting("", "sgd", trial=True).evaluate == "validation"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("model.width = 3", "modl.width = 3", "unknown key cells.wide-adam.modl; did you mean cells."),
+        ("model.width = 3", "task.train = 0", "cells.wide-adam.task.train must be an integer of at least 1"),
+        ("lr = 1e-3", "lr = -1", "cells.wide-adam.optimizer.lr must be a positive number; got -1.0"),
+        (", lr = 1e-3", "", "cells.wide-adam.optimizer.lr is missing"),
+        ("[cells.narrow]", "[cells.'a b']", "cell name 'a b' is not allowed"),
+        ("[cells.narrow]", "[cells.narrow]\nmodel = 3", "cells.narrow.model must be a table of keys; got 3"),
+        ("trials = 4", "trials = 0", "tuning.trials must be an integer of at least 1; got 0"),
+        ("trials = 4", "", "tuning.trials is missing"),
+        ("trials = 4", "trial = 4", "unknown key tuning.trial; did you mean tuning.trials?"),
+        ("[100, 101]", "[100, 1]", "tuning.seeds must differ from seeds, lest final runs repeat what"),
+        ("[100, 101]", "[100, 100]", "tuning.seeds must be a count of at least 1, or a list"),
+        ("low = 0.01", "low = 1.0", 'tuning.space."optimizer.lr".high must be above low, which is 1.0'),
+        ("low = 0.01", "low = 0", 'tuning.space."optimizer.lr".low must be positive where log = true'),
+        ("low = 0.01", "low = -inf", 'tuning.space."optimizer.lr".low must be a finite number; got -inf'),
+        ("low = 0.01, ", "", 'tuning.space."optimizer.lr".low is missing'),
+        ("log = true", "log = 1", 'tuning.space."optimizer.lr".log must be true or false; got 1'),
+        ("log = true", "lgo = true", 'unknown key tuning.space."optimizer.lr".lgo; did you mean'),
+        ("log = true", "integer = true", 'tuning.space."optimizer.lr".low must be an integer where'),
+        (
+            "low = 0.01, high = 1.0, log = true",
+            "choices = [1]",
+            "choices must be a list of at least 2",
+        ),
+        ("low = 0.01, high = 1.0, log = true", "choices = [1, 1]", "choices must be a list of at least 2"),
+        ('"optimizer.lr"', '"optimizr.lr"', "unknown key optimizr.lr; did you mean"),
+        ('"optimizer.lr"', '"task.train"', "unknown key task.train"),
+        ('"optimizer.lr"', '"schedule.epoch"', "unknown key schedule.epoch; did you mean schedule.epochs?"),
+        (
+            '"optimizer.lr"',
+            '"schedule.epochs"',
+            'tuning.space."schedule.epochs" = 0.01 is not possible for arm sgd in cell narrow: '
+            "schedule.epochs must be an integer of at least 1; got 0.01",
+        ),
+        ('"optimizer.lr"', '"lam"', 'tuning.space."lam" = 0.01 is not possible for arm sgd in cell narrow:'),
+        ("lam = { low = 0.1", "lam = { low = -1", 'tuning.arms.directed."lam".low must be positive'),
+        ("arms.directed]\nlam", "arms.direct]\nlam", "unknown key tuning.arms.direct; did you mean"),
+        ('"optimizer.lr" = ', '# "optimizer.lr" = ', "arm sgd has nothing to tune: give tuning.space or"),
+    ],
+)
+def test_an_error_names_the_key_what_came_and_what_is_allowed(tiny_text, old, new, message):
+    text = tiny_text + CELLS + TUNING
+    assert old in text
+    with pytest.raises(StudyError) as caught:
+        parse(text.replace(old, new), "tiny")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sgd", "directed", "message"),
+    [
+        ("own", "none", "unknown key tuning.arms.directed; known are sgd"),
+        ("own", "best", "arms.directed.tuning must be one of own, baseline, none; got 'best'"),
+        ("none", "baseline", "needs a baseline that is tuned itself; sgd is not"),
+        ("baseline", "own", "needs a baseline that is tuned itself; sgd is not"),
+    ],
+)
+def test_where_an_arm_takes_its_setting_from(tiny_text, sgd, directed, message):
+    text = tiny_text + TUNING
+    text = text.replace("[arms.sgd]", f'[arms.sgd]\ntuning = "{sgd}"')
+    text = text.replace("[arms.directed]", f'[arms.directed]\ntuning = "{directed}"', 1)
+    with pytest.raises(StudyError) as caught:
+        parse(text, "tiny")
+    assert message in str(caught.value)
+
+
+def test_an_arm_option_without_its_table_is_refused(tiny_text):
+    with pytest.raises(StudyError, match=r"arms.sgd.tuning has no meaning without a table tuning"):
+        parse(tiny_text.replace("[arms.sgd]", '[arms.sgd]\ntuning = "none"'), "tiny")
+
+
+def test_points_are_a_function_of_the_space_and_more_of_them_begin_with_the_same(tuned, capfd):
+    points = tuned.tuning.points("sgd")
+    assert points == tuned.tuning.points("sgd")
+    more = Tuning(16, (0,), tuned.tuning.space, {})
+    assert more.points("directed")[:4] == points
+    assert {key for point in tuned.tuning.points("directed") for key in point} == {"optimizer.lr", "lam"}
+    # One point in each quarter of the logarithmic range, as a Sobol sequence of 4 has.
+    assert sorted(int(2 * (math.log10(p["optimizer.lr"]) + 2)) for p in points) == [0, 1, 2, 3]
+    assert capfd.readouterr().err == ""
+
+
+def test_points_stay_in_their_ranges_and_types():
+    space = {
+        "a": Dimension(-1.0, 1.0),
+        "b": Dimension(2, 5, integer=True),
+        "c": Dimension(choices=("x", "y", "z")),
+    }
+    points = Tuning(64, (0,), space, {}).points("any")
+    assert all(-1 <= p["a"] <= 1 for p in points)
+    assert {p["b"] for p in points} == {2, 3, 4, 5}
+    assert all(type(p["b"]) is int for p in points)
+    assert {p["c"] for p in points} == {"x", "y", "z"}
+
+
+def test_the_best_trial_has_the_lowest_mean_and_of_equal_ones_is_the_first():
+    assert best({0: [4.0, 2.0], 1: [1.0, 4.0], 2: [2.0, 3.0]}) == 1
+    assert best({0: [math.nan, 0.0], 1: [90.0, 90.0]}) == 1
+    assert best({1: [90.0], 0: [90.0]}) == 0
+
+
+def test_dotted_tables_and_quoted_keys_are_the_same_space(tiny_text):
+    nested = TUNING.replace('"optimizer.lr"', "optimizer.lr")
+    assert parse(tiny_text + nested, "tiny").tuning == parse(tiny_text + TUNING, "tiny").tuning
