@@ -61,7 +61,7 @@ def test_misuse_is_status_2_and_says_what_is_allowed(capsys, arguments, message)
     ("arguments", "message"),
     [
         (["report", "/nonesuch"], "/nonesuch holds no study"),
-        (["inspect", "nonesuch"], "unknown model 'nonesuch'; give module:callable or one of small-cnn"),
+        (["inspect", "nonesuch"], "unknown model 'nonesuch'; give module:callable or one of small-cnn,"),
         (["inspect", "torch.nn:Nonesuch"], "torch.nn:Nonesuch cannot be imported"),
         (["inspect", "math:pi"], "math:pi must be callable"),
         (["inspect", "--include", "nonesuch*"], "nonesuch*"),

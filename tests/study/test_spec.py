@@ -26,12 +26,23 @@ def test_an_arm_changes_only_what_it_names(tiny):
         ("epochs = 1", "epochs = true", "schedule.epochs must be an integer of at least 1; got True"),
         ("epochs = 1", "epoch = 1", "unknown key schedule.epoch; did you mean schedule.epochs?"),
         ("train = 48", "", "task.train is missing"),
-        ('data = "fake"', 'data = "mnost"', "task.data must be one of digits, fake; got 'mnost'"),
+        (
+            "train = 48",
+            "train = 'most'",
+            "task.train must be an integer of at least 1 or \"all\"; got 'most'",
+        ),
+        ("train = 48", "train = 48\nsize = -1", "task.size must be an integer of at least 0; got -1"),
+        (
+            "train = 48",
+            "train = 48\naugment = ['flip', 'flip']",
+            "task.augment must be a list of different ones of pad-crop, flip, cutout; got ['flip', 'flip']",
+        ),
+        ("train = 48", "train = 48\naugment = 'flip'", "task.augment must be a list"),
         ("lr = 0.1", "lr = -1", "optimizer.lr must be a positive number; got -1.0"),
         ("lr = 0.1", "lr = inf", "optimizer.lr must be a positive number; got inf"),
         ("lr = 0.3", "lr = 0", "arms.directed.optimizer.lr must be a positive number; got 0"),
         ("torch.optim:SGD", "SGD", "optimizer.name must be one of module:callable, such as torch.optim:SGD"),
-        ("small-cnn", "resnet", "model.name must be one of small-cnn, module:callable"),
+        ("small-cnn", "resnet", "model.name must be one of small-cnn, resnet8, resnet20"),
         ("lam=3", "lam=-3", "arms.directed.metric: lam must be"),
         ("reweighted:", "reweigted:", "did you mean 'reweighted'?"),
         (
@@ -117,3 +128,4 @@ def test_the_names_a_spec_allows_are_the_names_that_exist():
     assert typing.get_args(attachment.Rescale) == spec.RESCALES
     assert tuple(data.SOURCES) == spec.DATA
     assert tuple(models.BUILTIN) == spec.MODELS
+    assert tuple(data.AUGMENTATIONS) == spec.AUGMENTATIONS

@@ -20,12 +20,17 @@ POSITIVE = {"positive": True}
 IMPORTABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
-def at_least(minimum: int) -> dict[str, Any]:
-    return {"minimum": minimum}
+def at_least(minimum: int, *, or_all: bool = False) -> dict[str, Any]:
+    return {"minimum": minimum, "or_all": or_all}
 
 
 def one_of(*choices: str, importable: bool = False) -> dict[str, Any]:
     return {"choices": choices, "importable": importable}
+
+
+def some_of(*choices: str) -> dict[str, Any]:
+    """A list of different choices, in any order."""
+    return {"some_of": choices}
 
 
 def read(cls: type[T], value: Any, where: str, name: str) -> T:
@@ -71,8 +76,15 @@ def _checked(value: Any, kind: Any, about: Field[Any], where: str, name: str) ->
         if not (is_a(value, float) and value > 0 and math.isfinite(value)):
             raise error_at(name, where, value, "a positive number")
     elif "minimum" in rules:
-        if not (is_a(value, int) and value >= rules["minimum"]):
-            raise error_at(name, where, value, f"an integer of at least {rules['minimum']}")
+        if not (is_a(value, int) and value >= rules["minimum"]) and not (rules["or_all"] and value == "all"):
+            other = ' or "all"' if rules["or_all"] else ""
+            raise error_at(name, where, value, f"an integer of at least {rules['minimum']}{other}")
+    elif "some_of" in rules:
+        known: tuple[str, ...] = rules["some_of"]
+        given: list[Any] = value if isinstance(value, list) else [value]  # pyright: ignore[reportUnknownVariableType]
+        if given is not value or len({v for v in known if v in given}) < len(given):
+            raise error_at(name, where, value, f"a list of different ones of {', '.join(known)}")
+        return tuple(given)
     elif kind is str or kind is bool:
         if not is_a(value, kind):
             raise error_at(name, where, value, "a string" if kind is str else "true or false")

@@ -19,11 +19,22 @@ from typing import Any
 
 from cdgrad.metrics import parse_metric
 from cdgrad.study import StudyError
-from cdgrad.study.fields import POSITIVE, as_table, at_least, check_keys, error_at, one_of, read, seeds
+from cdgrad.study.fields import (
+    POSITIVE,
+    as_table,
+    at_least,
+    check_keys,
+    error_at,
+    one_of,
+    read,
+    seeds,
+    some_of,
+)
 from cdgrad.study.tuning import Tuning, Values, read_tuning
 
 DATA = ("digits", "fake")
-MODELS = ("small-cnn",)
+MODELS = ("small-cnn", "resnet8", "resnet20", "resnet56", "resnet18")
+AUGMENTATIONS = ("pad-crop", "flip", "cutout")
 DIRECTIONS = ("output", "input", "height", "width")
 RESCALES = ("none", "norm")
 TUNINGS = ("own", "baseline", "none")
@@ -35,11 +46,30 @@ _CELL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,39}")
 
 @dataclass(frozen=True)
 class Task:
-    """A data set, and how many of its images a seed draws for training and for validation."""
+    """Images of classes, and how many of them a seed draws to train, to validate and to test.
 
-    data: str = field(metadata=one_of(*DATA))
-    train: int = field(metadata=at_least(1))
+    Attributes:
+        data: ``"digits"``, ``"fake"``, a local folder, or a name on the Hugging Face hub.
+        train: count of training images, or ``"all"`` that are left.
+        validation: count of validation images; never from an official test split.
+        test: count of test images, or ``"all"``: the official test split, or what is left of the only one.
+        train_split, test_split: names of the splits, where they are not ``train`` and ``test`` (or
+            ``validation``, where there is no test).
+        image, label: names of the columns, where there is more than one of images or labels.
+        size: side in pixels that all images are resized to, cropped to a square; 0: as they are.
+        augment: random changes of training images, in this order.
+    """
+
+    data: str
+    train: int | str = field(metadata=at_least(1, or_all=True))
     validation: int = field(metadata=at_least(1))
+    test: int | str = field(default="all", metadata=at_least(1, or_all=True))
+    train_split: str = ""
+    test_split: str = ""
+    image: str = ""
+    label: str = ""
+    size: int = field(default=0, metadata=at_least(0))
+    augment: tuple[str, ...] = field(default=(), metadata=some_of(*AUGMENTATIONS))
 
 
 @dataclass(frozen=True)

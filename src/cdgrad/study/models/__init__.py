@@ -3,50 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from cdgrad.study import StudyError
+from cdgrad.study.models.resnet import CifarResNet, ResNet18
+from cdgrad.study.models.small import SmallCNN
 
-
-class SmallCNN(nn.Module):
-    """Three 3 x 3 convolutions with batch norm, the later two after halving the image; a linear head.
-
-    Args:
-        image_shape: (channels, height, width).
-        classes: number of outputs.
-        width: channels of the first convolution; the later two have twice as many.
-    """
-
-    def __init__(self, image_shape: tuple[int, int, int], classes: int, width: int = 16) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            *_block(image_shape[0], width),
-            *_block(width, 2 * width),
-            nn.MaxPool2d(2),
-            *_block(2 * width, 2 * width),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-        )
-        self.head = nn.Linear(2 * width, classes)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of shape (n, classes) of images (n, channels, height, width)."""
-        return self.head(self.features(images))
-
-
-def _block(channels_in: int, channels_out: int) -> list[nn.Module]:
-    # Batch norm subtracts the channel means, so the convolution needs no bias.
-    return [
-        nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False),
-        nn.BatchNorm2d(channels_out),
-        nn.ReLU(),
-    ]
-
-
-BUILTIN: dict[str, Callable[..., nn.Module]] = {"small-cnn": SmallCNN}
+BUILTIN: dict[str, Callable[..., nn.Module]] = {
+    "small-cnn": SmallCNN,
+    "resnet8": partial(CifarResNet, depth=8),
+    "resnet20": partial(CifarResNet, depth=20),
+    "resnet56": partial(CifarResNet, depth=56),
+    "resnet18": ResNet18,
+}
 
 
 def build(

@@ -1,0 +1,99 @@
+"""Images and labels of a task, split by a seed and normalized by the training part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdgrad.study import StudyError
+from cdgrad.study.data import hub
+from cdgrad.study.data.augment import AUGMENTATIONS, augment
+from cdgrad.study.data.builtin import SOURCES
+from cdgrad.study.data.cache import Split
+from cdgrad.study.spec import Task
+
+__all__ = ["AUGMENTATIONS", "SOURCES", "Data", "Part", "augment", "load"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images, float32 of shape (n, channels, height, width), and labels, int64 of shape (n,)."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Data:
+    """Three disjoint parts. Training never looks at `test`; it is read once, when a run is over."""
+
+    train: Part
+    validation: Part
+    test: Part
+    classes: int
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        _, channels, height, width = self.train.images.shape
+        return channels, height, width
+
+
+def load(task: Task, seed: int) -> Data:
+    """The images of `task`, split by `seed`, each channel normalized by the training part.
+
+    Where the data set has an official test split, the seed draws training and validation images from
+    the other one; otherwise it draws all three parts from all images.
+
+    Raises:
+        StudyError: the data set cannot be had, or has too few images for the parts.
+    """
+    decoded = SOURCES[task.data]() if task.data in SOURCES else hub.load(task)
+    source, official = decoded.train, decoded.test
+    train, validation, test = _sizes(task, len(source.labels), official and len(official.labels))
+    order = np.random.default_rng([seed, _SPLIT_STREAM]).permutation(len(source.labels))
+    rows = np.split(order, [train, train + validation])
+    if official:
+        rows[2] = np.random.default_rng([seed, _TEST_STREAM]).permutation(len(official.labels))
+    tested = _taken(official or source, rows[2][:test])
+    trained, validated = _taken(source, rows[0]), _taken(source, rows[1])
+    channels = trained.images.unbind(1)
+    mean = torch.stack([channel.mean() for channel in channels])[:, None, None]
+    std = torch.stack([channel.std() for channel in channels])[:, None, None]
+    std[std == 0] = 1  # a channel without contrast, such as an unused color
+    parts = [Part((part.images - mean) / std, part.labels) for part in (trained, validated, tested)]
+    return Data(*parts, classes=decoded.classes)
+
+
+# Separate random streams of one seed: the split must not move when, say, the initialization does.
+_SPLIT_STREAM = 1
+_TEST_STREAM = 5
+
+
+def _sizes(task: Task, images: int, official: int | None) -> tuple[int, int, int]:
+    """How many images train, validate and test, of `images`, or of those and `official` for the test."""
+    validation, counted = task.validation, task.test if isinstance(task.test, int) else 0
+    train = task.train if isinstance(task.train, int) else images - validation - (0 if official else counted)
+    left = images - train - validation
+    test = counted or (left if official is None else official)
+    if train < 1 or left < 0 or (official is None and left == 0):
+        rest = " for training" if train < 1 else " to test on" if official is None else ""
+        used = f"task.train + task.validation = {max(train, 0) + validation}"
+        raise StudyError(f"{task.data} has {images} images: {used} leaves none{rest}; make them smaller")
+    if test > (available := left if official is None else official):
+        raise StudyError(
+            f"{task.data} has {available} images left to test on, task.test = {test}; make it smaller"
+        )
+    return train, validation, test
+
+
+def _taken(split: Split, rows: Any) -> Part:
+    chosen = torch.tensor(rows)
+    return Part(split.images[chosen].float(), split.labels[chosen])

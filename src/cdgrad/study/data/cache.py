@@ -1,0 +1,144 @@
+"""Decoded data sets on disk: plain arrays that are memory-mapped, so that two workers share one copy.
+
+An entry is a folder of .npy files that appears complete or not at all: it is built under another name
+and renamed. Two processes may build the same one; the second to finish discards its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdgrad.study import StudyError
+
+_ABOUT = "about.json"
+_LAYOUT = 1  # a change of what entries contain makes new ones
+_READ_WHOLE = 2**30  # bytes of a folder up to which its files are read to recognize it
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images, uint8 or float32 of shape (n, channels, height, width), and labels, int64 of shape (n,)."""
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A data set as arrays. `test` is None where there is no official test split."""
+
+    train: Split
+    test: Split | None
+    classes: int
+
+
+def folder() -> Path:
+    """``$CDGRAD_CACHE``, or ``cdgrad`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    if chosen := os.environ.get("CDGRAD_CACHE"):
+        return Path(chosen)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "cdgrad"
+
+
+def load(name: str, identity: Mapping[str, Any], build: Callable[[Path], None]) -> Decoded:
+    """The entry for `identity`; where there is none, `build` first fills an empty folder with it.
+
+    Args:
+        name: begins the name of the entry's folder.
+        identity: all that decides the arrays, JSON-able.
+        build: writes `images_file`, `labels_file` and `describe` into the folder it is given.
+
+    Raises:
+        StudyError: the cache folder cannot be written, or `build` explains why it cannot.
+    """
+    key = hashlib.sha256(json.dumps([_LAYOUT, identity], sort_keys=True).encode()).hexdigest()[:16]
+    entry = folder() / f"{name}-{key}"
+    if not entry.is_dir():
+        try:
+            _build(entry, build)
+        except OSError as error:
+            raise StudyError(
+                f"cannot keep {name} in the cache {folder()}: {error.strerror or error}; "
+                f"make room there, or set CDGRAD_CACHE to another folder"
+            ) from error
+    return _read(entry)
+
+
+def _build(entry: Path, build: Callable[[Path], None]) -> None:
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
+    try:
+        build(unfinished)
+        unfinished.chmod(0o755)  # mkdtemp's folders are private; a cache may be shared
+        try:
+            unfinished.rename(entry)
+        except OSError:
+            if not entry.is_dir():  # otherwise another process was faster, and its entry is the same
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def describe(entry: Path, splits: list[str], classes: int) -> None:
+    """Say which of ``train`` and ``test`` an entry holds, and how many classes; after its arrays."""
+    (entry / _ABOUT).write_text(json.dumps({"splits": splits, "classes": classes}), encoding="utf-8")
+
+
+def images_file(entry: Path, split: str) -> Path:
+    """Where the images of a split are, uint8 of shape (n, channels, height, width)."""
+    return entry / f"{split}-images.npy"
+
+
+def labels_file(entry: Path, split: str) -> Path:
+    """Where the labels of a split are, int64 of shape (n,)."""
+    return entry / f"{split}-labels.npy"
+
+
+def _read(entry: Path) -> Decoded:
+    try:
+        about = json.loads((entry / _ABOUT).read_text(encoding="utf-8"))
+        splits = {name: _split(entry, name) for name in about["splits"]}
+        return Decoded(splits["train"], splits.get("test"), about["classes"])
+    except (OSError, ValueError, KeyError) as error:
+        raise StudyError(
+            f"the cache entry {entry} is damaged ({error}); delete it to build it anew"
+        ) from error
+
+
+def _split(entry: Path, name: str) -> Split:
+    # Copy-on-write, because torch warns of arrays that it could not write to.
+    images = np.load(images_file(entry, name), mmap_mode="c")
+    return Split(torch.as_tensor(images), torch.as_tensor(np.load(labels_file(entry, name))))
+
+
+@lru_cache
+def digest(source: Path) -> str:
+    """A hash of the names, sizes and contents of all files below a folder, once a process.
+
+    Beyond 1 GiB the times of the last changes stand for the contents, which would take minutes to read.
+    """
+    files = sorted(p for p in source.rglob("*") if p.is_file())
+    facts = [(p, p.stat()) for p in files]
+    whole = sum(stat.st_size for _, stat in facts) <= _READ_WHOLE
+    found = hashlib.sha256()
+    for path, stat in facts:
+        found.update(f"{path.relative_to(source)}\0{stat.st_size}\0".encode())
+        if whole:
+            with path.open("rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+        else:
+            found.update(str(stat.st_mtime_ns).encode())
+    return found.hexdigest()
