@@ -1,0 +1,178 @@
+"""Attempts at making the method work, each a factory of an ordinary optimizer with a hook of its own.
+
+A study names one as ``optimizer.name = "variants:wiener"``. None of this is part of the package: what
+a study does not show to beat the tuned baseline stays here. Weights of more than two axes are taken
+for convolutions, with their output channels along axis 0, which holds for the networks studied here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from cdgrad import ReweightedL2, Sobolev, channel_directed
+from cdgrad.diagnostics import similarity_order
+
+BASES: dict[str, Callable[..., Optimizer]] = {"sgd": SGD, "adamw": AdamW}
+
+
+def wiener(
+    params: Iterable[nn.Parameter], lr: float, base: str = "sgd", beta: float = 0.9, **rest: Any
+) -> Optimizer:
+    """The mean over channels against the deviation from it, each weighted by its signal's share.
+
+    Running averages of decay `beta` hold the gradient's coefficients m and their squared norm q. With
+    independent noise, |m|^2 has expectation S + N (1 - beta) / (1 + beta) and q has S + N, which give
+    the signal S and the noise N of either part; its factor is S / (S + N). The gradient keeps its norm,
+    so only the balance of the two parts changes.
+    """
+    optimizer = BASES[base](params, lr=lr, **rest)
+    running: dict[Tensor, tuple[Tensor, Tensor]] = {}
+    done = 0
+
+    def direct(*_: Any) -> None:
+        nonlocal done
+        done += 1
+        for weight in _convolutions(optimizer):
+            g = _gradient(weight)
+            average, power = running.get(weight, (torch.zeros_like(g), torch.zeros(2)))
+            average, power = torch.lerp(g, average, beta), torch.lerp(_powers(g), power, beta)
+            running[weight] = average, power
+            started = 1 - beta**done
+            factors = wiener_factors(average / started, power / started, beta, done)
+            mean = g.mean(0, keepdim=True)
+            directed = factors[0] * mean + factors[1] * (g - mean)
+            g.copy_(directed * (g.norm() / directed.norm().clamp_min(1e-30)))
+
+    optimizer.register_step_pre_hook(direct)
+    return optimizer
+
+
+def wiener_factors(average: Tensor, power: Tensor, beta: float, steps: int) -> Tensor:
+    """S / (S + N) of the mean and of the deviation, at least 0.01; 1 for both until there is a noise.
+
+    Args:
+        average: the gradient's exponential average over `steps` steps, without bias.
+        power: that of the squared norms of mean and deviation, shape (2,).
+        beta: the decay of both.
+        steps: how many gradients they have seen.
+    """
+    if steps < 2:
+        return torch.ones(2)
+    # The sum of the squared weights of an exponential average: the share of the noise that is left.
+    left = (1 - beta) / (1 + beta) * (1 + beta**steps) / (1 - beta**steps)
+    noise = (power - _powers(average)) / (1 - left)
+    return (1 - noise / power.clamp_min(1e-30)).clamp(0.01, 1.0)
+
+
+def annealed(
+    params: Iterable[nn.Parameter],
+    lr: float,
+    metric: str,
+    lam: float,
+    steps: int,
+    base: str = "sgd",
+    **rest: Any,
+) -> Optimizer:
+    """The metric falls to the ordinary one in a straight line over the first half of `steps`."""
+    optimizer = BASES[base](params, lr=lr, **rest)
+    done = 0
+
+    def direct(*_: Any) -> None:
+        nonlocal done
+        left = max(0.0, 1 - done / (steps / 2))
+        done += 1
+        if left == 0:
+            return
+        now = Sobolev(lam * left) if metric == "sobolev" else ReweightedL2(lam**left)
+        for weight in _convolutions(optimizer):
+            _gradient(weight).copy_(channel_directed(_gradient(weight), now))
+
+    optimizer.register_step_pre_hook(direct)
+    return optimizer
+
+
+def on_update(
+    params: Iterable[nn.Parameter], lr: float, metric: str, lam: float, base: str = "adamw", **rest: Any
+) -> Optimizer:
+    """The operator on what the optimizer makes of the gradient, not on the gradient."""
+    optimizer = BASES[base](params, lr=lr, **rest)
+    operator = Sobolev(lam) if metric == "sobolev" else ReweightedL2(lam)
+    before: dict[Tensor, Tensor] = {}
+
+    def remember(*_: Any) -> None:
+        before.update({weight: weight.detach().clone() for weight in _convolutions(optimizer)})
+
+    @torch.no_grad()
+    def direct(*_: Any) -> None:
+        for weight, old in before.items():
+            weight.copy_(old + channel_directed(weight - old, operator))
+
+    optimizer.register_step_pre_hook(remember)
+    optimizer.register_step_post_hook(direct)
+    return optimizer
+
+
+def sorted_sobolev(
+    params: Iterable[nn.Parameter], lr: float, lam: float, base: str = "sgd", refresh: int = 10, **rest: Any
+) -> Optimizer:
+    """Sobolev along an order of the channels in which neighbors have similar weights.
+
+    The order is a nearest-neighbor chain, found anew every `refresh` steps.
+    """
+    optimizer = BASES[base](params, lr=lr, **rest)
+    operator, orders, done = Sobolev(lam), dict[Tensor, Tensor](), 0
+
+    def direct(*_: Any) -> None:
+        nonlocal done
+        for weight in _convolutions(optimizer):
+            if done % refresh == 0:
+                orders[weight] = similarity_order(weight.detach())
+            order, g = orders[weight], _gradient(weight)
+            g[order] = channel_directed(g[order], operator)
+        done += 1
+
+    optimizer.register_step_pre_hook(direct)
+    return optimizer
+
+
+def smooth_start(
+    params: Iterable[nn.Parameter], lr: float, lam: float, base: str = "sgd", **rest: Any
+) -> Optimizer:
+    """Sobolev from initial weights that were smoothed along the channel by the same operator.
+
+    Each weight keeps its norm. The smoothing happens here, when the optimizer is made.
+    """
+    optimizer = BASES[base](params, lr=lr, **rest)
+    operator = Sobolev(lam)
+    with torch.no_grad():
+        for weight in _convolutions(optimizer):
+            smooth = channel_directed(weight.detach(), operator)
+            weight.copy_(smooth * (weight.norm() / smooth.norm()))
+
+    def direct(*_: Any) -> None:
+        for weight in _convolutions(optimizer):
+            _gradient(weight).copy_(channel_directed(_gradient(weight), operator))
+
+    optimizer.register_step_pre_hook(direct)
+    return optimizer
+
+
+def _powers(g: Tensor) -> Tensor:
+    """Squared norms of the mean over the channels, as a part of g, and of the deviation from it."""
+    mean = g.mean(0, keepdim=True)
+    return torch.stack([len(g) * mean.square().sum(), (g - mean).square().sum()])
+
+
+def _convolutions(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"] if p.ndim > 2 and len(p) > 1]
+
+
+def _gradient(weight: Tensor) -> Tensor:
+    if weight.grad is None:
+        raise ValueError(f"a convolution of shape {tuple(weight.shape)} has no gradient at its step")
+    return weight.grad
