@@ -17,7 +17,7 @@ from cdgrad.study import StudyError
 if TYPE_CHECKING:
     from cdgrad.study.spec import Spec
 
-_EXTRAS = {"matplotlib", "rich", "sklearn", "scipy"}
+_EXTRAS = {"matplotlib", "optuna", "pyarrow", "rich", "sklearn", "scipy"}
 
 
 class UsageError(Exception):

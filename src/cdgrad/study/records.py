@@ -204,12 +204,12 @@ class Store:
             run.message,
             run.error,
             run.evaluated,
-            _to_json(run.values),
-            _to_json(run.epochs),
-            _to_json(run.measures),
-            _to_json(run.config),
+            to_json(run.values),
+            to_json(run.epochs),
+            to_json(run.measures),
+            to_json(run.config),
             run.fingerprint,
-            _to_json(run.environment),
+            to_json(run.environment),
             run.started,
             run.seconds,
             spec_hash,
@@ -261,7 +261,13 @@ def _remedy(error: Exception) -> str:
     return ""
 
 
-def _to_json(value: Any) -> str:
+def order(run: Run) -> tuple[str, str, int, int]:
+    """Sorts runs by cell, arm, trial (final runs first) and seed."""
+    return run.cell, run.arm, -1 if run.trial is None else run.trial, run.seed
+
+
+def to_json(value: Any) -> str:
+    """Values as the store keeps them: sorted keys, and None for what is not finite."""
     return json.dumps(_finite(value), sort_keys=True, allow_nan=False)
 
 
@@ -279,10 +285,11 @@ def _run(row: tuple[Any, ...]) -> Run:
     found: dict[str, Any] = dict(zip(names, row, strict=True))
     for column in ("values", "epochs", "measures", "config", "environment"):
         found[column] = json.loads(found[column])
-    found["epochs"] = [_with_nan(epoch) for epoch in found["epochs"]]
-    found["measures"] = _with_nan(found["measures"])
+    found["epochs"] = [with_nan(epoch) for epoch in found["epochs"]]
+    found["measures"] = with_nan(found["measures"])
     return Run(**found)
 
 
-def _with_nan(measured: dict[str, Any]) -> dict[str, Any]:
+def with_nan(measured: dict[str, Any]) -> dict[str, Any]:
+    """What `to_json` wrote of measured numbers, with nan again for what was not finite."""
     return {key: math.nan if value is None else value for key, value in measured.items()}

@@ -1,0 +1,78 @@
+import math
+
+import pytest
+
+from cdgrad.study import StudyError
+from cdgrad.study.parquet import from_parquet, to_parquet
+from cdgrad.study.records import Store
+
+
+@pytest.fixture
+def runs(make_run):
+    return [
+        make_run("sgd", 1, 0.1 + 0.2, cell="a", values={"lam": 1e-3, "direction": "input", "n": 3}),
+        make_run(
+            "sgd",
+            0,
+            5e-324,
+            cell="a",
+            evaluated="validation",
+            epochs=[{"loss": 0.1}, {"loss": 1 / 3, "extra": 2.0}],
+            trial=7,
+        ),
+        make_run("sgd", 0, 100.0, status="diverged", epochs=[{"loss": math.nan}], measures={"ece": 0.25}),
+        make_run("directed", 2**40, None, status="failed", message="no µ\n", epochs=[]),
+        make_run("directed", 0, 1.0, epochs=[{}], config={"task": {"data": "ä", "shape": [1, 8]}}),
+    ]
+
+
+def test_the_round_trip_equals_the_store(runs, tmp_path):
+    with Store(tmp_path, write=True) as store:
+        digest = store.use_spec("tiny", "text")
+        for run in runs:
+            store.add(run, digest)
+        kept = store.runs()
+    to_parquet(kept, tmp_path / "runs.parquet")
+    back = from_parquet(tmp_path / "runs.parquet")
+    assert list(map(repr, map(_sorted, back))) == list(map(repr, map(_sorted, kept)))
+
+
+def _sorted(run):
+    """All fields, those that comparison leaves out, too, and nan in one form."""
+    return {
+        **vars(run),
+        "epochs": [sorted(e.items()) for e in run.epochs],
+        "measures": sorted(run.measures.items()),
+    }
+
+
+def test_the_same_runs_give_the_same_bytes_in_any_order(runs, tmp_path):
+    to_parquet(runs, tmp_path / "one")
+    to_parquet(runs[::-1], tmp_path / "two")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_other_tools_find_plain_columns(runs, tmp_path):
+    import pyarrow.parquet as pq
+
+    to_parquet(runs, tmp_path / "runs.parquet")
+    table = pq.read_table(tmp_path / "runs.parquet")
+    assert table.num_rows == 5
+    assert table.column("curve.loss").to_pylist()[-1] == [0.1, 1 / 3]
+    assert table.column("curve.extra").to_pylist()[-1] == [None, 2.0]
+    assert table.column("error").to_pylist() == [1.0, None, 100.0, 0.1 + 0.2, 5e-324]
+
+
+def test_no_runs_are_a_file_too(tmp_path):
+    to_parquet([], tmp_path / "runs.parquet")
+    assert from_parquet(tmp_path / "runs.parquet") == []
+
+
+def test_what_cannot_be_written_or_read_is_said_in_a_line(runs, tmp_path):
+    with pytest.raises(StudyError, match=r"cannot write .*No such file or directory"):
+        to_parquet(runs, tmp_path / "none" / "runs.parquet")
+    (tmp_path / "text").write_text("not Parquet")
+    with pytest.raises(StudyError, match="cannot be read as the runs of a study"):
+        from_parquet(tmp_path / "text")
+    with pytest.raises(StudyError, match="cannot be read as the runs of a study"):
+        from_parquet(tmp_path / "none")
