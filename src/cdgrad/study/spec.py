@@ -33,7 +33,20 @@ from cdgrad.study.fields import (
 from cdgrad.study.tuning import Tuning, Values, read_tuning
 
 DATA = ("digits", "fake")
-MODELS = ("small-cnn", "resnet8", "resnet20", "resnet56", "resnet18")
+MODELS = (
+    "small-cnn",
+    "resnet8",
+    "resnet20",
+    "resnet56",
+    "resnet18",
+    "preact-resnet164",
+    "wide-resnet16-4",
+    "wide-resnet28-10",
+    "vgg11-bn",
+    "vgg16-bn",
+    "densenet-bc",
+    "mobilenet-v2",
+)
 AUGMENTATIONS = ("pad-crop", "flip", "cutout")
 DIRECTIONS = ("output", "input", "height", "width")
 RESCALES = ("none", "norm")

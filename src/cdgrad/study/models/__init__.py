@@ -10,8 +10,13 @@ from typing import Any
 from torch import nn
 
 from cdgrad.study import StudyError
+from cdgrad.study.models import libraries
+from cdgrad.study.models.densenet import DenseNetBC
+from cdgrad.study.models.mobilenet import MobileNetV2
+from cdgrad.study.models.preact import PreActResNet, WideResNet
 from cdgrad.study.models.resnet import CifarResNet, ResNet18
 from cdgrad.study.models.small import SmallCNN
+from cdgrad.study.models.vgg import VGG
 
 BUILTIN: dict[str, Callable[..., nn.Module]] = {
     "small-cnn": SmallCNN,
@@ -19,19 +24,31 @@ BUILTIN: dict[str, Callable[..., nn.Module]] = {
     "resnet20": partial(CifarResNet, depth=20),
     "resnet56": partial(CifarResNet, depth=56),
     "resnet18": ResNet18,
+    "preact-resnet164": partial(PreActResNet, depth=164),
+    "wide-resnet16-4": partial(WideResNet, depth=16, width=4),
+    "wide-resnet28-10": partial(WideResNet, depth=28, width=10),
+    "vgg11-bn": partial(VGG, depth=11),
+    "vgg16-bn": partial(VGG, depth=16),
+    "densenet-bc": DenseNetBC,
+    "mobilenet-v2": MobileNetV2,
 }
 
 
 def build(
     name: str, image_shape: tuple[int, int, int], classes: int, arguments: Mapping[str, Any]
 ) -> nn.Module:
-    """The network of a study: a built-in one, or ``callable(image_shape, classes, **arguments)``.
+    """The network of a study: a built-in one, a library's, or ``module:callable``, which is
+    called with (image_shape, classes, **arguments).
 
     Raises:
         StudyError: it cannot be imported, refuses the arguments or is not a module.
     """
-    make = BUILTIN.get(name) or load_callable(name)
-    model = call(make, name, image_shape, classes, **arguments)
+    library, _, inner = name.partition(":")
+    if library in libraries.LIBRARIES:
+        model = libraries.build(library, inner, image_shape, classes, arguments)
+    else:
+        make = BUILTIN.get(name) or load_callable(name)
+        model = call(make, name, image_shape, classes, **arguments)
     if not isinstance(model, nn.Module):
         raise StudyError(f"{name} must return a torch.nn.Module, got {type(model).__name__}")
     return model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
 
 from cdgrad.study import StudyError
 
@@ -19,7 +19,12 @@ def conv(into: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> 
 
 def conv_norm_relu(into: int, out: int, kernel: int, stride: int = 1) -> list[nn.Module]:
     """Convolution, batch norm, rectifier."""
-    return [conv(into, out, kernel, stride), nn.BatchNorm2d(out), nn.ReLU()]
+    return [conv(into, out, kernel, stride), *norm_relu(out)]
+
+
+def norm_relu(channels: int) -> list[nn.Module]:
+    """Batch norm, rectifier: what stands before a convolution in networks that pre-activate."""
+    return [nn.BatchNorm2d(channels), nn.ReLU()]
 
 
 def he_normal(model: nn.Module) -> None:
@@ -37,6 +42,20 @@ def he_normal(model: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
+class Classifier(nn.Module):
+    """Layers, the mean of their outputs over the image, and a linear head."""
+
+    def __init__(self, layers: list[nn.Module], channels: int, classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(channels, classes)
+        he_normal(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of shape (n, classes) of images (n, channels, height, width)."""
+        return self.head(self.features(images).mean((2, 3)))
+
+
 def at_least(image_shape: ImageShape, side: int, name: str) -> None:
     """Refuse images that a network would halve to nothing.
 
@@ -47,5 +66,5 @@ def at_least(image_shape: ImageShape, side: int, name: str) -> None:
     if min(height, width) < side:
         raise StudyError(
             f"{name} takes images of at least {side} x {side} pixels, got {height} x {width}; "
-            f"choose a network with fewer strides, such as resnet20, or set task.size = {side}"
+            f"set task.size = {side}, or choose a network with fewer strides"
         )

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from cdgrad.study import StudyError
-from cdgrad.study.models.layers import ImageShape, at_least, conv, conv_norm_relu, he_normal
+from cdgrad.study.models.layers import Classifier, ImageShape, at_least, conv, conv_norm_relu
 
 
 class PaddedShortcut(nn.Module):
@@ -42,7 +42,7 @@ class BasicBlock(nn.Module):
         return F.relu(self.residual(x) + self.shortcut(x))
 
 
-class CifarResNet(nn.Module):
+class CifarResNet(Classifier):
     """Section 4.2 of the paper: three stages of (depth - 2) / 6 blocks, of 1, 2 and 4 times the width.
 
     With the width 16 and 10 classes: 0.27 million parameters at depth 20, 0.85 million at 56, as in
@@ -59,7 +59,6 @@ class CifarResNet(nn.Module):
     """
 
     def __init__(self, image_shape: ImageShape, classes: int, depth: int = 20, width: int = 16) -> None:
-        super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise StudyError(f"the depth of a CIFAR ResNet must be 6 n + 2, such as 20 or 56; got {depth}")
         at_least(image_shape, 4, f"resnet{depth}")
@@ -71,16 +70,10 @@ class CifarResNet(nn.Module):
                 shortcut = nn.Identity() if out == into else PaddedShortcut(into, out, stride)
                 layers.append(BasicBlock(into, out, stride, shortcut))
                 into = out
-        self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(into, classes)
-        he_normal(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of shape (n, classes) of images (n, channels, height, width)."""
-        return self.head(self.features(images).mean((2, 3)))
+        super().__init__(layers, into, classes)
 
 
-class ResNet18(nn.Module):
+class ResNet18(Classifier):
     """The paper's 18 layers of table 1 with a stem for small images: 3 x 3, stride 1, no pooling.
 
     11.17 million parameters for 10 classes at width 64. The stem aside, the convolutions are those of
@@ -96,7 +89,6 @@ class ResNet18(nn.Module):
     """
 
     def __init__(self, image_shape: ImageShape, classes: int, width: int = 64) -> None:
-        super().__init__()
         at_least(image_shape, 8, "resnet18")
         layers = conv_norm_relu(image_shape[0], width, 3)
         into = width
@@ -105,10 +97,4 @@ class ResNet18(nn.Module):
             shortcut = nn.Identity() if out == into else projection(into, out, stride)
             layers += [BasicBlock(into, out, stride, shortcut), BasicBlock(out, out, 1, nn.Identity())]
             into = out
-        self.features = nn.Sequential(*layers)
-        self.head = nn.Linear(into, classes)
-        he_normal(self)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of shape (n, classes) of images (n, channels, height, width)."""
-        return self.head(self.features(images).mean((2, 3)))
+        super().__init__(layers, into, classes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from cdgrad.study.models.layers import ImageShape, conv_norm_relu
+from cdgrad.study.models.layers import ImageShape, at_least, conv_norm_relu
 
 
 class SmallCNN(nn.Module):
@@ -14,10 +14,14 @@ class SmallCNN(nn.Module):
         image_shape: (channels, height, width).
         classes: number of outputs.
         width: channels of the first convolution; the later two have twice as many.
+
+    Raises:
+        StudyError: images below 2 x 2 pixels.
     """
 
     def __init__(self, image_shape: ImageShape, classes: int, width: int = 16) -> None:
         super().__init__()
+        at_least(image_shape, 2, "small-cnn")
         self.features = nn.Sequential(
             *conv_norm_relu(image_shape[0], width, 3),
             *conv_norm_relu(width, 2 * width, 3),
