@@ -21,20 +21,96 @@ def test_the_sign_flip_p_equals_enumeration():
     assert stats.sign_flip_p(d) == pytest.approx(expected, rel=1e-12)
 
 
-def test_in_null_studies_the_t_interval_covers_and_the_test_keeps_its_size():
-    rng = np.random.default_rng(7)
-    studies = rng.normal(size=(400, 10))
-    covered = np.mean([low <= 0 <= high for low, high in map(stats.mean_interval, studies)])
-    rejected = np.mean([stats.sign_flip_p(d) < 0.05 for d in studies])
+def test_ties_count_as_ties_whatever_their_rounding():
+    # Differences on a test set of 359 images, as in a study; whole numbers of images decide exactly.
+    rng = np.random.default_rng(3)
+    for _ in range(100):
+        wrong = rng.integers(0, 12, size=(2, 8))
+        images = wrong[0] - wrong[1]
+        sums = [abs(int(images @ np.array(signs))) for signs in itertools.product([1, -1], repeat=8)]
+        expected = np.mean(np.array(sums) >= abs(images.sum()))
+        errors = 100 * wrong / 359
+        assert stats.sign_flip_p(errors[0] - errors[1]) == pytest.approx(expected, rel=1e-12)
+
+
+def test_random_flips_agree_with_the_normal_limit():
+    d = np.random.default_rng(4).normal(0.1, 1.0, size=400)
+    # sum / sqrt(sum of squares) is standard normal under random signs, for many pairs.
+    z = abs(d.sum()) / math.sqrt(np.square(d).sum())
+    assert 0.005 < stats.sign_flip_p(d) < 0.2
+    assert stats.sign_flip_p(d) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=0.05)
+
+
+@pytest.mark.parametrize("pairs", [2, 5, 10, 17, 18, 30])
+def test_no_p_is_below_the_smallest(pairs):
+    p = stats.sign_flip_p(np.linspace(1, 2, pairs))
+    assert p == pytest.approx(stats.smallest_p(pairs), rel=0.3 if pairs == 18 else 1e-12)
+
+
+def correlated(rng, shape):
+    """Errors of two equal arms whose seeds share half of their variance."""
+    shared = rng.normal(5, 1, size=shape)
+    return shared + rng.normal(size=shape), shared + rng.normal(size=shape)
+
+
+def few_images(rng, shape):
+    """Errors of two equal arms on 200 test images: coarse, tied, skewed; a seed decides the difficulty."""
+    chance = np.clip(rng.normal(0.05, 0.015, size=shape), 0.01, 1)
+    return tuple(100 * rng.binomial(200, chance) / 200 for _ in range(2))
+
+
+@pytest.mark.parametrize("errors", [correlated, few_images])
+@pytest.mark.parametrize("pairs", [10, 30])
+def test_in_1000_null_studies_the_t_interval_covers_and_the_test_keeps_its_size(pairs, errors):
+    a, b = errors(np.random.default_rng(7), (1000, pairs))
+    assert 0.2 < np.corrcoef(a.ravel(), b.ravel())[0, 1] < 0.8  # they are paired
+    differences = a - b
+    covered = np.mean([low <= 0 <= high for low, high in map(stats.mean_interval, differences)])
+    rejected = np.mean([stats.sign_flip_p(d) < 0.05 for d in differences])
     assert 0.93 <= covered <= 0.97
     assert 0.03 <= rejected <= 0.07
 
 
-def test_power_equals_simulation():
-    rng = np.random.default_rng(8)
-    studies = rng.normal(loc=0.5, scale=1.0, size=(4000, 20))
+@pytest.mark.parametrize(("pairs", "low", "high"), [(5, 0.81, 0.88), (10, 0.87, 0.93)])
+def test_the_bootstrap_covers_as_little_as_its_documentation_says(pairs, low, high):
+    samples = np.random.default_rng(12).normal(size=(500, pairs))
+    covered = np.mean([a <= 0 <= b for a, b in map(stats.bca_interval, samples)])
+    assert low < covered < high
+
+
+def test_the_interval_of_the_median_is_of_order_statistics():
+    # The second smallest and largest of 10: 1 - 2 (1 + 10) / 2^10 = 97.9 %.
+    assert stats.median_interval([1, 2, 3, 4, 5, 6, 7, 8, 9, 1000]) == (2, 9)
+    assert np.isnan(stats.median_interval([1, 2, 3, 4, 5])).all()
+    samples = np.random.default_rng(13).normal(size=(500, 10))
+    covered = np.mean([a <= 0 <= b for a, b in map(stats.median_interval, samples)])
+    assert covered == pytest.approx(0.979, abs=0.02)
+
+
+@pytest.mark.parametrize(("pairs", "difference"), [(5, 1.0), (10, 0.9), (20, 0.5)])
+def test_power_equals_simulation(pairs, difference):
+    studies = np.random.default_rng(8).normal(loc=difference, size=(4000, pairs))
     shown = np.mean([low > 0 or high < 0 for low, high in map(stats.mean_interval, studies)])
-    assert stats.paired_power(20, 0.5, 1.0) == pytest.approx(shown, abs=0.025)
+    assert stats.paired_power(pairs, difference, 1.0) == pytest.approx(shown, abs=0.025)
+
+
+def test_a_huge_difference_is_always_shown():
+    assert stats.paired_power(10, 4.0, 1.0) == pytest.approx(1.0)
+    assert stats.required_pairs(40.0, 0.5) == 2
+
+
+@pytest.mark.parametrize("pairs", [2, 3, 10, 34, 199])
+def test_the_detectable_difference_inverts_power(pairs):
+    found = stats.detectable_difference(pairs, 0.7)
+    assert stats.paired_power(pairs, found, 0.7) == pytest.approx(0.8, abs=1e-9)
+    assert found == pytest.approx(0.7 * stats.detectable_difference(pairs, 1.0))
+
+
+def test_the_detectable_difference_of_many_pairs_is_that_of_the_normal_distribution():
+    # (z(0.975) + z(0.8)) / sqrt(n)
+    assert stats.detectable_difference(10_000, 1.0) == pytest.approx((1.959964 + 0.841621) / 100, rel=1e-3)
+    assert stats.detectable_difference(10, 0.0) == 0.0
+    assert math.isnan(stats.detectable_difference(1, math.nan))
 
 
 @pytest.mark.parametrize(("effect", "pairs"), [(0.2, 199), (0.5, 34), (0.8, 15)])
@@ -63,7 +139,9 @@ def test_the_bootstrap_of_skewed_values_leans_to_their_side():
 def test_repeating_an_analysis_gives_the_same_numbers():
     d = np.random.default_rng(11).normal(size=20)  # beyond exact enumeration
     assert stats.bca_interval(d) == stats.bca_interval(d)
-    assert stats.sign_flip_p(d) == stats.sign_flip_p(d)
+    first = stats.sign_flip_p(d)
+    stats._signs.cache_clear()
+    assert stats.sign_flip_p(d) == first
 
 
 def test_holm():
@@ -86,6 +164,7 @@ def test_a_comparison_is_of_the_arm_minus_the_baseline():
 def test_equal_arms_are_a_null_without_spread():
     found = stats.compare([2.0, 3.0, 4.0], [2.0, 3.0, 4.0])
     assert found.interval == found.bootstrap == (0.0, 0.0)
+    assert stats.required_pairs(0.1, found.sd) == 2
     assert found.p == 1.0
     assert found.wins == 0.5
 
@@ -102,6 +181,8 @@ def test_the_verdict_on_a_null_names_the_largest_difference_left_open():
     bound = max(map(abs, found.interval))
     sentence = stats.verdict("b", "a", found, found.p)
     assert f"no difference larger than {math.ceil(100 * bound) / 100:.2f} points is supported" in sentence
+    seen = stats.detectable_difference(4, found.sd)
+    assert f"4 seeds of this spread show a true difference of {math.ceil(100 * seen) / 100:.2f}" in sentence
 
 
 @pytest.mark.parametrize(("shift", "word"), [(-1.0, "fewer"), (1.0, "more")])

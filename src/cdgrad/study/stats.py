@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -15,10 +16,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 scipy_stats: Any = import_module("scipy.stats")  # it ships no types
+scipy_optimize: Any = import_module("scipy.optimize")
 Array = NDArray[np.float64]
 LEVEL = 0.95
 POWER = 0.8
-RESAMPLES = 9999
+RESAMPLES = 9999  # of the bootstrap
+_EXACT_PAIRS = 17  # of the sign-flip test: 2^16 flips, the first sign being fixed
 
 
 class Interval(NamedTuple):
@@ -38,6 +41,8 @@ class Comparison:
         sd: their sample standard deviation, in points.
         interval: of the mean, by Student's t.
         bootstrap: of the mean, by the BCa bootstrap.
+        median: the median difference, which a few diverged runs do not move.
+        median_interval: of the median, from order statistics.
         p: sign-flip permutation test of no difference, two-sided.
         correlation: of the two arms' errors over the seeds; what pairing bought.
         wins: share of seeds on which the arm has the smaller error; ties count half.
@@ -48,6 +53,8 @@ class Comparison:
     sd: float
     interval: Interval
     bootstrap: Interval
+    median: float
+    median_interval: Interval
     p: float
     correlation: float
     wins: float
@@ -74,6 +81,8 @@ def compare(arm: ArrayLike, baseline: ArrayLike) -> Comparison:
         sd=spread(d),
         interval=mean_interval(d),
         bootstrap=bca_interval(d),
+        median=float(np.median(d)),
+        median_interval=median_interval(d),
         p=sign_flip_p(d),
         correlation=correlation(a, b),
         wins=float(np.mean(np.where(d == 0, 0.5, d < 0))),
@@ -98,8 +107,10 @@ def mean_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
 def bca_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
     """Bias-corrected and accelerated bootstrap interval of the mean, from a fixed random seed.
 
-    It assumes no normal distribution, but is too narrow for few values: with 10 it covers about 90 %.
-    Where all values are equal it is that value.
+    It assumes no normal distribution, but resampling few values understates their spread: of normal
+    values its 95 % interval covers the mean in about 85 % of samples of 5, 90 % of 10 and 93 % of 30
+    (simulated; the t interval in 95 % of each): where the two differ, believe the wider one. Where all
+    values are equal it is that value.
     """
     x = np.asarray(values, dtype=np.float64)
     if len(x) < 2:
@@ -113,21 +124,51 @@ def bca_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
     return Interval(float(found.low), float(found.high))
 
 
-def sign_flip_p(differences: ArrayLike) -> float:
-    """p of "the differences are symmetric about 0": the share of sign flips with as large a mean.
+def median_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
+    """Distribution-free interval of the median: two order statistics, by the binomial distribution.
 
-    Exact up to 13 pairs, and from 9,999 random flips of a fixed seed beyond. The smallest possible
-    value is 2 / 2^n, so that fewer than 6 pairs cannot reach 0.05.
+    It covers in at least `level` of samples, of 10 values in 97.9 %, and no matter how far away the
+    outliers are. Both ends nan where even the extremes are too few to cover: below 6 values at 95 %.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    found = scipy_stats.quantile_test(x, q=0.0, p=0.5).confidence_interval(level)
+    ends = Interval(float(found.low), float(found.high))
+    return ends if np.isfinite(ends).all() else Interval(math.nan, math.nan)
+
+
+def sign_flip_p(differences: ArrayLike) -> float:
+    """p of "the differences are symmetric about 0": the share of sign flips with as large a |sum|.
+
+    Exact up to 17 pairs. Beyond, from 65,535 random flips of a fixed seed and the observed one, with a
+    standard error of 0.0009 at p = 0.05. No value is below `smallest_p`.
+
+    Not `scipy.stats.permutation_test`: it counts ties up to a rounding error relative to the observed
+    mean. Errors on a test set are multiples of one over its size, so that sums tie often, and where the
+    observed one rounds to nearly 0, ties are lost: in 2 % of small discrete samples its p was off, by up to
+    0.1. Here the rounding error is relative to the largest possible sum.
     """
     d = np.asarray(differences, dtype=np.float64)
     if len(d) < 2:
         return math.nan
-    rng = np.random.default_rng(0)
-    return float(
-        scipy_stats.permutation_test(
-            (d,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, vectorized=True, rng=rng
-        ).pvalue
-    )
+    rounding = 1e-12 * float(np.abs(d).sum())
+    return float(np.mean(np.abs(_signs(len(d)) @ d) >= abs(float(d.sum())) - rounding))
+
+
+def smallest_p(pairs: int) -> float:
+    """The smallest p that `sign_flip_p` can give: all differences of one sign. 2 / 2^n up to 17 pairs."""
+    return 2.0 ** (1 - min(pairs, _EXACT_PAIRS)) if pairs > 1 else math.nan
+
+
+@lru_cache(maxsize=2)
+def _signs(pairs: int) -> Array:
+    """All flips of n signs but for the common one, or 2^16 of them, the unflipped first: (flips, n)."""
+    if pairs <= _EXACT_PAIRS:
+        numbers = np.arange(2 ** (pairs - 1), dtype=np.int64)
+        flipped = (numbers[:, None] & 2 ** np.arange(pairs, dtype=np.int64)) != 0
+    else:
+        flipped = np.random.default_rng(0).random((2 ** (_EXACT_PAIRS - 1), pairs)) < 0.5
+        flipped[0] = False
+    return np.where(flipped, -1.0, 1.0)
 
 
 def correlation(a: ArrayLike, b: ArrayLike) -> float:
@@ -154,14 +195,16 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def paired_power(pairs: int, difference: float, sd: float, level: float = LEVEL) -> float:
     """Chance that a two-sided paired t-test shows a true mean `difference`.
 
-    The statistic follows the non-central t distribution with n - 1 degrees of freedom and
-    non-centrality sqrt(n) difference / sd.
+    The square of the statistic follows the non-central F distribution with 1 and n - 1 degrees of
+    freedom and non-centrality n (difference / sd)^2. (The two tails of the non-central t sum to the
+    same; scipy's far one is nan where it should vanish.)
     """
     if pairs < 2:
         return 0.0
-    df, shift = pairs - 1, math.sqrt(pairs) * abs(difference) / sd
-    threshold = scipy_stats.t.ppf((1 + level) / 2, df)
-    return float(scipy_stats.nct.sf(threshold, df, shift) + scipy_stats.nct.cdf(-threshold, df, shift))
+    if difference == 0:
+        return 1 - level
+    threshold = scipy_stats.t.ppf((1 + level) / 2, pairs - 1) ** 2
+    return float(scipy_stats.ncf.sf(threshold, 1, pairs - 1, pairs * (difference / sd) ** 2))
 
 
 def required_pairs(difference: float, sd: float, power: float = POWER) -> int:
@@ -177,15 +220,33 @@ def required_pairs(difference: float, sd: float, power: float = POWER) -> int:
     return high
 
 
+def detectable_difference(pairs: int, sd: float, power: float = POWER) -> float:
+    """The smallest true difference, in the unit of `sd`, that n seeds show with `power`, were `sd` true.
+
+    The inverse of `paired_power`. nan for fewer than 2 pairs.
+    """
+    if pairs < 2 or math.isnan(sd):
+        return math.nan
+
+    def lacking(effect: float) -> float:
+        return paired_power(pairs, effect, 1.0) - power
+
+    high = 1.0
+    while lacking(high) < 0:
+        high *= 2
+    return sd * float(scipy_optimize.brentq(lacking, 0.0, high))
+
+
 def verdict(name: str, baseline: str, comparison: Comparison, p: float) -> str:
-    """The comparison in plain words; `p` is corrected for the number of arms.
+    """The comparison in plain words; `p` is corrected for the number of comparisons.
 
     A difference is called one where p < 0.05 and the t interval excludes 0. Otherwise the sentence
-    gives the largest difference, in either direction, that the interval leaves open.
+    gives the largest difference, in either direction, that the interval leaves open, and the smallest
+    that the study would probably have shown.
     """
     if comparison.pairs < 2:
         return f"{name} against {baseline}: {comparison.pairs} pair of seeds; a comparison needs at least 2."
-    low, high = comparison.interval
+    pairs, (low, high) = comparison.pairs, comparison.interval
     if p < 1 - LEVEL and (low > 0 or high < 0):
         more, size = ("fewer", -comparison.mean) if comparison.mean < 0 else ("more", comparison.mean)
         between = sorted((abs(low), abs(high)))
@@ -193,8 +254,14 @@ def verdict(name: str, baseline: str, comparison: Comparison, p: float) -> str:
             f"{name} makes {size:.2f} points {more} errors than {baseline} "
             f"(95 % interval {between[0]:.2f} to {between[1]:.2f}, p = {p:.2g})."
         )
-    bound = math.ceil(100 * max(abs(low), abs(high))) / 100
+    seen = detectable_difference(comparison.pairs, comparison.sd)
     return (
         f"{name} against {baseline}: no difference is shown (p = {p:.2g}), and no difference larger than "
-        f"{bound:.2f} points is supported at 95 %."
+        f"{_up(max(abs(low), abs(high)))} points is supported at 95 %; {pairs} seeds of this spread "
+        f"show a true difference of {_up(seen)} points in {100 * POWER:.0f} % of studies."
     )
+
+
+def _up(value: float) -> str:
+    """Rounded up to two decimals: a bound must not be understated."""
+    return f"{math.ceil(100 * value - 1e-9) / 100:.2f}"
