@@ -268,6 +268,12 @@ class Attachment:
         pending = self._pending(directed=False)
         for target, grad in pending:
             check_gradient(target.name, grad)
+        self._operate(pending)
+        for target, grad in pending:
+            self._directed[target] = weakref.ref(grad)
+
+    def _operate(self, pending: list[tuple[Target, Tensor]]) -> None:
+        """Replace each gradient g by P g, in place, rescaled if so chosen."""
         grads = [grad for _, grad in pending]
         here = list(map(local_part, grads))
         keep_norm = self._options["rescale"] == "norm"
@@ -277,8 +283,6 @@ class Attachment:
         if keep_norm:
             for part, old, new in zip(here, *whole_norms(grads, before, _norms(here)), strict=True):
                 distinct(part).mul_(torch.where(new > 0, old / new, 1.0))
-        for target, grad in pending:
-            self._directed[target] = weakref.ref(grad)
 
     def _active(self) -> bool:
         return self.enabled and self._metric != L2()

@@ -65,6 +65,30 @@ def test_an_arm_changes_only_what_it_names(tiny):
         ("seeds = 2", "seeds = [1, 1]", "seeds must be a count of at least 1"),
         ("seeds = 2", "seeds = 2\nworker = 3", "unknown key worker; did you mean workers?"),
         ("seeds = 2", "seeds = ", "not valid TOML"),
+        (
+            "[arms.directed]",
+            "[arms.directed]\nvalues.lr = 1",
+            "values is read by an entry, and there is none",
+        ),
+        ("[arms.sgd]", "[arms.sgd]\npermute = true", "arms.sgd.permute changes nothing under metric none"),
+        ("[arms.sgd]", "[arms.sgd]\nmetric = 'l2'\nrescale = 'norm'", "changes nothing under metric l2"),
+        (
+            "[arms.directed]",
+            "[arms.directed]\npermute = true\ndirection = 'width'",
+            "arms.directed.permute is of channels, and direction is width",
+        ),
+        ("batch = 16", "batch = 16\nwarmup = 1", "schedule.warmup must be below epochs = 1; got 1"),
+        ("batch = 16", "batch = 16\naccumulate = 17", "accumulate must be at most batch = 16; got 17"),
+        (
+            "batch = 16",
+            "batch = 16\nema = 1",
+            "schedule.ema must be a number of at least 0 and below 1; got 1",
+        ),
+        ("batch = 16", "batch = 16\nclip = -1", "schedule.clip must be a number of at least 0; got -1"),
+        ("batch = 16", "batch = 16\ndecay = 'step'", "schedule.decay must be one of cosine, none"),
+        ("batch = 16", "batch = 16\nprecision = 'half'", "must be one of float32, bfloat16"),
+        ("seeds = 2", "seeds = 2\nentry = 'mytrain'", "entry must be one of module:callable"),
+        ("seeds = 2", "seeds = 2\nentry = 'mytrain:run'", "unknown key task; known are"),
     ],
 )
 def test_an_error_names_the_key_what_came_and_what_is_allowed(tiny_text, old, new, message):

@@ -104,7 +104,7 @@ def test_the_error_is_the_share_of_wrong_answers():
     part = data.Part(
         torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0], [torch.nan, 1.0]]), torch.tensor([0, 1, 1, 1])
     )
-    assert error_percent(torch.nn.Identity(), part) == 50.0
+    assert error_percent(torch.nn.Identity(), part, Schedule(1, 1)) == 50.0
 
 
 def test_training_leaves_the_global_random_state_alone(setting):

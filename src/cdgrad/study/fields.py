@@ -1,6 +1,6 @@
 """Frozen dataclasses from TOML tables: types and metadata are the rules, errors name the key.
 
-A field's metadata says what its type cannot: `one_of`, `at_least`, `POSITIVE`. A field called
+A field's metadata says what its type cannot: `one_of`, `at_least`, `within`, `POSITIVE`. A field called
 ``arguments`` collects the keys that the class does not know.
 """
 
@@ -24,6 +24,11 @@ def at_least(minimum: int, *, or_all: bool = False) -> dict[str, Any]:
     return {"minimum": minimum, "or_all": or_all}
 
 
+def within(low: float, below: float) -> dict[str, Any]:
+    """A number x with low <= x < below."""
+    return {"within": (low, below)}
+
+
 def one_of(*choices: str, importable: bool = False) -> dict[str, Any]:
     return {"choices": choices, "importable": importable}
 
@@ -45,7 +50,10 @@ def read(cls: type[T], value: Any, where: str, name: str) -> T:
     values = {k: _checked(v, types[k], known[k], prefix + k, name) for k, v in table.items() if k in known}
     if free:
         values["arguments"] = {k: v for k, v in table.items() if k not in known}
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ValueError as error:  # values that are allowed one by one and not together
+        raise StudyError(f"{name}: {prefix}{error}") from None
 
 
 def check_keys(
@@ -75,6 +83,11 @@ def _checked(value: Any, kind: Any, about: Field[Any], where: str, name: str) ->
     elif rules.get("positive"):
         if not (is_a(value, float) and value > 0 and math.isfinite(value)):
             raise error_at(name, where, value, "a positive number")
+    elif "within" in rules:
+        low, below = rules["within"]
+        if not (is_a(value, float) and low <= value < below):
+            allowed = f"a number of at least {low:g}" + (f" and below {below:g}" if below < math.inf else "")
+            raise error_at(name, where, value, allowed)
     elif "minimum" in rules:
         if not (is_a(value, int) and value >= rules["minimum"]) and not (rules["or_all"] and value == "all"):
             other = ' or "all"' if rules["or_all"] else ""

@@ -92,15 +92,17 @@ def paired_differences(spec: Spec, comparisons: Mapping[str, tuple[stats.Compari
 def learning_curves(spec: Spec, finished: Mapping[str, Mapping[int, Run]]) -> Drawing:
     """Validation error over the epochs: mean over the seeds, and its 95 % interval as a band."""
     figure, axes = _canvas(height=3.6)
-    shown = [arm for arm, runs in finished.items() if runs]
+    # The user's own training code may report no epochs.
+    reported = {arm: [run for run in runs.values() if run.epochs] for arm, runs in finished.items()}
+    shown = [arm for arm, runs in reported.items() if runs]
     lowest = 100.0
-    for arm, runs in finished.items():
+    for arm, runs in reported.items():
         if not runs:
             continue
-        length = max(len(run.epochs) for run in runs.values())
+        length = max(len(run.epochs) for run in runs)
         curves = np.full((len(runs), length), np.nan)
-        for row, run in zip(curves, runs.values(), strict=True):
-            row[: len(run.epochs)] = [epoch["validation_error"] for epoch in run.epochs]
+        for row, run in zip(curves, runs, strict=True):
+            row[: len(run.epochs)] = [epoch.get("validation_error", np.nan) for epoch in run.epochs]
             # A diverged run stays where it ended.
             row[len(run.epochs) :] = row[len(run.epochs) - 1]
         color, _, dash = _look(spec, arm)

@@ -61,14 +61,16 @@ class Bars:
         self._bars.stop()
 
     def epoch(self, event: EpochDone) -> None:
-        epochs = event.job.setting.schedule.epochs
-        self._under_way[event.worker] = event.epoch / epochs
+        schedule = event.job.setting.schedule
+        # The user's own training code does not tell its epochs ahead.
+        share = event.epoch / schedule.epochs if schedule else 0.5
+        self._under_way[event.worker] = share
         self._bars.update(self._study, completed=self._done + sum(self._under_way.values()))
         self._bars.update(
             self._workers[event.worker],
             description=name(event.job),
-            completed=event.epoch / epochs,
-            at=f"epoch {event.epoch}/{epochs}",
+            completed=share,
+            at=f"epoch {event.epoch}/{schedule.epochs}" if schedule else f"epoch {event.epoch}",
         )
 
     def run(self, event: RunDone) -> None:

@@ -263,8 +263,11 @@ def _what(spec: Spec, arm: str) -> str:
     parts += [f"along {change.direction}"] if change.direction != "output" else []
     parts += [f"rescale {change.rescale}"] if change.rescale != "none" else []
     parts += ["linear too"] if change.linear else []
-    optimizer = {"lr": spec.setting(next(iter(spec.cells)), arm).optimizer.lr, **change.optimizer}
-    return ", ".join([*parts, *(f"{key} {value}" for key, value in optimizer.items())])
+    parts += ["channels permuted"] if change.permute else []
+    parts += ["centralized"] if change.centralize else []
+    setting = spec.setting(next(iter(spec.cells)), arm)
+    values = {"lr": setting.optimizer.lr} if setting.optimizer else setting.values
+    return ", ".join([*parts, *(f"{key} {value}" for key, value in {**values, **change.optimizer}.items())])
 
 
 def _error(run: Run) -> float:

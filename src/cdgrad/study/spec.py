@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
@@ -29,6 +30,7 @@ from cdgrad.study.fields import (
     read,
     seeds,
     some_of,
+    within,
 )
 from cdgrad.study.tuning import Tuning, Values, read_tuning
 
@@ -95,10 +97,39 @@ class Model:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Passes over the training images, images per step. The learning rate falls to 0 along a cosine."""
+    """How to train, the same in all arms.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch: images per step of the optimizer.
+        warmup: epochs in which the learning rate rises linearly to its initial value.
+        decay: what it does afterwards: fall to 0 along a ``"cosine"``, or stay (``"none"``).
+        label_smoothing: share of the target spread evenly over all classes.
+        ema: decay per step of the exponential moving average whose weights are evaluated; 0: none.
+        accumulate: micro-batches that a batch is cut into; their gradients add up to the batch's.
+        clip: largest L2 norm of the whole gradient, after the arm's operator; 0: unlimited.
+        precision: of the forward pass; ``"bfloat16"`` by autocast, the weights stay float32.
+        compile: run the network through torch.compile.
+        channels_last: keep images and weights in that memory format.
+    """
 
     epochs: int = field(metadata=at_least(1))
     batch: int = field(metadata=at_least(1))
+    warmup: int = field(default=0, metadata=at_least(0))
+    decay: str = field(default="cosine", metadata=one_of("cosine", "none"))
+    label_smoothing: float = field(default=0.0, metadata=within(0, 1))
+    ema: float = field(default=0.0, metadata=within(0, 1))
+    accumulate: int = field(default=1, metadata=at_least(1))
+    clip: float = field(default=0.0, metadata=within(0, math.inf))
+    precision: str = field(default="float32", metadata=one_of("float32", "bfloat16"))
+    compile: bool = False
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.warmup >= self.epochs:
+            raise ValueError(f"warmup must be below epochs = {self.epochs}; got {self.warmup}")
+        if self.accumulate > self.batch:
+            raise ValueError(f"accumulate must be at most batch = {self.batch}; got {self.accumulate}")
 
 
 @dataclass(frozen=True)
@@ -112,33 +143,74 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Arm:
-    """One thing to compare: a metric (or ``none``: nothing attached) and changes to the optimizer.
+    """One thing to compare: what is done to the gradient, and changes to the optimizer.
 
-    In a study with tuning, `tuning` says where the arm's setting comes from: trials of its ``"own"``, the
-    values chosen for the ``"baseline"``, or ``"none"``: it is as the specification says.
+    Attributes:
+        metric: a metric, or ``none``: nothing attached.
+        direction, rescale, linear: as in `cdgrad.attach`.
+        permute: apply the metric to the channels in a random order, fixed by the run's seed.
+        centralize: subtract the mean of each output filter's gradient first.
+        optimizer: keys that replace those of the study's optimizer.
+        values: what the user's own training code (`entry`) reads of the arm.
+        tuning: where the arm's setting comes from in a study with tuning: trials of its ``"own"``,
+            the values chosen for the ``"baseline"``, or ``"none"``: it is as the specification says.
     """
 
     metric: str = BASELINE_METRIC
     direction: str = field(default="output", metadata=one_of(*DIRECTIONS))
     rescale: str = field(default="none", metadata=one_of(*RESCALES))
     linear: bool = False
+    permute: bool = False
+    centralize: bool = False
     optimizer: dict[str, Any] = field(default_factory=dict[str, Any])
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
     tuning: str = field(default="own", metadata=one_of(*TUNINGS))
+
+    def __post_init__(self) -> None:
+        if self.metric in (BASELINE_METRIC, "l2"):
+            for key in ("direction", "rescale", "linear", "permute"):
+                if getattr(self, key) != getattr(Arm, key):
+                    raise ValueError(
+                        f"{key} changes nothing under metric {self.metric}; give a metric, such as "
+                        f"sobolev:lam=0.01, or leave it out"
+                    )
+        if self.permute and self.direction in ("height", "width"):
+            raise ValueError(
+                f"permute is of channels, and direction is {self.direction}; use output or input"
+            )
 
 
 @dataclass(frozen=True)
 class Setting:
-    """All that decides the numbers of a run, besides its seed."""
+    """All that decides the numbers of a run, besides its seed.
 
-    task: Task
-    model: Model
-    schedule: Schedule
-    optimizer: Optimizer
+    With an `entry`, the user's own training code, the four tables are None and `values` holds what
+    that code reads of the arm, under dotted keys; otherwise `values` is empty.
+    """
+
+    task: Task | None
+    model: Model | None
+    schedule: Schedule | None
+    optimizer: Optimizer | None
     metric: str
     direction: str
     rescale: str
     linear: bool
     evaluate: str
+    permute: bool = False
+    centralize: bool = False
+    entry: str = ""
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def tables(self) -> tuple[Task, Model, Schedule, Optimizer]:
+        """The four tables of a run by the built-in training loop.
+
+        Raises:
+            StudyError: the run is of the user's own training code.
+        """
+        if self.task and self.model and self.schedule and self.optimizer:
+            return self.task, self.model, self.schedule, self.optimizer
+        raise StudyError(f"{self.entry} trains by itself: it has no task, model, schedule or optimizer table")
 
     @property
     def fingerprint(self) -> str:
@@ -154,6 +226,8 @@ def as_json(setting: Setting) -> dict[str, Any]:
 Tables = Mapping[str, Mapping[str, Any]]
 _TABLES = {"task": Task, "model": Model, "schedule": Schedule, "optimizer": Optimizer}
 _NOTHING: Values = MappingProxyType({})
+_OPTIONS = ("direction", "rescale", "linear", "permute", "centralize")
+_TUNABLE = (*_OPTIONS, "lam")
 
 
 @dataclass(frozen=True)
@@ -161,8 +235,9 @@ class Spec:
     """A study. `text` is the TOML it was read from, kept in the records.
 
     `cells` holds, for each combination in which the arms are compared, its tables ``task``, ``model``,
-    ``schedule`` and ``optimizer`` as read; a study without cells has one, named ``""``. `evaluate` is
-    ``"test"``, or ``"validation"`` for a study that never reads a test set.
+    ``schedule`` and ``optimizer`` as read; a study without cells has one, named ``""``. `entry` is the
+    user's own training code, ``module:callable``, or empty; with it there is one cell without tables.
+    `evaluate` is ``"test"``, or ``"validation"`` for a study that never reads a test set.
     """
 
     name: str
@@ -171,6 +246,7 @@ class Spec:
     seeds: tuple[int, ...]
     evaluate: str
     workers: int
+    entry: str
     cells: dict[str, Tables]
     arms: dict[str, Arm]
     tuning: Tuning | None
@@ -189,18 +265,27 @@ class Spec:
             StudyError: a value is not allowed, or its key names nothing.
         """
         options = self.arms[arm]
-        tables = _changed(self.cells[cell], {"optimizer": options.optimizer})
+        tables = (
+            self.cells[cell] if self.entry else _changed(self.cells[cell], {"optimizer": options.optimizer})
+        )
+        own = dict(_dotted(options.values))
         for key, value in values.items():
             table, _, inner = key.partition(".")
-            if inner and table in ("model", "schedule", "optimizer"):
+            if self.entry and key not in _TUNABLE:
+                own[key] = value
+            elif inner and table in ("model", "schedule", "optimizer"):
                 tables = _changed(tables, {table: {inner: value}})
             else:
                 options = _with_option(options, key, value, self.name)
-        arm_only = {f.name for f in fields(Arm)} & {f.name for f in fields(Setting)} - {"optimizer"}
+        places = {"optimizer": f"arms.{arm}."} if options.optimizer else {}
+        typed = dict.fromkeys(_TABLES) if self.entry else _read_tables(tables, places, self.name)
         return Setting(
-            **_read_tables(tables, {"optimizer": f"arms.{arm}."} if options.optimizer else {}, self.name),
-            **{key: getattr(options, key) for key in arm_only},
+            **typed,
+            **{key: getattr(options, key) for key in _OPTIONS},
+            metric=options.metric,
             evaluate="validation" if trial else self.evaluate,
+            entry=self.entry,
+            values=own,
         )
 
 
@@ -238,13 +323,12 @@ def parse(text: str, name: str) -> Spec:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise StudyError(f"{name}: not valid TOML: {error}") from None
-    required = ("baseline", "seeds", "arms")
-    check_keys(
-        table, (*required, "title", "evaluate", "workers", *_TABLES, "cells", "tuning"), required, "", name
-    )
     head = read(_Head, {k: v for k, v in table.items() if k in _HEAD}, "", name)
+    tables = () if head.entry else (*_TABLES, "cells")
+    check_keys(table, (*_HEAD, "seeds", "arms", *tables, "tuning"), ("seeds", "arms"), "", name)
     arms = {
-        str(arm): _arm(str(arm), value, name) for arm, value in as_table(table["arms"], "arms", name).items()
+        str(arm): _arm(str(arm), value, name, entry=bool(head.entry))
+        for arm, value in as_table(table["arms"], "arms", name).items()
     }
     if head.baseline not in arms:
         raise error_at(name, "baseline", head.baseline, f"one of the arms: {', '.join(arms) or 'none given'}")
@@ -256,7 +340,8 @@ def parse(text: str, name: str) -> Spec:
         seeds=final_seeds,
         evaluate=head.evaluate,
         workers=head.workers,
-        cells=_cells(table, name),
+        entry=head.entry,
+        cells={"": {}} if head.entry else _cells(table, name),
         arms=arms,
         tuning=_tuning(table, head.baseline, arms, final_seeds, name),
         text=text,
@@ -285,12 +370,13 @@ class _Head:
     title: str = ""
     evaluate: str = field(default="test", metadata=one_of("test", "validation"))
     workers: int = field(default=2, metadata=at_least(1))
+    entry: str = field(default="", metadata=one_of(importable=True))
 
 
 _HEAD = tuple(f.name for f in fields(_Head))
 
 
-def _arm(title: str, value: Any, name: str) -> Arm:
+def _arm(title: str, value: Any, name: str, *, entry: bool) -> Arm:
     where = f"arms.{title}"
     if not _ARM_NAME.fullmatch(title):
         raise StudyError(
@@ -298,12 +384,25 @@ def _arm(title: str, value: Any, name: str) -> Arm:
             f"(it heads a table column)"
         )
     arm = read(Arm, value, where, name)
+    if arm.optimizer and entry:
+        raise StudyError(f"{name}: {where}.optimizer means nothing to an entry; use {where}.values")
+    if arm.values and not entry:
+        raise StudyError(f"{name}: {where}.values is read by an entry, and there is none; use optimizer")
     if arm.metric == BASELINE_METRIC:
         return arm
     try:
         return replace(arm, metric=str(parse_metric(arm.metric)))
     except ValueError as error:
         raise StudyError(f"{name}: {where}.metric: {error}") from None
+
+
+def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested tables under keys such as ``optimizer.lr``."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")  # pyright: ignore[reportUnknownArgumentType]
+        else:
+            yield prefix + key, value
 
 
 def _cells(table: Mapping[str, Any], name: str) -> dict[str, Tables]:
@@ -368,12 +467,11 @@ def _read_tables(tables: Tables, places: Mapping[str, str], name: str) -> dict[s
 
 def _with_option(arm: Arm, key: str, value: Any, name: str) -> Arm:
     """An arm with another value of an option; ``lam`` is its metric's."""
-    options = {f.name for f in fields(Arm)} - {"metric", "optimizer", "tuning"}
-    if key in options:
+    if key in _OPTIONS:
         return read(Arm, asdict(arm) | {key: value}, "arm", name)
     metric = None if arm.metric == BASELINE_METRIC else parse_metric(arm.metric)
     if key != "lam":
-        known = [*sorted(options), "lam", "model.KEY", "schedule.KEY", "optimizer.KEY"]
+        known = [*_TUNABLE, "model.KEY", "schedule.KEY", "optimizer.KEY"]
         check_keys({key: value}, known, (), "", name)
     if metric is None or not any(f.name == "lam" for f in fields(metric)):
         raise StudyError(f"{name}: metric {arm.metric} has no lam")

@@ -78,6 +78,7 @@ def execute(job: Job, on_epoch: Callable[[int, dict[str, float]], None]) -> Run:
     """Make one run in this process. What the run raises becomes a record of status "failed"."""
     import torch  # here, because the driver, which imports this module, does without
 
+    from cdgrad.study.entry import run_entry
     from cdgrad.study.train import train
 
     started, clock = datetime.now(UTC), time.perf_counter()
@@ -86,8 +87,12 @@ def execute(job: Job, on_epoch: Callable[[int, dict[str, float]], None]) -> Run:
     if job.trial is not None and job.setting.evaluate == "test":
         raise ValueError(f"trial {job.trial} of arm {job.arm} would read the test part")
     try:
-        outcome = train(job.setting, job.seed, on_epoch)
+        if job.setting.entry:
+            outcome = run_entry(job.arm, job.setting, job.seed, on_epoch)
+        else:
+            outcome = train(job.setting, job.seed, on_epoch)
         status, error, epochs = outcome.status, outcome.error, outcome.epochs
+        measures |= outcome.measures
     except ConnectionError:  # the driver is gone; nobody would hear of a failure
         raise
     except Exception as problem:

@@ -1,0 +1,157 @@
+"""The user's own training code: what it gets, what may come back, and a study of it like any other."""
+
+import dataclasses
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cdgrad.study import StudyError
+from cdgrad.study.entry import run_entry
+from cdgrad.study.records import Store
+from cdgrad.study.run import run_study
+from cdgrad.study.spec import parse
+from cdgrad.study.workers import Job, execute
+
+TEXT = """
+baseline = "sgd"
+seeds = 2
+entry = "{module}:run"
+
+[arms.sgd]
+values = {{ lr = 0.1, net.width = 4 }}
+
+[arms.directed]
+metric = "reweighted:lam=3"
+values.lr = 0.3
+"""
+CODE = """
+import torch
+
+def run(seed, arm):
+    torch.manual_seed(seed)
+    net = torch.nn.Conv2d(1, 4, 3)
+    images = torch.randn(8, 1, 6, 6)
+    optimizer = torch.optim.SGD(net.parameters(), lr=arm.values["lr"])
+    arm.attach(optimizer, net)
+    for epoch in range(1, 4):
+        optimizer.zero_grad()
+        loss = net(images).square().mean()
+        loss.backward()
+        optimizer.step()
+        arm.report(epoch, loss=loss.item())
+    return {"error": 100 * loss.item(), "steps": 3}
+"""
+
+
+@pytest.fixture
+def spec(tmp_path, monkeypatch):
+    (tmp_path / "mytrain.py").write_text(CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    return parse(TEXT.format(module="mytrain"), "mine")
+
+
+def entry(function):
+    """The setting of an entry that is defined in this file."""
+    entry.function = function
+    return parse(TEXT.format(module=__name__), "mine")
+
+
+def run(seed, arm):
+    return entry.function(seed, arm)
+
+
+def ran(function, arm="sgd", seed=3, on_epoch=lambda epoch, measured: None, **changes):
+    setting = dataclasses.replace(entry(function).setting("", arm), **changes)
+    return run_entry(arm, setting, seed, on_epoch)
+
+
+def test_the_code_gets_the_seed_and_the_arm():
+    def function(seed, arm):
+        assert (seed, arm.name, arm.evaluate) == (3, "sgd", "test")
+        assert arm.values == {"lr": 0.1, "net.width": 4}
+        return {"error": 5}
+
+    assert ran(function).error == 5.0
+
+
+def test_attach_does_what_the_arm_says():
+    def function(seed, arm):
+        net = nn.Conv2d(1, 4, 3)
+        handle = arm.attach(torch.optim.SGD(net.parameters(), lr=0.1), net)
+        return {"error": 0.0, "attached": handle is not None and str(handle.metric) == "reweighted:lam=3"}
+
+    assert ran(function).measures == {"attached": 0.0}
+    assert ran(function, "directed").measures == {"attached": 1.0}
+
+
+def test_reports_become_epochs_and_further_numbers_measures():
+    def function(seed, arm):
+        arm.report(1, loss=2)
+        arm.report(2, loss=torch.tensor(1.5), validation_error=np.float32(0.5))
+        return {"error": torch.tensor(12.5), "top5": 1.0}
+
+    seen = []
+    outcome = ran(function, on_epoch=lambda epoch, measured: seen.append((epoch, measured)))
+    assert outcome.epochs == [{"loss": 2.0}, {"loss": 1.5, "validation_error": 0.5}]
+    assert seen == list(enumerate(outcome.epochs, 1))
+    assert (outcome.status, outcome.error, outcome.measures) == ("ok", 12.5, {"top5": 1.0})
+
+
+def test_a_diverged_run_says_so():
+    outcome = ran(lambda seed, arm: {"error": 100.0, "diverged": True})
+    assert (outcome.status, outcome.error, outcome.measures) == ("diverged", 100.0, {})
+
+
+def test_the_generators_are_seeded_and_torchs_restored():
+    def function(seed, arm):
+        legacy = np.random.rand()  # noqa: NPY002, what users' code may call
+        return {"error": 0, "torch": torch.rand(()), "numpy": legacy, "random": random.random()}
+
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, again, other = ran(function), ran(function, "sgd"), ran(function, seed=4)
+    assert torch.equal(torch.rand(3), expected)
+    assert first.measures == again.measures
+    assert all(first.measures[key] != other.measures[key] for key in first.measures)
+
+
+@pytest.mark.parametrize(
+    ("arm", "function", "message"),
+    [
+        ("sgd", lambda seed, arm: 3.0, r'must return a dict with "error" in percent; got 3.0'),
+        ("sgd", lambda seed, arm: {"loss": 3.0}, r'must return a dict with "error"'),
+        ("sgd", lambda seed, arm: {"error": "low"}, "gave error = 'low', which is not a number"),
+        ("sgd", lambda seed, arm: {"error": math.nan}, "returned error nan; a diverged run is a result"),
+        ("sgd", lambda seed, arm: arm.report(2, loss=1), "expects epoch 1 next, counted from 1; got 2"),
+        ("sgd", lambda seed, arm: arm.report(1, loss="x"), "arm.report gave loss = 'x'"),
+        ("directed", lambda seed, arm: {"error": 1}, r"never called arm.attach\(optimizer, model\)"),
+    ],
+)
+def test_what_cannot_be_a_run_is_explained(arm, function, message):
+    with pytest.raises(StudyError, match=message):
+        ran(function, arm)
+
+
+def test_the_fingerprint_covers_the_entry_and_the_values(spec):
+    setting = spec.setting("", "sgd")
+    others = [dataclasses.replace(setting, **c) for c in ({"entry": "other:run"}, {"values": {"lr": 0.2}})]
+    assert len({s.fingerprint for s in (setting, *others, spec.setting("", "directed"))}) == 4
+
+
+def test_a_study_of_it_is_a_study_like_any_other(spec, tmp_path):
+    made = run_study(spec, tmp_path / "out", workers=1)
+    assert [run.status for run in made] == ["ok"] * 4
+    assert {(len(run.epochs), run.measures["steps"]) for run in made} == {(3, 3.0)}
+    assert run_study(spec, tmp_path / "out", workers=1) == []
+    with Store(tmp_path / "out", write=False) as store:
+        kept = store.runs()
+    again = execute(Job("", "directed", None, 1, spec.setting("", "directed")), lambda epoch, measured: None)
+    assert again in kept
+    # The pair of a seed starts from the same network and images.
+    losses = {run.arm: run.epochs[0]["loss"] for run in kept if run.seed == 1}
+    assert losses["sgd"] == losses["directed"]
