@@ -100,6 +100,28 @@ def test_the_test_images_are_read_once_at_the_end_or_never(setting, monkeypatch,
     assert seen == [setting.schedule.epochs] * reads
 
 
+def test_augmentation_is_drawn_from_a_stream_of_its_own(setting, monkeypatch):
+    given = []
+    augment = data.augment
+
+    def watched(images, names, generator):
+        given.append((images.clone(), augment(images, names, generator)))
+        return given[-1][1]
+
+    monkeypatch.setattr(data, "augment", watched)
+    moved = dataclasses.replace(setting, task=dataclasses.replace(setting.task, augment=("pad-crop", "flip")))
+    runs = [trained(moved, seed) for seed in (0, 0, 1)]
+    assert (runs[0].error, runs[0].epochs) == (runs[1].error, runs[1].epochs)
+    assert runs[0].epochs != runs[2].epochs
+    assert runs[0].epochs != trained(setting).epochs
+    # The order is that without augmentation, and every epoch draws anew.
+    steps = len(given) // 4
+    for (plain, changed), (same, kept) in zip(given[:steps], given[-steps:], strict=True):
+        assert torch.equal(plain, same)
+        assert torch.equal(same, kept)
+        assert not torch.equal(plain, changed)
+
+
 def test_the_error_is_the_share_of_wrong_answers():
     part = data.Part(
         torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0], [torch.nan, 1.0]]), torch.tensor([0, 1, 1, 1])

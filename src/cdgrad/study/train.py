@@ -48,7 +48,7 @@ def train(
 
     Args:
         setting: everything but the seed.
-        seed: decides the split, the initialization and the order of the data.
+        seed: decides the split, the initialization, the order and the augmentation of the data.
         on_epoch: called after each epoch with its number from 1 and what was measured in it.
         device: where to train, such as ``"cuda:0"``; data and network are held there.
 
@@ -80,6 +80,7 @@ def _train(
     rates: list[float] = [group["lr"] for group in optimizer.param_groups]
     steps = math.ceil(len(training) / schedule.batch)
     order = np.random.default_rng([seed, _ORDER_STREAM])
+    changes = torch.Generator(device).manual_seed(_stream_seed(seed, _AUGMENTATION_STREAM))
 
     outcome = Outcome(model=evaluated)
     for epoch in range(1, schedule.epochs + 1):
@@ -92,13 +93,15 @@ def _train(
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
             optimizer.zero_grad()
-            for some in rows.to(device).chunk(schedule.accumulate):
-                labels = training.labels[some]
+            rows = rows.to(device)
+            images = datasets.augment(training.images[rows], task.augment, changes)
+            parts = zip(*(t.chunk(schedule.accumulate) for t in (images, training.labels[rows])), strict=True)
+            for some, labels in parts:
                 with _precision(schedule, device):
-                    logits = model(training.images[some])
+                    logits = model(some)
                     loss = cross_entropy(logits, labels, label_smoothing=schedule.label_smoothing)
-                (loss * (len(some) / len(rows))).backward()  # pyright: ignore[reportUnknownMemberType]
-                loss_sum += loss.detach() * len(some)
+                (loss * (len(labels) / len(rows))).backward()  # pyright: ignore[reportUnknownMemberType]
+                loss_sum += loss.detach() * len(labels)
                 wrong += _mistakes(logits.detach(), labels)
             if index == steps - 1:
                 compared = direct_and_compare(handle)
@@ -128,7 +131,14 @@ def _train(
     return outcome
 
 
+# Separate random streams of one seed: the order must not move when, say, the augmentation does.
 _ORDER_STREAM = 2
+_AUGMENTATION_STREAM = 3
+
+
+def _stream_seed(seed: int, stream: int) -> int:
+    """A seed for generators that take a single number."""
+    return int(np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def rate_factor(schedule: Schedule, step: int, steps: int) -> float:
