@@ -9,11 +9,12 @@ import pytest
 
 from cdgrad.study import StudyError, workers
 from cdgrad.study.environment import environment
+from cdgrad.study.local_engine import run_all
 from cdgrad.study.plan import Plan
 from cdgrad.study.records import Store
 from cdgrad.study.run import run_study
 from cdgrad.study.spec import Model, parse
-from cdgrad.study.workers import Job, RunDone, run_all
+from cdgrad.study.workers import Job, RunDone
 
 
 def records(folder):

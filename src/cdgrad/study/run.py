@@ -5,11 +5,12 @@ from __future__ import annotations
 from contextlib import closing
 from pathlib import Path
 
+from cdgrad.study.local_engine import run_all
 from cdgrad.study.plan import Plan
 from cdgrad.study.progress import display
 from cdgrad.study.records import Run, Store
 from cdgrad.study.spec import Spec
-from cdgrad.study.workers import EpochDone, run_all
+from cdgrad.study.workers import EpochDone
 
 
 def run_study(spec: Spec, folder: Path, workers: int) -> list[Run]:

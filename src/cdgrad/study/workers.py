@@ -1,22 +1,17 @@
-"""Local worker processes: each imports torch with its own threads, takes one run at a time, reports.
+"""What every engine has in common: jobs, the events of their runs, and the making of one run.
 
-The driver alone touches the records. A worker ends when its pipe closes, so none outlives a driver
-that was killed.
+An engine is a generator ``run_all(jobs, workers) -> EpochDone | RunDone``. It takes jobs from the front of
+the list whenever a worker is free; its consumer may change the list between two events, because what
+comes of a run may be more of them. The consumer alone touches the records.
 """
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from multiprocessing import get_context
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
-from typing import Any
+from typing import Any, Protocol
 
 from cdgrad.study import StudyError
 from cdgrad.study.environment import environment
@@ -55,6 +50,19 @@ class Job:
             **found,
         )
 
+    def lost(self, started: datetime, environment: dict[str, Any], message: str) -> Run:
+        """The record of this job where its worker could not tell what became of it."""
+        return self.run(
+            started,
+            status="failed",
+            error=None,
+            epochs=[],
+            measures={},
+            environment=environment,
+            seconds=(datetime.now(UTC) - started).total_seconds(),
+            message=message,
+        )
+
 
 @dataclass(frozen=True)
 class EpochDone:
@@ -72,6 +80,12 @@ class RunDone:
     worker: int
     job: Job
     run: Run
+
+
+class Engine(Protocol):
+    """Makes runs somewhere, up to `workers` at once. Leaving the iterator ends all that is under way."""
+
+    def __call__(self, jobs: list[Job], workers: int) -> Generator[EpochDone | RunDone]: ...
 
 
 def execute(job: Job, on_epoch: Callable[[int, dict[str, float]], None]) -> Run:
@@ -107,132 +121,3 @@ def execute(job: Job, on_epoch: Callable[[int, dict[str, float]], None]) -> Run:
         seconds=round(time.perf_counter() - clock, 3),
         message=" ".join(message.split()),
     )
-
-
-def run_all(jobs: list[Job], workers: int) -> Generator[EpochDone | RunDone]:
-    """Make the runs in up to `workers` processes of one thread each; yield what happens, as it does.
-
-    A worker that dies is replaced, and its run reported as failed. Leaving the iterator, by an
-    exception or by closing it, ends all workers.
-
-    Args:
-        jobs: taken from its front. The consumer may change it between two events: what comes of a run may
-            be more of them.
-        workers: how many at once.
-    """
-    pool: dict[int, _Worker] = {}
-    try:
-        while True:
-            for index in range(workers):
-                if not jobs:
-                    break
-                worker = pool.get(index)
-                if worker is None or not worker.alive:
-                    worker = pool[index] = _Worker()
-                if worker.job is None:
-                    worker.take(jobs.pop(0))
-            busy = {index: worker for index, worker in pool.items() if worker.job is not None}
-            if not busy:
-                return
-            ready = wait([worker.pipe for worker in busy.values()])
-            for index, worker in busy.items():
-                if worker.pipe in ready:
-                    yield worker.receive(index)
-    finally:
-        for worker in pool.values():
-            worker.end()
-
-
-class _Worker:
-    """The driver's side of one worker process."""
-
-    def __init__(self) -> None:
-        context = get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        # A daemon, so that it cannot keep an exiting driver waiting.
-        self._process: SpawnProcess = context.Process(target=_serve, args=(theirs,), daemon=True)
-        with _one_thread(), _interrupts_ignored():
-            self._process.start()
-        theirs.close()
-        self.job: Job | None = None
-
-    @property
-    def alive(self) -> bool:
-        return self._process.is_alive()
-
-    def take(self, job: Job) -> None:
-        self.job, self._since = job, datetime.now(UTC)
-        with suppress(ConnectionError):  # a worker killed while idle: `receive` will report it
-            self.pipe.send(job)
-
-    def receive(self, index: int) -> EpochDone | RunDone:
-        """The next event. The end of the pipe, perhaps in mid-message, means that the process was killed."""
-        assert self.job is not None
-        job = self.job
-        try:
-            message = self.pipe.recv()
-        except (EOFError, OSError):
-            self._process.join()
-            message = self._killed(job)
-        if isinstance(message, int):
-            return EpochDone(index, job, message)
-        self.job = None
-        return RunDone(index, job, message)
-
-    def end(self) -> None:
-        self._process.terminate()
-        self._process.join()
-        self.pipe.close()
-
-    def _killed(self, job: Job) -> Run:
-        code = self._process.exitcode or 0
-        how = f"killed by signal {-code}, perhaps for want of memory" if code < 0 else f"exit status {code}"
-        return job.run(
-            self._since,
-            status="failed",
-            error=None,
-            epochs=[],
-            measures={},
-            environment=environment(),
-            seconds=(datetime.now(UTC) - self._since).total_seconds(),
-            message=f"the worker ended in mid-run: {how}",
-        )
-
-
-def _serve(pipe: Connection) -> None:
-    """A worker's life: receive a job, send each epoch's number and then the run, until the pipe ends."""
-    import torch
-
-    torch.set_num_threads(1)
-
-    def report(epoch: int, _: dict[str, float]) -> None:
-        pipe.send(epoch)
-
-    try:
-        while True:
-            pipe.send(execute(pipe.recv(), report))
-    except (EOFError, ConnectionError):  # the driver is gone
-        return
-
-
-@contextmanager
-def _one_thread() -> Generator[None]:
-    """Processes started inside have one thread in every numerical library, which read this on import."""
-    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-    before = {name: os.environ.get(name) for name in names}
-    os.environ.update(dict.fromkeys(names, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-@contextmanager
-def _interrupts_ignored() -> Generator[None]:
-    """Processes started inside ignore Ctrl-C for good: the terminal sends it to all, the driver decides."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,93 @@
+"""kill -9 at random moments: whatever was killed, the same command comes to the same records.
+
+CDGRAD_KILLS sets how often.
+"""
+
+import os
+import random
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cdgrad.study.records import FILE
+
+KILLS = int(os.environ.get("CDGRAD_KILLS", "3"))
+TUNING = """
+[tuning]
+trials = 2
+seeds = [100, 101]
+[tuning.space]
+"optimizer.lr" = { low = 0.01, high = 1.0, log = true }
+"""
+
+
+def results(folder: Path):
+    """What decides and what came of every run, as the bytes that the file holds."""
+    with sqlite3.connect(folder / FILE) as db:
+        rows = db.execute(
+            'SELECT cell, arm, trial, seed, status, message, error, evaluated, "values", epochs, measures, '
+            "config, fingerprint FROM runs ORDER BY 1, 2, 3, 4"
+        ).fetchall()
+    db.close()
+    return rows
+
+
+def workers_of(driver: int) -> list[int]:
+    """The driver's children that run this module's command in a worker."""
+    found = Path(f"/proc/{driver}/task/{driver}/children").read_text().split()
+    return [int(p) for p in found if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers in /proc")
+def test_killed_anywhere_a_study_comes_to_the_same_records(tiny_text, tmp_path):
+    spec = tmp_path / "tiny.toml"
+    text = tiny_text.replace("epochs = 1", "epochs = 3").replace("seeds = 2", f"seeds = {4 * KILLS}")
+    spec.write_text(text + TUNING)
+
+    def start(out):
+        command = [sys.executable, "-m", "cdgrad", "study", str(spec), "--out", str(tmp_path / out)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def wait_for_runs(study, count):
+        for line in study.stderr:
+            assert "Traceback" not in line, line + study.stderr.read()
+            count -= re.match(r"\d+/\d+ ", line) is not None
+            if not count:
+                return
+
+    whole = start("whole")
+    assert "Traceback" not in whole.communicate(timeout=600)[1]
+    assert whole.returncode == 0
+
+    chance = random.Random(KILLS)
+    killed = {"driver": 0, "worker": 0}
+    while sum(killed.values()) < KILLS:
+        study = start("killed")
+        # At any moment: while it starts, or after some more runs, and within one.
+        wait_for_runs(study, chance.randrange(4))
+        time.sleep(chance.uniform(0, 0.5))
+        who = chance.choice(sorted(killed))
+        if who == "driver":
+            study.kill()
+        else:
+            if not (victims := workers_of(study.pid)):
+                study.kill()
+                continue
+            os.kill(chance.choice(victims), signal.SIGKILL)
+            wait_for_runs(study, 2)
+            study.send_signal(signal.SIGINT)
+        killed[who] += 1
+        assert study.wait(timeout=60) in (-signal.SIGKILL, 130)
+        study.stderr.close()
+
+    last = start("killed")
+    left = last.communicate(timeout=600)[1]
+    assert last.returncode == 0, left
+    assert results(tmp_path / "killed") == results(tmp_path / "whole")
+    print(f"{killed}; {left.splitlines()[0]} before the last start; all the same bytes")
