@@ -11,6 +11,7 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def _decode(task: Task, folder: Path | None, entry: Path) -> None:
         part: split.select_columns([image]).cast_column(image, library.Image(decode=False))
         for part, split in parts.items()
     }
-    channels, height, width = _shape(task, [file for split in files.values() for file in _rows(split, image)])
+    every = chain.from_iterable(_rows(split, image) for split in files.values())
+    channels, height, width = _shape(task, every)
     for part, split in files.items():
         np.save(cache.labels_file(entry, part), labels[part])
         arrays: Any = np.lib.format.open_memmap(

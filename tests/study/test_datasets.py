@@ -1,0 +1,420 @@
+"""Tasks from a folder or the hub: which splits and columns, exact pixels, one decoding, clear refusals."""
+
+import io
+import os
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cdgrad.study import StudyError, data
+from cdgrad.study.data import cache, hub
+from cdgrad.study.spec import Task
+
+datasets = pytest.importorskip("datasets", reason="the extra data is not installed")
+pillow = pytest.importorskip("PIL.Image", reason="the extra data is not installed")
+
+
+@pytest.fixture(autouse=True)
+def cached(tmp_path, monkeypatch):
+    """A cache of the test's own, and no network."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setenv("CDGRAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.chdir(tmp_path)
+    cache.digest.cache_clear()
+    return tmp_path / "cache"
+
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def pictures(n, seed, shape=(6, 8, 3)):
+    return np.random.default_rng(seed).integers(0, 256, (n, *shape), dtype=np.uint8)
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    pillow.fromarray(pixels).save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def parquet(folder, *, image="img", label="label", classes=("cat", "dog"), labels=None, **splits):
+    """A folder in the layout of the hub: one Parquet file a split."""
+    folder.mkdir(exist_ok=True)
+    kind = datasets.ClassLabel(names=list(classes)) if classes else None
+    for split, pixels in splits.items():
+        given = labels if labels is not None else [i % 2 for i in range(len(pixels))]
+        columns = {image: [png(p) for p in pixels], label: given}
+        features = datasets.Features({image: datasets.Image(), label: kind or datasets.Value(_type(given))})
+        made = datasets.Dataset.from_dict(columns, features)
+        made.to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
+    return str(folder)
+
+
+def _type(values):
+    return "string" if isinstance(values[0], str) else "int64"
+
+
+def numbered(folder, train=20, test=10, **options):
+    """A folder whose labels number its images, with the training and the test pixels."""
+    pixels = {"train": pictures(train, 0)} | ({"test": pictures(test, 1)} if test else {})
+    parquet(folder, labels=list(range(train)), classes=None, train=pixels["train"], **options)
+    if test:
+        parquet(folder, labels=list(range(test)), classes=None, test=pixels["test"], **options)
+    return str(folder), pixels
+
+
+def test_the_arrays_are_the_pixels(tmp_path):
+    folder, pixels = numbered(tmp_path / "set")
+    found = hub.load(Task(folder, 1, 1))
+    assert found.classes == 20
+    for split, name in ((found.train, "train"), (found.test, "test")):
+        assert split.images.dtype == torch.uint8
+        assert np.array_equal(split.images.numpy().transpose(0, 2, 3, 1), pixels[name])
+        assert split.labels.tolist() == list(range(len(pixels[name])))
+
+
+def test_training_and_validation_come_from_the_training_split_and_the_test_set_is_the_official_one(tmp_path):
+    folder, pixels = numbered(tmp_path / "set")
+    parts = data.load(Task(folder, 12, 5), seed=0)
+    drawn = [*parts.train.labels.tolist(), *parts.validation.labels.tolist()]
+    assert (len(parts.train), len(parts.validation), len(set(drawn))) == (12, 5, 17)
+    assert sorted(parts.test.labels.tolist()) == list(range(10))
+    rows = pixels["train"][parts.train.labels].astype(np.float64)
+    mean, std = rows.mean((0, 1, 2)), rows.std((0, 1, 2), ddof=1)
+    for part, name in ((parts.train, "train"), (parts.validation, "train"), (parts.test, "test")):
+        expected = ((pixels[name][part.labels] - mean) / std).transpose(0, 3, 1, 2)
+        np.testing.assert_allclose(part.images.numpy(), expected, atol=1e-5)
+
+
+def test_the_seed_draws_training_validation_and_a_part_of_the_test_split(tmp_path):
+    folder, _ = numbered(tmp_path / "set")
+    task = Task(folder, 8, 8, test=4)
+    first, again, other = (data.load(task, seed) for seed in (0, 0, 1))
+    for part in ("train", "validation", "test"):
+        labels = [getattr(parts, part).labels.tolist() for parts in (first, again, other)]
+        assert labels[0] == labels[1]
+        assert set(labels[0]) != set(labels[2])
+    assert len(set(first.test.labels.tolist())) == 4
+
+
+def test_all_training_images_are_those_that_validation_leaves(tmp_path):
+    folder, _ = numbered(tmp_path / "set")
+    parts = data.load(Task(folder, "all", 5), seed=0)
+    assert sorted([*parts.train.labels.tolist(), *parts.validation.labels.tolist()]) == list(range(20))
+    assert len(parts.validation) == 5
+
+
+def test_of_a_single_split_the_seed_draws_all_three_parts(tmp_path):
+    folder, _ = numbered(tmp_path / "set", test=0)
+    parts = data.load(Task(folder, "all", 5, test=4), seed=0)
+    assert [len(p) for p in (parts.train, parts.validation, parts.test)] == [11, 5, 4]
+    together = [label for p in (parts.train, parts.validation, parts.test) for label in p.labels.tolist()]
+    assert sorted(together) == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("test", "options", "message"),
+    [
+        (10, {"train": 15, "validation": 6}, "has 20 images: .* = 21 leaves none; make them smaller"),
+        (10, {"train": "all", "validation": 20}, "leaves none for training"),
+        (10, {"train": 5, "validation": 5, "test": 11}, "has 10 images left to test on, task.test = 11"),
+        (0, {"train": 15, "validation": 5}, "leaves none to test on"),
+        (0, {"train": "all", "validation": 5}, "leaves none to test on"),
+        (0, {"train": 5, "validation": 5, "test": 11}, "has 10 images left to test on, task.test = 11"),
+    ],
+)
+def test_too_few_images_are_refused(tmp_path, test, options, message):
+    folder, _ = numbered(tmp_path / "set", test=test)
+    with pytest.raises(StudyError, match=message):
+        data.load(Task(folder, **options), seed=0)
+
+
+def test_a_folder_of_classes_of_images_is_read(tmp_path):
+    for split, classes in (("train", "ab"), ("test", "ab")):
+        for number, name in enumerate(classes):
+            (tmp_path / "set" / split / name).mkdir(parents=True)
+            for i in range(3):
+                pixels = np.full((4, 4, 3), 50 * number + i, np.uint8)
+                pillow.fromarray(pixels).save(tmp_path / "set" / split / name / f"{i}.png")
+    found = hub.load(Task(str(tmp_path / "set"), 1, 1))
+    assert (len(found.train.labels), len(found.test.labels), found.classes) == (6, 6, 2)
+    assert torch.equal(found.train.images[:, 0, 0, 0] // 50, found.train.labels)
+
+
+def test_a_second_split_called_validation_serves_as_the_test_set(tmp_path):
+    folder = parquet(tmp_path / "set", train=pictures(6, 0), validation=pictures(4, 1))
+    assert len(data.load(Task(folder, 2, 2), seed=0).test) == 4
+    parquet(tmp_path / "set", test=pictures(3, 2))
+    cache.digest.cache_clear()
+    assert len(data.load(Task(folder, 2, 2), seed=0).test) == 3
+    assert len(data.load(Task(folder, 2, 2, test_split="validation"), seed=0).test) == 4
+
+
+def test_columns_are_found_or_named(tmp_path):
+    folder = parquet(tmp_path / "set", image="photo", label="kind", train=pictures(4, 0))
+    assert len(hub.load(Task(folder, 1, 1)).train.labels) == 4
+    assert len(hub.load(Task(folder, 1, 1, image="photo", label="kind")).train.labels) == 4
+    plain = parquet(tmp_path / "plain", label="kind", classes=None, train=pictures(4, 0))
+    with pytest.raises(StudyError, match=r"has the columns img, kind: name one as task.label"):
+        hub.load(Task(plain, 1, 1))
+    with pytest.raises(StudyError, match=r"task.image: .* has the columns img, kind; got 'image'"):
+        hub.load(Task(plain, 1, 1, image="image", label="kind"))
+    assert hub.load(Task(plain, 1, 1, label="kind")).classes == 2
+
+
+def test_words_are_classes_in_sorted_order(tmp_path):
+    folder = parquet(tmp_path / "set", classes=None, labels=["no", "yes", "no"], train=pictures(3, 0))
+    found = hub.load(Task(folder, 1, 1))
+    assert (found.train.labels.tolist(), found.classes) == ([0, 1, 0], 2)
+
+
+def test_gray_images_have_one_channel_unless_some_are_in_color(tmp_path):
+    gray, color = pictures(3, 0, (5, 5)), pictures(3, 1, (5, 5, 3))
+    folder = parquet(tmp_path / "gray", train=gray)
+    assert np.array_equal(hub.load(Task(folder, 1, 1)).train.images.squeeze(1).numpy(), gray)
+    mixed = hub.load(Task(parquet(tmp_path / "mixed", train=[*gray, *color]), 1, 1)).train.images.numpy()
+    assert np.array_equal(mixed[:3], np.repeat(gray[:, None], 3, 1))
+    assert np.array_equal(mixed[3:], color.transpose(0, 3, 1, 2))
+
+
+def test_images_of_several_sizes_need_one_and_are_cropped_at_their_centre(tmp_path):
+    wide = np.zeros((8, 16, 3), np.uint8)
+    wide[:, 4:12] = 200  # the centre square
+    folder = parquet(tmp_path / "set", train=[wide, np.full((4, 4, 3), 100, np.uint8)])
+    with pytest.raises(StudyError, match=r"images of 4 x 4 and of 16 x 8 pixels; set task.size"):
+        hub.load(Task(folder, 1, 1))
+    images = hub.load(Task(folder, 1, 1, size=4)).train.images
+    assert images.shape == (2, 3, 4, 4)
+    assert (images[0].int() - 200).abs().max() < 15  # of the black beside the square, little at its edge
+    assert (images[1] == 100).all()
+
+
+def test_images_of_sixteen_bits_are_refused(tmp_path):
+    deep = np.full((4, 4), 1000, np.uint16)
+    with pytest.raises(StudyError, match="images of mode I;16; 8 bits a channel are read"):
+        hub.load(Task(parquet(tmp_path / "set", train=[deep, deep]), 1, 1))
+
+
+def test_a_split_without_labels_is_refused(tmp_path):
+    parquet(tmp_path / "set", train=pictures(4, 0))
+    folder = parquet(tmp_path / "set", test=pictures(2, 1), labels=[-1, -1])
+    with pytest.raises(StudyError, match=r"label of the test images holds -1, .* as task.test_split"):
+        hub.load(Task(folder, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("splits", "options", "message"),
+    [
+        (("train", "extra"), {}, "has the splits train, extra: name one as task.test_split"),
+        (("first", "second"), {}, "name one as task.train_split"),
+        (("train", "test"), {"test_split": "tst"}, "task.test_split: .* got 'tst'"),
+        (("train", "test"), {"test_split": "train"}, "must differ from the training split"),
+    ],
+)
+def test_splits_that_are_not_clear_are_asked_for(splits, options, message):
+    with pytest.raises(StudyError, match=message):
+        hub._choose_splits(Task("set", 1, 1, **options), splits)
+
+
+def test_the_cache_serves_without_datasets_and_pillow(tmp_path, monkeypatch, cached):
+    folder, _ = numbered(tmp_path / "set")
+    task = Task(folder, 8, 4)
+    first = data.load(task, seed=0)
+    (entry,) = cached.iterdir()
+    assert sorted(p.name for p in entry.iterdir()) == [
+        "about.json",
+        "test-images.npy",
+        "test-labels.npy",
+        "train-images.npy",
+        "train-labels.npy",
+    ]
+    for module in ("datasets", "PIL", "PIL.Image"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert torch.equal(data.load(task, seed=0).train.images, first.train.images)
+    with pytest.raises(StudyError, match=r"is not in the cache .*: pip install 'cdgrad\[data\]'"):
+        data.load(Task(folder, 8, 4, size=4), seed=0)
+
+
+def test_a_changed_folder_is_decoded_anew(tmp_path):
+    folder = parquet(tmp_path / "set", train=pictures(4, 0))
+    before = hub.load(Task(folder, 1, 1)).train.images
+    parquet(tmp_path / "set", train=pictures(4, 9))
+    cache.digest.cache_clear()  # as in a new process
+    after = hub.load(Task(folder, 1, 1)).train.images
+    assert not torch.equal(before, after)
+
+
+def test_a_copy_of_the_folder_is_recognized_by_its_contents(tmp_path):
+    numbered(tmp_path / "set")
+    first = cache.digest(tmp_path / "set")
+    (tmp_path / "elsewhere").mkdir()
+    for file in (tmp_path / "set").iterdir():
+        (tmp_path / "elsewhere" / file.name).write_bytes(file.read_bytes())
+    assert cache.digest(tmp_path / "elsewhere") == first
+
+
+def test_a_large_folder_is_recognized_by_the_times_of_its_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "_READ_WHOLE", 3)
+    (tmp_path / "set").mkdir()
+    file = tmp_path / "set" / "file"
+    file.write_bytes(b"four")
+    os.utime(file, ns=(1, 1))
+    first = cache.digest(tmp_path / "set")
+    cache.digest.cache_clear()
+    os.utime(file, ns=(2, 2))
+    assert cache.digest(tmp_path / "set") != first
+
+
+def test_two_processes_may_build_the_same_entry(cached):
+    both_build = threading.Barrier(2, timeout=30)
+
+    def build(entry):
+        both_build.wait()
+        for part in ("train", "test"):
+            np.save(cache.images_file(entry, part), np.zeros((2, 1, 2, 2), np.uint8))
+            np.save(cache.labels_file(entry, part), np.arange(2))
+        cache.describe(entry, ["train", "test"], 2)
+
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(cache.load("set", {"a": 1}, build))) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 2
+    assert torch.equal(found[0].train.images, found[1].train.images)
+    assert len(list(cached.iterdir())) == 1
+
+
+def test_a_build_that_fails_leaves_nothing(cached):
+    def build(entry):
+        (entry / "half").write_text("written")
+        raise StudyError("no")
+
+    with pytest.raises(StudyError, match="no"):
+        cache.load("set", {}, build)
+    assert list(cached.iterdir()) == []
+
+
+def test_a_full_or_forbidden_cache_is_explained(tmp_path, monkeypatch):
+    def build(entry):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(StudyError, match=r"set in the cache .*: No space left on device; make room"):
+        cache.load("set", {}, build)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CDGRAD_CACHE", str(tmp_path / "file"))
+    with pytest.raises(StudyError, match=r"set CDGRAD_CACHE to another folder"):
+        cache.load("set", {}, build)
+
+
+def test_a_damaged_entry_is_named(tmp_path, cached):
+    folder, _ = numbered(tmp_path / "set")
+    hub.load(Task(folder, 1, 1))
+    (entry,) = cached.iterdir()
+    (entry / "train-images.npy").write_bytes(b"cut")
+    with pytest.raises(StudyError, match=f"{entry} is damaged .*; delete it"):
+        hub.load(Task(folder, 1, 1))
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cache.folder() == tmp_path / "cache"
+    monkeypatch.delenv("CDGRAD_CACHE")
+    assert cache.folder() == tmp_path / "xdg" / "cdgrad"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache.folder() == tmp_path / ".cache" / "cdgrad"
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "~/nowhere", "a/b/c"])
+def test_a_missing_folder_is_named_with_the_place(name):
+    with pytest.raises(StudyError, match=f"there is no folder {name} .looked for /"):
+        data.load(Task(name, 1, 1), seed=0)
+
+
+def test_an_unknown_name_says_where_it_was_looked_for(monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(StudyError, match="'mnost' is neither digits nor fake nor a folder here") as caught:
+        data.load(Task("mnost", 1, 1), seed=0)
+    assert "check the name and the network, or name a local folder" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_on_the_hub_is_asked_for_once(monkeypatch, tmp_path, cached):
+    folder, pixels = numbered(tmp_path / "set")
+    local, asked = datasets.load_dataset, []
+
+    def load_dataset(name):
+        asked.append(name)
+        return local(folder, cache_dir=str(tmp_path / "arrow"))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for _ in range(2):
+        assert np.array_equal(
+            hub.load(Task("owner/set", 1, 1)).train.images.numpy().transpose(0, 2, 3, 1), pixels["train"]
+        )
+    assert asked == ["owner/set"]
+    assert [entry.name.rpartition("-")[0] for entry in cached.iterdir()] == ["owner--set"]
+
+
+def test_a_folder_that_is_no_data_set_is_explained(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "notes.md").write_text("nothing")
+    with pytest.raises(StudyError, match=r"is not a folder that datasets.load_dataset reads"):
+        hub.load(Task(str(tmp_path / "set"), 1, 1))
+
+
+def test_a_folder_is_read_where_the_hub_is_switched_off(tmp_path):
+    folder, _ = numbered(tmp_path / "set")
+    code = (
+        "from cdgrad.study import data\nfrom cdgrad.study.spec import Task\n"
+        f"print(data.load(Task({folder!r}, 8, 4), 0).image_shape)"
+    )
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("(3, 6, 8)\n", "", 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "counts", "classes", "image_shape"),
+    [
+        ("cifar10-jpeg", (50_000, 10_000), 10, (3, 32, 32)),
+        ("tiny-imagenet-50", (25_000, 2_500), 50, (3, 64, 64)),
+    ],
+)
+def test_the_shared_folders_load_with_their_official_splits(
+    name, counts, classes, image_shape, monkeypatch, cached
+):
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"{name} is not in ../shared/data")
+    task = Task(str(SHARED / name), 1000, 500)
+    found = hub.load(task)
+    assert (len(found.train.labels), len(found.test.labels)) == counts
+    for split in (found.train, found.test):
+        assert split.labels.bincount().tolist() == [len(split.labels) // classes] * classes
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    parts = data.load(task, seed=0)
+    assert (parts.image_shape, parts.classes) == (image_shape, classes)
+    assert (len(parts.train), len(parts.validation), len(parts.test)) == (1000, 500, counts[1])
+    assert len(list(cached.iterdir())) == 1
