@@ -1,11 +1,11 @@
 import math
-import os
 import sqlite3
 
 import pytest
 
 from cdgrad.study import StudyError
-from cdgrad.study.records import FILE, SCHEMA_VERSION, Store
+from cdgrad.study.records import FILE, Store
+from cdgrad.study.schema import VERSION
 
 
 def test_a_reader_sees_every_run_as_soon_as_it_is_added(tmp_path, make_run):
@@ -119,7 +119,7 @@ def test_records_of_the_first_schema_are_read_and_then_kept_in_the_present_one(t
     with Store(tmp_path, write=True) as store:
         assert repr(store.runs()) == repr(before)
         assert store.spec() == spec
-        assert store._db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+        assert store._db.execute("PRAGMA user_version").fetchone() == (VERSION,)
         tables = store._db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
         assert set(tables) == {("specs",), ("runs",)}
 
@@ -127,22 +127,10 @@ def test_records_of_the_first_schema_are_read_and_then_kept_in_the_present_one(t
 def test_records_of_another_schema_are_refused(tmp_path):
     Store(tmp_path, write=True).close()
     with sqlite3.connect(tmp_path / FILE) as db:
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+        db.execute(f"PRAGMA user_version = {VERSION + 1}")
     db.close()
-    with pytest.raises(StudyError, match=f"has schema version {SCHEMA_VERSION + 1}"):
+    with pytest.raises(StudyError, match=f"has schema version {VERSION + 1}"):
         Store(tmp_path, write=False)
-
-
-@pytest.mark.parametrize("kept", [0.9, 0.3])
-def test_a_truncated_store_is_reported(tmp_path, make_run, kept):
-    with Store(tmp_path, write=True) as store:
-        digest = store.use_spec("tiny", "text")
-        for seed in range(20):
-            store.add(make_run("sgd", seed, 3.0, message="m" * 2000), digest)
-    path = tmp_path / FILE
-    os.truncate(path, int(path.stat().st_size * kept))
-    with pytest.raises(StudyError, match="the file is damaged: restore a copy"):
-        Store(tmp_path, write=False).runs()
 
 
 def test_a_file_that_is_no_store_is_reported(tmp_path):
@@ -161,9 +149,3 @@ def test_a_full_disk_is_reported_and_keeps_what_was_there(tmp_path, make_run):
             store.add(make_run("sgd", 1, 3.0, message="m" * 100_000), digest)
     with Store(tmp_path, write=False) as store:
         assert [run.seed for run in store.runs()] == [0]
-
-
-def test_a_folder_that_cannot_be_made(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(StudyError, match=r"cannot create the folder .*; choose another --out"):
-        Store(tmp_path / "file" / "study", write=True)

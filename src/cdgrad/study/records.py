@@ -16,73 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from cdgrad.study import StudyError
+from cdgrad.study import StudyError, schema
 
 Status = Literal["ok", "diverged", "failed"]
 FILE = "study.sqlite"
 LOCK = "driver.lock"
-SCHEMA_VERSION = 2
-_SCHEMA = """
-CREATE TABLE specs (
-    hash TEXT PRIMARY KEY,
-    name TEXT NOT NULL,
-    text TEXT NOT NULL,
-    last_used INTEGER NOT NULL       -- counts up; the highest is the study's present specification
-) STRICT;
-CREATE TABLE runs (
-    cell TEXT NOT NULL,
-    arm TEXT NOT NULL,
-    trial INTEGER CHECK (trial >= 0), -- NULL: a final run
-    seed INTEGER NOT NULL,
-    status TEXT NOT NULL CHECK (status IN ('ok', 'diverged', 'failed')),
-    message TEXT NOT NULL,           -- why a run failed
-    error REAL,                      -- percent; NULL if failed
-    evaluated TEXT NOT NULL CHECK (evaluated IN ('validation', 'test')), -- the part that error is of
-    "values" TEXT NOT NULL,          -- JSON: what the trial tried, or what was chosen for a final run
-    epochs TEXT NOT NULL,            -- JSON: a list of what was measured, one object an epoch
-    measures TEXT NOT NULL,          -- JSON: what else was measured at the end
-    config TEXT NOT NULL,            -- JSON: all that decides the numbers, besides the seed
-    fingerprint TEXT NOT NULL,       -- of config
-    environment TEXT NOT NULL,       -- JSON: versions, processor, commit, threads
-    started TEXT NOT NULL,           -- ISO 8601, UTC
-    seconds REAL NOT NULL,
-    spec TEXT NOT NULL REFERENCES specs (hash),
-    CHECK (trial IS NULL OR evaluated = 'validation') -- settings are never chosen by the test part
-) STRICT;
-CREATE UNIQUE INDEX runs_key ON runs (cell, arm, ifnull(trial, -1), seed);
-"""
-# Schema 1 had one cell and no trials, and kept what a run evaluated in its configuration alone.
-_OLD = {
-    "cell": "''",
-    "trial": "NULL",
-    "evaluated": "json_extract(config, '$.evaluate')",
-    '"values"': "'{}'",
-    "measures": "'{}'",
-}
-_COLUMNS = (
-    "cell",
-    "arm",
-    "trial",
-    "seed",
-    "status",
-    "message",
-    "error",
-    "evaluated",
-    '"values"',
-    "epochs",
-    "measures",
-    "config",
-    "fingerprint",
-    "environment",
-    "started",
-    "seconds",
-)
-_MIGRATION = f"""
-ALTER TABLE runs RENAME TO runs_1;
-{_SCHEMA[_SCHEMA.index("CREATE TABLE runs") :]}
-INSERT INTO runs SELECT {", ".join(_OLD.get(c, c) for c in _COLUMNS)}, spec FROM runs_1;
-DROP TABLE runs_1;
-"""
 Key = tuple[str, str, int | None, int]
 
 
@@ -142,22 +80,39 @@ class Store:
             raise StudyError(
                 f"{folder} holds no study ({FILE} is missing); run cdgrad study SPEC --out {folder}"
             )
+        try:
+            self._db, self._version = self._opened(write)
+        except BaseException:
+            if self._lock is not None:
+                self._lock.close()
+            raise
+
+    def _opened(self, write: bool) -> tuple[sqlite3.Connection, int]:
+        """The file, complete and of a version that is known."""
         with self._explained():
+            if write and not self.path.exists():
+                schema.create(self.path)
             # A reader, too, must be able to roll back what a killed writer left half-written.
-            mode = "rwc" if write else "rw"
-            uri = f"{self.path.resolve().as_uri()}?mode={mode}"
-            self._db = sqlite3.connect(uri, uri=True, timeout=30, isolation_level=None)
-            found = self._db.execute("PRAGMA user_version").fetchone()[0]
-            if found in (0, 1) and write:
-                change = _MIGRATION if found else _SCHEMA
-                self._db.executescript(f"BEGIN;{change}PRAGMA user_version = {SCHEMA_VERSION};COMMIT;")
-                found = SCHEMA_VERSION
-        self._old = found == 1
-        if found != SCHEMA_VERSION and not self._old:
-            raise StudyError(
-                f"{self.path} has schema version {found}, this cdgrad reads 1 to {SCHEMA_VERSION}; "
-                f"use the cdgrad that wrote it, or another --out"
-            )
+            db = schema.connect(self.path, "rw")
+            version: int = db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                raise sqlite3.DatabaseError("malformed: it has no tables")
+            if version > schema.VERSION:
+                raise StudyError(
+                    f"{self.path} has schema version {version}, this cdgrad reads 1 to {schema.VERSION}; "
+                    f"use the cdgrad that wrote it, or another --out"
+                )
+            missing = schema.size(db) - self.path.stat().st_size
+            if missing > 0:
+                raise sqlite3.DatabaseError(f"malformed: {missing} bytes are missing at its end")
+            if write:
+                (damage,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+                if damage != "ok":
+                    raise sqlite3.DatabaseError(f"malformed: {damage}")
+                if version < schema.VERSION:
+                    schema.update(db)
+                    version = schema.VERSION
+        return db, version
 
     def __enter__(self) -> Store:
         return self
@@ -219,10 +174,9 @@ class Store:
 
     def runs(self) -> list[Run]:
         """All runs, by cell, arm, trial (final runs first) and seed."""
-        columns = (_OLD.get(column, column) if self._old else column for column in _COLUMNS)
         with self._explained():
             rows = self._db.execute(
-                f"SELECT {', '.join(columns)} FROM runs ORDER BY 1, 2, 3, 4"  # the key's four columns
+                f"SELECT {schema.columns(self._version)} FROM runs ORDER BY 1, 2, 3, 4"  # the key's columns
             ).fetchall()
             return [_run(row) for row in rows]
 
@@ -230,7 +184,7 @@ class Store:
     def _explained(self) -> Generator[None]:
         try:
             yield
-        except (sqlite3.Error, json.JSONDecodeError) as error:
+        except (sqlite3.Error, OSError, json.JSONDecodeError) as error:
             raise StudyError(f"the records in {self.path} cannot be used: {error}{_remedy(error)}") from error
 
 
@@ -238,12 +192,16 @@ def _locked(folder: Path) -> sqlite3.Connection:
     """An exclusive transaction on a file of its own: the system ends it with the process, even killed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = sqlite3.connect(folder / LOCK, timeout=0, isolation_level=None)
-        lock.execute("BEGIN EXCLUSIVE")
     except OSError as error:
         raise StudyError(
             f"cannot create the folder {folder}: {error.strerror}; choose another --out"
         ) from error
+    try:
+        (folder / LOCK).open("ab").close()  # SQLite would lock a file that it cannot write
+        lock = sqlite3.connect(folder / LOCK, timeout=0, isolation_level=None)
+        lock.execute("BEGIN EXCLUSIVE")
+    except OSError as error:
+        raise StudyError(f"cannot write in {folder}: {error.strerror}; choose another --out") from error
     except sqlite3.Error as error:
         if "locked" in str(error):
             message = f"another cdgrad study is at work in {folder}; wait for it, or stop it"
@@ -254,7 +212,7 @@ def _locked(folder: Path) -> sqlite3.Connection:
 
 
 def _remedy(error: Exception) -> str:
-    if "full" in str(error):
+    if "full" in str(error) or "disk I/O" in str(error):
         return "; make room and run the same command again"
     if "malformed" in str(error) or "not a database" in str(error) or isinstance(error, json.JSONDecodeError):
         return "; the file is damaged: restore a copy, or move it away to start anew"
@@ -281,7 +239,7 @@ def _finite(value: Any) -> Any:
 
 
 def _run(row: tuple[Any, ...]) -> Run:
-    names = (column.strip('"') for column in _COLUMNS)
+    names = (column.strip('"') for column in schema.COLUMNS)
     found: dict[str, Any] = dict(zip(names, row, strict=True))
     for column in ("values", "epochs", "measures", "config", "environment"):
         found[column] = json.loads(found[column])

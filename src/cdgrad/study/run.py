@@ -10,10 +10,10 @@ from cdgrad.study.plan import Plan
 from cdgrad.study.progress import display
 from cdgrad.study.records import Run, Store
 from cdgrad.study.spec import Spec
-from cdgrad.study.workers import EpochDone
+from cdgrad.study.workers import Engine, EpochDone
 
 
-def run_study(spec: Spec, folder: Path, workers: int) -> list[Run]:
+def run_study(spec: Spec, folder: Path, workers: int, engine: Engine = run_all) -> list[Run]:
     """Run what is missing of `spec` in `folder`; seeds and arms may have been added since.
 
     Trials come first, and the final runs of an arm in a cell as soon as all its trials there are done.
@@ -21,7 +21,8 @@ def run_study(spec: Spec, folder: Path, workers: int) -> list[Run]:
     Args:
         spec: the study.
         folder: where its records are, or will be.
-        workers: number of processes, of one thread each.
+        workers: how many runs at once.
+        engine: what makes them; processes of this machine, of one thread each, unless told otherwise.
 
     Returns:
         The runs made now.
@@ -38,7 +39,7 @@ def run_study(spec: Spec, folder: Path, workers: int) -> list[Run]:
         if not jobs:
             return made
         workers = min(workers, len(plan.keys) - plan.done)
-        with display(plan, workers) as shown, closing(run_all(jobs, workers)) as events:
+        with display(plan, workers) as shown, closing(engine(jobs, workers)) as events:
             for event in events:
                 if isinstance(event, EpochDone):
                     shown.epoch(event)
