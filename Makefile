@@ -1,10 +1,10 @@
-# Two commands are all the set-up there is: `make quickstart` and `make test`.
+# Two commands are all the set-up there is: `make quickstart` and `make test`. `make docs` builds the site.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test lint docs clean
 
 quickstart: $(VENV)/.study
 	$(BIN)/cdgrad study quickstart --out runs/quickstart
@@ -17,10 +17,14 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
-clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
+	@echo "open docs/_build/html/index.html"
 
-$(VENV)/.study $(VENV)/.dev: $(VENV)/.%: pyproject.toml constraints.txt
+clean:
+	rm -rf $(VENV) docs/_build .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/.study $(VENV)/.docs $(VENV)/.dev: $(VENV)/.%: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cdgrad needs Python 3.11 or newer, got %s: set PYTHON=" % sys.version)'
 	@test -d $(VENV) || $(PYTHON) -m venv $(VENV)
 	@echo "installing cdgrad[$*] into $(VENV) (minutes on the first run)"

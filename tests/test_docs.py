@@ -1,37 +1,104 @@
 """Documents are tests: their code runs, and their numbers are those of the committed records."""
 
 import csv
+import io
 import json
+import os
 import re
 import shlex
 import subprocess
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from cdgrad.study import spec
 from cdgrad.study.stats import compare
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts)
+DOCUMENTS = [ROOT / "README.md", *PAGES]
+FENCE = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def blocks(document, language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL)
+class Block(NamedTuple):
+    """A fenced block; a comment right above it may hold a mark, ``not run: WHY`` or ``file: NAME``."""
+
+    mark: str
+    language: str
+    code: str
+
+
+def blocks(document):
+    return [Block(*found) for found in FENCE.findall(document.read_text())]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.relative_to(ROOT).as_posix())
+def test_every_block_runs_in_order(document, tmp_path, monkeypatch):
+    """In an empty folder, as a reader would run them; a ``text`` block shows what the one before printed."""
+    (bin_folder := tmp_path / ".bin").mkdir()
+    for name, command in (("cdgrad", f"{sys.executable} -m cdgrad"), ("python", sys.executable)):
+        (bin_folder / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
+        (bin_folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{bin_folder}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    monkeypatch.chdir(tmp_path)
+    namespace, printed = {"__name__": "__main__"}, ""
+    for mark, language, code in blocks(document):
+        if re.fullmatch(r"not run: \S.*", mark):
+            continue
+        if mark.startswith("file: "):
+            Path(mark.removeprefix("file: ")).write_text(code)
+        elif language == "python":
+            with redirect_stdout(io.StringIO()) as output:
+                exec(compile(code, document.name, "exec"), namespace)
+            printed = output.getvalue()
+        elif language == "sh":
+            done = subprocess.run(
+                ["bash", "-euo", "pipefail", "-c", code],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=300,
+            )
+            assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+            printed = done.stdout
+        elif language == "toml":
+            spec.parse(code, document.name)
+        elif language == "text":
+            assert same_but_digits(code, printed), f"the page shows\n{code}\nand it printed\n{printed}"
+        else:
+            # test_distributed_docs runs what needs torchrun, and test_site the directives.
+            assert re.fullmatch(r"python torchrun|bibtex|\{.*\}.*", language), f"how is {language!r} checked?"
+
+
+def same_but_digits(shown, printed):
+    """The same lines but for spaces and the digits of fractions; a line ``...`` stands for any lines."""
+    shown, printed = (
+        [" ".join(re.sub(r"\d+\.\d+(e[+-]\d+)?", "#", line).split()) for line in text.strip().splitlines()]
+        for text in (shown, printed)
+    )
+    pattern = "\n".join("(.|\n)*" if line == "..." else re.escape(line) for line in shown)
+    return re.fullmatch(pattern, "\n".join(printed)) is not None
 
 
 @pytest.mark.parametrize(
-    "document",
-    [pytest.param(d, id=d.name) for d in DOCUMENTS if blocks(d, "python")],
+    ("shown", "printed", "same"),
+    [
+        ("error 2.5 %, p = 0.01", "error 12.25 %,  p = 1.0e-05\n", True),
+        ("10 seeds", "11 seeds", False),
+        ("first\n...\nlast", "first\n1\n2\nlast", True),
+        ("first\n...\nlast", "first\n1\n2", False),
+    ],
 )
-def test_python_blocks_run_in_order(document, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "__main__"}
-    for block in blocks(document, "python"):
-        exec(compile(block, document.name, "exec"), namespace)
+def test_what_is_shown_is_compared_with_what_is_printed(shown, printed, same):
+    assert same_but_digits(shown, printed) is same
 
 
 def test_the_two_commands_of_the_readme_are_targets():
-    (commands,) = blocks(ROOT / "README.md", "sh")
+    (commands,) = (block.code for block in blocks(ROOT / "README.md") if block.language == "sh")
     lines = [line.partition("#")[0].strip() for line in commands.splitlines()]
     assert lines == ["make quickstart", "make test"]
     for line in lines:

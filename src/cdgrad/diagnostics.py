@@ -41,7 +41,7 @@ def roughness(weight: Tensor, dim: int = 0, groups: int = 1) -> float:
 
 @torch.no_grad()
 def agreement(raw: Sequence[Tensor], directed: Sequence[Tensor]) -> tuple[float, float]:
-    """cos(g, P g) and |P g| / |g| of the ordinary gradient g and the directed one, as one long vector.
+    """``cos(g, P g)`` and ``|P g| / |g|`` of the ordinary gradient g and the directed, as one long vector.
 
     A metric's operator is positive definite, so the cosine is positive: P g is a descent direction.
 

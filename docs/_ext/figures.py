@@ -1,0 +1,217 @@
+"""The panels that the site draws: every curve is computed by cdgrad when the site is built."""
+
+import io
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+
+import cdgrad
+
+CHANNELS = 64
+
+
+class Look(NamedTuple):
+    """Colors of a page's theme: text, faint lines, and curves that color-blind readers tell apart."""
+
+    ink: str
+    faint: str
+    curves: tuple[str, ...]
+
+
+LOOKS = {
+    "light": Look("#1d1d1f", "#d9dce1", ("#1d1d1f", "#0072b2", "#c04f00", "#00825f", "#a8508a")),
+    "dark": Look("#d5d8dd", "#3a3d42", ("#eceef1", "#5cb8f0", "#f2a359", "#3fc79b", "#e3a3ca")),
+}
+PANELS: dict[str, Callable[[Any, Look], None]] = {}
+
+
+def panel(draw: Callable[[Any, Look], None]) -> Callable[[Any, Look], None]:
+    PANELS[draw.__name__.replace("_", "-")] = draw
+    return draw
+
+
+def svg(name: str, theme: str) -> bytes:
+    """A panel, sized so that two stand side by side; the same bytes every time."""
+    look = LOOKS[theme]
+    style = {
+        "font.family": "DejaVu Sans",
+        "font.size": 8.5,
+        "svg.hashsalt": name,
+        "text.color": look.ink,
+        "axes.labelcolor": look.ink,
+        "axes.edgecolor": look.ink,
+        "xtick.color": look.ink,
+        "ytick.color": look.ink,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": look.faint,
+        "grid.linewidth": 0.6,
+        "axes.axisbelow": True,
+        "axes.titlesize": 9,
+        "axes.titlelocation": "left",
+        "lines.linewidth": 1.6,
+        "legend.frameon": False,
+        "legend.fontsize": 7.8,
+        "legend.handlelength": 1.6,
+        "legend.borderaxespad": 0.2,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(3.75, 2.9), layout="constrained")
+        FigureCanvasSVG(figure)
+        PANELS[name](figure.subplots(), look)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def directed(columns: np.ndarray, metric: cdgrad.Metric | str) -> np.ndarray:
+    return cdgrad.channel_directed(torch.from_numpy(columns), metric).numpy()
+
+
+def centers(n: int) -> np.ndarray:
+    return (np.arange(n) + 0.5) / n
+
+
+@panel
+def spectra(axes: Any, look: Look) -> None:
+    """Factors on the modes, one metric a curve."""
+    texts = ("l2", "reweighted:lam=3", "sobolev:lam=0.01", "mean-sobolev:lam=0.05")
+    for text, color, dash in zip(texts, look.curves, (":", "-.", "-", "--"), strict=False):
+        factors = cdgrad.parse_metric(text).spectrum(CHANNELS)
+        axes.plot(np.arange(1, CHANNELS), factors[1:], dash, color=color, label=text)
+    axes.set(xscale="log", yscale="log", ylim=(1e-4, 30), title=f"each metric, {CHANNELS} channels, free")
+    axes.set(xlabel="mode k along the channel", ylabel="factor")
+    axes.legend(loc="lower left")
+    _plain_log(axes)
+
+
+@panel
+def spectra_lam(axes: Any, look: Look) -> None:
+    """Factors of the Sobolev metric as lam grows."""
+    for lam, color, dash in zip((1e-4, 1e-3, 1e-2, 1e-1), look.curves, ("-", "--", "-.", ":"), strict=False):
+        factors = cdgrad.Sobolev(lam).spectrum(CHANNELS)
+        axes.plot(np.arange(1, CHANNELS), factors[1:], dash, color=color, label=f"lam = {lam:g}")
+    axes.set(xscale="log", yscale="log", ylim=(1e-4, 30), title="Sobolev, free")
+    axes.set(xlabel="mode k along the channel", ylabel="factor")
+    axes.legend(loc="lower left")
+    _plain_log(axes)
+
+
+@panel
+def kernel_sobolev(axes: Any, look: Look) -> None:
+    """What becomes of a gradient at one channel, in the Sobolev metric."""
+    _impulses(axes, look, cdgrad.Sobolev, 0.01)
+
+
+@panel
+def kernel_mean_sobolev(axes: Any, look: Look) -> None:
+    """The same in the mean-weighted metric."""
+    _impulses(axes, look, cdgrad.MeanSobolev, 0.05)
+
+
+def _impulses(axes: Any, look: Look, family: Any, lam: float) -> None:
+    """Responses to unit mass at a channel in the middle and at one near the end, free and periodic."""
+    s = centers(CHANNELS)
+    for channel, color in ((31, look.curves[1]), (2, look.curves[2])):
+        impulse = np.zeros(CHANNELS)
+        impulse[channel] = CHANNELS
+        for boundary, dash in (("free", "-"), ("periodic", "--")):
+            label = f"{boundary}, at channel {channel + 1}"
+            axes.plot(s, directed(impulse, family(lam, boundary)), dash, color=color, label=label)
+    axes.axhline(0, color=look.ink, linewidth=0.6)
+    low, high = axes.get_ylim()
+    axes.set(title=str(family(lam)), xlabel="output channel s", ylabel="response", ylim=(low, high * 1.35))
+    axes.legend(loc="upper right")
+
+
+@panel
+def profile_reweighted(axes: Any, look: Look) -> None:
+    """A made-up noisy column, and its re-weighted gradient."""
+    _profile(axes, look, "reweighted:lam=3")
+
+
+@panel
+def profile_sobolev(axes: Any, look: Look) -> None:
+    """The same column in the Sobolev metric."""
+    _profile(axes, look, "sobolev:lam=0.003")
+
+
+def _profile(axes: Any, look: Look, metric: str) -> None:
+    s = centers(CHANNELS)
+    signal = 0.5 + np.sin(2.6 * np.pi * s) * np.exp(-s)
+    noisy = signal + 0.5 * np.random.default_rng(3).standard_normal(CHANNELS)
+    axes.plot(s, noisy, ".", color=look.ink, markersize=3.5, alpha=0.55, label="ordinary gradient")
+    axes.plot(s, signal, ":", color=look.curves[3], label="without its noise")
+    axes.plot(s, directed(noisy, metric), color=look.curves[1], label=metric)
+    axes.axhline(noisy.mean(), color=look.ink, linewidth=0.6, linestyle=(0, (1, 2)))
+    low, high = axes.get_ylim()
+    axes.set(
+        title=metric, xlabel="output channel s", ylabel="gradient", ylim=(low, high + 0.45 * (high - low))
+    )
+    axes.legend(loc="upper right")
+
+
+@panel
+def convergence(axes: Any, look: Look) -> None:
+    """Distance of the discrete periodic kernels to Green's functions of the continuum."""
+    counts = 2 ** np.arange(3, 11)
+    cases = (
+        (cdgrad.Sobolev(0.01, "periodic"), sobolev_kernel),
+        (cdgrad.MeanSobolev(0.05, "periodic"), mean_kernel),
+    )
+    for (metric, kernel), color, marker in zip(cases, look.curves[1:], "os", strict=False):
+        errors = []
+        for n in counts:
+            impulse = np.zeros(n)
+            impulse[0] = n
+            errors.append(np.abs(directed(impulse, metric) - kernel(np.arange(n) / n, metric.lam)).max())
+        axes.plot(counts, errors, marker=marker, markersize=4, color=color, label=str(metric))
+    axes.plot(counts, 3 * counts**-2.0, ":", color=look.ink, label="slope -2")
+    axes.set(xscale="log", yscale="log", title="distance to the continuum", xlabel="channels n")
+    axes.set(ylabel="largest difference to K(s)")
+    axes.set_xticks(counts[::2], [str(n) for n in counts[::2]])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_ylim(1e-6, 30)
+    axes.legend(loc="upper right")
+
+
+def sobolev_kernel(s: np.ndarray, lam: float) -> np.ndarray:
+    root = np.sqrt(lam)
+    return np.cosh((np.abs(s) - 0.5) / root) / (2 * root * np.sinh(0.5 / root))
+
+
+def mean_kernel(s: np.ndarray, lam: float) -> np.ndarray:
+    return 1 + (s**2 / 2 - np.abs(s) / 2 + 1 / 12) / lam
+
+
+@panel
+def length(axes: Any, look: Look) -> None:
+    """Root mean square of the factors: how long a gradient of white noise is afterwards."""
+    lams = np.geomspace(1e-5, 10, 61)
+    for family, color, dash in (
+        (cdgrad.ReweightedL2, look.curves[2], "-."),
+        (cdgrad.Sobolev, look.curves[1], "-"),
+        (cdgrad.MeanSobolev, look.curves[3], "--"),
+    ):
+        ratios = [np.sqrt(np.mean(family(lam).spectrum(CHANNELS) ** 2)) for lam in lams]
+        axes.plot(lams, ratios, dash, color=color, label=family.family)
+    axes.axhline(1, color=look.ink, linewidth=0.6)
+    axes.set(
+        xscale="log", yscale="log", ylim=(0.08, 300), title=f"length of white noise, {CHANNELS} channels"
+    )
+    axes.set(xlabel="lam", ylabel="|directed| / |ordinary|")
+    axes.legend(loc="upper right")
+    axes.xaxis.set_major_locator(LogLocator(base=100, numticks=9))
+
+
+def _plain_log(axes: Any) -> None:
+    axes.set_xticks([1, 2, 4, 8, 16, 32, 63], ["1", "2", "4", "8", "16", "32", "63"])
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.minorticks_off()

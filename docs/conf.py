@@ -1,0 +1,60 @@
+"""The site: Sphinx with MyST and furo. ``make docs`` builds it; it needs no network, then or when read."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+import cdgrad
+import cdgrad.metrics
+import cdgrad.optax.operator
+import cdgrad.optax.transformation
+import cdgrad.study.stats
+
+# Signatures show these names, not the unions and generic types behind them.
+for module in (cdgrad.optax.operator, cdgrad.optax.transformation):
+    module.ArrayLike = type("ArrayLike", (), {"__module__": "jax.typing"})
+for module in (cdgrad.metrics, cdgrad.study.stats):
+    module.Array = type("ndarray", (), {"__module__": "numpy"})
+cdgrad.study.stats.ArrayLike = type("ArrayLike", (), {"__module__": "numpy.typing"})
+
+project = "cdgrad"
+author = "the cdgrad contributors"
+version = release = cdgrad.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "drawn",
+    "mathml",
+]
+exclude_patterns = ["_build", "_ext"]
+nitpicky = True
+
+myst_enable_extensions = ["dollarmath", "deflist", "attrs_inline"]
+myst_heading_anchors = 3
+suppress_warnings = ["myst.header"]  # the API pages begin with an object, not with a heading of level 2
+
+# Docstrings name objects and arguments alike in single backticks.
+default_role = "py:obj"
+nitpick_ignore_regex = [
+    ("py:obj", r"[a-z_]+"),  # an argument
+    ("py:.*", r"(torch|numpy|jax|optax|collections)\..*"),  # their inventories are not at hand offline
+]
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 88
+napoleon_use_ivar = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+html_theme = "furo"
+html_title = "cdgrad"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_math_renderer = "mathml"
+html_show_copyright = False
+html_show_sourcelink = False
+html_copy_source = False
