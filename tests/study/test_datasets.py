@@ -79,8 +79,8 @@ def test_the_arrays_are_the_pixels(tmp_path):
     found = hub.load(Task(folder, 1, 1))
     assert found.classes == 20
     for split, name in ((found.train, "train"), (found.test, "test")):
-        assert split.images.dtype == torch.uint8
-        assert np.array_equal(split.images.numpy().transpose(0, 2, 3, 1), pixels[name])
+        assert split.pixels.dtype == torch.uint8
+        assert np.array_equal(split.pixels.numpy().transpose(0, 2, 3, 1), pixels[name])
         assert split.labels.tolist() == list(range(len(pixels[name])))
 
 
@@ -94,7 +94,7 @@ def test_training_and_validation_come_from_the_training_split_and_the_test_set_i
     mean, std = rows.mean((0, 1, 2)), rows.std((0, 1, 2), ddof=1)
     for part, name in ((parts.train, "train"), (parts.validation, "train"), (parts.test, "test")):
         expected = ((pixels[name][part.labels] - mean) / std).transpose(0, 3, 1, 2)
-        np.testing.assert_allclose(part.images.numpy(), expected, atol=1e-5)
+        np.testing.assert_allclose(part.images().numpy(), expected, atol=1e-5)
 
 
 def test_the_seed_draws_training_validation_and_a_part_of_the_test_split(tmp_path):
@@ -149,7 +149,7 @@ def test_a_folder_of_classes_of_images_is_read(tmp_path):
                 pillow.fromarray(pixels).save(tmp_path / "set" / split / name / f"{i}.png")
     found = hub.load(Task(str(tmp_path / "set"), 1, 1))
     assert (len(found.train.labels), len(found.test.labels), found.classes) == (6, 6, 2)
-    assert torch.equal(found.train.images[:, 0, 0, 0] // 50, found.train.labels)
+    assert torch.equal(found.train.pixels[:, 0, 0, 0] // 50, found.train.labels)
 
 
 def test_a_second_split_called_validation_serves_as_the_test_set(tmp_path):
@@ -182,8 +182,8 @@ def test_words_are_classes_in_sorted_order(tmp_path):
 def test_gray_images_have_one_channel_unless_some_are_in_color(tmp_path):
     gray, color = pictures(3, 0, (5, 5)), pictures(3, 1, (5, 5, 3))
     folder = parquet(tmp_path / "gray", train=gray)
-    assert np.array_equal(hub.load(Task(folder, 1, 1)).train.images.squeeze(1).numpy(), gray)
-    mixed = hub.load(Task(parquet(tmp_path / "mixed", train=[*gray, *color]), 1, 1)).train.images.numpy()
+    assert np.array_equal(hub.load(Task(folder, 1, 1)).train.pixels.squeeze(1).numpy(), gray)
+    mixed = hub.load(Task(parquet(tmp_path / "mixed", train=[*gray, *color]), 1, 1)).train.pixels.numpy()
     assert np.array_equal(mixed[:3], np.repeat(gray[:, None], 3, 1))
     assert np.array_equal(mixed[3:], color.transpose(0, 3, 1, 2))
 
@@ -194,7 +194,7 @@ def test_images_of_several_sizes_need_one_and_are_cropped_at_their_centre(tmp_pa
     folder = parquet(tmp_path / "set", train=[wide, np.full((4, 4, 3), 100, np.uint8)])
     with pytest.raises(StudyError, match=r"images of 4 x 4 and of 16 x 8 pixels; set task.size"):
         hub.load(Task(folder, 1, 1))
-    images = hub.load(Task(folder, 1, 1, size=4)).train.images
+    images = hub.load(Task(folder, 1, 1, size=4)).train.pixels
     assert images.shape == (2, 3, 4, 4)
     assert (images[0].int() - 200).abs().max() < 15  # of the black beside the square, little at its edge
     assert (images[1] == 100).all()
@@ -241,17 +241,17 @@ def test_the_cache_serves_without_datasets_and_pillow(tmp_path, monkeypatch, cac
     ]
     for module in ("datasets", "PIL", "PIL.Image"):
         monkeypatch.setitem(sys.modules, module, None)
-    assert torch.equal(data.load(task, seed=0).train.images, first.train.images)
+    assert torch.equal(data.load(task, seed=0).train.images(), first.train.images())
     with pytest.raises(StudyError, match=r"is not in the cache .*: pip install 'cdgrad\[data\]'"):
         data.load(Task(folder, 8, 4, size=4), seed=0)
 
 
 def test_a_changed_folder_is_decoded_anew(tmp_path):
     folder = parquet(tmp_path / "set", train=pictures(4, 0))
-    before = hub.load(Task(folder, 1, 1)).train.images
+    before = hub.load(Task(folder, 1, 1)).train.pixels
     parquet(tmp_path / "set", train=pictures(4, 9))
     cache.digest.cache_clear()  # as in a new process
-    after = hub.load(Task(folder, 1, 1)).train.images
+    after = hub.load(Task(folder, 1, 1)).train.pixels
     assert not torch.equal(before, after)
 
 
@@ -295,7 +295,7 @@ def test_two_processes_may_build_the_same_entry(cached):
     for thread in threads:
         thread.join()
     assert len(found) == 2
-    assert torch.equal(found[0].train.images, found[1].train.images)
+    assert torch.equal(found[0].train.pixels, found[1].train.pixels)
     assert len(list(cached.iterdir())) == 1
 
 
@@ -366,7 +366,7 @@ def test_a_name_on_the_hub_is_asked_for_once(monkeypatch, tmp_path, cached):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for _ in range(2):
         assert np.array_equal(
-            hub.load(Task("owner/set", 1, 1)).train.images.numpy().transpose(0, 2, 3, 1), pixels["train"]
+            hub.load(Task("owner/set", 1, 1)).train.pixels.numpy().transpose(0, 2, 3, 1), pixels["train"]
         )
     assert asked == ["owner/set"]
     assert [entry.name.rpartition("-")[0] for entry in cached.iterdir()] == ["owner--set"]

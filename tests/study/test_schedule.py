@@ -91,7 +91,7 @@ def test_label_smoothing_changes_the_loss_as_defined(run):
     # At one step an epoch the loss is of the initial network: compute it anew.
     parts = data.load(Task("fake", 48, 32), 0)
     network = Watched(parts.image_shape, parts.classes)
-    logits = network(parts.train.images).log_softmax(1).detach()
+    logits = network(parts.train.images()).log_softmax(1).detach()
     hard = -logits[torch.arange(48), parts.train.labels].mean()
     assert plain == pytest.approx(float(hard), rel=1e-5)
     assert smooth == pytest.approx(float(0.5 * hard - 0.5 * logits.mean()), rel=1e-5)
@@ -137,9 +137,10 @@ def test_channels_last_is_the_layout_of_images_and_weights(run, monkeypatch, wan
 
     def colored(task, seed):  # with a single channel, both layouts are the same
         parts = load(task, seed)
-        images = {k: getattr(parts, k).images.expand(-1, 3, -1, -1) for k in ("train", "validation", "test")}
+        pixels = parts.train.pixels.expand(-1, 3, -1, -1).contiguous()
+        names = ("train", "validation", "test")
         return dataclasses.replace(
-            parts, **{k: data.Part(i.contiguous(), getattr(parts, k).labels) for k, i in images.items()}
+            parts, **{k: dataclasses.replace(getattr(parts, k), pixels=pixels) for k in names}
         )
 
     monkeypatch.setattr(data, "load", colored)

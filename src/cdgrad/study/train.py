@@ -65,7 +65,8 @@ def _train(
 ) -> Outcome:
     task, network, schedule, base = setting.tables()
     data = datasets.load(task, seed)
-    training, validation = _moved(data.train, schedule, device), _moved(data.validation, schedule, device)
+    layout = torch.channels_last if schedule.channels_last else torch.contiguous_format
+    training, validation = data.train.to(device, layout), data.validation.to(device, layout)
     model = models.build(network.name, data.image_shape, data.classes, network.arguments).to(device)
     if schedule.channels_last:
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportUnknownMemberType]
@@ -94,7 +95,7 @@ def _train(
                 group["lr"] = rate * factor
             optimizer.zero_grad()
             rows = rows.to(device)
-            images = datasets.augment(training.images[rows], task.augment, changes)
+            images = datasets.augment(training.images(rows), task.augment, changes)
             parts = zip(*(t.chunk(schedule.accumulate) for t in (images, training.labels[rows])), strict=True)
             for some, labels in parts:
                 with _precision(schedule, device):
@@ -126,7 +127,7 @@ def _train(
         if not math.isfinite(measured["loss"]):
             outcome.status = "diverged"
             break
-    part = _moved(data.test, schedule, device) if setting.evaluate == "test" else validation
+    part = data.test.to(device, layout) if setting.evaluate == "test" else validation
     outcome.error = error_percent(evaluated, part, schedule)
     return outcome
 
@@ -160,11 +161,11 @@ def _batches(n: int, size: int, order: np.random.Generator) -> Iterator[Tensor]:
 def error_percent(model: nn.Module, part: datasets.Part, schedule: Schedule) -> float:
     """Misclassified images of `part` in percent, in evaluation mode and the schedule's precision."""
     model.eval()
-    images, wrong = part.images, 0
-    with _precision(schedule, images.device):
+    wrong = 0
+    with _precision(schedule, part.device):
         for start in range(0, len(part), _AT_ONCE):
             some = slice(start, start + _AT_ONCE)
-            wrong += _mistakes(model(images[some]), part.labels[some])
+            wrong += _mistakes(model(part.images(some)), part.labels[some])
     return 100 * int(wrong) / len(part)
 
 
@@ -175,12 +176,6 @@ def _mistakes(logits: Tensor, labels: Tensor) -> Tensor:
     """Wrong answers; a diverged network's non-finite outputs are no answers, and so wrong."""
     right = (logits.argmax(1) == labels) & logits.isfinite().all(1)
     return len(labels) - right.sum()
-
-
-def _moved(part: datasets.Part, schedule: Schedule, device: torch.device) -> datasets.Part:
-    layout = torch.channels_last if schedule.channels_last else torch.contiguous_format
-    images = part.images.to(device).contiguous(memory_format=layout)
-    return datasets.Part(images, part.labels.to(device))
 
 
 def _precision(schedule: Schedule, device: torch.device) -> torch.autocast:

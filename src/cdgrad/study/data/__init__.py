@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from cdgrad.study import StudyError
 from cdgrad.study.data import hub
 from cdgrad.study.data.augment import AUGMENTATIONS, augment
 from cdgrad.study.data.builtin import SOURCES
-from cdgrad.study.data.cache import Split
+from cdgrad.study.data.parts import Part, channel_statistics, part
 from cdgrad.study.spec import Task
 
 __all__ = ["AUGMENTATIONS", "SOURCES", "Data", "Part", "augment", "load"]
-
-
-@dataclass(frozen=True)
-class Part:
-    """Images, float32 of shape (n, channels, height, width), and labels, int64 of shape (n,)."""
-
-    images: Tensor
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
 
 
 @dataclass(frozen=True)
@@ -42,7 +28,7 @@ class Data:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width)."""
-        _, channels, height, width = self.train.images.shape
+        _, channels, height, width = self.train.pixels.shape
         return channels, height, width
 
 
@@ -62,13 +48,9 @@ def load(task: Task, seed: int) -> Data:
     rows = np.split(order, [train, train + validation])
     if official:
         rows[2] = np.random.default_rng([seed, _TEST_STREAM]).permutation(len(official.labels))
-    tested = _taken(official or source, rows[2][:test])
-    trained, validated = _taken(source, rows[0]), _taken(source, rows[1])
-    channels = trained.images.unbind(1)
-    mean = torch.stack([channel.mean() for channel in channels])[:, None, None]
-    std = torch.stack([channel.std() for channel in channels])[:, None, None]
-    std[std == 0] = 1  # a channel without contrast, such as an unused color
-    parts = [Part((part.images - mean) / std, part.labels) for part in (trained, validated, tested)]
+    rows[2] = rows[2][:test]
+    mean, std = channel_statistics(source.pixels, rows[0])
+    parts = [part(s, r, mean, std) for s, r in zip((source, source, official or source), rows, strict=True)]
     return Data(*parts, classes=decoded.classes)
 
 
@@ -92,8 +74,3 @@ def _sizes(task: Task, images: int, official: int | None) -> tuple[int, int, int
             f"{task.data} has {available} images left to test on, task.test = {test}; make it smaller"
         )
     return train, validation, test
-
-
-def _taken(split: Split, rows: Any) -> Part:
-    chosen = torch.tensor(rows)
-    return Part(split.images[chosen].float(), split.labels[chosen])

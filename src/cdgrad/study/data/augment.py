@@ -38,11 +38,11 @@ def pad_crop(images: Tensor, generator: torch.Generator) -> Tensor:
     n, _, height, width = images.shape
     up, left = max(1, height // 8), max(1, width // 8)
     padded = F.pad(images, (left, left, up, up))
-    rows = _draw(n, 2 * up + 1, generator)[:, None] + torch.arange(height, device=images.device)
-    columns = _draw(n, 2 * left + 1, generator)[:, None] + torch.arange(width, device=images.device)
-    which = torch.arange(n, device=images.device)[:, None, None]
-    # Advanced indices around a slice: the result is (n, height, width, channels).
-    return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    crops = padded.unfold(2, height, 1).unfold(
+        3, width, 1
+    )  # a view: (n, channels, rows, columns, height, width)
+    which = torch.arange(n, device=images.device)
+    return crops[which, :, _draw(n, 2 * up + 1, generator), _draw(n, 2 * left + 1, generator)]
 
 
 def flip(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -30,9 +30,9 @@ _READ_WHOLE = 2**30  # bytes of a folder up to which its files are read to recog
 
 @dataclass(frozen=True)
 class Split:
-    """Images, uint8 or float32 of shape (n, channels, height, width), and labels, int64 of shape (n,)."""
+    """Pixels, uint8 or float32 of shape (n, channels, height, width), and labels, int64 of shape (n,)."""
 
-    images: Tensor
+    pixels: Tensor
     labels: Tensor
 
 
