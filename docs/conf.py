@@ -1,5 +1,6 @@
 """The site: Sphinx with MyST and furo. ``make docs`` builds it; it needs no network, then or when read."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -40,7 +41,7 @@ suppress_warnings = ["myst.header"]  # the API pages begin with an object, not w
 default_role = "py:obj"
 nitpick_ignore_regex = [
     ("py:obj", r"[a-z_]+"),  # an argument
-    ("py:.*", r"(torch|numpy|jax|optax|collections)\..*"),  # their inventories are not at hand offline
+    ("py:.*", r"(torch|numpy|scipy|jax|optax|collections)\..*"),  # their inventories are not at hand offline
 ]
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -58,3 +59,16 @@ html_math_renderer = "mathml"
 html_show_copyright = False
 html_show_sourcelink = False
 html_copy_source = False
+
+
+def bars_are_norms(app, what, name, obj, options, lines: list[str]) -> None:
+    """Docstrings write norms as |g|, which reStructuredText would replace; examples stay as they are."""
+    for index, line in enumerate(lines):
+        if line.lstrip().startswith(">>>"):
+            break
+        parts = re.split(r"(``.*?``)", line)
+        lines[index] = "".join(part if part.startswith("``") else part.replace("|", r"\|") for part in parts)
+
+
+def setup(app) -> None:
+    app.connect("autodoc-process-docstring", bars_are_norms)
