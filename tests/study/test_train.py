@@ -125,7 +125,7 @@ def test_the_error_is_the_share_of_wrong_answers():
     logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0], [torch.nan, 1.0]])
     labels = torch.tensor([0, 1, 1, 1])
     part = data.Part(logits, torch.arange(4), labels, mean=torch.tensor(0.0), std=torch.tensor(1.0))
-    assert error_percent(torch.nn.Identity(), part, Schedule(1, 1)) == 50.0
+    assert error_percent(torch.nn.Identity(), part) == 50.0
 
 
 def test_training_leaves_the_global_random_state_alone(setting):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -13,13 +15,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
+from cdgrad.study import StudyError, models
 from cdgrad.study import data as datasets
-from cdgrad.study import models
 from cdgrad.study.arms import attach_arm, direct_and_compare
 from cdgrad.study.averaging import WeightAverage
+from cdgrad.study.checkpoint import Checkpoint
+from cdgrad.study.parallel import Alone, Parallel
 from cdgrad.study.spec import Schedule, Setting
 
 Epoch = dict[str, float]
+OnEpoch = Callable[[int, Epoch], None]
 
 
 @dataclass
@@ -42,7 +47,14 @@ class Outcome:
 
 
 def train(
-    setting: Setting, seed: int, on_epoch: Callable[[int, Epoch], None], *, device: str = "cpu"
+    setting: Setting,
+    seed: int,
+    on_epoch: OnEpoch,
+    *,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    every: float = 30.0,
+    parallel: Parallel | None = None,
 ) -> Outcome:
     """Train once and measure; the global random state is left as it was.
 
@@ -51,85 +63,169 @@ def train(
         seed: decides the split, the initialization, the order and the augmentation of the data.
         on_epoch: called after each epoch with its number from 1 and what was measured in it.
         device: where to train, such as ``"cuda:0"``; data and network are held there.
+        checkpoint: a file to keep the state in, and to go on from where it exists: on the CPU to the
+            same bits as without interruption. It is removed when the run is over.
+        every: seconds from one save to the next, at least; saves happen between epochs.
+        parallel: the processes that share the work; None: this one alone.
 
     Raises:
-        StudyError: the model or optimizer cannot be built, or the data set is too small.
+        StudyError: the device is not there; the model or optimizer cannot be built; the data set is
+            too small; the checkpoint is of another run or cannot be written.
+
+    Warns:
+        UserWarning: the checkpoint is damaged, and the run starts over.
     """
+    where = torch.device(device)
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise StudyError(f"there is no device {device} here; use cpu")
+    kept = checkpoint and Checkpoint(checkpoint, setting, seed, where.type, every)
     with torch.random.fork_rng():  # pyright: ignore[reportUnknownMemberType]
         torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
-        return _train(setting, seed, on_epoch, torch.device(device))
+        run = _Run(setting, seed, where, parallel or Alone())
+        if kept and (state := kept.load()):
+            run.restore(state)
+        while not run.over:
+            run.epoch()
+            on_epoch(len(run.epochs), run.epochs[-1])
+            if kept and kept.due and not run.over and run.parallel.rank == 0:
+                kept.save(run.state())
+        outcome = run.outcome()
+    if kept and run.parallel.rank == 0:
+        kept.remove()
+    return outcome
 
 
-def _train(
-    setting: Setting, seed: int, on_epoch: Callable[[int, Epoch], None], device: torch.device
-) -> Outcome:
-    task, network, schedule, base = setting.tables()
-    data = datasets.load(task, seed)
-    layout = torch.channels_last if schedule.channels_last else torch.contiguous_format
-    training, validation = data.train.to(device, layout), data.validation.to(device, layout)
-    model = models.build(network.name, data.image_shape, data.classes, network.arguments).to(device)
-    if schedule.channels_last:
-        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportUnknownMemberType]
-    optimizer: torch.optim.Optimizer = models.call(
-        models.load_callable(base.name), base.name, model.parameters(), lr=base.lr, **base.arguments
-    )
-    handle = attach_arm(setting, optimizer, model, seed)
-    average = WeightAverage(model, schedule.ema) if schedule.ema else None
-    evaluated = average.model if average else model
-    if schedule.compile:
-        model.compile()  # pyright: ignore[reportUnknownMemberType]
-    rates: list[float] = [group["lr"] for group in optimizer.param_groups]
-    steps = math.ceil(len(training) / schedule.batch)
-    order = np.random.default_rng([seed, _ORDER_STREAM])
-    changes = torch.Generator(device).manual_seed(_stream_seed(seed, _AUGMENTATION_STREAM))
+class _Run:
+    """A network on its way through the schedule."""
 
-    outcome = Outcome(model=evaluated)
-    for epoch in range(1, schedule.epochs + 1):
-        model.train()
-        loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-        wrong = torch.zeros((), dtype=torch.int64, device=device)
+    def __init__(self, setting: Setting, seed: int, device: torch.device, parallel: Parallel) -> None:
+        task, network, schedule, base = setting.tables()
+        self.setting, self.schedule, self.augment = setting, schedule, task.augment
+        self.device, self.parallel = device, parallel
+        self.data = datasets.load(task, seed)
+        self.training, self.validation = self._here(self.data.train), self._here(self.data.validation)
+        shape, classes = self.data.image_shape, self.data.classes
+        self.model = models.build(network.name, shape, classes, network.arguments).to(device)
+        if schedule.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportUnknownMemberType]
+        self.average = WeightAverage(self.model, schedule.ema) if schedule.ema else None
+        self.wrapped = parallel.wrap(self.model)
+        self.optimizer: torch.optim.Optimizer = models.call(
+            models.load_callable(base.name), base.name, self.model.parameters(), lr=base.lr, **base.arguments
+        )
+        self.handle = attach_arm(setting, self.optimizer, self.model, seed)
+        if schedule.compile:
+            self.wrapped.compile()  # pyright: ignore[reportUnknownMemberType]
+        self.rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
+        self.order = np.random.default_rng([seed, _ORDER_STREAM])
+        self.changes = torch.Generator(device).manual_seed(_stream_seed(seed, _AUGMENTATION_STREAM))
+        self.epochs: list[Epoch] = []
+
+    @property
+    def over(self) -> bool:
+        return len(self.epochs) == self.schedule.epochs or self.diverged
+
+    @property
+    def diverged(self) -> bool:
+        return bool(self.epochs) and not math.isfinite(self.epochs[-1]["loss"])
+
+    @property
+    def evaluated(self) -> nn.Module:
+        return self.average.model if self.average else self.model
+
+    def epoch(self) -> None:
+        """Pass once over the training images, and measure."""
+        schedule, n = self.schedule, len(self.training)
+        steps = math.ceil(n / schedule.batch)
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        wrong = torch.zeros((), dtype=torch.int64, device=self.device)
         compared, factor = (1.0, 1.0), 1.0
-        for index, rows in enumerate(_batches(len(training), schedule.batch, order)):
-            factor = rate_factor(schedule, (epoch - 1) * steps + index, steps)
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        self.wrapped.train()
+        for index, rows in enumerate(_batches(n, schedule.batch, self.order)):
+            factor = rate_factor(schedule, len(self.epochs) * steps + index, steps)
+            for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor
-            optimizer.zero_grad()
-            rows = rows.to(device)
-            images = datasets.augment(training.images(rows), task.augment, changes)
-            parts = zip(*(t.chunk(schedule.accumulate) for t in (images, training.labels[rows])), strict=True)
-            for some, labels in parts:
-                with _precision(schedule, device):
-                    logits = model(some)
+            self.optimizer.zero_grad()
+            for images, labels in self._micro_batches(self.parallel.share(rows)):
+                with self._precision():
+                    logits = self.wrapped(images)
                     loss = cross_entropy(logits, labels, label_smoothing=schedule.label_smoothing)
-                (loss * (len(labels) / len(rows))).backward()  # pyright: ignore[reportUnknownMemberType]
+                # The mean over the batch of all processes, whose gradients the backward pass averages.
+                weight = len(labels) / len(rows) * self.parallel.size
+                (loss * weight).backward()  # pyright: ignore[reportUnknownMemberType]
                 loss_sum += loss.detach() * len(labels)
                 wrong += _mistakes(logits.detach(), labels)
             if index == steps - 1:
-                compared = direct_and_compare(handle)
-            elif handle is not None and schedule.clip:
-                handle.apply()
+                compared = direct_and_compare(self.handle)
+            elif self.handle is not None and schedule.clip:
+                self.handle.apply()
             if schedule.clip:
-                clip_grad_norm_(model.parameters(), schedule.clip)
-            optimizer.step()
-            if average:
-                average.update()
+                clip_grad_norm_(self.model.parameters(), schedule.clip)
+            self.optimizer.step()
+            if self.average:
+                self.average.update()
         measured = {
-            "loss": float(loss_sum) / len(training),
-            "train_error": 100 * int(wrong) / len(training),
-            "validation_error": error_percent(evaluated, validation, schedule),
-            "weight_norm": _convolution_norm(model),
+            "loss": float(self.parallel.total(loss_sum)) / n,
+            "train_error": 100 * int(self.parallel.total(wrong)) / n,
+            "validation_error": self._error(self.validation),
+            "weight_norm": _convolution_norm(self.model),
             "cosine": compared[0],
             "norm_ratio": compared[1],
-            "lr": rates[0] * factor,
+            "lr": self.rates[0] * factor,
         }
-        outcome.epochs.append(measured)
-        on_epoch(epoch, measured)
-        if not math.isfinite(measured["loss"]):
-            outcome.status = "diverged"
-            break
-    part = data.test.to(device, layout) if setting.evaluate == "test" else validation
-    outcome.error = error_percent(evaluated, part, schedule)
-    return outcome
+        self.epochs.append(measured)
+
+    def outcome(self) -> Outcome:
+        """Evaluate the end of the schedule; the only place that reads the test part."""
+        part = self._here(self.data.test) if self.setting.evaluate == "test" else self.validation
+        status = "diverged" if self.diverged else "ok"
+        return Outcome(status, self._error(part), self.epochs, model=self.evaluated)
+
+    def state(self) -> dict[str, Any]:
+        """All that the next epoch depends on; the learning rate follows from the number of epochs."""
+        cuda = self.device.type == "cuda"
+        return {
+            "epochs": self.epochs,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average
+            and {"model": self.average.model.state_dict(), "steps": self.average.steps},
+            "order": json.dumps(self.order.bit_generator.state),
+            "augmentation": self.changes.get_state(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.epochs = state["epochs"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            self.average.model.load_state_dict(state["average"]["model"])
+            self.average.steps = state["average"]["steps"]
+        self.order.bit_generator.state = json.loads(state["order"])
+        self.changes.set_state(state["augmentation"])
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] is not None:
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+
+    def _micro_batches(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        rows = rows.to(self.device)
+        images = datasets.augment(self.training.images(rows), self.augment, self.changes)
+        labels, parts = self.training.labels[rows], self.schedule.accumulate
+        yield from zip(images.chunk(parts), labels.chunk(parts), strict=True)
+
+    def _error(self, part: datasets.Part) -> float:
+        with self._precision():
+            return error_percent(self.evaluated, part)
+
+    def _here(self, part: datasets.Part) -> datasets.Part:
+        layout = torch.channels_last if self.schedule.channels_last else torch.contiguous_format
+        return part.to(self.device, layout)
+
+    def _precision(self) -> torch.autocast:
+        half = self.schedule.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
 
 
 # Separate random streams of one seed: the order must not move when, say, the augmentation does.
@@ -158,14 +254,13 @@ def _batches(n: int, size: int, order: np.random.Generator) -> Iterator[Tensor]:
 
 
 @torch.no_grad()
-def error_percent(model: nn.Module, part: datasets.Part, schedule: Schedule) -> float:
-    """Misclassified images of `part` in percent, in evaluation mode and the schedule's precision."""
+def error_percent(model: nn.Module, part: datasets.Part) -> float:
+    """Misclassified images of `part` in percent, in evaluation mode."""
     model.eval()
     wrong = 0
-    with _precision(schedule, part.device):
-        for start in range(0, len(part), _AT_ONCE):
-            some = slice(start, start + _AT_ONCE)
-            wrong += _mistakes(model(part.images(some)), part.labels[some])
+    for start in range(0, len(part), _AT_ONCE):
+        some = slice(start, start + _AT_ONCE)
+        wrong += _mistakes(model(part.images(some)), part.labels[some])
     return 100 * int(wrong) / len(part)
 
 
@@ -176,10 +271,6 @@ def _mistakes(logits: Tensor, labels: Tensor) -> Tensor:
     """Wrong answers; a diverged network's non-finite outputs are no answers, and so wrong."""
     right = (logits.argmax(1) == labels) & logits.isfinite().all(1)
     return len(labels) - right.sum()
-
-
-def _precision(schedule: Schedule, device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=schedule.precision == "bfloat16")
 
 
 def _convolution_norm(model: nn.Module) -> float:

@@ -1,0 +1,105 @@
+"""The state of an unfinished run in one file, so that a killed run goes on where it was.
+
+A file is replaced whole or not at all. It holds tensors and plain values alone and is read with
+``weights_only=True``: loading runs no code from it.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from cdgrad.study import StudyError
+from cdgrad.study.spec import Setting
+
+_FORMAT = "cdgrad run 1"
+
+
+class Checkpoint:
+    """Where a run keeps its state, and how often.
+
+    Args:
+        path: the file. Its folder is created.
+        setting: the run's setting, whose fingerprint the file carries.
+        seed: the run's seed.
+        device: the type of the device, whose generators' states are kept.
+        every: seconds from one save to the next, at least; small runs then pay nothing.
+    """
+
+    def __init__(self, path: Path, setting: Setting, seed: int, device: str, every: float) -> None:
+        self.path = path
+        self._mark = {
+            "format": _FORMAT,
+            "fingerprint": setting.fingerprint,
+            "seed": seed,
+            "device": device,
+        }
+        self._every = every
+        self._saved = time.monotonic()
+
+    def load(self) -> dict[str, Any] | None:
+        """The state saved last; None where there is no file, or one that cannot be read.
+
+        Raises:
+            StudyError: the file is of another run.
+
+        Warns:
+            UserWarning: the file is damaged, and the run starts over.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            content: Any = torch.load(self.path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds, some with pages of advice
+            kind = type(error).__name__
+            warnings.warn(f"{self.path} cannot be read ({kind}), so the run starts over", stacklevel=2)
+            return None
+        if not isinstance(content, dict) or "format" not in content:
+            raise StudyError(
+                f"{self.path} is not the checkpoint of a run; move it away, or name another file"
+            )
+        found = cast(dict[str, Any], content)
+        for key, mine in self._mark.items():
+            if found.get(key) != mine:
+                raise StudyError(
+                    f"{self.path} is the checkpoint of another run ({key} {found.get(key)!r:.20} is not "
+                    f"{mine!r:.20}); move it away, or name another file"
+                )
+        return found["state"]
+
+    @property
+    def due(self) -> bool:
+        """Whether it is time to save."""
+        return time.monotonic() - self._saved >= self._every
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the file, durably.
+
+        Raises:
+            StudyError: it cannot be written; the file saved before is still whole.
+        """
+        buffer = io.BytesIO()
+        torch.save({**self._mark, "state": state}, buffer)
+        part = self.path.with_name(self.path.name + ".part")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(self.path)
+        except OSError as error:
+            raise StudyError(
+                f"the checkpoint {self.path} cannot be written: {error.strerror or error}"
+            ) from error
+        self._saved = time.monotonic()
+
+    def remove(self) -> None:
+        """The run is over."""
+        self.path.unlink(missing_ok=True)

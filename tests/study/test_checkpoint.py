@@ -1,0 +1,150 @@
+"""A run that was killed between two epochs goes on to the same bits, and never from what is not its own."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from cdgrad.study import StudyError
+from cdgrad.study.spec import Model, Optimizer
+from cdgrad.study.train import train
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def dropout_network(image_shape, classes):
+    """Draws from the global generator in every step."""
+    return nn.Sequential(
+        nn.Conv2d(image_shape[0], 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Dropout(0.3),
+        nn.Flatten(),
+        nn.LazyLinear(classes),
+    )
+
+
+def drawing(image_shape, classes):
+    network = dropout_network(image_shape, classes)
+    network(torch.zeros(2, *image_shape))  # a lazy layer must see a batch before the optimizer does
+    return network
+
+
+@pytest.fixture
+def setting(tiny):
+    def make(schedule=None, **changes):
+        base = tiny.setting("", "directed")
+        longer = dataclasses.replace(base.schedule, epochs=4, **(schedule or {}))
+        return dataclasses.replace(base, **({"schedule": longer} | changes))
+
+    return make
+
+
+def killed_after(setting, epochs, path, seed=0):
+    """The checkpoint is that of the epoch before the one in which the process ends."""
+
+    def on_epoch(epoch, measured):
+        if epoch > epochs:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(setting, seed, on_epoch, checkpoint=path, every=0)
+
+
+def assert_same(a, b):
+    assert (a.status, a.error, a.epochs) == (b.status, b.error, b.epochs)
+    for x, y in zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True):
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("after", [1, 3])
+@pytest.mark.parametrize(
+    ("schedule", "changes"),
+    [
+        ({}, {"optimizer": Optimizer("torch.optim:SGD", 0.1, {"momentum": 0.9, "nesterov": True})}),
+        ({"warmup": 2}, {"optimizer": Optimizer("torch.optim:AdamW", 0.01)}),
+        ({"ema": 0.9}, {}),
+        ({"accumulate": 3, "clip": 0.5, "label_smoothing": 0.1}, {}),
+        ({}, {"model": Model(f"{__name__}:drawing")}),
+        ({}, {"permute": True, "centralize": True, "metric": "sobolev:lam=0.01"}),
+        ({"precision": "bfloat16", "channels_last": True}, {}),
+    ],
+    ids=["SGD", "AdamW", "EMA", "accumulate", "dropout", "permuted", "bfloat16"],
+)
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(setting, tmp_path, schedule, changes, after):
+    run = setting(schedule, **changes)
+    run = dataclasses.replace(run, task=dataclasses.replace(run.task, augment=("pad-crop", "flip")))
+    path = tmp_path / "run.ckpt"
+    killed_after(run, after, path)
+    seen = []
+    resumed = train(run, 0, lambda epoch, measured: seen.append(epoch), checkpoint=path, every=0)
+    assert seen == list(range(after + 1, 5))
+    assert_same(resumed, train(run, 0, lambda epoch, measured: None))
+    assert list(tmp_path.iterdir()) == []  # the run is over
+
+
+def test_a_run_may_be_killed_again_and_again(setting, tmp_path):
+    path = tmp_path / "run.ckpt"
+    for epoch in (1, 2, 3):
+        killed_after(setting(), epoch, path)
+    resumed = train(setting(), 0, lambda epoch, measured: None, checkpoint=path)
+    assert_same(resumed, train(setting(), 0, lambda epoch, measured: None))
+
+
+def test_saves_are_no_more_frequent_than_asked(setting, tmp_path):
+    found = []
+    path = tmp_path / "run.ckpt"
+    train(setting(), 0, lambda epoch, measured: found.append(path.exists()), checkpoint=path, every=3600)
+    assert found == [False] * 4
+    train(setting(), 0, lambda epoch, measured: found.append(path.exists()), checkpoint=path, every=0)
+    assert found[4:] == [False, True, True, True]
+
+
+@pytest.mark.parametrize("kept", [0, 100, -200])
+def test_a_damaged_checkpoint_starts_over_with_a_warning(setting, tmp_path, kept):
+    path = tmp_path / "run.ckpt"
+    killed_after(setting(), 2, path)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.warns(UserWarning, match=r"cannot be read \(\w+\), so the run starts over"):
+        resumed = train(setting(), 0, lambda epoch, measured: None, checkpoint=path)
+    assert_same(resumed, train(setting(), 0, lambda epoch, measured: None))
+
+
+@pytest.mark.parametrize(
+    ("seed", "changes", "message"),
+    [(1, {}, r"of another run \(seed 0 is not 1\)"), (0, {"metric": "l2"}, r"of another run \(fingerprint")],
+)
+def test_the_checkpoint_of_another_run_is_refused_and_left(setting, tmp_path, seed, changes, message):
+    path = tmp_path / "run.ckpt"
+    killed_after(setting(), 2, path)
+    before = path.read_bytes()
+    with pytest.raises(StudyError, match=message):
+        train(setting(**changes), seed, lambda epoch, measured: None, checkpoint=path, every=0)
+    assert path.read_bytes() == before
+
+
+def test_what_is_no_checkpoint_of_a_run_is_refused(setting, tmp_path):
+    torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(StudyError, match="is not the checkpoint of a run"):
+        train(setting(), 0, lambda epoch, measured: None, checkpoint=tmp_path / "weights.pt")
+
+
+def test_loading_runs_no_code(setting, tmp_path):
+    path = tmp_path / "run.ckpt"
+
+    class Evil:
+        def __reduce__(self):
+            return (path.with_name("ran").touch, ())
+
+    torch.save({"format": Evil()}, path)
+    with pytest.warns(UserWarning, match="cannot be read"):
+        train(setting(), 0, lambda epoch, measured: None, checkpoint=path)
+    assert not path.with_name("ran").exists()
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error(setting, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(StudyError, match="cannot be written"):
+        train(setting(), 0, lambda epoch, measured: None, checkpoint=tmp_path / "file" / "run.ckpt", every=0)
