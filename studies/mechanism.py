@@ -75,8 +75,8 @@ def training(setting: Setting, seed: int) -> Iterator[tuple[int, nn.Module, data
     make = models.load_callable(optimizing.name)
     optimizer = make(model.parameters(), lr=optimizing.lr, **optimizing.arguments)
     attach_arm(setting, optimizer, model, seed)
-    images, labels = data.train.images, data.train.labels
-    steps = schedule.epochs * math.ceil(len(labels) / schedule.batch)
+    part = data.train
+    steps = schedule.epochs * math.ceil(len(part) / schedule.batch)
     falling = CosineAnnealingLR(optimizer, T_max=steps)
     stops = {round(share * schedule.epochs) for share in STOPS}
     for epoch in range(schedule.epochs + 1):
@@ -85,9 +85,9 @@ def training(setting: Setting, seed: int) -> Iterator[tuple[int, nn.Module, data
         if epoch == schedule.epochs:
             return
         model.train()
-        for rows in torch.randperm(len(labels)).split(schedule.batch):
+        for rows in torch.randperm(len(part)).split(schedule.batch):
             optimizer.zero_grad()
-            cross_entropy(model(images[rows]), labels[rows]).backward()
+            cross_entropy(model(part.images(rows)), part.labels[rows]).backward()
             optimizer.step()
             falling.step()
 
@@ -126,7 +126,7 @@ def independent_gradients(
     for _ in range(BATCHES):
         rows = torch.tensor(random.choice(len(part), size=min(batch, len(part)), replace=False))
         copied.zero_grad()
-        cross_entropy(copied(part.images[rows]), part.labels[rows]).backward()
+        cross_entropy(copied(part.images(rows)), part.labels[rows]).backward()
         for name, param in copied.named_parameters():
             if param.grad is not None:
                 found.setdefault(name, []).append(param.grad.clone())
