@@ -244,10 +244,11 @@ def training_step(device: Any) -> dict[str, Any]:
     import torch
 
     from cdgrad import attach
+    from cdgrad.study.models.resnet import ResNet18
 
     batch, width = (128, 64) if device.type == "cuda" else (2, 4)
     torch.manual_seed(0)
-    model = resnet18(width).to(device, memory_format=torch.channels_last)
+    model = ResNet18((3, 32, 32), 10, width).to(device, memory_format=torch.channels_last)
     images = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
     labels = torch.randint(10, (batch,), device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
@@ -277,39 +278,6 @@ def training_step(device: Any) -> dict[str, Any]:
         name: {"ms": round(ms, 3), "longer_percent": round(100 * (ms / times["without"] - 1), 2)}
         for name, ms in times.items()
     }
-
-
-def resnet18(width: int) -> Any:
-    """ResNet-18 for 32 x 32 images."""
-    import torch
-    from torch import nn
-
-    class Block(nn.Module):
-        def __init__(self, before: int, after: int, stride: int) -> None:
-            super().__init__()
-            self.body = nn.Sequential(
-                nn.Conv2d(before, after, 3, stride, 1, bias=False),
-                nn.BatchNorm2d(after),
-                nn.ReLU(),
-                nn.Conv2d(after, after, 3, 1, 1, bias=False),
-                nn.BatchNorm2d(after),
-            )
-            self.skip = (
-                nn.Identity()
-                if before == after
-                else nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
-            )
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return torch.relu(self.body(x) + self.skip(x))
-
-    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-    before = width
-    for stage in range(4):
-        after = width * 2**stage
-        layers += [Block(before, after, 2 if stage else 1), Block(after, after, 1)]
-        before = after
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, 10))
 
 
 def interleaved(candidates: dict[str, Callable[[], Any]], device: Any, cold: bool = True) -> dict[str, float]:

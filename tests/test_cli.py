@@ -7,6 +7,7 @@ from torch import nn
 
 from cdgrad import cli
 from cdgrad.diagnostics import roughness
+from cdgrad.study import models
 
 NET = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Linear(8, 4))
 
@@ -49,6 +50,8 @@ def test_help_needs_neither_torch_nor_the_extras():
         (["train", "quickstart", "--arm", "adam"], "quickstart has no arm 'adam'; it has sgd"),
         (["train", "quickstart", "--seed", "-1"], "--seed"),
         (["inspect", "--direction", "depth"], "invalid choice: 'depth'"),
+        (["inspect", "--image-shape", "32x32"], "must be like 3x32x32, channels first, got '32x32'"),
+        (["inspect", "--classes", "0"], "must be an integer of at least 1, got '0'"),
     ],
 )
 def test_misuse_is_status_2_and_says_what_is_allowed(capsys, arguments, message):
@@ -65,6 +68,7 @@ def test_misuse_is_status_2_and_says_what_is_allowed(capsys, arguments, message)
         (["inspect", "torch.nn:Nonesuch"], "torch.nn:Nonesuch cannot be imported"),
         (["inspect", "math:pi"], "math:pi must be callable"),
         (["inspect", "--include", "nonesuch*"], "nonesuch*"),
+        (["inspect", "vgg11-bn", "--image-shape", "1x8x8"], "vgg11-bn takes images of at least 32 x 32"),
         (["inspect", "--checkpoint", "/nonesuch"], "checkpoint /nonesuch cannot be read"),
     ],
 )
@@ -105,6 +109,26 @@ def test_inspect_takes_a_module_of_the_users(capsys):
     status, out, _ = run(capsys, "inspect", f"{__name__}:NET", "--exclude", "2.*")
     assert status == 0
     assert "0.weight" in out
+
+
+@pytest.mark.parametrize("name", models.BUILTIN)
+def test_inspect_knows_every_builtin_network(capsys, name):
+    status, out, err = run(capsys, "inspect", name)
+    assert (status, err) == (0, "")
+    assert "features.0.weight" in out.partition("left alone")[0]
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def for_a_task(image_shape, classes):
+    return nn.Conv2d(image_shape[0], classes, 3)
+
+
+def test_inspect_builds_for_the_images_and_classes_it_is_given(capsys):
+    shape = ["--image-shape", "2x8x8", "--classes", "7"]
+    _, out, _ = run(capsys, "inspect", "resnet20", *shape, "--linear", "--include", "head.weight")
+    assert "7x64" in out
+    _, own, _ = run(capsys, "inspect", f"{__name__}:for_a_task", *shape)
+    assert "7x2x3x3" in own
 
 
 def test_inspect_measures_the_roughness_of_a_checkpoint(capsys, tmp_path):

@@ -114,7 +114,7 @@ def _train(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from cdgrad.study.inspection import load_model, roughness_table, selection_of
 
-    model = load_model(options.model, options.checkpoint)
+    model = load_model(options.model, options.checkpoint, options.image_shape, options.classes)
     selection = selection_of(model, options.direction, options.linear, options.include, options.exclude)
     print(selection)
     if options.checkpoint:
@@ -194,8 +194,16 @@ def _parser(*, with_bench: bool) -> argparse.ArgumentParser:
         metavar="MODEL",
         nargs="?",
         default="small-cnn",
-        help="a built-in name, or module:callable that returns a torch.nn.Module",
+        help="a built-in name such as resnet20, timm:NAME, torchvision:NAME, or module:callable that is or "
+        "returns a torch.nn.Module (default: small-cnn)",
     )
+    inspect.add_argument(
+        "--image-shape",
+        type=_image_shape,
+        metavar="CxHxW",
+        help="channels, height and width of the images (default: 1x8x8 for small-cnn, 3x32x32 for others)",
+    )
+    inspect.add_argument("--classes", type=_count, metavar="N", help="number of outputs (default: 10)")
     inspect.add_argument("--direction", choices=("output", "input", "height", "width"), default="output")
     inspect.add_argument("--linear", action="store_true", help="process Linear weights, too")
     inspect.add_argument(
@@ -228,6 +236,14 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
     return int(text)
+
+
+def _image_shape(text: str) -> tuple[int, int, int]:
+    sides = text.split("x")
+    if len(sides) != 3 or not all(side.isdecimal() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"must be like 3x32x32, channels first, got {text!r}")
+    channels, height, width = map(int, sides)
+    return channels, height, width
 
 
 def _seed(text: str) -> int:

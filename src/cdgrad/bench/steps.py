@@ -10,44 +10,19 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from cdgrad.attachment import attach
 from cdgrad.bench.candidates import METRICS
+from cdgrad.study.models.resnet import ResNet18
 
 BATCH, SIDE, CLASSES = 128, 32, 10
 
 
-class Block(nn.Module):
-    """Two 3 x 3 convolutions with batch norm, and a shortcut."""
-
-    def __init__(self, into: int, out: int, stride: int) -> None:
-        super().__init__()
-        self.residual = nn.Sequential(
-            nn.Conv2d(into, out, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(out),
-            nn.ReLU(),
-            nn.Conv2d(out, out, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(out),
-        )
-        self.shortcut = nn.Sequential()
-        if into != out:
-            self.shortcut = nn.Sequential(nn.Conv2d(into, out, 1, stride, bias=False), nn.BatchNorm2d(out))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Features (n, out, height / stride, width / stride) of features (n, into, height, width)."""
-        return F.relu(self.residual(x) + self.shortcut(x))
-
-
-def resnet18() -> nn.Sequential:
-    """The usual variant for small images: a 3 x 3 stem and no pooling after it."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    into = 64
-    for out in (64, 128, 256, 512):
-        layers += [Block(into, out, 1 if out == into else 2), Block(out, out, 1)]
-        into = out
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, CLASSES))
+def resnet18() -> nn.Module:
+    """As a study builds it, for CIFAR."""
+    return ResNet18((3, SIDE, SIDE), CLASSES)
 
 
 def measure(rounds: int, seconds: float) -> list[dict[str, Any]]:

@@ -14,17 +14,29 @@ from cdgrad.diagnostics import roughness
 from cdgrad.selection import Direction, Selection, select, table
 from cdgrad.study import StudyError, models
 
-_DIGITS = ((1, 8, 8), 10)  # image shape, classes
+_CIFAR = (3, 32, 32)
+_IMAGE_SHAPES = {"small-cnn": (1, 8, 8)}  # the quickstart's network, for the digits
+_CLASSES = 10
 
 
-def load_model(name: str, checkpoint: str | None) -> nn.Module:
-    """A built-in network for the digits, or what ``module:callable`` is or returns without arguments.
+def load_model(
+    name: str, checkpoint: str | None, image_shape: tuple[int, int, int] | None, classes: int | None
+) -> nn.Module:
+    """A network as a study builds it, or what ``module:callable`` is or returns without arguments.
+
+    Args:
+        name: built-in, ``timm:NAME``, ``torchvision:NAME``, or ``module:callable``.
+        checkpoint: a file with a state dict.
+        image_shape: (channels, height, width); None: the digits' for small-cnn, CIFAR's for others.
+        classes: number of outputs; None: 10. Without both, ``module:callable`` gets no arguments.
 
     Raises:
         StudyError: it cannot be built, or `checkpoint` is not its state dict.
     """
-    if name in models.BUILTIN:
-        model: Any = models.build(name, *_DIGITS, {})
+    library = name.partition(":")[0] in models.LIBRARIES
+    if name in models.BUILTIN or library or image_shape or classes:
+        shape = image_shape or _IMAGE_SHAPES.get(name, _CIFAR)
+        model: Any = models.build(name, shape, classes or _CLASSES, {})
     else:
         model = models.load_callable(name)
         model = model if isinstance(model, nn.Module) else models.call(model, name)

@@ -18,6 +18,7 @@ from cdgrad.study.models.resnet import CifarResNet, ResNet18
 from cdgrad.study.models.small import SmallCNN
 from cdgrad.study.models.vgg import VGG
 
+LIBRARIES = libraries.LIBRARIES
 BUILTIN: dict[str, Callable[..., nn.Module]] = {
     "small-cnn": SmallCNN,
     "resnet8": partial(CifarResNet, depth=8),
@@ -44,7 +45,7 @@ def build(
         StudyError: it cannot be imported, refuses the arguments or is not a module.
     """
     library, _, inner = name.partition(":")
-    if library in libraries.LIBRARIES:
+    if library in LIBRARIES:
         model = libraries.build(library, inner, image_shape, classes, arguments)
     else:
         make = BUILTIN.get(name) or load_callable(name)
