@@ -48,6 +48,7 @@ def test_help_needs_neither_torch_nor_the_extras():
         (["bench", "--networks", "vgg"], "invalid choice: 'vgg'"),
         (["bench", "--out", "no/such/file.json"], "there is no folder no/such for --out; create it first"),
         (["train", "quickstart", "--arm", "adam"], "quickstart has no arm 'adam'; it has sgd"),
+        (["train", "quickstart", "--cell", "one"], "quickstart has no cell 'one'; it has "),
         (["train", "quickstart", "--seed", "-1"], "--seed"),
         (["inspect", "--direction", "depth"], "invalid choice: 'depth'"),
         (["inspect", "--image-shape", "32x32"], "must be like 3x32x32, channels first, got '32x32'"),
@@ -171,7 +172,7 @@ arms.directed = { metric = "sobolev:lam=0.01" }
 def test_train_prints_epochs_and_saves_weights(capsys, tmp_path):
     (tmp_path / "tiny.toml").write_text(SPEC)
     weights = tmp_path / "net.pt"
-    arguments = ["--arm", "directed", "--seed", "3", "--checkpoint", str(weights)]
+    arguments = ["--arm", "directed", "--seed", "3", "--weights", str(weights)]
     status, out, _ = run(capsys, "train", str(tmp_path / "tiny.toml"), *arguments)
     assert status == 0
     lines = out.splitlines()

@@ -88,26 +88,27 @@ def _print_report(folder: Path) -> None:
 def _train(options: argparse.Namespace) -> int:
     import torch
 
-    from cdgrad.study.train import train
+    from cdgrad.study.single import run_single, setting_of
 
     spec = _spec(options.spec)
-    arm = options.arm or spec.baseline
-    if arm not in spec.arms:
-        raise UsageError(f"{spec.name} has no arm {arm!r}; it has {', '.join(spec.arms)}")
+    arm, cell = options.arm or spec.baseline, options.cell or next(iter(spec.cells))
+    for kind, name, known in (("arm", arm, spec.arms), ("cell", cell, spec.cells)):
+        if name not in known:
+            raise UsageError(f"{spec.name} has no {kind} {name!r}; it has {', '.join(known) or 'none'}")
+    setting = setting_of(spec, cell, arm, options.set or ())
     torch.set_num_threads(options.threads)
-
-    def show(epoch: int, measured: dict[str, float]) -> None:
-        titles = ["epoch", *(key.replace("_", " ") for key in measured)]
-        if epoch == 1:
-            print("  ".join(titles))
-        cells = [str(epoch), *(f"{value:.4g}" for value in measured.values())]
-        print("  ".join(map(str.rjust, cells, map(len, titles))), flush=True)
-
-    outcome = train(spec.setting("", arm), options.seed, show)
+    outcome = run_single(
+        arm,
+        setting,
+        options.seed,
+        device=options.device,
+        checkpoint=options.checkpoint,
+        tensorboard=options.tensorboard,
+    )
     print(f"{arm}, seed {options.seed}: {outcome.status}, {spec.evaluate} error {outcome.error:.2f} %")
-    if options.checkpoint:
-        torch.save(outcome.model.state_dict(), options.checkpoint)
-        print(f"weights: {options.checkpoint}")
+    if options.weights:
+        torch.save(outcome.model.state_dict(), options.weights)
+        print(f"weights: {options.weights}")
     return 0
 
 
@@ -179,9 +180,24 @@ def _parser(*, with_bench: bool) -> argparse.ArgumentParser:
         help="as in cdgrad study (default: quickstart)",
     )
     train.add_argument("--arm", help="default: the baseline")
+    train.add_argument("--cell", help="default: the first")
     train.add_argument("--seed", type=_seed, default=0)
+    train.add_argument(
+        "--set",
+        action="append",
+        metavar="KEY=VALUE",
+        help="another value, such as schedule.epochs=3, metric=sobolev:lam=0.01 or lam=0.1; may be repeated",
+    )
     train.add_argument("--threads", type=_count, default=1, metavar="N", help="default: 1, as in a study")
-    train.add_argument("--checkpoint", metavar="FILE", help="save the trained weights")
+    train.add_argument("--device", default="cpu", help="such as cuda (default: cpu)")
+    train.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="go on from there, and keep the state there after every epoch until the run is over",
+    )
+    train.add_argument("--weights", type=Path, metavar="FILE", help="save the trained weights")
+    train.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the curves for TensorBoard")
     train.set_defaults(command=_train)
 
     inspect = commands.add_parser(

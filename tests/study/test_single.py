@@ -1,0 +1,123 @@
+"""``cdgrad train``: overrides, checkpoint, curves."""
+
+import dataclasses
+import sys
+
+import pytest
+import torch
+
+from cdgrad import cli
+from cdgrad.study import StudyError
+from cdgrad.study.single import run_single, setting_of
+from cdgrad.study.train import train
+
+
+def test_overrides_reach_every_table_and_the_arm(tiny):
+    keys = ["task.train=64", "model.width=3", "schedule.epochs = 2", "schedule.decay=none", "lam=5"]
+    keys += ["optimizer.lr=0.7", "optimizer.nesterov=true", "rescale=norm", "linear=true"]
+    setting = setting_of(tiny, "", "directed", keys)
+    assert (setting.task.train, setting.model.arguments) == (64, {"width": 3})
+    assert (setting.schedule.epochs, setting.schedule.decay) == (2, "none")
+    assert (setting.metric, setting.rescale, setting.linear) == ("reweighted:lam=5", "norm", True)
+    assert setting.optimizer.lr == 0.7
+    assert setting.optimizer.arguments == {"momentum": 0.9, "nesterov": True}
+    assert setting_of(tiny, "", "directed", []) == tiny.setting("", "directed")
+
+
+def test_the_metric_may_be_replaced(tiny):
+    assert setting_of(tiny, "", "sgd", ["metric=sobolev: lam=0.01"]).metric == "sobolev:lam=0.01"
+    assert setting_of(tiny, "", "directed", ["metric=none"]).metric == "none"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("epochs", "--set takes key=value, such as schedule.epochs=3; got 'epochs'"),
+        ("schedule.epoch=3", "unknown key schedule.epoch; did you mean schedule.epochs?"),
+        ("schedule.epochs=many", "schedule.epochs must be an integer of at least 1; got 'many'"),
+        ("metric=sobolef:lam=1", "--set metric: "),
+        ("metric=none", "--set metric: rescale changes nothing under metric none"),
+        ("width=3", "unknown key width"),
+    ],
+)
+def test_an_override_that_is_not_possible_is_explained(tiny, override, message):
+    rescaled = dataclasses.replace(tiny.arms["directed"], rescale="norm")
+    spec = dataclasses.replace(tiny, arms={"directed": rescaled})
+    with pytest.raises(StudyError) as caught:
+        setting_of(spec, "", "directed", [override])
+    assert message in str(caught.value)
+
+
+@pytest.fixture
+def spec_file(tiny_text, tmp_path):
+    (tmp_path / "tiny.toml").write_text(tiny_text.replace("epochs = 1", "epochs = 3"))
+    return str(tmp_path / "tiny.toml")
+
+
+def test_a_killed_run_goes_on_and_prints_what_is_new(tiny, tmp_path, capsys):
+    class End(BaseException):
+        pass
+
+    def stop(epoch, measured):
+        if epoch == 3:
+            raise End
+
+    setting = setting_of(tiny, "", "directed", ["schedule.epochs=4"])
+    path = tmp_path / "run.ckpt"
+    with pytest.raises(End):
+        train(setting, 1, stop, checkpoint=path, every=0)
+    outcome = run_single("directed", setting, 1, checkpoint=path)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in printed] == ["epoch", "3", "4"]
+    whole = train(setting, 1, lambda epoch, measured: None)
+    assert (outcome.error, outcome.epochs) == (whole.error, whole.epochs)
+    assert not path.exists()
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_damaged_checkpoint_is_one_line_and_the_run_is_made(spec_file, tmp_path, capsys):
+    path = tmp_path / "run.ckpt"
+    path.write_bytes(b"damaged")
+    assert cli.main(["train", spec_file, "--checkpoint", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[0] for line in out.splitlines()[:4]] == ["epoch", "1", "2", "3"]
+    assert err.count("\n") == 1
+    assert "so the run starts over" in err
+
+
+def test_the_curves_are_written_for_tensorboard(spec_file, tmp_path, capsys):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert cli.main(["train", spec_file, "--tensorboard", str(tmp_path / "tb")]) == 0
+    out = capsys.readouterr().out.splitlines()
+    kept = events.EventAccumulator(str(tmp_path / "tb")).Reload()
+    assert {"loss", "validation_error", "cosine", "lr"} <= set(kept.Tags()["scalars"])
+    loss = [(point.step, f"{point.value:.4g}") for point in kept.Scalars("loss")]
+    assert loss == [(epoch, out[epoch].split()[1]) for epoch in (1, 2, 3)]
+
+
+def test_without_tensorboard_its_extra_is_named(spec_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert cli.main(["train", spec_file, "--tensorboard", str(tmp_path / "tb")]) == 1
+    assert "pip install 'cdgrad[tensorboard]'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_device_that_is_not_there(spec_file, capsys):
+    assert cli.main(["train", spec_file, "--device", "cuda"]) == 1
+    assert "there is no device cuda here" in capsys.readouterr().err
+
+
+def test_the_users_own_code_is_run_too(tmp_path, capsys, monkeypatch):
+    (tmp_path / "oneown.py").write_text(
+        "def run(seed, arm):\n    arm.report(1, loss=seed)\n    return {'error': arm.values['lr']}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own.toml").write_text(
+        'baseline = "a"\nseeds = 1\nentry = "oneown:run"\narms.a.values.lr = 3\n'
+    )
+    assert cli.main(["train", str(tmp_path / "own.toml"), "--seed", "2", "--set", "lr=4.5"]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[1].split() == ["1", "2"]
+    assert "a, seed 2: ok, test error 4.50 %" in out
+    assert cli.main(["train", str(tmp_path / "own.toml"), "--checkpoint", "x"]) == 1
+    assert "trains by itself" in capsys.readouterr().err
