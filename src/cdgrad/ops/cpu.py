@@ -1,18 +1,25 @@
 """The operator on CPU tensors: one list of blocks over all tensors, shared by a few threads.
 
 Plans (which blocks, which weights) depend on shapes, strides and the metric alone and are remembered;
-a call fills in the addresses. Threads come from a pool of our own and run compiled code without the
-interpreter lock. Why not numba's parallel loops: its portable threading layer aborts the process when
-two Python threads enter it, and its OpenMP layer hangs after a fork.
+a call fills in the addresses.
+
+The threads are torch's own, entered through its OpenMP runtime (`GOMP_parallel`). After a parallel operation
+they spin for some milliseconds on the cores they hold, longer than the work here takes: a thread of a pool
+of ours waited for them, and two threads were no faster than one. Where torch has no such runtime, and in a
+forked child, whose OpenMP threads are gone, a pool of ours runs the same function. Why not numba's parallel
+loops: its portable threading layer aborts the process when two Python threads enter it, and its OpenMP layer
+brings a second runtime, which hangs after a fork.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from importlib import import_module
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,28 +31,23 @@ from cdgrad.metrics import Array, MeanSobolev, Metric, ReweightedL2, Sobolev
 from cdgrad.ops import coefficients
 from cdgrad.ops.columns import Columns, columns_of
 
-# A block is this many bytes, half of a common second-level cache, but as wide as the first bound below
-# as long as the second still holds it: wide rows are what memory is fast at, and of 16,384 channels
+# A block is this many bytes, three quarters of a common second-level cache, but as wide as the first bound
+# below as long as the second still holds it: wide rows are what memory is fast at, and of 16,384 channels
 # nothing useful fits the second level.
-_BLOCK_BYTES = 512 * 1024
+_BLOCK_BYTES = 768 * 1024
 _WIDEST, _WIDE_ENOUGH, _NARROWEST, _STRIDED = 512, 256, 64, 64
 _FIELDS = 13
 _SHARED_CACHE_BYTES = 8 * 1024 * 1024
-_WORTH_A_THREAD = 1 << 17  # elements: below, waking a thread takes as long as the work
+_WORTH_A_THREAD = 1 << 15  # elements: below, waking a thread takes as long as the work
 
-# The dtype numba sees, and the one of intermediate results. numpy has no bfloat16; numba's half is for GPUs.
-_STORED: dict[torch.dtype, tuple[Any, Any]] = {
-    torch.float32: (np.float32, np.float32),
-    torch.float64: (np.float64, np.float64),
-    torch.bfloat16: (np.uint16, np.float32),
-    torch.float16: (np.int16, np.float32),
+# The dtype numba sees. numpy has no bfloat16; numba's half is for GPUs.
+_STORED: dict[torch.dtype, str] = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "uint16",
+    torch.float16: "int16",
 }
-# The functions of `cdgrad.ops.sweeps`, which is imported on first use: numba takes half a second.
-_ENTRIES: dict[type[Metric], str] = {
-    ReweightedL2: "reweighted",
-    Sobolev: "sobolev",
-    MeanSobolev: "mean_sobolev",
-}
+_FAMILIES: tuple[type[Metric], ...] = (ReweightedL2, Sobolev, MeanSobolev)
 _Form = tuple[torch.Size, tuple[int, ...], int, int]  # shape, strides, channel axis, groups
 
 
@@ -59,9 +61,9 @@ def refusal(grad: Tensor, metric: Metric, dim: int, groups: int) -> str | None:
         return "sparse, packed and lazily negated tensors are not plain memory"
     if grad.dtype not in _STORED:
         return f"the fused CPU kernels have no {grad.dtype}"
-    if type(metric) not in _ENTRIES:
+    if type(metric) not in _FAMILIES:
         return f"the fused CPU kernels have nothing to do for {metric}"
-    return _unfit((grad.shape, grad.stride(), dim, groups)) or _unavailable(type(metric), grad.dtype)
+    return _unfit((grad.shape, grad.stride(), dim, groups)) or _unavailable(metric.family, grad.dtype)
 
 
 def directed_(jobs: Sequence[tuple[Tensor, int, int]], metric: Metric) -> None:
@@ -82,25 +84,46 @@ class _Plan(NamedTuple):
     tensors: tuple[int, ...]  # which gradient each row is; those with nothing to smooth have none
     channels: tuple[int, ...]  # per row
     elements: int
+    scratch: int  # bytes that a thread needs
 
 
 def _run(grads: list[Tensor], dtype: torch.dtype, plan: _Plan, metric: Metric) -> None:
-    sweep = getattr(import_module("cdgrad.ops.sweeps"), _ENTRIES[type(metric)])
     weights, scale = _weights(metric, plan.channels)
     table = plan.table.copy()
     table[:, 0] = [grad.data_ptr() for grad in grads]
-    like, wide = (np.empty(0, kind) for kind in _STORED[dtype])
-    counter = np.zeros(1, np.int64)
-    periodic = getattr(metric, "boundary", "free") == "periodic"
+    counters = np.zeros(2, np.int64)
+    threads = min(torch.get_num_threads(), int(table[-1, -1])) if plan.elements >= _WORTH_A_THREAD else 1
+    scratch = np.empty(threads * plan.scratch // 8)
+    job = np.array(
+        [
+            table.ctypes.data,
+            len(table),
+            weights.ctypes.data,
+            weights.shape[1],
+            scale.ctypes.data,
+            getattr(metric, "boundary", "free") == "periodic",
+            counters.ctypes.data,
+            scratch.ctypes.data,
+            plan.scratch,
+        ],
+        np.int64,
+    )
+    # Each thread's call holds what it works on, should this one be interrupted while another still writes.
+    _together(_team(metric.family, dtype), job, threads, (grads, table, weights, scale, counters, scratch))
 
-    def work(_: list[Tensor]) -> None:
-        sweep(like, wide, table, weights, scale, periodic, counter)
 
-    blocks = int(table[-1, -1])
-    helpers = min(torch.get_num_threads(), blocks) - 1 if plan.elements >= _WORTH_A_THREAD else 0
-    # Each helper holds the gradients, should this call be interrupted while it still writes.
-    futures = [_pool().submit(work, grads) for _ in range(helpers)]
-    work(grads)
+def _together(team: Any, job: NDArray[np.int64], threads: int, held: object) -> None:
+    """Run the compiled function on that many threads at once, this one among them, and wait for all."""
+    fork_join = _openmp() if threads > 1 and not _forked else None
+    if fork_join is not None:
+        fork_join(team.address, job.ctypes.data, threads, 0)
+        return
+
+    def work(_: object) -> None:
+        team.ctypes(job.ctypes.data)
+
+    futures = [_pool().submit(work, held) for _ in range(threads - 1)]
+    work(held)
     for future in futures:
         # A helper that did not wake in time has nothing left to do.
         if not future.cancel():
@@ -108,13 +131,39 @@ def _run(grads: list[Tensor], dtype: torch.dtype, plan: _Plan, metric: Metric) -
 
 
 @lru_cache(maxsize=1)
+def _openmp() -> Callable[[int, int, int, int], None] | None:
+    """torch's own way to start its threads: function, argument, number, flags. None if it has none."""
+    try:
+        function = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    function.restype = None
+    return function
+
+
+@lru_cache(maxsize=1)
 def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="cdgrad")
 
 
+_forked = False
+
+
+def _after_fork() -> None:
+    """A child inherits OpenMP, and the pool, without their threads."""
+    global _forked
+    _forked = True
+    _pool.cache_clear()
+
+
 if hasattr(os, "register_at_fork"):  # absent on Windows, which has no fork
-    # A child inherits the pool without its threads.
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def _team(family: str, dtype: torch.dtype) -> Any:
+    """From `cdgrad.ops.sweeps`, which is imported on first use: numba takes half a second."""
+    return import_module("cdgrad.ops.sweeps").team(family, _STORED[dtype])
 
 
 @lru_cache(maxsize=64)
@@ -124,14 +173,21 @@ def _plan(forms: tuple[_Form, ...], itemsize: int) -> _Plan:
     sizes = [columns.n for _, columns in found]
     starts = np.cumsum([0, *sizes]).tolist()
     rows: list[list[int]] = []
-    end = 0
+    end = scratch = 0
     for (_, columns), start in zip(found, starts, strict=False):
         row, blocks = _blocks(columns, itemsize)
         end += blocks
+        scratch = max(scratch, _scratch_bytes(columns.n, row[4], itemsize))
         rows.append([0, *row, start, end])
     table = np.array(rows, dtype=np.int64).reshape(-1, _FIELDS)
     elements = sum(columns.n * columns.number for _, columns in found)
-    return _Plan(table, tuple(i for i, _ in found), tuple(sizes), elements)
+    return _Plan(table, tuple(i for i, _ in found), tuple(sizes), elements, scratch)
+
+
+def _scratch_bytes(n: int, width: int, itemsize: int) -> int:
+    """Three float64 per column of a block; a float32 per element where what is stored is narrower."""
+    width = -(-width // 64) * 64
+    return width * (3 * 8 + (4 * n if itemsize < 4 else 0))
 
 
 def _blocks(columns: Columns, itemsize: int) -> tuple[list[int], int]:
@@ -158,8 +214,8 @@ def _blocks(columns: Columns, itemsize: int) -> tuple[list[int], int]:
 
 @lru_cache(maxsize=64)
 def _weights(metric: Metric, channels: tuple[int, ...]) -> tuple[Array, Array]:
-    """float64 weights (3, channels of all tensors), and a scalar per tensor."""
-    weights = np.zeros((3, sum(channels)))
+    """float64 weights (4, channels of all tensors), and a scalar per tensor."""
+    weights = np.zeros((4, sum(channels)))
     scale = np.ones(len(channels))
     each = np.split(weights, np.cumsum(channels)[:-1], axis=1)
     for i, (n, w) in enumerate(zip(channels, each, strict=True)):
@@ -168,7 +224,8 @@ def _weights(metric: Metric, channels: tuple[int, ...]) -> tuple[Array, Array]:
                 scale[i] = 1 / lam
             case Sobolev(lam=lam):
                 solve = coefficients.sobolev(n, lam)
-                w[:] = solve.ratio, solve.inverse_pivot, solve.wrap
+                w[0, 1:] = solve.ratio[:-1]
+                w[1:] = solve.inverse_pivot, solve.wrap, solve.ratio
             case MeanSobolev(lam=lam, boundary=boundary):
                 scale[i] = 1 / (lam * float(n) ** 2)
                 w[:2] = _integrals(n, scale[i], boundary == "periodic")
@@ -211,13 +268,10 @@ def _unfit(form: _Form) -> str | None:
 
 
 @lru_cache(maxsize=32)
-def _unavailable(family: type[Metric], dtype: torch.dtype) -> str | None:
+def _unavailable(family: str, dtype: torch.dtype) -> str | None:
     """Why the sweeps of this family and dtype do not run here; compiles them if they are not cached."""
     try:
-        sweep = getattr(import_module("cdgrad.ops.sweeps"), _ENTRIES[family])
-        like, wide = (np.empty(0, kind) for kind in _STORED[dtype])
-        nothing = np.zeros((1, _FIELDS), np.int64)
-        sweep(like, wide, nothing, np.zeros((3, 0)), np.zeros(1), False, np.zeros(1, np.int64))
+        _team(family, dtype)
     # Whatever numba, LLVM or the cache directory raise: eager is there, and the reason is told.
     except Exception as error:
         return f"numba cannot compile here ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
