@@ -44,6 +44,7 @@ def test_every_block_runs_in_order(document, tmp_path, monkeypatch):
         (bin_folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{bin_folder}{os.pathsep}{os.environ['PATH']}")
     monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    monkeypatch.setenv("CDGRAD_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     namespace, printed = {"__name__": "__main__"}, ""
     for mark, language, code in blocks(document):
