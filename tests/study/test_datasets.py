@@ -14,7 +14,8 @@ import torch
 
 from cdgrad.study import StudyError, data
 from cdgrad.study.data import cache, hub
-from cdgrad.study.spec import Task
+from cdgrad.study.spec import Task, parse
+from cdgrad.study.workers import Job, execute
 
 datasets = pytest.importorskip("datasets", reason="the extra data is not installed")
 pillow = pytest.importorskip("PIL.Image", reason="the extra data is not installed")
@@ -255,6 +256,29 @@ def test_a_changed_folder_is_decoded_anew(tmp_path):
     assert not torch.equal(before, after)
 
 
+def test_a_record_says_which_images_it_had(tmp_path):
+    folder = parquet(tmp_path / "set", train=pictures(40, 0))
+    text = f"""
+    baseline = "sgd"
+    seeds = 1
+    task = {{ data = "{folder}", train = 20, validation = 10 }}
+    model = {{ name = "small-cnn", width = 2 }}
+    schedule = {{ epochs = 1, batch = 10 }}
+    optimizer = {{ name = "torch.optim:SGD", lr = 0.1 }}
+    arms.sgd = {{}}
+    """
+    job = Job("", "sgd", None, 0, parse(text, "study").setting("", "sgd"))
+    found = []
+    for seed in (0, 9):
+        parquet(tmp_path / "set", train=pictures(40, seed))
+        cache.digest.cache_clear()
+        run = execute(job, lambda epoch, measured: None)
+        assert run.status == "ok"
+        found.append(run.environment["data"])
+    assert found[0] != found[1]
+    assert all(name.startswith("set-") for name in found)
+
+
 def test_a_copy_of_the_folder_is_recognized_by_its_contents(tmp_path):
     numbered(tmp_path / "set")
     first = cache.digest(tmp_path / "set")
@@ -287,9 +311,7 @@ def test_two_processes_may_build_the_same_entry(cached):
         cache.describe(entry, ["train", "test"], 2)
 
     found = []
-    threads = [
-        threading.Thread(target=lambda: found.append(cache.load("set", {"a": 1}, build))) for _ in range(2)
-    ]
+    threads = [threading.Thread(target=lambda: found.append(cache.load("set", build))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -305,7 +327,7 @@ def test_a_build_that_fails_leaves_nothing(cached):
         raise StudyError("no")
 
     with pytest.raises(StudyError, match="no"):
-        cache.load("set", {}, build)
+        cache.load("set", build)
     assert list(cached.iterdir()) == []
 
 
@@ -314,11 +336,11 @@ def test_a_full_or_forbidden_cache_is_explained(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(StudyError, match=r"set in the cache .*: No space left on device; make room"):
-        cache.load("set", {}, build)
+        cache.load("set", build)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CDGRAD_CACHE", str(tmp_path / "file"))
     with pytest.raises(StudyError, match=r"set CDGRAD_CACHE to another folder"):
-        cache.load("set", {}, build)
+        cache.load("set", build)
 
 
 def test_a_damaged_entry_is_named(tmp_path, cached):

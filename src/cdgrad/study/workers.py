@@ -117,7 +117,14 @@ def execute(job: Job, on_epoch: Callable[[int, dict[str, float]], None]) -> Run:
         error=error,
         epochs=epochs,
         measures=measures,
-        environment=environment() | {"threads": torch.get_num_threads()},
+        environment=environment() | {"threads": torch.get_num_threads()} | _data(job.setting),
         seconds=round(time.perf_counter() - clock, 3),
         message=" ".join(message.split()),
     )
+
+
+def _data(setting: Setting) -> dict[str, str]:
+    """Which images the run had: a folder may change while its path in the specification stays."""
+    from cdgrad.study import data  # imports torch
+
+    return {"data": data.identity(setting.task)} if setting.task else {}

@@ -13,7 +13,7 @@ from cdgrad.study.data.builtin import SOURCES
 from cdgrad.study.data.parts import Part, channel_statistics, part
 from cdgrad.study.spec import Task
 
-__all__ = ["AUGMENTATIONS", "SOURCES", "Data", "Part", "augment", "load"]
+__all__ = ["AUGMENTATIONS", "SOURCES", "Data", "Part", "augment", "identity", "load"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ def load(task: Task, seed: int) -> Data:
     mean, std = channel_statistics(source.pixels, rows[0])
     parts = [part(s, r, mean, std) for s, r in zip((source, source, official or source), rows, strict=True)]
     return Data(*parts, classes=decoded.classes)
+
+
+def identity(task: Task) -> str:
+    """What a record says of its images: a built-in name, or a name with a hash of what was decoded."""
+    return task.data if task.data in SOURCES else hub.identity(task)
 
 
 # Separate random streams of one seed: the split must not move when, say, the initialization does.

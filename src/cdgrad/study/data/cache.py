@@ -53,19 +53,23 @@ def folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "cdgrad"
 
 
-def load(name: str, identity: Mapping[str, Any], build: Callable[[Path], None]) -> Decoded:
-    """The entry for `identity`; where there is none, `build` first fills an empty folder with it.
+def entry_name(name: str, identity: Mapping[str, Any]) -> str:
+    """A folder's name, which begins with `name`; `identity` is all that decides the arrays, JSON-able."""
+    key = hashlib.sha256(json.dumps([_LAYOUT, identity], sort_keys=True).encode()).hexdigest()[:16]
+    return f"{name}-{key}"
+
+
+def load(name: str, build: Callable[[Path], None]) -> Decoded:
+    """The entry of a name; where there is none, `build` first fills an empty folder with it.
 
     Args:
-        name: begins the name of the entry's folder.
-        identity: all that decides the arrays, JSON-able.
+        name: from `entry_name`.
         build: writes `images_file`, `labels_file` and `describe` into the folder it is given.
 
     Raises:
         StudyError: the cache folder cannot be written, or `build` explains why it cannot.
     """
-    key = hashlib.sha256(json.dumps([_LAYOUT, identity], sort_keys=True).encode()).hexdigest()[:16]
-    entry = folder() / f"{name}-{key}"
+    entry = folder() / name
     if not entry.is_dir():
         try:
             _build(entry, build)

@@ -34,16 +34,27 @@ def load(task: Task) -> cache.Decoded:
         StudyError: no such folder or name, no network, no ``datasets``, or contents that do not fit;
             the message says what was looked for.
     """
-    folder = Path(task.data).expanduser()
-    local = bool(task.data) and folder.is_dir()
-    if not local and _is_path(task.data):
-        raise StudyError(f"task.data: there is no folder {task.data} (looked for {folder.absolute()})")
-    identity = {
-        "source": cache.digest(folder.resolve()) if local else task.data,
+    folder = _folder(task)
+    if folder is None and _is_path(task.data):
+        looked_for = Path(task.data).expanduser().absolute()
+        raise StudyError(f"task.data: there is no folder {task.data} (looked for {looked_for})")
+    return cache.load(identity(task), lambda entry: _decode(task, folder, entry))
+
+
+def identity(task: Task) -> str:
+    """The name of the cache entry: it changes with a folder's contents, and with all that picks from them."""
+    folder = _folder(task)
+    decides = {
+        "source": cache.digest(folder) if folder else task.data,
         **{key: getattr(task, key) for key in ("train_split", "test_split", "image", "label", "size")},
     }
-    name = folder.resolve().name if local else task.data.replace("/", "--")
-    return cache.load(name, identity, lambda entry: _decode(task, folder if local else None, entry))
+    return cache.entry_name(folder.name if folder else task.data.replace("/", "--"), decides)
+
+
+def _folder(task: Task) -> Path | None:
+    """The local folder that is meant, or None for a name on the hub."""
+    folder = Path(task.data).expanduser()
+    return folder.resolve() if task.data and folder.is_dir() else None
 
 
 def _is_path(data: str) -> bool:
