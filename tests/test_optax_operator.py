@@ -12,7 +12,8 @@ import torch
 
 import cdgrad
 from cdgrad import L2, MeanSobolev, ReweightedL2, Sobolev
-from cdgrad.optax import directed
+from cdgrad.optax import blocks, directed, operator
+from cdgrad.optax.operator import direct
 from cdgrad.reference import directed as reference
 
 METRICS = [
@@ -83,8 +84,6 @@ def test_a_traced_lam_equals_the_metrics_own_and_does_not_recompile(metric, x64)
 
 @every_metric
 def test_one_program_serves_every_lam(metric):
-    from cdgrad.optax import operator
-
     x = jnp.asarray(random(6, 4))
     before = operator._direct._cache_size()
     for lam in (1e-3, 1.0, 50.0):
@@ -146,6 +145,49 @@ def test_what_is_not_finite_stays_in_its_column(metric):
         out = np.asarray(directed(jnp.asarray(x), metric, axis=0))
         assert not np.isfinite(out[:, 1]).any()
         assert np.isfinite(np.delete(out, 1, axis=1)).all()
+
+
+@pytest.fixture
+def tiny_blocks(monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK", 32)
+    operator._direct.clear_cache()
+    yield
+    operator._direct.clear_cache()
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "groups", "metric", "rescale"),
+    [
+        ((5, 9, 12), -1, 3, MeanSobolev(0.1), "none"),
+        ((12, 41), 0, 1, ReweightedL2(3), "norm"),
+        ((2, 12, 31), 1, 2, ReweightedL2(3), "none"),
+        ((7, 3, 12, 2), 2, 1, Sobolev(0.1, "periodic"), "norm"),
+    ],
+)
+def test_large_gradients_go_block_by_block(shape, axis, groups, metric, rescale, tiny_blocks, x64):
+    """Blocks that do not divide the columns, before and behind the channel axis; derivatives and batches."""
+    x = jnp.asarray(random(*shape))
+
+    def run(x):
+        return direct(x, metric, metric.lam, axis=axis, groups=groups, rescale=rescale)
+
+    expected = reference(x, metric, axis, groups)
+    if rescale == "norm":
+        expected *= np.linalg.norm(x) / np.linalg.norm(expected)
+    assert "scan[" in str(jax.make_jaxpr(run)(x))
+    np.testing.assert_allclose(run(x), expected, rtol=0, atol=1e-12)
+    batch = jax.vmap(run)(jnp.stack([x, 2 * x]))
+    np.testing.assert_allclose(batch, [expected, 2 * expected], rtol=0, atol=1e-12)
+    if rescale == "none":
+        (pulled,) = jax.vjp(run, x)[1](x)
+        np.testing.assert_allclose(pulled, expected, rtol=0, atol=1e-12)
+
+
+def test_one_long_column_is_not_cut(tiny_blocks, x64):
+    x = random(130, 1)
+    for shape in ((130,), (130, 1), (1, 130)):
+        out = directed(jnp.asarray(x.reshape(shape)), ReweightedL2(3), axis=shape.index(130))
+        np.testing.assert_allclose(out, reference(x, ReweightedL2(3)).reshape(shape), rtol=0, atol=1e-12)
 
 
 def test_l2_returns_the_gradient():

@@ -15,6 +15,7 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 
 from cdgrad.metrics import L2, MeanSobolev, Metric, ReweightedL2, Sobolev, as_metric
+from cdgrad.optax.blocks import by_blocks, worth_blocks
 from cdgrad.optax.ring import imbalance, solve, uniform_ring
 
 Rescale = Literal["none", "norm"]
@@ -134,11 +135,24 @@ def _direct(
     rescale: Rescale,
 ) -> Array:
     """The deviation solved for by ``row_sum I + lam A``, or divided by lam where row_sum is None."""
-    x = grad.astype(jnp.promote_types(grad.dtype, jnp.float32))
-    lam = jnp.asarray(lam, x.dtype)
+    wide = jnp.promote_types(grad.dtype, jnp.float32)
+    x, along = grad, axis
     if groups > 1:
         x = x.reshape(*x.shape[:axis], groups, x.shape[axis] // groups, *x.shape[axis + 1 :])
-        axis += 1
+        along += 1
+
+    def solved(part: Array, axis: int) -> Array:
+        y = _columns(part.astype(wide), jnp.asarray(lam, wide), row_sum, wrap, axis)
+        return y if rescale == "norm" else y.astype(grad.dtype)
+
+    y = by_blocks(solved, x, along) if worth_blocks(x, along) else solved(x, along)
+    if rescale == "norm":
+        y = y * _ratio(_norm(x.astype(wide)), _norm(y))
+    return y.reshape(grad.shape).astype(grad.dtype)
+
+
+def _columns(x: Array, lam: Array, row_sum: ArrayLike | None, wrap: ArrayLike, axis: int) -> Array:
+    """The operator along `axis`, in x's dtype."""
     mean, lost, deviation = _split(x, axis)
     residue = _precise_mean(deviation, axis)
     if row_sum is None:
@@ -147,10 +161,7 @@ def _direct(
         link = lam * float(x.shape[axis]) ** 2
         y = solve(deviation, uniform_ring(row_sum, link, wrap), axis)
         y = y + (1 - row_sum) * residue * imbalance(link, wrap, x.shape, axis)
-    y = y + ((mean - y.mean(axis, keepdims=True)) + (residue + lost))
-    if rescale == "norm":
-        y = y * _ratio(_norm(x), _norm(y))
-    return y.reshape(grad.shape).astype(grad.dtype)
+    return y + ((mean - y.mean(axis, keepdims=True)) + (residue + lost))
 
 
 def _split(x: Array, axis: int) -> tuple[Array, Array, Array]:
