@@ -88,6 +88,7 @@ def _print_report(folder: Path) -> None:
 def _train(options: argparse.Namespace) -> int:
     import torch
 
+    from cdgrad.study import parallel
     from cdgrad.study.single import run_single, setting_of
 
     spec = _spec(options.spec)
@@ -97,18 +98,24 @@ def _train(options: argparse.Namespace) -> int:
             raise UsageError(f"{spec.name} has no {kind} {name!r}; it has {', '.join(known) or 'none'}")
     setting = setting_of(spec, cell, arm, options.set or ())
     torch.set_num_threads(options.threads)
-    outcome = run_single(
-        arm,
-        setting,
-        options.seed,
-        device=options.device,
-        checkpoint=options.checkpoint,
-        tensorboard=options.tensorboard,
-    )
-    print(f"{arm}, seed {options.seed}: {outcome.status}, {spec.evaluate} error {outcome.error:.2f} %")
-    if options.weights:
-        torch.save(outcome.model.state_dict(), options.weights)
-        print(f"weights: {options.weights}")
+    with parallel.join(options.parallel, options.device) as ranks:
+        outcome = run_single(
+            arm,
+            setting,
+            options.seed,
+            device=ranks.device,
+            checkpoint=options.checkpoint,
+            tensorboard=options.tensorboard,
+            ranks=ranks,
+        )
+        weights = ranks.state_dict(outcome.model) if options.weights else None
+        if ranks.rank == 0:
+            print(
+                f"{arm}, seed {options.seed}: {outcome.status}, {spec.evaluate} error {outcome.error:.2f} %"
+            )
+            if weights is not None:
+                torch.save(weights, options.weights)
+                print(f"weights: {options.weights}")
     return 0
 
 
@@ -198,6 +205,11 @@ def _parser(*, with_bench: bool) -> argparse.ArgumentParser:
     )
     train.add_argument("--weights", type=Path, metavar="FILE", help="save the trained weights")
     train.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the curves for TensorBoard")
+    train.add_argument(
+        "--parallel",
+        choices=("ddp", "fsdp2"),
+        help="share the run among the processes of torchrun --nproc-per-node N -m cdgrad train ...",
+    )
     train.set_defaults(command=_train)
 
     inspect = commands.add_parser(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cdgrad.ops.placement import is_dtensor
+
 
 @torch.no_grad()
 def roughness(weight: Tensor, dim: int = 0, groups: int = 1) -> float:
@@ -58,13 +60,19 @@ def agreement(raw: Sequence[Tensor], directed: Sequence[Tensor]) -> tuple[float,
     inner, g_square, directed_square = 0.0, 0.0, 0.0
     for g, Pg in zip(raw, directed, strict=True):
         g, Pg = g.double(), Pg.double()
-        inner += float((g * Pg).sum())
-        g_square += float(g.square().sum())
-        directed_square += float(Pg.square().sum())
+        inner += _sum(g * Pg)
+        g_square += _sum(g.square())
+        directed_square += _sum(Pg.square())
     if g_square == 0:
         return math.nan, math.nan
     ratio = math.sqrt(directed_square / g_square)
     return (inner / (g_square * ratio) if ratio else math.nan), ratio
+
+
+def _sum(x: Tensor) -> float:
+    """Over the whole tensor: of a sharded one, float() would be this rank's part of the sum."""
+    total = x.sum()
+    return float(total.full_tensor() if is_dtensor(total) else total)
 
 
 @dataclass(frozen=True)

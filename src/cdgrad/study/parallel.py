@@ -1,45 +1,153 @@
-"""How several processes train one network: what the training loop asks of them."""
+"""One run on several processes that `torchrun` started, data-parallel (DDP) or fully sharded (FSDP2).
+
+A step is the same as on one process: every rank knows the whole batch, its order and its augmentation,
+and computes the gradient of its own share. DDP and FSDP2 average over ranks, so a share's loss is
+weighted such that the average is the mean over the batch, whatever the shares' sizes. What differs is
+rounding, dropout (ranks draw their own masks), and batch norm: its statistics in training are those of
+a rank's share of a micro-batch, and the running ones are averaged over the ranks before each evaluation.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+import inspect
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Literal
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from cdgrad.study import StudyError
+from cdgrad.study.spec import Schedule
 
-class Parallel(Protocol):
-    """The processes that train one network together, each on its share of every batch.
+KINDS = ("ddp", "fsdp2")
+PATIENCE = timedelta(minutes=10)
+"""How long a rank waits in one collective for the others before it gives up."""
 
-    Gradients are averaged over the processes in the backward pass, by what `wrap` puts around the
-    network. Every process evaluates all images; the first one, of `rank` 0, keeps the checkpoint.
+_ENVIRONMENT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that train one network; on each of them, which one it is.
+
+    Attributes:
+        rank: this process, from 0.
+        size: how many there are.
+        kind: what keeps their weights equal; "" for a process on its own.
+        device: where this one trains.
     """
 
-    rank: int
-    size: int
+    rank: int = 0
+    size: int = 1
+    kind: Literal["", "ddp", "fsdp2"] = ""
+    device: str = "cpu"
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The network to call in training; its parameters are those of `model`."""
-        ...
+    def wrap(self, model: nn.Module, schedule: Schedule) -> nn.Module:
+        """What to call in training in the place of `model`, whose parameters FSDP2 shards in place.
 
-    def share(self, rows: Tensor) -> Tensor:
-        """Which of a batch's images this process takes."""
-        ...
+        Raises:
+            StudyError: the schedule asks for what FSDP2 cannot do here.
+        """
+        if self.rank:
+            torch.manual_seed(torch.initial_seed() + self.rank)  # pyright: ignore[reportUnknownMemberType]
+        if self.kind == "ddp":
+            from torch.nn.parallel import DistributedDataParallel
 
-    def total(self, value: Tensor) -> Tensor:
-        """The sum of `value` over the processes."""
-        ...
+            # Every rank keeps the statistics of its own shares. torch 2.13 renamed the option.
+            make: Any = DistributedDataParallel
+            renamed = "forward_sync_buffers" in inspect.signature(make).parameters
+            own_statistics = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+            return make(model, gradient_as_bucket_view=True, **own_statistics)
+        if self.kind == "fsdp2":
+            for option in ("ema", "channels_last", "compile"):
+                if getattr(schedule, option):
+                    raise StudyError(f"schedule.{option} and --parallel fsdp2 exclude each other; use ddp")
+            from torch.distributed.device_mesh import init_device_mesh
+            from torch.distributed.fsdp import fully_shard
 
-
-class Alone:
-    """One process."""
-
-    rank, size = 0, 1
-
-    def wrap(self, model: nn.Module) -> nn.Module:
+            mesh = init_device_mesh(self.device.partition(":")[0], (self.size,))
+            # After an evaluation, too, the parameters must be the shards that the optimizer holds.
+            fully_shard(model, mesh=mesh, reshard_after_forward=True)  # pyright: ignore[reportUnknownMemberType]
         return model
 
-    def share(self, rows: Tensor) -> Tensor:
-        return rows
+    def share(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
+        """The part of a micro-batch that is this rank's, and how many of its images count.
 
-    def total(self, value: Tensor) -> Tensor:
-        return value
+        Every rank must take part in every step, so one without a share gets an image that does not count.
+        """
+        low, high = (len(labels) * rank // self.size for rank in (self.rank, self.rank + 1))
+        part = slice(low, high) if low < high else slice(0, 1)
+        return images[part], labels[part], high - low
+
+    def add_up(self, *sums: Tensor) -> None:
+        """Replace each by its sum over all ranks."""
+        for total in sums if self.size > 1 else ():
+            dist.all_reduce(total)  # pyright: ignore[reportUnknownMemberType]
+
+    def unite_buffers(self, model: nn.Module) -> None:
+        """Average the floating-point buffers, such as the running statistics of batch norm."""
+        for buffer in model.buffers() if self.size > 1 else ():
+            if buffer.is_floating_point():
+                dist.all_reduce(buffer)  # pyright: ignore[reportUnknownMemberType]
+                buffer.div_(self.size)
+
+    def state_dict(self, model: nn.Module) -> dict[str, Any]:
+        """The whole state dict, on every rank, which all must call."""
+        state: dict[str, Any] = model.state_dict()
+        return {
+            key: value.full_tensor() if hasattr(value, "full_tensor") else value
+            for key, value in state.items()
+        }
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def join(kind: Literal["ddp", "fsdp2"] | None, device: str) -> Generator[Ranks]:
+    """The ranks that ``torchrun`` started, connected until the block ends; None: this process alone.
+
+    Args:
+        kind: what is to keep their weights equal.
+        device: ``"cpu"``, or ``"cuda"``, where each rank takes the GPU of its local number.
+
+    Raises:
+        StudyError: a kind without torchrun, or torchrun without a kind; no GPU; or, in the block, the
+            connection to another rank broke.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if kind is None:
+        if started > 1:
+            raise StudyError(
+                f"torchrun started {started} processes, which would all make the same run; add --parallel "
+                "ddp or --parallel fsdp2"
+            )
+        yield Ranks(device=device)
+        return
+    if missing := [name for name in _ENVIRONMENT if name not in os.environ]:
+        raise StudyError(
+            f"--parallel {kind} needs processes that know of one another, and {missing[0]} is not set; start "
+            "them with torchrun --nproc-per-node 2 -m cdgrad train ..."
+        )
+    if device != "cpu" and not torch.cuda.is_available():
+        raise StudyError(f"there is no device {device} here; use cpu")
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=PATIENCE)  # pyright: ignore[reportUnknownMemberType]
+    rank = dist.get_rank()
+    try:
+        yield Ranks(rank, dist.get_world_size(), kind, device)
+    except RuntimeError as error:
+        # gloo has no class of its own for this.
+        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+            line = str(error).splitlines()[0]
+            raise StudyError(f"rank {rank} lost the others, and the run ends here: {line}") from error
+        raise
+    # Not after an error: the others may wait in a collective, and only the end of this process ends it.
+    dist.destroy_process_group()

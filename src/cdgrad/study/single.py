@@ -14,6 +14,7 @@ from typing import Any
 from cdgrad.metrics import parse_metric
 from cdgrad.study import StudyError
 from cdgrad.study.entry import run_entry
+from cdgrad.study.parallel import ALONE, Ranks
 from cdgrad.study.spec import BASELINE_METRIC, Setting, Spec
 from cdgrad.study.train import Epoch, OnEpoch, Outcome, train
 
@@ -55,6 +56,7 @@ def run_single(
     device: str = "cpu",
     checkpoint: Path | None = None,
     tensorboard: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> Outcome:
     """Make the run, printing a line an epoch; see `cdgrad.study.train.train` for the arguments.
 
@@ -65,10 +67,14 @@ def run_single(
         device: where to train.
         checkpoint: go on from there, and keep the state there after every epoch.
         tensorboard: a folder for the curves.
+        ranks: the processes that train together; the first one alone prints and writes.
     """
-    with _lines_for_warnings(), _curves(tensorboard) as log:
+    first = ranks.rank == 0
+    with _lines_for_warnings(), _curves(tensorboard if first else None) as log:
 
         def show(epoch: int, measured: Epoch) -> None:
+            if not first:
+                return
             log(epoch, measured)
             titles = ["epoch", *(_short(key).rjust(7) for key in measured)]
             if not shown:
@@ -79,12 +85,12 @@ def run_single(
 
         shown: list[int] = []
         if setting.entry:
-            if checkpoint or device != "cpu":
+            if checkpoint or device != "cpu" or ranks.kind:
                 raise StudyError(
-                    f"{setting.entry} trains by itself: --checkpoint and --device are not for it"
+                    f"{setting.entry} trains by itself: --checkpoint, --device and --parallel are not for it"
                 )
             return run_entry(arm, setting, seed, show)
-        return train(setting, seed, show, device=device, checkpoint=checkpoint, every=0)
+        return train(setting, seed, show, device=device, checkpoint=checkpoint, every=0, ranks=ranks)
 
 
 def _short(key: str) -> str:

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
+from cdgrad.ops.placement import local_part, whole_norms
 from cdgrad.study import StudyError, models
 from cdgrad.study import data as datasets
 from cdgrad.study.arms import attach_arm, direct_and_compare
 from cdgrad.study.averaging import WeightAverage
 from cdgrad.study.checkpoint import Checkpoint
-from cdgrad.study.parallel import Alone, Parallel
+from cdgrad.study.parallel import ALONE, Ranks
 from cdgrad.study.spec import Schedule, Setting
 
 Epoch = dict[str, float]
@@ -54,7 +55,7 @@ def train(
     device: str = "cpu",
     checkpoint: Path | None = None,
     every: float = 30.0,
-    parallel: Parallel | None = None,
+    ranks: Ranks = ALONE,
 ) -> Outcome:
     """Train once and measure; the global random state is left as it was.
 
@@ -66,11 +67,11 @@ def train(
         checkpoint: a file to keep the state in, and to go on from where it exists: on the CPU to the
             same bits as without interruption. It is removed when the run is over.
         every: seconds from one save to the next, at least; saves happen between epochs.
-        parallel: the processes that share the work; None: this one alone.
+        ranks: the processes that train together. All of them call this, and all return the same numbers.
 
     Raises:
         StudyError: the device is not there; the model or optimizer cannot be built; the data set is
-            too small; the checkpoint is of another run or cannot be written.
+            too small; the checkpoint is of another run or cannot be written, or the weights are sharded.
 
     Warns:
         UserWarning: the checkpoint is damaged, and the run starts over.
@@ -78,19 +79,21 @@ def train(
     where = torch.device(device)
     if where.type == "cuda" and not torch.cuda.is_available():
         raise StudyError(f"there is no device {device} here; use cpu")
+    if checkpoint and ranks.kind == "fsdp2":
+        raise StudyError("a checkpoint of sharded weights is not supported; use ddp")
     kept = checkpoint and Checkpoint(checkpoint, setting, seed, where.type, every)
     with torch.random.fork_rng():  # pyright: ignore[reportUnknownMemberType]
         torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
-        run = _Run(setting, seed, where, parallel or Alone())
+        run = _Run(setting, seed, where, ranks)
         if kept and (state := kept.load()):
             run.restore(state)
         while not run.over:
             run.epoch()
             on_epoch(len(run.epochs), run.epochs[-1])
-            if kept and kept.due and not run.over and run.parallel.rank == 0:
+            if kept and kept.due and not run.over and ranks.rank == 0:
                 kept.save(run.state())
         outcome = run.outcome()
-    if kept and run.parallel.rank == 0:
+    if kept and ranks.rank == 0:
         kept.remove()
     return outcome
 
@@ -98,10 +101,10 @@ def train(
 class _Run:
     """A network on its way through the schedule."""
 
-    def __init__(self, setting: Setting, seed: int, device: torch.device, parallel: Parallel) -> None:
+    def __init__(self, setting: Setting, seed: int, device: torch.device, ranks: Ranks) -> None:
         task, network, schedule, base = setting.tables()
         self.setting, self.schedule, self.augment = setting, schedule, task.augment
-        self.device, self.parallel = device, parallel
+        self.device, self.ranks = device, ranks
         self.data = datasets.load(task, seed)
         self.training, self.validation = self._here(self.data.train), self._here(self.data.validation)
         shape, classes = self.data.image_shape, self.data.classes
@@ -109,7 +112,7 @@ class _Run:
         if schedule.channels_last:
             self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportUnknownMemberType]
         self.average = WeightAverage(self.model, schedule.ema) if schedule.ema else None
-        self.wrapped = parallel.wrap(self.model)
+        self.wrapped = ranks.wrap(self.model, schedule)
         self.optimizer: torch.optim.Optimizer = models.call(
             models.load_callable(base.name), base.name, self.model.parameters(), lr=base.lr, **base.arguments
         )
@@ -146,15 +149,16 @@ class _Run:
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
                 group["lr"] = rate * factor
             self.optimizer.zero_grad()
-            for images, labels in self._micro_batches(self.parallel.share(rows)):
+            for part in self._micro_batches(rows):
+                images, labels, count = self.ranks.share(*part)
                 with self._precision():
                     logits = self.wrapped(images)
                     loss = cross_entropy(logits, labels, label_smoothing=schedule.label_smoothing)
-                # The mean over the batch of all processes, whose gradients the backward pass averages.
-                weight = len(labels) / len(rows) * self.parallel.size
+                # The mean over the batch of all ranks, whose gradients the backward pass averages.
+                weight = self.ranks.size * count / len(rows)
                 (loss * weight).backward()  # pyright: ignore[reportUnknownMemberType]
-                loss_sum += loss.detach() * len(labels)
-                wrong += _mistakes(logits.detach(), labels)
+                loss_sum += loss.detach() * count
+                wrong += _mistakes(logits.detach()[:count], labels[:count])
             if index == steps - 1:
                 compared = direct_and_compare(self.handle)
             elif self.handle is not None and schedule.clip:
@@ -164,9 +168,13 @@ class _Run:
             self.optimizer.step()
             if self.average:
                 self.average.update()
+        self.ranks.add_up(loss_sum, wrong)
+        self.ranks.unite_buffers(self.model)
+        if self.average:
+            self.ranks.unite_buffers(self.average.model)
         measured = {
-            "loss": float(self.parallel.total(loss_sum)) / n,
-            "train_error": 100 * int(self.parallel.total(wrong)) / n,
+            "loss": float(loss_sum) / n,
+            "train_error": 100 * int(wrong) / n,
             "validation_error": self._error(self.validation),
             "weight_norm": _convolution_norm(self.model),
             "cosine": compared[0],
@@ -275,4 +283,5 @@ def _mistakes(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _convolution_norm(model: nn.Module) -> float:
     weights = [p.detach() for p in model.parameters() if p.ndim > 2]
-    return math.sqrt(sum(float(w.double().square().sum()) for w in weights))
+    parts = [local_part(w).double().square().sum().sqrt() for w in weights]
+    return math.sqrt(sum(float(norm) ** 2 for norm in whole_norms(weights, parts)[0]))
