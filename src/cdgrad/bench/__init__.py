@@ -51,7 +51,7 @@ def main(args: argparse.Namespace) -> int:
         record["networks"][name] = measure(name, args.rounds, with_peers=name in args.peers)
     if not args.no_steps:
         print("measuring training steps", file=sys.stderr, flush=True)
-        record["steps"] = steps.measure(args.rounds, seconds=120)
+        record["steps"] = steps.measure(args.rounds, seconds=60)
     if not args.no_jax:
         print("measuring in JAX", file=sys.stderr, flush=True)
         record["jax"] = jax_rows.measure(args.rounds)

@@ -21,7 +21,7 @@ def interleaved(
     *,
     cold: bool,
     rounds: int,
-    seconds: float = 2.0,
+    seconds: float = 1.0,
 ) -> dict[str, float]:
     """Median seconds of each candidate, taking turns so that a busy moment hits all of them alike.
 
