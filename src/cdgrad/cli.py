@@ -76,13 +76,14 @@ def _print_report(folder: Path) -> None:
     from cdgrad.study import records, render, report
 
     results = report.read(folder)
-    files = report.write(results, folder)
+    document = report.document(results)
+    files = report.write(results, folder, document)
     console = Console(highlight=False, soft_wrap=False)
-    render.to_terminal(report.document(results), console)
-    plots = [str(path) for path in files if path.suffix == ".png"]
-    others = [str(path) for path in files if path.suffix != ".png"]
-    for title, paths in (("plots", plots), ("report", others), ("records", [str(folder / records.FILE)])):
-        print(f"{title + ':':9}{', '.join(paths)}")
+    render.to_terminal(document, console)
+    plots = [path.name for path in files if path.suffix == ".png"]
+    named = ", ".join(plots) if len(plots) <= 3 else f"{len(plots)} PNG files"
+    others = ", ".join(path.name for path in files if path.suffix != ".png")
+    print(f"\nwritten to {folder}:\n  {others}\n  {named}\nrecords: {folder / records.FILE}")
 
 
 def _train(options: argparse.Namespace) -> int:

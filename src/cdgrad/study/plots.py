@@ -1,4 +1,4 @@
-"""The figures of a report, drawn without matplotlib's global state.
+"""How a report draws, without matplotlib's global state, and its figures of differences.
 
 Colors are Okabe and Ito's, which color-blind readers tell apart; arms differ in marker and dash, too.
 """
@@ -6,7 +6,7 @@ Colors are Okabe and Ito's, which color-blind readers tell apart; arms differ in
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +14,16 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 from cdgrad.study import stats
-from cdgrad.study.records import Run
+from cdgrad.study.results import Compared, Place, Results
 from cdgrad.study.spec import Spec
 
 _COLORS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", "--", "-.", ":")
-_BANDS_AT_MOST = 4  # arms: more bands than that hide each other
+WIDTH = 5.6  # inches: on a telephone, text of 10 points is still some 7 points high
 
 
 @dataclass(frozen=True)
@@ -53,98 +53,137 @@ class Drawing:
         return buffer.getvalue()
 
 
-def paired_differences(spec: Spec, comparisons: Mapping[str, tuple[stats.Comparison, float]]) -> Drawing:
+def paired_differences(results: Results, cell: str) -> Drawing:
     """A row an arm: every seed's difference to the baseline, their mean and its 95 % interval."""
-    figure, axes = _canvas(height=1.4 + 0.7 * len(comparisons))
-    for row, (arm, (comparison, _)) in enumerate(comparisons.items()):
-        color, marker = _look(spec, arm)[:2]
-        spots = _swarm(comparison.differences)
-        axes.scatter(
-            comparison.differences,
-            row + 0.2 + spots,
-            s=28,
-            color=color,
-            marker=marker,
-            alpha=0.6,
-            linewidth=0,
-        )
-        low, high = comparison.interval
-        axes.plot([low, high], [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
-        axes.plot(comparison.mean, row, marker="|", markersize=15, markeredgewidth=2.5, color=color)
+    spec, found = results.spec, results.in_cell(cell)
+    figure, (axes,) = canvas(1.3 + 0.7 * len(found))
+    edge = _edge(results, [(cell, arm) for arm in found])
+    for row, (arm, (comparison, _)) in enumerate(found.items()):
+        color, marker, _ = look(spec, arm)
+        shown = np.clip(comparison.differences, -edge, edge)
+        spots = row + 0.2 + _swarm(shown, edge / 40)
+        axes.scatter(shown, spots, s=28, color=color, marker=marker, alpha=0.6, linewidth=0, clip_on=False)
+        _mean_and_interval(axes, row, comparison, color, edge)
+    _difference_axis(axes, spec, dict(enumerate(found)), edge)
+    return Drawing(
+        name("paired_differences", cell),
+        figure,
+        f"Paired differences in {spec.evaluate} error to {spec.baseline}, seed by seed, with their means.",
+        f"Paired differences to {spec.baseline}: a mark is a seed; bars are 95 % intervals of the mean."
+        f"{_of_arrows(found.values(), edge)}",
+    )
+
+
+def overview(results: Results) -> Drawing:
+    """A row a comparison, over all cells: mean difference and 95 % interval."""
+    spec, found = results.spec, results.comparisons
+    figure, (axes,) = canvas(1.2 + 0.24 * len(found) + 0.34 * len(spec.cells))
+    edge = _edge(results, list(found))
+    rows: dict[float, str] = {}
+    position, before = 0.0, None
+    for (cell, arm), (comparison, _) in found.items():
+        if cell != before:
+            position, before = position + 1.4 * (before is not None), cell
+            ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+            place = {"xycoords": axes.get_yaxis_transform(), "va": "center"}
+            axes.annotate(cell, (0.01, position), **place, fontsize=9, fontweight="bold", bbox=ground)
+        position += 1
+        color, marker, _ = look(spec, arm)
+        _mean_and_interval(axes, position, comparison, color, edge, marker)
+        rows[position] = arm
+    _difference_axis(axes, spec, rows, edge)
+    return Drawing(
+        "overview",
+        figure,
+        f"Mean paired difference of every arm to {spec.baseline} in every cell, with 95 % intervals.",
+        f"Paired differences to {spec.baseline} in every cell: means and their 95 % intervals, not "
+        f"corrected for their number.{_of_arrows(found.values(), edge)}",
+    )
+
+
+def _edge(results: Results, places: Iterable[Place]) -> float:
+    """Where the axis of differences ends: a diverged run, of some 90 points, must not hide the others."""
+    reaches: list[float] = []
+    for place in places:
+        baseline = results.finished[place[0], results.spec.baseline]
+        runs = results.finished[place]
+        seeds, mine, base = results.pairs(*place)
+        ok = [runs[seed].status == baseline[seed].status == "ok" for seed in seeds]
+        reaches += [abs(a - b) for a, b, kept in zip(mine, base, ok, strict=True) if kept]
+        if all(ok):
+            reaches += map(abs, results.comparisons[place].comparison.interval)
+    return 1.08 * float(np.nanmax(reaches or [0.0])) or 1.0
+
+
+def _of_arrows(found: Iterable[Compared], edge: float) -> str:
+    beyond = any(np.abs([*c.interval, *c.differences]).max() > edge for c, _ in found)
+    return " Arrows, and marks on the frame, lie farther out: runs diverged." if beyond else ""
+
+
+def _mean_and_interval(
+    axes: Any, row: float, found: stats.Comparison, color: str, edge: float, marker: str = "|"
+) -> None:
+    low, high = found.interval
+    size = {"markersize": 15, "markeredgewidth": 2.5} if marker == "|" else {"markersize": 6}
+    axes.plot([low, high], [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
+    axes.plot(found.mean, row, marker=marker, color=color, **size)
+    for end, beyond, arrow in ((-edge, low < -edge, "<"), (edge, high > edge, ">")):
+        if beyond:
+            axes.plot(end, row, marker=arrow, markersize=7, color=color, clip_on=False)
+
+
+def _difference_axis(axes: Any, spec: Spec, rows: Mapping[float, str], edge: float) -> None:
+    """Differences to the right, arms from above, 0 in the middle."""
     axes.axvline(0, color="0.4", linewidth=1)
-    axes.set_yticks(range(len(comparisons)), list(comparisons))
-    axes.set_ylim(len(comparisons) - 0.3, -0.5)
+    axes.set_yticks(list(rows), list(rows.values()))
+    axes.set_ylim(max(rows) + 0.7, -0.5)
     axes.tick_params(axis="y", length=0)
-    shown = np.concatenate([[*c.differences, *c.interval] for c, _ in comparisons.values()])
-    reach = 1.08 * np.nanmax(np.abs(shown)) or 1.0
-    axes.set_xlim(-reach, reach)
+    axes.set_xlim(-edge, edge)
     axes.set_xlabel(f"error minus that of {spec.baseline} on the same seed, in points")
     axes.set_title("\N{LEFTWARDS ARROW} fewer errors", loc="left", fontsize=10, color="0.3")
     axes.set_title("more errors \N{RIGHTWARDS ARROW}", loc="right", fontsize=10, color="0.3")
-    return Drawing(
-        "paired_differences",
-        figure,
-        f"Paired differences in {spec.evaluate} error to {spec.baseline}, seed by seed, with their means.",
-        f"Paired differences to {spec.baseline}: a mark is a seed; bars are 95 % intervals of the mean.",
-    )
 
 
-def learning_curves(spec: Spec, finished: Mapping[str, Mapping[int, Run]]) -> Drawing:
-    """Validation error over the epochs: mean over the seeds, and its 95 % interval as a band."""
-    figure, axes = _canvas(height=3.6)
-    # The user's own training code may report no epochs.
-    reported = {arm: [run for run in runs.values() if run.epochs] for arm, runs in finished.items()}
-    shown = [arm for arm, runs in reported.items() if runs]
-    lowest = 100.0
-    for arm, runs in reported.items():
-        if not runs:
-            continue
-        length = max(len(run.epochs) for run in runs)
-        curves = np.full((len(runs), length), np.nan)
-        for row, run in zip(curves, runs, strict=True):
-            row[: len(run.epochs)] = [epoch.get("validation_error", np.nan) for epoch in run.epochs]
-            # A diverged run stays where it ended.
-            row[len(run.epochs) :] = row[len(run.epochs) - 1]
-        color, _, dash = _look(spec, arm)
-        epochs = np.arange(1, length + 1)
-        axes.plot(epochs, curves.mean(axis=0), dash, color=color, linewidth=1.8, label=arm)
-        lowest = min(lowest, curves.mean(axis=0).min())
-        if len(shown) <= _BANDS_AT_MOST:
-            bands = np.array([stats.mean_interval(column) for column in curves.T])
-            axes.fill_between(epochs, bands[:, 0], bands[:, 1], color=color, alpha=0.18, linewidth=0)
-    axes.set_yscale("log")
-    # On a logarithmic axis an interval that reaches 0 would take up all the height.
-    axes.set_ylim(bottom=max(lowest / 2, 0.05))
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("epoch")
-    axes.set_ylabel("validation error, %")
-    if len(shown) <= _BANDS_AT_MOST:
-        axes.legend(frameon=False)
-    else:
-        figure.legend(loc="outside right upper", frameon=False)
-    return Drawing(
-        "learning_curves",
-        figure,
-        "Mean validation error of each arm over the epochs.",
-        "Validation error: mean over the seeds"
-        + (", with the 95 % interval of the mean as a band." if len(shown) <= _BANDS_AT_MOST else "."),
-    )
+def name(kind: str, cell: str) -> str:
+    """A file's base name."""
+    return f"{kind}-{cell}" if cell else kind
 
 
-def _canvas(height: float) -> tuple[Any, Any]:
-    figure: Any = Figure(figsize=(7.2, height), layout="constrained")
+def canvas(height: float, panels: int = 1) -> tuple[Any, list[Any]]:
+    """A figure and its panels, one below the other."""
+    figure: Any = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="x", color="0.92")
-    axes.set_axisbelow(True)
+    axes = list(figure.subplots(panels, squeeze=False)[:, 0])
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="x", color="0.92")
+        panel.set_axisbelow(True)
     return figure, axes
 
 
-def _look(spec: Spec, arm: str) -> tuple[str, str, str]:
+def error_axis(axis: Any, lowest: float, highest: float) -> None:
+    """Errors in percent: logarithmic where they span more than a factor of 3, with plain numbers."""
+    if highest < 3 * lowest or lowest <= 0:
+        return
+    axis.axes.set_yscale("log")
+    plain_logarithmic(axis)
+
+
+def plain_logarithmic(axis: Any, decades: float = 1.0) -> None:
+    """Plain numbers on a logarithmic axis: at 1, 2 and 5 times the powers of ten, or at those alone."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades <= 2 else (1,)))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def legend(figure: Any, axes: Any) -> None:
+    """The arms, above the panels."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = 2 if max(map(len, labels)) > 10 else 3
+    figure.legend(handles, labels, loc="outside upper left", frameon=False, ncols=columns, handlelength=3)
+
+
+def look(spec: Spec, arm: str) -> tuple[str, str, str]:
     """Color, marker and dash; the baseline is black."""
     order = [spec.baseline, *(name for name in spec.arms if name != spec.baseline)]
     index = order.index(arm)
@@ -152,9 +191,8 @@ def _look(spec: Spec, arm: str) -> tuple[str, str, str]:
     return _COLORS[color], _MARKERS[color], _DASHES[(color + index // len(_COLORS)) % len(_DASHES)]
 
 
-def _swarm(values: stats.Array) -> stats.Array:
-    """Offsets that stack equal values, so that every seed is seen."""
-    width = np.ptp(values) / 40 or 1.0
+def _swarm(values: stats.Array, width: float) -> stats.Array:
+    """Offsets that stack values closer than `width`, so that every seed is seen."""
     heights, seen = np.zeros(len(values)), dict[int, int]()
     for index in np.argsort(values, kind="stable"):
         cell = round(float(values[index] / width))
