@@ -6,8 +6,10 @@ Each command imports what it needs when it runs, so that ``--help`` needs neithe
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +18,7 @@ from cdgrad.study import StudyError
 
 if TYPE_CHECKING:
     from cdgrad.study.spec import Spec
+    from cdgrad.study.workers import Engine
 
 _EXTRAS = {"matplotlib", "optuna", "pyarrow", "rich", "sklearn", "scipy"}
 
@@ -52,10 +55,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _study(options: argparse.Namespace) -> int:
     from cdgrad.study.run import run_study
 
+    engine = _engine(options)
     spec = _spec(options.spec)
     folder = Path(options.out or Path("runs") / spec.name)
     try:
-        made = run_study(spec, folder, options.workers or spec.workers)
+        made = run_study(spec, folder, options.workers or spec.workers, engine)
     except KeyboardInterrupt:
         return _failed(130, f"interrupted; {folder} keeps what finished; the same command goes on")
     failed = [run for run in made if run.status == "failed"]
@@ -63,6 +67,24 @@ def _study(options: argparse.Namespace) -> int:
     if failed:
         return _failed(1, f"{len(failed)} of {len(made)} runs failed, the first: {failed[0].message}")
     return 0
+
+
+def _engine(options: argparse.Namespace) -> Engine:
+    on_gpu = options.device == "cuda"
+    if options.gpus_per_run is not None and not on_gpu:
+        raise UsageError("--gpus-per-run needs --device cuda")
+    if options.engine == "ray":
+        from cdgrad.study import ray_engine
+
+        gpus = (options.gpus_per_run or 1.0) if on_gpu else 0.0
+        return partial(ray_engine.run_all, address=options.address or "auto", gpus_per_run=gpus)
+    for name in ("address", "gpus_per_run"):
+        if getattr(options, name) is not None:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} is for --engine ray; local workers share the GPUs by turns")
+    from cdgrad.study import local_engine
+
+    return partial(local_engine.run_all, gpus=local_engine.visible_gpus() if on_gpu else ())
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -164,6 +186,16 @@ def _parser(*, with_bench: bool) -> argparse.ArgumentParser:
     study.add_argument("--out", metavar="DIR", help="folder of the records (default: runs/NAME)")
     study.add_argument(
         "--workers", type=_count, metavar="N", help="processes, of one thread each (default: the spec's)"
+    )
+    study.add_argument(
+        "--engine", choices=("local", "ray"), default="local", help="where runs are made (default: local)"
+    )
+    study.add_argument("--address", help="of the Ray cluster (default: the one that this machine is part of)")
+    study.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="what runs train on (default: cpu)"
+    )
+    study.add_argument(
+        "--gpus-per-run", type=_share, metavar="X", help="with Ray and cuda: such as 0.25 (default: 1)"
     )
     study.set_defaults(command=_study)
 
@@ -273,6 +305,16 @@ def _image_shape(text: str) -> tuple[int, int, int]:
         raise argparse.ArgumentTypeError(f"must be like 3x32x32, channels first, got {text!r}")
     channels, height, width = map(int, sides)
     return channels, height, width
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not (0 < share < math.inf):
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return share
 
 
 def _seed(text: str) -> int:

@@ -14,18 +14,29 @@ import cdgrad
 _PACKAGES = ("torch", "numpy", "numba", "scikit-learn")
 
 
-@lru_cache(maxsize=1)
-def environment() -> dict[str, Any]:
-    """Versions, machine, processor and the commit of cdgrad, from the running process."""
+@lru_cache(maxsize=2)
+def environment(device: str = "cpu") -> dict[str, Any]:
+    """Versions, machine, device and the commit of cdgrad, from the running process.
+
+    A GPU is named by its model: `device` is ``"cuda"`` where this process trains on one.
+    """
     return {
         "cdgrad": cdgrad.__version__,
         "commit": _commit(),
         "python": platform.python_version(),
         **{package: _version(package) for package in _PACKAGES},
         "platform": platform.platform(),
-        "device": "cpu",
+        "device": "cpu" if device == "cpu" else _gpu(),
         "processor": _processor(),
     }
+
+
+def _gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():  # the run failed for that
+        return "no GPU"
+    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
 
 
 def _version(package: str) -> str | None:

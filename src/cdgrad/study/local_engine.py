@@ -9,24 +9,20 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 
+from cdgrad.study import StudyError
 from cdgrad.study.environment import environment
 from cdgrad.study.records import Run
-from cdgrad.study.workers import EpochDone, Job, RunDone, execute
-
-# Read by the numerical libraries on import.
-_ONE_THREAD: Mapping[str, str] = dict.fromkeys(
-    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
-)
+from cdgrad.study.workers import ONE_THREAD, EpochDone, Job, RunDone, execute
 
 
-def run_all(jobs: list[Job], workers: int) -> Generator[EpochDone | RunDone]:
+def run_all(jobs: list[Job], workers: int, *, gpus: Sequence[str] = ()) -> Generator[EpochDone | RunDone]:
     """Make the runs in up to `workers` processes of one thread each; yield what happens, as it does.
 
     A worker that dies is replaced, and its run reported as failed. Leaving the iterator, by an
@@ -35,6 +31,8 @@ def run_all(jobs: list[Job], workers: int) -> Generator[EpochDone | RunDone]:
     Args:
         jobs: taken from its front; the consumer may change it between two events.
         workers: how many at once.
+        gpus: identifiers as in CUDA_VISIBLE_DEVICES. Worker k trains on number k modulo their count, and
+            sees no other; several workers may share one. None: on the CPU.
     """
     pool: dict[int, _Worker] = {}
     try:
@@ -44,7 +42,7 @@ def run_all(jobs: list[Job], workers: int) -> Generator[EpochDone | RunDone]:
                     break
                 worker = pool.get(index)
                 if worker is None or not worker.alive:
-                    worker = pool[index] = _Worker()
+                    worker = pool[index] = _Worker(gpu_of(index, gpus))
                 if worker.job is None:
                     worker.take(jobs.pop(0))
             busy = {index: worker for index, worker in pool.items() if worker.job is not None}
@@ -59,15 +57,36 @@ def run_all(jobs: list[Job], workers: int) -> Generator[EpochDone | RunDone]:
             worker.end()
 
 
+def gpu_of(worker: int, gpus: Sequence[str]) -> str | None:
+    """The GPU of a worker: by turns; None where there are none to share."""
+    return gpus[worker % len(gpus)] if gpus else None
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs of this machine that CUDA_VISIBLE_DEVICES leaves to it.
+
+    Raises:
+        StudyError: there is none, or torch was built without CUDA.
+    """
+    import torch
+
+    count = torch.cuda.device_count()
+    listed = [gpu.strip() for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
+    if not count:
+        raise StudyError("--device cuda, but torch sees no GPU here; leave it out to train on the CPU")
+    return listed[:count] or [str(index) for index in range(count)]
+
+
 class _Worker:
     """The driver's side of one worker process."""
 
-    def __init__(self) -> None:
+    def __init__(self, gpu: str | None) -> None:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         # No daemon: the user's own training code may start loaders, which a daemon must not.
-        self._process: SpawnProcess = context.Process(target=_serve, args=(theirs,))
-        with _environment(_ONE_THREAD), _interrupts_ignored():
+        self._process: SpawnProcess = context.Process(target=_serve, args=(theirs, gpu is not None))
+        visible = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        with _environment({**ONE_THREAD, **visible}), _interrupts_ignored():
             self._process.start()
         theirs.close()
         self.job: Job | None = None
@@ -117,7 +136,7 @@ class _Worker:
 _GRACE = 5  # seconds
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, on_gpu: bool) -> None:
     """A worker's life: receive a job, send each epoch's number and then the run, until the pipe ends."""
     threading.Thread(target=_leave_with_the_driver, daemon=True).start()
     import torch
@@ -129,7 +148,7 @@ def _serve(pipe: Connection) -> None:
 
     try:
         while True:
-            pipe.send(execute(pipe.recv(), report))
+            pipe.send(execute(pipe.recv(), report, device="cuda" if on_gpu else "cpu"))
     except (EOFError, ConnectionError):  # the driver is gone
         return
 

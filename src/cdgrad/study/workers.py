@@ -8,7 +8,7 @@ comes of a run may be more of them. The consumer alone touches the records.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -17,6 +17,11 @@ from cdgrad.study import StudyError
 from cdgrad.study.environment import environment
 from cdgrad.study.records import Key, Run, Status
 from cdgrad.study.spec import Setting, as_json
+
+# One thread in every numerical library, so that workers do not fight; read on import.
+ONE_THREAD: Mapping[str, str] = dict.fromkeys(
+    ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
+)
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,14 @@ class Engine(Protocol):
     def __call__(self, jobs: list[Job], workers: int) -> Generator[EpochDone | RunDone]: ...
 
 
-def execute(job: Job, on_epoch: Callable[[int, dict[str, float]], None]) -> Run:
-    """Make one run in this process. What the run raises becomes a record of status "failed"."""
+def execute(job: Job, on_epoch: Callable[[int, dict[str, float]], None], *, device: str = "cpu") -> Run:
+    """Make one run in this process. What the run raises becomes a record of status "failed".
+
+    Args:
+        job: the run.
+        on_epoch: called after each epoch with its number from 1 and what was measured in it.
+        device: where to train, ``"cpu"`` or ``"cuda"``; the user's own training code sees to it itself.
+    """
     import torch  # here, because the driver, which imports this module, does without
 
     from cdgrad.study.entry import run_entry
@@ -104,7 +115,7 @@ def execute(job: Job, on_epoch: Callable[[int, dict[str, float]], None]) -> Run:
         if job.setting.entry:
             outcome = run_entry(job.arm, job.setting, job.seed, on_epoch)
         else:
-            outcome = train(job.setting, job.seed, on_epoch)
+            outcome = train(job.setting, job.seed, on_epoch, device=device)
         status, error, epochs = outcome.status, outcome.error, outcome.epochs
         measures |= outcome.measures
     except ConnectionError:  # the driver is gone; nobody would hear of a failure
@@ -117,7 +128,7 @@ def execute(job: Job, on_epoch: Callable[[int, dict[str, float]], None]) -> Run:
         error=error,
         epochs=epochs,
         measures=measures,
-        environment=environment() | {"threads": torch.get_num_threads()} | _data(job.setting),
+        environment=environment(device) | {"threads": torch.get_num_threads()} | _data(job.setting),
         seconds=round(time.perf_counter() - clock, 3),
         message=" ".join(message.split()),
     )

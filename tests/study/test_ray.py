@@ -1,0 +1,87 @@
+"""A real Ray cluster of two nodes on this machine, reachable from it alone, and one of them is killed."""
+
+import sys
+import warnings
+from functools import partial
+
+import pytest
+
+from cdgrad.study import StudyError, ray_engine
+from cdgrad.study.plan import Plan
+from cdgrad.study.records import Store
+from cdgrad.study.run import run_study
+from cdgrad.study.spec import parse
+from cdgrad.study.workers import EpochDone, Job, RunDone, execute
+
+pytest.importorskip("ray", reason="needs the extra ray")
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    own = tmp_path_factory.mktemp("modules")
+    (own / "deadly.py").write_text("import os\ndef net(*_): os.kill(os.getpid(), 9)\n")
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own, of resources that its start-up leaves open
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", ":".join([*sys.path, str(own)]))
+        # Ray replaces a loopback address by the machine's own.
+        patch.setattr("ray._private.services.get_node_ip_address", lambda *_: "127.0.0.1")
+        from ray.cluster_utils import Cluster
+
+        node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80_000_000}
+        quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
+        found = Cluster(True, head_node_args={**node, "include_dashboard": False, "_system_config": quick})
+        found.node = found.add_node(**node)
+        yield found
+        found.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_under_ray_a_study_gives_the_local_numbers_though_a_node_is_killed(cluster, tiny_text, tmp_path):
+    spec = parse(tiny_text.replace("epochs = 1", "epochs = 3").replace("seeds = 2", "seeds = 5"), "tiny")
+    epochs = []
+
+    def and_a_node_is_killed(jobs, workers):
+        ended = 0
+        for event in ray_engine.run_all(jobs, workers, address=cluster.address):
+            if isinstance(event, EpochDone):
+                epochs.append((event.job.key, event.epoch))
+            ended += isinstance(event, RunDone)
+            yield event
+            if ended == 2 and cluster.node is not None:
+                cluster.remove_node(cluster.node, allow_graceful=False)
+                cluster.node = None
+
+    made = run_study(spec, tmp_path, 2, and_a_node_is_killed)
+    assert cluster.node is None
+    with Store(tmp_path, write=False) as store:
+        runs = store.runs()
+    assert [run.status for run in runs] == ["ok"] * 10, [run.message for run in runs]
+    assert {(run.key, epoch) for run in runs for epoch in (1, 2, 3)} == set(epochs)
+    assert {run.environment["threads"] for run in made} == {1}
+    here = [execute(job, lambda epoch, measured: None) for job in Plan(spec, [], "here").next_jobs()]
+    assert sorted(here, key=lambda run: run.key[1::2]) == runs
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_that_kills_every_worker_is_recorded_with_the_reason(cluster, tiny, monkeypatch):
+    deadly = parse(tiny.text.replace("small-cnn", "deadly:net").replace("width = 2", ""), "tiny")
+    monkeypatch.setattr(ray_engine, "ATTEMPTS", 2)
+    jobs = [Job("", "dead", None, 0, deadly.setting("", "sgd"))]
+    (event,) = ray_engine.run_all(jobs, 1, address=cluster.address)
+    assert (event.run.status, event.run.key) == ("failed", ("", "dead", None, 0))
+    assert event.run.message.startswith("lost 2 times by the Ray cluster: ")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_gpu_that_no_node_has_is_missed_at_once(cluster, tiny):
+    with pytest.raises(StudyError, match="the Ray cluster has no GPU; leave out --device cuda"):
+        list(ray_engine.run_all([], 1, address=cluster.address, gpus_per_run=0.5))
+
+
+def test_no_cluster_is_said_in_a_line(tiny, tmp_path):
+    with pytest.raises(
+        StudyError, match=r"no Ray cluster at 127.0.0.1:1 .*refused.*; start one with ray start --head"
+    ) as caught:
+        run_study(tiny, tmp_path, 1, partial(ray_engine.run_all, address="127.0.0.1:1"))
+    assert "\n" not in str(caught.value)
