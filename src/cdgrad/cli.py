@@ -103,9 +103,10 @@ def _print_report(folder: Path) -> None:
     console = Console(highlight=False, soft_wrap=False)
     render.to_terminal(document, console)
     plots = [path.name for path in files if path.suffix == ".png"]
-    named = ", ".join(plots) if len(plots) <= 3 else f"{len(plots)} PNG files"
-    others = ", ".join(path.name for path in files if path.suffix != ".png")
-    print(f"\nwritten to {folder}:\n  {others}\n  {named}\nrecords: {folder / records.FILE}")
+    names = [path.name for path in files if path.suffix != ".png"]
+    names += plots if len(plots) <= 3 else [f"{len(plots)} plots (*.png)"]
+    print(f"\nrecords: {folder / records.FILE}\nwritten to {folder}:")
+    print(*(f"  {name}" for name in names), sep="\n")
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -68,7 +68,8 @@ figure { margin: 1.5rem 0; break-inside: avoid; } figure img { width: 100%; max-
 pre { background: var(--raised); padding: 1rem; overflow-x: auto; font-size: .85rem; }
 @media print {
   @page { margin: 15mm; }
-  body { max-width: none; margin: 0; font-size: 10pt; color: #000; background: #fff; }
+  :root { --ink: #000; --dim: #333; --line: #bbb; --ground: #fff; --raised: #f4f4f4; --link: #000; }
+  body { max-width: none; margin: 0; font-size: 10pt; }
   nav { display: none; } .scroll { overflow: visible; } table { font-size: 8.5pt; }
   th, td { padding-right: .5rem; } tr { break-inside: avoid; } thead { display: table-header-group; }
   h2, h3, .group { break-after: avoid; } figure img { max-width: 30rem; padding: 0; }

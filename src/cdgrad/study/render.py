@@ -111,14 +111,18 @@ def markdown(document: Document) -> str:
         for figure in section.figures:
             lines += ["", f"![{_plain(figure.alt)}]({figure.name}.png)", "", _plain(figure.caption)]
         for table in section.tables:
-            align = [":--" if table.is_text(column) else "--:" for column in range(len(table.header))]
             lines += ["", f"{'###' if section.title else '##'} {_plain(table.title)}", ""]
-            lines += [_row(table.header), f"| {' | '.join(align)} |", *map(_row, table.rows)]
-            lines += ["", _plain(table.note)]
+            lines += [*markdown_rows(table), "", _plain(table.note)]
     lines += ["", "## Environment", "", *(f"- {_plain(line)}" for line in document.environment)]
     # A fence longer than any in the text, so that nothing in it ends the block.
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", document.spec)), default=0))
     return "\n".join([*lines, "", "## Specification", "", f"{fence}toml", document.spec.strip(), fence, ""])
+
+
+def markdown_rows(table: Table) -> list[str]:
+    """A table's header and rows in Markdown, without its title and note."""
+    align = [":--" if table.is_text(column) else "--:" for column in range(len(table.header))]
+    return [_row(table.header), f"| {' | '.join(align)} |", *map(_row, table.rows)]
 
 
 def printable(text: str) -> str:

@@ -55,7 +55,7 @@ def differences(results: Results, cell: str) -> Table:
         )
         for arm, (c, adjusted) in found.items()
     ]
-    note = "p: sign-flip test; "
+    note = "95 % t: interval of the mean, each for itself; p: sign-flip test; "
     if several:
         note += f"Holm p: corrected for all {len(results.comparisons)} comparisons of the study; "
     return Table(
