@@ -55,9 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _study(options: argparse.Namespace) -> int:
     from cdgrad.study.run import run_study
 
-    engine = _engine(options)
     spec = _spec(options.spec)
     folder = Path(options.out or Path("runs") / spec.name)
+    engine = _engine(options, folder)
     try:
         made = run_study(spec, folder, options.workers or spec.workers, engine)
     except KeyboardInterrupt:
@@ -69,7 +69,7 @@ def _study(options: argparse.Namespace) -> int:
     return 0
 
 
-def _engine(options: argparse.Namespace) -> Engine:
+def _engine(options: argparse.Namespace, folder: Path) -> Engine:
     on_gpu = options.device == "cuda"
     if options.gpus_per_run is not None and not on_gpu:
         raise UsageError("--gpus-per-run needs --device cuda")
@@ -83,8 +83,10 @@ def _engine(options: argparse.Namespace) -> Engine:
             flag = "--" + name.replace("_", "-")
             raise UsageError(f"{flag} is for --engine ray; local workers share the GPUs by turns")
     from cdgrad.study import local_engine
+    from cdgrad.study.run import CHECKPOINTS
 
-    return partial(local_engine.run_all, gpus=local_engine.visible_gpus() if on_gpu else ())
+    gpus = local_engine.visible_gpus() if on_gpu else ()
+    return partial(local_engine.run_all, gpus=gpus, checkpoints=folder / CHECKPOINTS)
 
 
 def _report(options: argparse.Namespace) -> int:

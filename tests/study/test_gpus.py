@@ -25,7 +25,7 @@ def test_workers_take_the_gpus_by_turns(monkeypatch, gpus, expected):
     monkeypatch.setattr(local_engine.SpawnProcess, "start", start)
     for index in range(5):
         with pytest.raises(_NotStartedError):
-            local_engine._Worker(local_engine.gpu_of(index, gpus))
+            local_engine._Worker(local_engine.gpu_of(index, gpus), None)
     assert found == [(gpu, gpu is not None, "1") for gpu in expected]
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from cdgrad.study import StudyError, workers
+from cdgrad.study import StudyError, train, workers
 from cdgrad.study.environment import environment
 from cdgrad.study.local_engine import run_all
 from cdgrad.study.plan import Plan
@@ -103,6 +103,26 @@ def test_what_a_run_raises_is_recorded_in_a_line(tiny):
     assert (run.status, run.error) == ("failed", None)
     assert "builtins:eval refuses its arguments" in run.message
     assert "\n" not in run.message
+
+
+def test_a_run_that_was_killed_goes_on_from_its_last_epoch(tiny_text, tmp_path, monkeypatch):
+    monkeypatch.setitem(train.train.__kwdefaults__, "every", 0.0)
+    spec = parse(tiny_text.replace("epochs = 1", "epochs = 4"), "tiny")
+    job = Job("", "directed", None, 1, spec.setting("", "directed"))
+    seen = []
+
+    def killed(epoch, measured):
+        seen.append(epoch)
+        if seen == [1, 2, 3]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        workers.execute(job, killed, checkpoints=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [job.file("cpu")]
+    run = workers.execute(job, killed, checkpoints=tmp_path)
+    assert seen == [1, 2, 3, 3, 4]
+    assert run == workers.execute(job, lambda epoch, measured: None)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupted_study_goes_on_where_it_was(tiny_text, tmp_path):

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 
 from cdgrad.study import StudyError
 from cdgrad.study.environment import environment
@@ -22,7 +23,9 @@ from cdgrad.study.records import Run
 from cdgrad.study.workers import ONE_THREAD, EpochDone, Job, RunDone, execute
 
 
-def run_all(jobs: list[Job], workers: int, *, gpus: Sequence[str] = ()) -> Generator[EpochDone | RunDone]:
+def run_all(
+    jobs: list[Job], workers: int, *, gpus: Sequence[str] = (), checkpoints: Path | None = None
+) -> Generator[EpochDone | RunDone]:
     """Make the runs in up to `workers` processes of one thread each; yield what happens, as it does.
 
     A worker that dies is replaced, and its run reported as failed. Leaving the iterator, by an
@@ -33,6 +36,7 @@ def run_all(jobs: list[Job], workers: int, *, gpus: Sequence[str] = ()) -> Gener
         workers: how many at once.
         gpus: identifiers as in CUDA_VISIBLE_DEVICES. Worker k trains on number k modulo their count, and
             sees no other; several workers may share one. None: on the CPU.
+        checkpoints: where long runs keep their state; None: nowhere.
     """
     pool: dict[int, _Worker] = {}
     try:
@@ -42,7 +46,7 @@ def run_all(jobs: list[Job], workers: int, *, gpus: Sequence[str] = ()) -> Gener
                     break
                 worker = pool.get(index)
                 if worker is None or not worker.alive:
-                    worker = pool[index] = _Worker(gpu_of(index, gpus))
+                    worker = pool[index] = _Worker(gpu_of(index, gpus), checkpoints)
                 if worker.job is None:
                     worker.take(jobs.pop(0))
             busy = {index: worker for index, worker in pool.items() if worker.job is not None}
@@ -80,11 +84,13 @@ def visible_gpus() -> list[str]:
 class _Worker:
     """The driver's side of one worker process."""
 
-    def __init__(self, gpu: str | None) -> None:
+    def __init__(self, gpu: str | None, checkpoints: Path | None) -> None:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         # No daemon: the user's own training code may start loaders, which a daemon must not.
-        self._process: SpawnProcess = context.Process(target=_serve, args=(theirs, gpu is not None))
+        self._process: SpawnProcess = context.Process(
+            target=_serve, args=(theirs, gpu is not None, checkpoints)
+        )
         visible = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         with _environment({**ONE_THREAD, **visible}), _interrupts_ignored():
             self._process.start()
@@ -136,7 +142,7 @@ class _Worker:
 _GRACE = 5  # seconds
 
 
-def _serve(pipe: Connection, on_gpu: bool) -> None:
+def _serve(pipe: Connection, on_gpu: bool, checkpoints: Path | None) -> None:
     """A worker's life: receive a job, send each epoch's number and then the run, until the pipe ends."""
     threading.Thread(target=_leave_with_the_driver, daemon=True).start()
     import torch
@@ -148,7 +154,8 @@ def _serve(pipe: Connection, on_gpu: bool) -> None:
 
     try:
         while True:
-            pipe.send(execute(pipe.recv(), report, device="cuda" if on_gpu else "cpu"))
+            device = "cuda" if on_gpu else "cpu"
+            pipe.send(execute(pipe.recv(), report, device=device, checkpoints=checkpoints))
     except (EOFError, ConnectionError):  # the driver is gone
         return
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from cdgrad.study.local_engine import run_all
@@ -12,8 +14,10 @@ from cdgrad.study.records import Run, Store
 from cdgrad.study.spec import Spec
 from cdgrad.study.workers import Engine, EpochDone
 
+CHECKPOINTS = "checkpoints"  # the folder, in the study's
 
-def run_study(spec: Spec, folder: Path, workers: int, engine: Engine = run_all) -> list[Run]:
+
+def run_study(spec: Spec, folder: Path, workers: int, engine: Engine | None = None) -> list[Run]:
     """Run what is missing of `spec` in `folder`; seeds and arms may have been added since.
 
     Trials come first, and the final runs of an arm in a cell as soon as all its trials there are done.
@@ -22,7 +26,7 @@ def run_study(spec: Spec, folder: Path, workers: int, engine: Engine = run_all) 
         spec: the study.
         folder: where its records are, or will be.
         workers: how many runs at once.
-        engine: what makes them; processes of this machine, of one thread each, unless told otherwise.
+        engine: what makes them; None: processes of this machine, of one thread each.
 
     Returns:
         The runs made now.
@@ -38,6 +42,7 @@ def run_study(spec: Spec, folder: Path, workers: int, engine: Engine = run_all) 
         jobs = plan.next_jobs()
         if not jobs:
             return made
+        engine = engine or partial(run_all, checkpoints=folder / CHECKPOINTS)
         workers = min(workers, len(plan.keys) - plan.done)
         with display(plan, workers) as shown, closing(engine(jobs, workers)) as events:
             for event in events:
@@ -50,4 +55,6 @@ def run_study(spec: Spec, folder: Path, workers: int, engine: Engine = run_all) 
                 plan.sort(jobs)
                 made.append(event.run)
                 shown.run(event)
+        if plan.done == len(plan.keys):  # what is left there is of runs that the study does not have
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         return made

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Protocol
 
 from cdgrad.study import StudyError
@@ -42,6 +43,14 @@ class Job:
     def key(self) -> Key:
         """Which run of the study it is."""
         return self.cell, self.arm, self.trial, self.seed
+
+    def file(self, device: str) -> str:
+        """A file name that no other run of the study has, nor this run on another device or setting."""
+        trial = "final" if self.trial is None else f"trial-{self.trial}"
+        where = [self.cell] if self.cell else []
+        return (
+            "_".join([*where, self.arm, trial, str(self.seed), self.setting.fingerprint[:12], device]) + ".pt"
+        )
 
     def run(self, started: datetime, **found: Any) -> Run:
         """The record of this job, with what was found."""
@@ -93,13 +102,20 @@ class Engine(Protocol):
     def __call__(self, jobs: list[Job], workers: int) -> Generator[EpochDone | RunDone]: ...
 
 
-def execute(job: Job, on_epoch: Callable[[int, dict[str, float]], None], *, device: str = "cpu") -> Run:
+def execute(
+    job: Job,
+    on_epoch: Callable[[int, dict[str, float]], None],
+    *,
+    device: str = "cpu",
+    checkpoints: Path | None = None,
+) -> Run:
     """Make one run in this process. What the run raises becomes a record of status "failed".
 
     Args:
         job: the run.
         on_epoch: called after each epoch with its number from 1 and what was measured in it.
         device: where to train, ``"cpu"`` or ``"cuda"``; the user's own training code sees to it itself.
+        checkpoints: a folder in which a long run keeps its state, to go on from where one was killed.
     """
     import torch  # here, because the driver, which imports this module, does without
 
@@ -115,7 +131,8 @@ def execute(job: Job, on_epoch: Callable[[int, dict[str, float]], None], *, devi
         if job.setting.entry:
             outcome = run_entry(job.arm, job.setting, job.seed, on_epoch)
         else:
-            outcome = train(job.setting, job.seed, on_epoch, device=device)
+            kept = checkpoints and checkpoints / job.file(device)
+            outcome = train(job.setting, job.seed, on_epoch, device=device, checkpoint=kept)
         status, error, epochs = outcome.status, outcome.error, outcome.epochs
         measures |= outcome.measures
     except ConnectionError:  # the driver is gone; nobody would hear of a failure
