@@ -34,12 +34,14 @@ class Watched(nn.Module):
 
 
 class Recording(torch.optim.SGD):
-    """SGD that notes the learning rate of its steps."""
+    """SGD that notes the learning rate of its steps, and the norm of the gradients that it takes."""
 
     rates: ClassVar = []
+    norms: ClassVar = []
 
     def step(self, closure=None):
         self.rates.append(self.param_groups[0]["lr"])
+        self.norms.append(float(torch.cat([p.grad.flatten() for p in self.param_groups[0]["params"]]).norm()))
         return super().step(closure)
 
 
@@ -117,7 +119,10 @@ def test_the_gradient_is_clipped_after_the_operator(run, metric):
     assert float((weights(run(metric, lr=1.0, **one)) - start).norm()) > 0.02
 
 
-def test_clipping_every_step_directs_once(run):
+def test_clipping_directs_every_step_once_and_first(run):
+    Recording.norms.clear()
+    run("reweighted:lam=0.1", optimizer=f"{__name__}:Recording", clip=0.01)
+    assert Recording.norms == pytest.approx([0.01] * 6, rel=1e-3)
     # A limit that is never reached changes nothing, in any step.
     for metric in ("none", "reweighted:lam=0.1"):
         assert torch.equal(weights(run(metric)), weights(run(metric, clip=1e9)))
