@@ -144,6 +144,15 @@ def test_loading_runs_no_code(setting, tmp_path):
     assert not path.with_name("ran").exists()
 
 
+def test_a_file_left_half_written_is_not_the_checkpoint(setting, tmp_path):
+    path = tmp_path / "run.ckpt"
+    killed_after(setting(), 2, path)
+    (tmp_path / "run.ckpt.part").write_bytes(path.read_bytes()[:500])
+    resumed = train(setting(), 0, lambda epoch, measured: None, checkpoint=path, every=0)
+    assert_same(resumed, train(setting(), 0, lambda epoch, measured: None))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_checkpoint_that_cannot_be_written_is_an_error(setting, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StudyError, match="cannot be written"):

@@ -19,9 +19,17 @@ def setting(tiny):
     return dataclasses.replace(tiny.setting("", "sgd"), schedule=Schedule(2, 16))
 
 
-@pytest.mark.parametrize("metric", ["none", "reweighted:lam=3", "sobolev:lam=0.01"])
-def test_the_same_seed_gives_the_same_bits(setting, metric):
-    setting = dataclasses.replace(setting, metric=metric)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"metric": "none"},
+        {"metric": "reweighted:lam=3"},
+        {"metric": "sobolev:lam=0.01", "permute": True},
+        {"metric": "none", "centralize": True},
+    ],
+)
+def test_the_same_seed_gives_the_same_bits(setting, changes):
+    setting = dataclasses.replace(setting, **changes)
     first, again, other = trained(setting), trained(setting), trained(setting, seed=1)
     assert (first.error, first.epochs) == (again.error, again.epochs)
     for a, b in zip(first.model.parameters(), again.model.parameters(), strict=True):
