@@ -129,7 +129,7 @@ def tuning(results: Results) -> Table:
         "What was chosen, by the lowest mean error on validation images",
         (*(["cell"] if several else []), "arm", "trials", "runs", "error", "chosen"),
         rows,
-        f"every trial is run on the seeds {', '.join(map(str, seeds))}, which no final run uses; error: mean "
+        f"every trial is run on seed {', '.join(map(str, seeds))}, which no final run uses; error: mean "
         "validation error of the chosen trial in percent, optimistic because the trial was chosen by it",
     )
 
