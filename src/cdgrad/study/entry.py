@@ -80,7 +80,7 @@ def run_entry(arm: str, setting: Setting, seed: int, on_epoch: Callable[[int, Ep
     """Call the user's training code once.
 
     The generators of torch, numpy and random are seeded before, so that code which relies on them is
-    paired over the arms; torch's is left as it was.
+    paired over the arms; torch's, on the CPU, is left as it was.
 
     Raises:
         StudyError: it cannot be imported, ignores the arm, or returns anything but numbers with a
@@ -88,7 +88,7 @@ def run_entry(arm: str, setting: Setting, seed: int, on_epoch: Callable[[int, Ep
     """
     run = models.load_callable(setting.entry)
     seen = EntryArm(arm, setting, seed, on_epoch)
-    with torch.random.fork_rng():  # pyright: ignore[reportUnknownMemberType]
+    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
         torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
         np.random.seed(seed % 2**32)  # noqa: NPY002, the user's code may use it
         random.seed(seed)

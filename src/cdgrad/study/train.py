@@ -82,7 +82,9 @@ def train(
     if checkpoint and ranks.kind == "fsdp2":
         raise StudyError("a checkpoint of sharded weights is not supported; use ddp")
     kept = checkpoint and Checkpoint(checkpoint, setting, seed, where.type, every)
-    with torch.random.fork_rng():  # pyright: ignore[reportUnknownMemberType]
+    # Named, because torch warns where there are several devices and none is.
+    forked = [where] if where.type == "cuda" else []
+    with torch.random.fork_rng(devices=forked):  # pyright: ignore[reportUnknownMemberType]
         torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
         run = _Run(setting, seed, where, ranks)
         if kept and (state := kept.load()):
