@@ -56,7 +56,7 @@ def _study(options: argparse.Namespace) -> int:
     from cdgrad.study.run import run_study
 
     spec = _spec(options.spec)
-    folder = Path(options.out or Path("runs") / spec.name)
+    folder = Path(options.out or spec.out)
     engine = _engine(options, folder)
     try:
         made = run_study(spec, folder, options.workers or spec.workers, engine)
@@ -186,7 +186,9 @@ def _parser(*, with_bench: bool) -> argparse.ArgumentParser:
         description="Run or resume a paired study: what is recorded already is not run again.",
     )
     study.add_argument("spec", metavar="SPEC", help="a TOML file, or a built-in name such as quickstart")
-    study.add_argument("--out", metavar="DIR", help="folder of the records (default: runs/NAME)")
+    study.add_argument(
+        "--out", metavar="DIR", help="folder of the records (default: the spec's, or runs/NAME)"
+    )
     study.add_argument(
         "--workers", type=_count, metavar="N", help="processes, of one thread each (default: the spec's)"
     )

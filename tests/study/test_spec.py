@@ -13,6 +13,11 @@ def test_a_spec_is_read_with_its_types_and_defaults(tiny):
     assert tiny.arms["sgd"] == spec.Arm()
 
 
+def test_the_folder_of_the_records_may_be_named(tiny, tiny_text):
+    assert tiny.out == "runs/tiny"
+    assert spec.parse('out = "elsewhere"\n' + tiny_text, "tiny").out == "elsewhere"
+
+
 def test_an_arm_changes_only_what_it_names(tiny):
     base, directed = tiny.setting("", "sgd"), tiny.setting("", "directed")
     assert directed.optimizer == spec.Optimizer("torch.optim:SGD", 0.3, {"momentum": 0.9})

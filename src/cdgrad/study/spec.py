@@ -71,7 +71,8 @@ class Spec:
     `cells` holds, for each combination in which the arms are compared, its tables ``task``, ``model``,
     ``schedule`` and ``optimizer`` as read; a study without cells has one, named ``""``. `entry` is the
     user's own training code, ``module:callable``, or empty; with it there is one cell without tables.
-    `evaluate` is ``"test"``, or ``"validation"`` for a study that never reads a test set.
+    `out` is the folder of its records, relative to where the command runs. `evaluate` is ``"test"``, or
+    ``"validation"`` for a study that never reads a test set.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Spec:
     seeds: tuple[int, ...]
     evaluate: str
     workers: int
+    out: str
     entry: str
     cells: dict[str, Tables]
     arms: dict[str, Arm]
@@ -174,6 +176,7 @@ def parse(text: str, name: str) -> Spec:
         seeds=final_seeds,
         evaluate=head.evaluate,
         workers=head.workers,
+        out=head.out or f"runs/{name}",
         entry=head.entry,
         cells={"": {}} if head.entry else read_cells(table, name),
         arms=arms,
@@ -192,6 +195,7 @@ class _Head:
     title: str = ""
     evaluate: str = field(default="test", metadata=one_of("test", "validation"))
     workers: int = field(default=2, metadata=at_least(1))
+    out: str = ""
     entry: str = field(default="", metadata=one_of(importable=True))
 
 
