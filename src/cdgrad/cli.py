@@ -104,11 +104,10 @@ def _print_report(folder: Path) -> None:
     files = report.write(results, folder, document)
     console = Console(highlight=False, soft_wrap=False)
     render.to_terminal(document, console)
-    plots = [path.name for path in files if path.suffix == ".png"]
-    names = [path.name for path in files if path.suffix != ".png"]
-    names += plots if len(plots) <= 3 else [f"{len(plots)} plots (*.png)"]
-    print(f"\nrecords: {folder / records.FILE}\nwritten to {folder}:")
-    print(*(f"  {name}" for name in names), sep="\n")
+    plots = [str(path) for path in files if path.suffix == ".png"]
+    others = [str(path) for path in files if path.suffix != ".png"]
+    others += plots if len(plots) <= 3 else [f"{folder / '*.png'} ({len(plots)} plots)"]
+    print("\nwritten:", *others, f"records: {folder / records.FILE}", sep="\n")
 
 
 def _train(options: argparse.Namespace) -> int:
