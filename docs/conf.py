@@ -29,6 +29,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "drawn",
     "mathml",
+    "spec_keys",
 ]
 exclude_patterns = ["_build", "_ext"]
 nitpicky = True

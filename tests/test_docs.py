@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-import os
+import math
 import re
 import shlex
 import subprocess
@@ -12,10 +12,11 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
-from cdgrad.study import spec
-from cdgrad.study.stats import compare
+from cdgrad import cli
+from cdgrad.study import spec, stats
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts)
@@ -38,12 +39,7 @@ def blocks(document):
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.relative_to(ROOT).as_posix())
 def test_every_block_runs_in_order(document, tmp_path, monkeypatch):
     """In an empty folder, as a reader would run them; a ``text`` block shows what the one before printed."""
-    (bin_folder := tmp_path / ".bin").mkdir()
-    for name, command in (("cdgrad", f"{sys.executable} -m cdgrad"), ("python", sys.executable)):
-        (bin_folder / name).write_text(f'#!/bin/sh\nexec {command} "$@"\n')
-        (bin_folder / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{bin_folder}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("CDGRAD_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     namespace, printed = {"__name__": "__main__"}, ""
@@ -57,15 +53,7 @@ def test_every_block_runs_in_order(document, tmp_path, monkeypatch):
                 exec(compile(code, document.name, "exec"), namespace)
             printed = output.getvalue()
         elif language == "sh":
-            done = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", code],
-                capture_output=True,
-                text=True,
-                check=False,
-                timeout=300,
-            )
-            assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
-            printed = done.stdout
+            printed = "".join(map(run_command, code.splitlines()))
         elif language == "toml":
             spec.parse(code, document.name)
         elif language == "text":
@@ -73,6 +61,18 @@ def test_every_block_runs_in_order(document, tmp_path, monkeypatch):
         else:
             # test_distributed_docs runs what needs torchrun, and test_site the directives.
             assert re.fullmatch(r"python torchrun|bibtex|\{.*\}.*", language), f"how is {language!r} checked?"
+
+
+def run_command(line):
+    """What a line of a shell prints. `cdgrad` runs here, where torch is imported already."""
+    program, *arguments = shlex.split(line)
+    if program == "python":
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert program == "cdgrad", f"how is {line!r} checked?"
+    with redirect_stdout(io.StringIO()) as output:
+        assert cli.main(arguments) == 0, line
+    return output.getvalue()
 
 
 def same_but_digits(shown, printed):
@@ -106,18 +106,36 @@ def test_the_two_commands_of_the_readme_are_targets():
         subprocess.run([*shlex.split(line), "--dry-run"], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_the_numbers_of_the_readme_are_those_of_its_runs():
+def test_the_numbers_of_the_quickstart_are_those_of_its_runs():
     with (ROOT / "docs/quickstart/runs.csv").open() as file:
         runs = list(csv.DictReader(file))
     errors = {arm: [float(r["error"]) for r in runs if r["arm"] == arm] for arm in ("reweighted", "sgd")}
-    found = compare(errors["reweighted"], errors["sgd"])
+    found = stats.compare(errors["reweighted"], errors["sgd"])
     low, high = found.interval
+    assert low < 0 < high, "and so it may be called a null"
     sentence = (
         f"over {found.pairs} seeds the paired difference of the re-weighted metric to SGD is "
         f"{found.mean:+.2f} points of error (95 % interval {low:+.2f} to {high:+.2f}, p = {found.p:.2g})"
     )
     assert sentence in " ".join((ROOT / "README.md").read_text().split())
-    assert low < 0 < high, "and so it may be called a null"
+
+    start = " ".join((ROOT / "docs/start.md").read_text().split())
+    for arm, values in errors.items():
+        ends = stats.mean_interval(values)
+        row = f"{np.mean(values):.2f} | {ends.low:.2f} to {ends.high:.2f} | {stats.spread(values):.2f}"
+        assert f"| error of `{arm}`, % | {row} |" in start
+    row = f"{found.mean:+.2f} | {low:+.2f} to {high:+.2f} | {found.sd:.2f}"
+    assert f"| paired difference, points | {row} |" in start
+    seen = math.ceil(100 * stats.detectable_difference(found.pairs, found.sd)) / 100
+    for sentence in (
+        f"Over {found.pairs} seeds `reweighted` made {-found.mean:.2f} points fewer errors",
+        f"A sign-flip test gives p = {found.p:.2g}:",
+        f"in favor of the metric beyond {-low:.2f} points, and against it beyond {high:.2f}, are",
+        f"show a true difference of {seen} points in 80 %",
+        f"0.2 points would need {stats.required_pairs(0.2, found.sd)} seeds",
+        f"The correlation of the pairs is {found.correlation:.2f}:",
+    ):
+        assert sentence in start
 
 
 def test_the_accuracy_table_is_the_record():

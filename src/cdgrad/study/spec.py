@@ -189,7 +189,15 @@ def parse(text: str, name: str) -> Spec:
 
 @dataclass(frozen=True)
 class _Head:
-    """The keys of a specification that stand outside any table."""
+    """The keys of a specification that stand outside any table.
+
+    Attributes:
+        baseline: the arm that all others are compared with.
+        title: of the report; the file's name unless given.
+        evaluate: which part the reported error is of; with ``"validation"`` no test image is ever read.
+        workers: how many runs at once.
+        entry: your own training code, in place of the tables `task`, `model`, `schedule`, `optimizer`.
+    """
 
     baseline: str
     title: str = ""

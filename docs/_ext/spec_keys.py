@@ -1,0 +1,86 @@
+"""The directive ``{spec-keys}``: the keys of a specification's table, from the dataclass that reads it.
+
+``{spec-keys} cdgrad.study.spec:Task task`` lists every field: what it may be and its default from the field's
+type and metadata, what it means from the ``Attributes:`` of the docstring. A field without words is an error.
+"""
+
+import json
+import math
+import re
+from dataclasses import MISSING, Field, fields
+from importlib import import_module
+from typing import ClassVar, get_type_hints
+
+from docutils import nodes
+from docutils.statemachine import StringList
+from sphinx.application import Sphinx
+from sphinx.util.docutils import SphinxDirective
+
+_KINDS = {str: "a string", bool: "true or false", dict: "a table"}
+
+
+class SpecKeys(SphinxDirective):
+    required_arguments = 2
+    option_spec: ClassVar = {}
+
+    def run(self) -> list[nodes.Node]:
+        module, _, name = self.arguments[0].partition(":")
+        cls = getattr(import_module(module), name)
+        self.env.note_dependency(str(import_module(module).__file__))
+        meanings, kinds = described(cls.__doc__), get_type_hints(cls)
+        listing = nodes.definition_list(classes=["spec-keys"])
+        for about in fields(cls):
+            if about.name not in meanings:
+                raise self.error(f"the docstring of {name} has no words for {about.name}")
+            shown = "..." if about.name == "arguments" else about.name
+            key = f"{self.arguments[1]}.{shown}".removeprefix("-.")
+            term = nodes.term("", "", nodes.literal("", key))
+            if about.name != "arguments":
+                term += nodes.Text(f" {allowed(about, kinds[about.name])}; {default(about)}")
+            meaning = nodes.definition()
+            self.state.nested_parse(StringList([meanings[about.name]]), 0, meaning)
+            listing += nodes.definition_list_item("", term, meaning)
+        return [listing]
+
+
+def described(docstring: str) -> dict[str, str]:
+    """The words for each name under ``Attributes:``, as Markdown on one line."""
+    _, _, section = docstring.partition("    Attributes:\n")
+    words: dict[str, str] = {}
+    for names, text in re.findall(r"^ {8}(\w[\w, ]*): (.*(?:\n {12}.*)*)", section, re.MULTILINE):
+        text = re.sub(r"``(.*?)``", r"`\1`", " ".join(text.split()))
+        words |= dict.fromkeys(names.split(", "), text[0].upper() + text[1:])
+    return words
+
+
+def allowed(about: Field, kind: type) -> str:
+    rules = about.metadata
+    if "choices" in rules:
+        forms = [*map(quoted, rules["choices"]), *(['"module:callable"'] if rules["importable"] else [])]
+        return forms[0] if len(forms) == 1 else f"one of {', '.join(forms)}"
+    if "some_of" in rules:
+        return f"a list of {', '.join(map(quoted, rules['some_of']))}"
+    if "positive" in rules:
+        return "a positive number"
+    if "within" in rules:
+        low, below = rules["within"]
+        return f"a number ≥ {low:g}" + (f" and < {below:g}" if below < math.inf else "")
+    if "minimum" in rules:
+        return f"an integer ≥ {rules['minimum']}" + (' or "all"' if rules.get("or_all") else "")
+    return _KINDS[getattr(kind, "__origin__", kind)]
+
+
+def default(about: Field) -> str:
+    if about.default is MISSING and about.default_factory is MISSING:
+        return "required"
+    value = about.default if about.default_factory is MISSING else about.default_factory()
+    return "optional" if value in ("", (), {}) else f"default {json.dumps(value)}"
+
+
+def quoted(choice: str) -> str:
+    return f'"{choice}"'
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_directive("spec-keys", SpecKeys)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
