@@ -17,7 +17,7 @@ import pytest
 
 from cdgrad.study.records import FILE
 
-KILLS = int(os.environ.get("CDGRAD_KILLS", "3"))
+KILLS = int(os.environ.get("CDGRAD_KILLS", "2"))
 TUNING = """
 [tuning]
 trials = 2
@@ -42,6 +42,14 @@ def workers_of(driver: int) -> list[int]:
     """The driver's children that run this module's command in a worker."""
     found = Path(f"/proc/{driver}/task/{driver}/children").read_text().split()
     return [int(p) for p in found if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
+
+
+def wait_for_the_end_of(orphans: list[int]) -> None:
+    """A worker leaves with its driver, so that the next one finds the machine free."""
+    deadline = time.monotonic() + 20
+    while left := [pid for pid in orphans if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers in /proc")
@@ -73,11 +81,16 @@ def test_killed_anywhere_a_study_comes_to_the_same_records(tiny_text, tmp_path):
         wait_for_runs(study, chance.randrange(4))
         time.sleep(chance.uniform(0, 0.5))
         who = chance.choice(sorted(killed))
+        victims = workers_of(study.pid)
         if who == "driver":
             study.kill()
+            study.wait()
+            wait_for_the_end_of(victims)
         else:
-            if not (victims := workers_of(study.pid)):
+            if not victims:  # it has not come so far
                 study.kill()
+                study.wait()
+                study.stderr.close()
                 continue
             os.kill(chance.choice(victims), signal.SIGKILL)
             wait_for_runs(study, 2)
