@@ -164,7 +164,7 @@ def test_enabled_and_remove():
         backward(model, optimizer)
         optimizer.step()
     assert torch.equal(weights(attached), weights(manual))
-    with pytest.raises(RuntimeError, match=r"was removed from its optimizer; call cdgrad\.attach again"):
+    with pytest.raises(RuntimeError, match=r"was removed, or is a copy; call cdgrad\.attach again"):
         handle.apply()
     optimizer = handle.optimizer
     attach(optimizer, attached, "l2")
@@ -392,6 +392,28 @@ def test_copies_lose_the_hooks_and_options_attach_again():
     again = attach(twin_optimizer, twin, **options)
     assert str(again) == str(handle)
     assert again.options == handle.options
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda three: pickle.loads(pickle.dumps(three))])
+def test_a_copied_handle_says_that_it_is_not_attached(duplicate):
+    """As when a module that keeps its handle is copied; in the middle of a step, too."""
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    handle = attach(optimizer, model, "sobolev:lam=0.1")
+    backward(model, optimizer)
+    handle.apply()
+    twin, twin_optimizer, twin_handle = duplicate((model, optimizer, handle))
+    assert str(twin_handle).startswith("sobolev:lam=0.1 along output, rescale none, on SGD, not attached\n")
+    with pytest.raises(RuntimeError, match="is a copy; call"):
+        twin_handle.apply()
+    again = attach(twin_optimizer, twin, **twin_handle.options)
+    for one, opt in ((model, optimizer), (twin, twin_optimizer)):
+        backward(one, opt)
+        opt.step()
+    assert torch.equal(weights(model), weights(twin))
+    assert str(again) == str(handle)
+    handle.enabled = False
+    assert " on SGD, not enabled\n" in str(handle)
 
 
 def test_attaching_twice_is_an_error_unless_the_parameters_differ():

@@ -14,6 +14,13 @@ from world import Traffic, in_worlds
 import cdgrad
 
 STEPS = 3
+METRICS = (
+    "reweighted:lam=3",
+    "sobolev:lam=0.1",
+    "mean-sobolev:lam=0.2,boundary=periodic",
+    "sobolev:lam=0.1,boundary=periodic",
+    "mean-sobolev:lam=0.2",
+)
 
 
 def network():
@@ -34,7 +41,7 @@ def network():
 
 def batches():
     generator = torch.Generator().manual_seed(1)
-    return [torch.randn(8, 3, 8, 8, generator=generator, dtype=torch.float64) for _ in range(STEPS)]
+    return [torch.randn(12, 3, 8, 8, generator=generator, dtype=torch.float64) for _ in range(STEPS)]
 
 
 def sharded(model, mesh, **options):
@@ -78,12 +85,12 @@ def whole(batch):
 
 def check_equals_one_process():
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
-    for metric in ("reweighted:lam=3", "sobolev:lam=0.1", "mean-sobolev:lam=0.2,boundary=periodic"):
-        for rescale in ("none", "norm"):
-            model, single = sharded(network(), mesh), network()
-            train(model, metric, own, rescale)
-            train(single, metric, whole, rescale)
-            assert_equal(model, single)
+    cases = [(metric, "none") for metric in METRICS] + [(metric, "norm") for metric in METRICS[:2]]
+    for metric, rescale in cases:
+        model, single = sharded(network(), mesh), network()
+        train(model, metric, own, rescale)
+        train(single, metric, whole, rescale)
+        assert_equal(model, single)
     undirected = network()
     train(undirected, "l2", whole)
     with pytest.raises(AssertionError):
@@ -92,7 +99,8 @@ def check_equals_one_process():
 
 def check_hybrid_and_other_axes():
     """Replicated over one mesh dimension, sharded over the other; and sharded along axis 1."""
-    size = dist.get_world_size()
+    if (size := dist.get_world_size()) % 2:
+        return
     hybrid = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("replicate", "shard"))
     single = network()
     train(single, "sobolev:lam=0.1", whole, "norm")
@@ -105,7 +113,9 @@ def check_hybrid_and_other_axes():
 
 def check_accumulation_closures_and_apply():
     """A sharded gradient that is added to is another one, although its DTensor is the same object."""
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    if (size := dist.get_world_size()) % 2:
+        return
+    mesh = init_device_mesh("cpu", (size,))
 
     def accumulate(optimizer, handle, backward):
         backward()
@@ -138,7 +148,7 @@ def check_accumulation_closures_and_apply():
 
 
 def check_one_collective_per_step():
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    mesh = init_device_mesh("cpu", (size := dist.get_world_size(),))
     for rescale, calls in (("none", 1), ("norm", 2)):
         model = sharded(network(), mesh)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -146,7 +156,7 @@ def check_one_collective_per_step():
         model(own(batches()[0])).sum().backward()
         with Traffic() as traffic:
             optimizer.step()
-        assert len(traffic.calls) == calls
+        assert len(traffic.calls) == (0 if size == 1 else calls)
 
 
 def check_refusal_names_the_parameter():
@@ -184,8 +194,8 @@ def check_flat_shards_are_refused():
 CHECKS = [value for name, value in list(globals().items()) if name.startswith("check_")]
 
 
-def test_two_and_four_ranks():
-    in_worlds((2, 4), *CHECKS)
+def test_one_to_four_ranks():
+    in_worlds((1, 2, 3, 4), *CHECKS)
 
 
 def test_deepspeed_partitions_are_refused():

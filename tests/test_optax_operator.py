@@ -241,6 +241,43 @@ def test_the_output_axis_may_be_sharded(kind):
     """)
 
 
+def test_data_parallel_under_shard_map():
+    """Over 4 forced devices: each directs the gradient of its part of the batch, then they are averaged."""
+    run_apart("""
+        import jax, jax.numpy as jnp, numpy as np, optax
+        jax.config.update("jax_num_cpu_devices", 4)
+        jax.config.update("jax_enable_x64", True)
+        from jax.sharding import PartitionSpec as P
+        from cdgrad import MeanSobolev
+        from cdgrad.optax import channel_directed
+        from cdgrad.reference import directed
+        mesh = jax.make_mesh((4,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+        tx = optax.chain(channel_directed(MeanSobolev(0.1)), optax.sgd(1.0))
+        gradients = jnp.asarray(np.random.default_rng(0).standard_normal((8, 3, 2, 10)))
+
+        def step(part):
+            updates, _ = tx.update({"conv": {"kernel": part.mean(0)}}, tx.init({"conv": {"kernel": part[0]}}))
+            return jax.lax.pmean(updates["conv"]["kernel"], "batch")
+
+        mapped = jax.shard_map(step, mesh=mesh, in_specs=P("batch"), out_specs=P())
+        expected = -directed(np.asarray(gradients.mean(0)), MeanSobolev(0.1), -1)
+        np.testing.assert_allclose(jax.jit(mapped)(gradients), expected, atol=1e-12)
+    """)
+
+
+@every_metric
+def test_the_cost_is_linear_in_the_channels(metric):
+    """Operations that XLA counts, for 16 times the channels; a dense product would take 256 times as many."""
+
+    def operations(n):
+        lowered = jax.jit(lambda x: directed(x, metric, axis=0)).lower(
+            jax.ShapeDtypeStruct((n, 8), "float32")
+        )
+        return lowered.cost_analysis()["flops"]
+
+    assert 8 < operations(1024) / operations(64) < 24
+
+
 def test_neither_side_imports_the_others_library():
     run_apart("import sys, cdgrad.optax; assert 'torch' not in sys.modules and 'numba' not in sys.modules")
     run_apart(

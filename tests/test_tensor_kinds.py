@@ -5,8 +5,9 @@ import torch
 from optimizer_catalogue import IMAGES, LABELS, METRIC, network
 from torch import nn
 from torch.nn import functional
+from torch.testing._internal.two_tensor import TwoTensor
 
-from cdgrad import attach, channel_directed, select
+from cdgrad import attach, channel_directed, channel_directed_, select
 
 every_rescale = pytest.mark.parametrize("rescale", ["none", "norm"])
 
@@ -143,6 +144,31 @@ def test_empty_and_single_weights(rescale):
 
 class Tagged(torch.Tensor):
     """A subclass without methods of its own; every result is one again."""
+
+
+def test_in_place_under_the_transforms_of_torch_func():
+    def in_place(gradient):
+        copy = gradient.clone()
+        channel_directed_([copy], METRIC)
+        return copy
+
+    batch = torch.randn(3, 4, 2, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([channel_directed(gradient, METRIC) for gradient in batch])
+    torch.testing.assert_close(torch.func.vmap(in_place)(batch), expected)
+    torch.testing.assert_close(torch.func.functionalize(in_place)(batch[0]), expected[0])
+
+
+def test_a_wrapper_subclass_is_directed_through_what_it_holds():
+    """Memory behind its own dispatch, as of quantized or sharded tensors: no kernel may take its address."""
+    parts = torch.randn(2, 4, 3, 3, 3, generator=torch.Generator().manual_seed(0))
+    conv = nn.Conv2d(3, 4, 3, bias=False)
+    conv.weight = nn.Parameter(TwoTensor(*(part.clone() for part in parts)))
+    conv.weight.grad = TwoTensor(*(part.clone() for part in parts))
+    optimizer = sgd(conv)
+    attach(optimizer, conv, METRIC)
+    optimizer.step()
+    for got, part in zip((conv.weight.grad.a, conv.weight.grad.b), parts, strict=True):
+        torch.testing.assert_close(got, channel_directed(part, METRIC))
 
 
 def test_a_tensor_subclass_is_directed_like_its_base():

@@ -4,12 +4,14 @@ import copy
 import io
 import pickle
 import re
+import sys
 
 import pytest
 import torch
 from optimizer_catalogue import IMAGES, LABELS, METRIC, direct_by_hand, network
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cdgrad import attach
 
@@ -164,6 +166,61 @@ def test_gradient_scaler_with_an_overflow(options, order):
         assert scaler.get_scale() == 2.0**7
     assert_equal(attached, manual)
     assert not torch.equal(attached[0].weight, plain[0].weight)
+
+
+@pytest.mark.parametrize("foreach", [False, True])
+@pytest.mark.parametrize("rescale", ["none", "norm"])
+def test_capturable_steps_read_nothing_back(foreach, rescale, monkeypatch):
+    """A CUDA graph cannot hold a value that the host reads. Torch allows capturable steps on accelerators
+    alone; their arithmetic runs on a CPU, too.
+    """
+    monkeypatch.setattr(
+        sys.modules["torch.optim.adam"], "_get_capturable_supported_devices", lambda **_: ["cpu"]
+    )
+    attached, manual = network(), network()
+    optimizer, manual_optimizer = (
+        adam(model, capturable=True, foreach=foreach) for model in (attached, manual)
+    )
+    attach(optimizer, attached, METRIC, rescale=rescale, backend="eager")
+    for _ in range(3):
+        loss_of(attached).backward()
+        loss_of(manual).backward()
+        with NoReadBack():
+            optimizer.step()
+        norms = {p: p.grad.double().norm() for p in manual.parameters() if p.ndim == 4}
+        direct_by_hand(manual)
+        if rescale == "norm":
+            for p, norm in norms.items():
+                p.grad.mul_(norm / p.grad.double().norm())
+        manual_optimizer.step()
+        for a, b in zip(attached.parameters(), manual.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+        optimizer.zero_grad()
+        manual_optimizer.zero_grad()
+    with pytest.raises(AssertionError, match="read back"), NoReadBack():
+        attached[0].weight.norm().item()
+
+
+class NoReadBack(TorchDispatchMode):
+    """Fails where a value, or a size that depends on values, would come back to the host."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.__name__.split(".")[0] not in ("_local_scalar_dense", "nonzero", "equal"), "read back"
+        return func(*args, **(kwargs or {}))
+
+
+def test_schedulers_made_before_attaching():
+    """They replace the optimizer's step by one of their own."""
+    attached, manual = network(), network()
+    for model in (attached, manual):
+        optimizer = adam(model)
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+        if model is attached:
+            attach(optimizer, model, METRIC)
+        for _ in range(3):
+            train(model, optimizer, 1, lambda model=model: direct_by_hand(model) if model is manual else None)
+            scheduler.step()
+    assert_equal(attached, manual)
 
 
 def test_parameters_of_the_model_added_later_are_directed_from_then_on():

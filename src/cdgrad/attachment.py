@@ -164,10 +164,13 @@ class Attachment:
         the closure.
 
         Raises:
-            RuntimeError: the attachment was removed.
+            RuntimeError: the handle was removed, or is a copy of one.
         """
         if not self._hooks:
-            raise RuntimeError("this attachment was removed from its optimizer; call cdgrad.attach again")
+            raise RuntimeError(
+                "this handle is not attached: it was removed, or is a copy; call cdgrad.attach again, with "
+                "**handle.options for the same"
+            )
         self._directed.clear()
         self._direct()
 
@@ -193,10 +196,15 @@ class Attachment:
             for param in self._new()
         ]
         shown = Selection(tuple(targets), (*idle, *self.selection.skipped, *new))
+        state = "" if self.enabled else ", not enabled"
         return (
             f"{self._metric} along {self._options['direction']}, rescale {self._options['rescale']}, "
-            f"on {type(self.optimizer).__name__}\n\n{shown}"
+            f"on {type(self.optimizer).__name__}{state if self._hooks else ', not attached'}\n\n{shown}"
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or what was pickled, is not attached: a copied optimizer has none of the hooks."""
+        return {**self.__dict__, "_hooks": [], "_directed": {}, "_stepping": False}
 
     # A compiled step leaves its graph for the hooks: they depend on what was directed when, and on settings
     # of the handle. torch.compiler.disable would load the compiler on import; this is how torch.optim does.

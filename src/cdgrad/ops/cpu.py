@@ -57,6 +57,8 @@ def refusal(grad: Tensor, metric: Metric, dim: int, groups: int) -> str | None:
         return f"the fused CPU kernels cannot reach a tensor on {grad.device.type}"
     if type(grad) is not Tensor and type(grad) is not torch.nn.Parameter:
         return f"a {type(grad).__name__} may not be plain memory"
+    if torch._C._functorch.is_functorch_wrapped_tensor(grad):  # pyright: ignore
+        return "under torch.func's transforms a tensor has no memory of its own"
     if grad.layout is not torch.strided or grad.is_neg():
         return "sparse, packed and lazily negated tensors are not plain memory"
     if grad.dtype not in _STORED:
