@@ -196,6 +196,7 @@ class _Head:
         title: of the report; the file's name unless given.
         evaluate: which part the reported error is of; with ``"validation"`` no test image is ever read.
         workers: how many runs at once.
+        out: folder of the records, unless the command names one; runs/NAME unless given.
         entry: your own training code, in place of the tables `task`, `model`, `schedule`, `optimizer`.
     """
 
