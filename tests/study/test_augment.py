@@ -92,5 +92,6 @@ def test_cutout_covers_a_square_around_a_uniform_pixel():
         # A square of 8 around pixel c covers c - 4 to c + 3: 4 pixels at the near border, 5 at the far one.
         lengths = sides.sum(1).bincount(minlength=9)
         assert lengths.nonzero().flatten().tolist() == [4, 5, 6, 7, 8]
+        assert sides[sides.sum(1) == 4][:, 0].all(), "only the near border leaves 4"
         share = lengths[8].item() / len(images)
         assert share == pytest.approx(9 / 16, abs=0.035)

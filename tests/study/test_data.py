@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from cdgrad.study import StudyError, data
+from cdgrad.study.data.parts import channel_statistics
 from cdgrad.study.spec import Task
 
 
@@ -33,3 +34,30 @@ def test_images_are_normalized_by_the_training_part_alone():
 def test_parts_that_leave_nothing_to_test_on_are_refused():
     with pytest.raises(StudyError, match=r"fake has 400 images: .* = 400 leaves none"):
         data.load(Task("fake", 300, 100), seed=0)
+
+
+def test_a_part_shares_its_pixels_here_and_takes_its_own_to_another_device():
+    part = data.load(Task("fake", 100, 50), seed=0).validation
+    here = part.to(torch.device("cpu"))
+    assert here.pixels is part.pixels
+    there = part.to(torch.device("meta"))
+    assert (there.device.type, len(there), len(there.pixels)) == ("meta", 50, 50)
+    assert there.images(slice(8)).shape == (8, 1, 8, 8)
+
+
+def test_batches_are_rows_of_the_part_in_the_wanted_layout():
+    part = data.load(Task("fake", 100, 50), seed=0).validation
+    rows = torch.tensor([7, 0, 7])
+    assert torch.equal(part.images(rows), part.images()[rows])
+    colored = data.Part(part.pixels.expand(-1, 3, -1, -1), part.rows, part.labels, part.mean, part.std)
+    last = colored.to(torch.device("cpu"), torch.channels_last).images(rows)
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(last, colored.images(rows))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_channel_without_contrast_stays_finite(dtype):
+    pixels = torch.stack([torch.full((4, 2, 2), 7), torch.arange(16).view(4, 2, 2)], 1).to(dtype)
+    mean, std = channel_statistics(pixels, [0, 1, 2, 3])
+    assert mean.flatten().tolist() == [7, 7.5]
+    assert std.flatten().tolist() == pytest.approx([1, torch.arange(16.0).std().item()])

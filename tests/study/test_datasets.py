@@ -175,9 +175,9 @@ def test_columns_are_found_or_named(tmp_path):
 
 
 def test_words_are_classes_in_sorted_order(tmp_path):
-    folder = parquet(tmp_path / "set", classes=None, labels=["no", "yes", "no"], train=pictures(3, 0))
+    folder = parquet(tmp_path / "set", classes=None, labels=["yes", "no", "yes"], train=pictures(3, 0))
     found = hub.load(Task(folder, 1, 1))
-    assert (found.train.labels.tolist(), found.classes) == ([0, 1, 0], 2)
+    assert (found.train.labels.tolist(), found.classes) == ([1, 0, 1], 2)
 
 
 def test_gray_images_have_one_channel_unless_some_are_in_color(tmp_path):
