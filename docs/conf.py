@@ -42,7 +42,11 @@ suppress_warnings = ["myst.header"]  # the API pages begin with an object, not w
 default_role = "py:obj"
 nitpick_ignore_regex = [
     ("py:obj", r"[a-z_]+"),  # an argument
-    ("py:.*", r"(torch|numpy|scipy|jax|optax|collections)\..*"),  # their inventories are not at hand offline
+    ("py:exc", "StudyError"),  # as its module's own docstrings call it
+    (
+        "py:.*",
+        r"(torch|numpy|scipy|jax|optax|collections|pathlib)\..*",
+    ),  # their inventories are not at hand offline
 ]
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
@@ -51,6 +55,8 @@ maximum_signature_line_length = 88
 napoleon_use_ivar = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+
+smartquotes = False  # quotes are often a part of what is quoted
 
 html_theme = "furo"
 html_title = "cdgrad"

@@ -118,6 +118,8 @@ def test_the_numbers_of_the_quickstart_are_those_of_its_runs():
         f"{found.mean:+.2f} points of error (95 % interval {low:+.2f} to {high:+.2f}, p = {found.p:.2g})"
     )
     assert sentence in " ".join((ROOT / "README.md").read_text().split())
+    result = f"{found.mean:+.2f} ({sentence.partition('(')[2]}"
+    assert f"| {result} | no difference is shown |" in (ROOT / "docs/card.md").read_text()
 
     start = " ".join((ROOT / "docs/start.md").read_text().split())
     for arm, values in errors.items():

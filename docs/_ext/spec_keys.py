@@ -9,6 +9,7 @@ import math
 import re
 from dataclasses import MISSING, Field, fields
 from importlib import import_module
+from itertools import groupby
 from typing import ClassVar, get_type_hints
 
 from docutils import nodes
@@ -29,18 +30,21 @@ class SpecKeys(SphinxDirective):
         self.env.note_dependency(str(import_module(module).__file__))
         meanings, kinds = described(cls.__doc__), get_type_hints(cls)
         listing = nodes.definition_list(classes=["spec-keys"])
-        for about in fields(cls):
-            if about.name not in meanings:
-                raise self.error(f"the docstring of {name} has no words for {about.name}")
-            shown = "..." if about.name == "arguments" else about.name
-            key = f"{self.arguments[1]}.{shown}".removeprefix("-.")
-            term = nodes.term("", "", nodes.literal("", key))
-            if about.name != "arguments":
-                term += nodes.Text(f" {allowed(about, kinds[about.name])}; {default(about)}")
+        if wordless := [about.name for about in fields(cls) if about.name not in meanings]:
+            raise self.error(f"the docstring of {name} has no words for {wordless[0]}")
+        # Keys that share their words share an entry.
+        for words, group in groupby(fields(cls), lambda about: meanings[about.name]):
+            terms = [self._term(about, kinds[about.name]) for about in group]
             meaning = nodes.definition()
-            self.state.nested_parse(StringList([meanings[about.name]]), 0, meaning)
-            listing += nodes.definition_list_item("", term, meaning)
+            self.state.nested_parse(StringList([words]), 0, meaning)
+            listing += nodes.definition_list_item("", *terms, meaning)
         return [listing]
+
+    def _term(self, about: Field, kind: type) -> nodes.term:
+        free = about.name == "arguments"
+        key = f"{self.arguments[1]}.{'KEY' if free else about.name}".removeprefix("-.")
+        rules = "any other key" if free else f"{allowed(about, kind)}; {default(about)}"
+        return nodes.term("", "", nodes.literal("", key), nodes.Text(f" {rules}"))
 
 
 def described(docstring: str) -> dict[str, str]:
