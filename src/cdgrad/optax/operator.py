@@ -72,7 +72,7 @@ def with_lam(metric: Metric | str, lam: ArrayLike | None) -> tuple[Metric, Array
     metric = as_metric(metric)
     if isinstance(metric, L2):
         if lam is not None:
-            raise ValueError(f"lam={lam!r} was given for the metric {metric}, which has none")
+            raise ValueError(f"lam={lam!r} was given for the metric {metric}, which has none; leave lam out")
         return metric, 1.0
     fixed = cast(ReweightedL2 | Sobolev | MeanSobolev, metric)
     if lam is None:

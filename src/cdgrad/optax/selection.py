@@ -217,7 +217,7 @@ def _target(
     if groups < 1 or n % groups:
         raise ValueError(
             f"groups must be a positive divisor of the channel axis: got groups={groups} for {n} channels, "
-            f"axis {axis} of {name} of shape {shape}"
+            f"axis {axis} of {name} of shape {shape}; give its own count in groups={{{name!r}: count}}"
         )
     if n == groups:
         return Skipped(name, f"one channel{' per group' if groups > 1 else ''}: nothing to smooth")

@@ -147,7 +147,9 @@ def join(kind: Literal["ddp", "fsdp2"] | None, device: str) -> Generator[Ranks]:
         # gloo has no class of its own for this.
         if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
             line = str(error).splitlines()[0]
-            raise StudyError(f"rank {rank} lost the others, and the run ends here: {line}") from error
+            raise StudyError(
+                f"rank {rank} lost the others and ends ({line}); see which failed first, then start all again"
+            ) from error
         raise
     # Not after an error: the others may wait in a collective, and only the end of this process ends it.
     dist.destroy_process_group()
