@@ -56,7 +56,7 @@ napoleon_use_ivar = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
-smartquotes = False  # quotes are often a part of what is quoted
+smartquotes_action = "D"  # dashes, not quotes, which are often a part of what is quoted
 
 html_theme = "furo"
 html_title = "cdgrad"

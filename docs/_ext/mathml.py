@@ -35,7 +35,7 @@ def _mathml(node: nodes.Element, *, as_block: bool) -> str:
     source = node.astext()
     try:
         if re.search(r"frac\d\d", source):
-            raise MathError(r"\\frac needs braces: docutils reads 12 as one number")
+            raise MathError(r"\frac needs braces: docutils reads 12 as one number")
         markup = tex2mathml(source, as_block=as_block)
     except MathError as error:
         logger.warning("%s in the formula %r", error, source, location=node)
