@@ -18,8 +18,9 @@ def example(request, tmp_path_factory):
     """The names that a page's code leaves behind."""
     namespace = {"__name__": request.param}
     with contextlib.chdir(tmp_path_factory.mktemp("example")):
-        for block in blocks(ROOT / "docs" / f"{request.param}.md", "python"):
-            exec(compile(block, request.param, "exec"), namespace)
+        for block in blocks(ROOT / "docs" / f"{request.param}.md"):
+            assert block.language == "python"
+            exec(compile(block.code, request.param, "exec"), namespace)
     return SimpleNamespace(**namespace)
 
 
