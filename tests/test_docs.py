@@ -47,7 +47,9 @@ def test_every_block_runs_in_order(document, tmp_path, monkeypatch):
         if re.fullmatch(r"not run: \S.*", mark):
             continue
         if mark.startswith("file: "):
-            Path(mark.removeprefix("file: ")).write_text(code)
+            name = mark.removeprefix("file: ")
+            assert f"`{name}`:\n\n<!-- {mark} -->" in document.read_text(), f"the reader must see {name}, too"
+            Path(name).write_text(code)
         elif language == "python":
             with redirect_stdout(io.StringIO()) as output:
                 exec(compile(code, document.name, "exec"), namespace)
