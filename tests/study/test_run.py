@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from cdgrad.study import StudyError, train, workers
+from cdgrad.study import StudyError, local_engine, train, workers
 from cdgrad.study.environment import environment
 from cdgrad.study.local_engine import run_all
 from cdgrad.study.plan import Plan
@@ -95,6 +95,18 @@ def test_a_run_that_kills_its_process_costs_that_run_alone(tiny, tmp_path, monke
     runs = [event.run for event in run_all(jobs, 1) if isinstance(event, RunDone)]
     assert [(run.arm, run.status) for run in runs] == [("dead", "failed"), ("sgd", "ok")]
     assert "killed by signal 9" in runs[0].message
+
+
+def test_no_run_is_lost_where_workers_die_at_the_same_time(tiny, monkeypatch):
+    monkeypatch.setattr(local_engine, "_serve", print)  # a worker that ends at once
+    jobs = [Job("", "sgd", None, seed, tiny.setting("", "sgd")) for seed in range(16)]
+    expected = {job.key for job in jobs}
+    runs = [event.run for event in run_all(jobs, 2)]
+    assert {run.key for run in runs} == expected
+    assert len(runs) == 16
+    assert {(run.status, run.message) for run in runs} == {
+        ("failed", "the worker ended in mid-run: exit status 0")
+    }
 
 
 def test_what_a_run_raises_is_recorded_in_a_line(tiny):

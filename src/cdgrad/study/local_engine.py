@@ -45,7 +45,8 @@ def run_all(
                 if not jobs:
                     break
                 worker = pool.get(index)
-                if worker is None or not worker.alive:
+                # A dead worker with a job is still to be heard of: `receive` tells what became of it.
+                if worker is None or (worker.job is None and not worker.alive):
                     worker = pool[index] = _Worker(gpu_of(index, gpus), checkpoints)
                 if worker.job is None:
                     worker.take(jobs.pop(0))
