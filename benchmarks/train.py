@@ -6,7 +6,9 @@ in advance, the loss summed and nothing else measured. `cdgrad.study.train` also
 errors, sets the learning rate, normalizes every batch, and measures weight norm and agreement once an
 epoch. Counted are the training images of all epochs but the first over the time from the end of the
 first epoch to the end of the last: building and loading are not in it, all else is. The loops take
-turns; the rate of each is the median over the rounds, and so is the ratio of the two of a round.
+turns; the rate of each is the median over the rounds, and so is the ratio of the two of a round. On a
+CPU, where both have one thread, the ratio is also of the processor's time, which what else runs on the
+machine disturbs less.
 Writes results/train.json, or results/train-gpu.json, beside this file.
 """
 
@@ -114,30 +116,40 @@ def study(setting, on_epoch, device):
     train(setting, 0, on_epoch, device=device)
 
 
-def rate(loop, setting, device):
-    """Training images per second, from the end of the first epoch to the end of the last."""
+def rates(loop, setting, device):
+    """Training images per second, and per second of this process on the CPU, after the first epoch."""
     ends = []
-    loop(setting, lambda epoch, measured: ends.append(time.perf_counter()), device)
-    return setting.task.train * (len(ends) - 1) / (ends[-1] - ends[0])
+    loop(setting, lambda *_: ends.append((time.perf_counter(), time.process_time())), device)
+    images = setting.task.train * (len(ends) - 1)
+    return tuple(images / (last - first) for first, last in zip(ends[0], ends[-1], strict=True))
 
 
 def row(case, arm, setting, device, rounds):
-    bares, studies = [], []
-    rate(bare, setting, device), rate(study, setting, device)  # the first of each pays for what is cached
+    measured = {bare: [], study: []}
+    for loop in measured:
+        rates(loop, setting, device)  # the first of each pays for what is cached
     for turn in range(rounds):
-        pair = [(bare, bares), (study, studies)]
-        for loop, rates in pair if turn % 2 else pair[::-1]:
-            rates.append(rate(loop, setting, device))
-    ratios = [s / b for s, b in zip(studies, bares, strict=True)]
+        for loop in list(measured)[:: 1 if turn % 2 else -1]:
+            measured[loop].append(rates(loop, setting, device))
+    ratios = [
+        [s / b for s, b in zip(*pair, strict=True)]
+        for pair in zip(measured[study], measured[bare], strict=True)
+    ]
+    wall, processor = (sorted(ratio) for ratio in zip(*ratios, strict=True))
     found = {
         "case": case,
         "arm": arm,
-        "bare_images_per_second": round(statistics.median(bares), 1),
-        "study_images_per_second": round(statistics.median(studies), 1),
-        "ratio": round(statistics.median(ratios), 4),
-        "ratios": [round(r, 4) for r in sorted(ratios)],
+        "bare_images_per_second": round(statistics.median(r for r, _ in measured[bare]), 1),
+        "study_images_per_second": round(statistics.median(r for r, _ in measured[study]), 1),
+        "ratio": round(statistics.median(wall), 4),
+        "ratios": [round(r, 4) for r in wall],
     }
-    print(f"{case}, {arm}: {found['ratio']:.3f} ({min(ratios):.3f} to {max(ratios):.3f})", flush=True)
+    if device == "cpu":
+        found |= {
+            "processor_ratio": round(statistics.median(processor), 4),
+            "processor_ratios": [round(r, 4) for r in processor],
+        }
+    print(json.dumps(found), flush=True)
     return found
 
 

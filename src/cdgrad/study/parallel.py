@@ -80,6 +80,8 @@ class Ranks:
 
         Every rank must take part in every step, so one without a share gets an image that does not count.
         """
+        if self.size == 1:
+            return images, labels, len(labels)
         low, high = (len(labels) * rank // self.size for rank in (self.rank, self.rank + 1))
         part = slice(low, high) if low < high else slice(0, 1)
         return images[part], labels[part], high - low

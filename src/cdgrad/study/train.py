@@ -158,9 +158,9 @@ class _Run:
                     loss = cross_entropy(logits, labels, label_smoothing=schedule.label_smoothing)
                 # The mean over the batch of all ranks, whose gradients the backward pass averages.
                 weight = self.ranks.size * count / len(rows)
-                (loss * weight).backward()  # pyright: ignore[reportUnknownMemberType]
+                (loss if weight == 1 else loss * weight).backward()  # pyright: ignore[reportUnknownMemberType]
                 loss_sum += loss.detach() * count
-                wrong += _mistakes(logits.detach()[:count], labels[:count])
+                wrong += _mistakes(logits.detach(), labels, count)
             if index == steps - 1:
                 compared = direct_and_compare(self.handle)
             elif self.handle is not None and schedule.clip:
@@ -223,7 +223,10 @@ class _Run:
         rows = rows.to(self.device)
         images = datasets.augment(self.training.images(rows), self.augment, self.changes)
         labels, parts = self.training.labels[rows], self.schedule.accumulate
-        yield from zip(images.chunk(parts), labels.chunk(parts), strict=True)
+        if parts == 1:
+            yield images, labels
+        else:
+            yield from zip(images.chunk(parts), labels.chunk(parts), strict=True)
 
     def _error(self, part: datasets.Part) -> float:
         with self._precision():
@@ -277,10 +280,12 @@ def error_percent(model: nn.Module, part: datasets.Part) -> float:
 _AT_ONCE = 1000  # images to evaluate: what a ResNet keeps of them fits in memory
 
 
-def _mistakes(logits: Tensor, labels: Tensor) -> Tensor:
-    """Wrong answers; a diverged network's non-finite outputs are no answers, and so wrong."""
-    right = (logits.argmax(1) == labels) & logits.isfinite().all(1)
-    return len(labels) - right.sum()
+def _mistakes(logits: Tensor, labels: Tensor, count: int | None = None) -> Tensor:
+    """Wrong answers among the first `count`; a diverged network's non-finite outputs are wrong ones."""
+    if count is not None and count < len(labels):
+        logits, labels = logits[:count], labels[:count]
+    highest, answers = logits.max(1)  # nan counts as the highest
+    return len(labels) - ((answers == labels) & (highest.abs() < math.inf)).sum()
 
 
 def _convolution_norm(model: nn.Module) -> float:
