@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: quickstart test lint docs clean
+.PHONY: quickstart test lint docs evidence clean
 
 quickstart: $(VENV)/.study
 	$(BIN)/cdgrad study quickstart --out runs/quickstart
@@ -20,6 +20,9 @@ lint: $(VENV)/.dev
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
+
+evidence: $(VENV)/.dev
+	$(BIN)/python -m evidence.build
 
 clean:
 	rm -rf $(VENV) docs/_build .pytest_cache .ruff_cache .hypothesis

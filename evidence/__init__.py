@@ -1,0 +1,1 @@
+"""Tables, figures and the page of the evidence, from the committed records alone."""

@@ -1,0 +1,127 @@
+"""The main section: three metrics, tuned, over networks and optimizers; and what the learning rate does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from cdgrad.study import stats
+from cdgrad.study.plots import Drawing
+from evidence import figures, tables
+from evidence.records import CLAIMS, RATES, Row, average, baselines, rows, studies
+
+METHODS = {"reweighted": "re-weighted", "sobolev": "Sobolev", "mean-sobolev": "mean-weighted Sobolev"}
+STRENGTHS = ("reweighted", "sobolev")  # some lam is the ordinary gradient: compared at equal rates
+FIXED = {"reweighted-fixed": "re-weighted, lam = 3", "sobolev-fixed": "Sobolev, lam = 0.01"}
+
+
+def section() -> tuple[dict[str, str], list[Drawing]]:
+    """Three metrics over networks and optimizers; and what the learning rate has to do with it."""
+    found = studies(CLAIMS)
+    table, base = rows(found, METHODS), baselines(found)
+    averages = {arm: average(table, arm) for arm in METHODS}
+    controls = at_equal_rates([row for row in table if row.arm in STRENGTHS])
+    _still_says_no(averages.values(), controls)
+    fixed = rows(found, FIXED)
+    spec, budgets = found[0].spec, [study.spec.tuning for study in found if study.spec.tuning]
+    parts = {
+        "claims_cells": str(len(base)),
+        "mean_cells": str(sum(row.arm == "mean-sobolev" for row in table)),
+        "claims_seeds": str(len(spec.seeds)),
+        "claims_trials": " or ".join(str(t) for t in sorted({budget.trials for budget in budgets})),
+        "claims_trial_seeds": " or ".join(str(t) for t in sorted({len(budget.seeds) for budget in budgets})),
+        "claims_table": tables.matrix(table, base, METHODS),
+        "claims_averages": _averages(table),
+        **{f"average_{arm.replace('-', '_')}": tables.difference(c) for arm, c in averages.items()},
+        "rates_shown": str(sum(control.differs for control in controls)),
+        "rates_count": str(len(controls)),
+        "rates_table": _rates_table(controls),
+        "fixed_count": str(len(fixed)),
+        "fixed_better": str(sum(row.differs and row.comparison.mean < 0 for row in fixed)),
+        "fixed_worse": str(sum(row.differs and row.comparison.mean > 0 for row in fixed)),
+        "fixed_table": tables.matrix(fixed, base, FIXED),
+    }
+    return parts, [figures.forest("claims", table, METHODS, {cell: tables.cell_name(cell) for cell in base})]
+
+
+class Control(NamedTuple):
+    """A tuned arm, the baseline's errors at the arm's own rate, and the comparison of the two."""
+
+    row: Row
+    errors: list[float]
+    comparison: stats.Comparison
+    differs: bool
+
+
+def at_equal_rates(table: Sequence[Row]) -> list[Control]:
+    """Those tuned arms whose rate the baseline was run at, too; corrected over all of them."""
+    at_rate = {
+        (cell.rpartition("-")[0], setting.optimizer.lr): study.errors(cell, "none")
+        for study in studies(RATES)
+        for cell in study.spec.cells
+        if (setting := study.spec.setting(cell, "none")).optimizer
+    }
+    found = [
+        (row, errors, stats.compare(row.errors, errors))
+        for row in table
+        if (errors := at_rate.get((row.cell, row.chosen["optimizer.lr"])))
+    ]
+    adjusted = stats.holm([c.p for *_, c in found])
+    return [
+        Control(row, errors, c, p < 1 - stats.LEVEL and not c.interval.low <= 0 <= c.interval.high)
+        for (row, errors, c), p in zip(found, adjusted, strict=True)
+    ]
+
+
+def _still_says_no(averages: Iterable[stats.Comparison], controls: Iterable[Control]) -> None:
+    """The page's answer holds for such results alone.
+
+    Raises:
+        ValueError: a metric made fewer errors, on average or at equal rates.
+    """
+    if any(c.interval.high < 0 for c in averages) or any(
+        c.differs and c.comparison.mean < 0 for c in controls
+    ):
+        raise ValueError("a metric made fewer errors: evidence/page.md must say something else")
+
+
+def _averages(table: Sequence[Row]) -> str:
+    """A metric a row: its mean over the cells, with the seeds and with the cells as the sample."""
+    lines: list[list[str]] = []
+    for arm, name in METHODS.items():
+        own = [row for row in table if row.arm == arm]
+        means, c = [row.comparison.mean for row in own], average(table, arm)
+        lines.append(
+            [
+                name,
+                str(len(own)),
+                tables.difference(c),
+                tables.number(stats.detectable_difference(c.pairs, c.sd)),
+                tables.plus_minus(c.mean, stats.mean_interval(means)),
+                tables.number(stats.detectable_difference(len(means), stats.spread(means))),
+                str(sum(row.differs and row.comparison.mean < 0 for row in own)),
+                str(sum(row.differs and row.comparison.mean > 0 for row in own)),
+            ]
+        )
+    head = ["metric", "cells", "mean ± over the seeds", "could see", "mean ± over the cells", "could see"]
+    return tables.markdown([*head, "fewer errors in", "more in"], lines, right=1)
+
+
+def _rates_table(controls: Iterable[Control]) -> str:
+    lines = [
+        [
+            tables.cell_name(row.cell),
+            METHODS[row.arm],
+            tables.chosen(row.chosen),
+            tables.number(float(np.mean(errors))),
+            tables.difference(row.comparison, row.differs),
+            tables.difference(c, differs),
+            tables.number(stats.detectable_difference(c.pairs, c.sd)),
+        ]
+        for row, errors, c, differs in controls
+    ]
+    head = ["network and optimizer", "arm", "chosen", "baseline at the arm's rate, %"]
+    head += ["against the tuned baseline", "against the baseline at the arm's rate", "could see"]
+    return tables.markdown(head, lines, right=3)

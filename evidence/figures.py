@@ -1,0 +1,155 @@
+"""The page's figures. Colors are Okabe and Ito's; series differ in marker or dash, too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from cdgrad.study import stats
+from cdgrad.study.plots import Drawing
+from evidence import mechanism
+from evidence.mechanism import Array, Curve
+from evidence.records import Row
+
+BLACK, ORANGE, BLUE, GREEN = "#000000", "#E69F00", "#0072B2", "#009E73"
+
+
+def forest(name: str, table: Sequence[Row], arms: Mapping[str, str], labels: Mapping[str, str]) -> Drawing:
+    """A panel an arm, a row a cell: every seed's difference, the mean and its 95 % interval."""
+    cells = list(dict.fromkeys(row.cell for row in table))
+    figure, panels = _panels(len(arms), height=1.1 + 0.3 * len(cells), sharey=True)
+    for axes, (arm, title) in zip(panels, arms.items(), strict=True):
+        shown = {row.cell: row for row in table if row.arm == arm}
+        for y, cell in enumerate(cells):
+            if cell in shown:
+                _row(axes, y, shown[cell].comparison, BLUE if shown[cell].differs else BLACK)
+        axes.set_title(title, fontsize=10)
+        _finish(axes, len(cells), [labels.get(cell, cell) for cell in cells])
+    figure.supxlabel("error minus the baseline's on the same seed, points", fontsize=9)
+    return Drawing(name, figure, "", "")
+
+
+def one_forest(name: str, table: Sequence[Row], labels: Mapping[str, str]) -> Drawing:
+    """A row an arm, in one panel."""
+    figure, (axes,) = _panels(1, height=1.1 + 0.32 * len(table), sharey=True)
+    for y, row in enumerate(table):
+        _row(axes, y, row.comparison, BLUE if row.differs else BLACK)
+    _finish(axes, len(table), [labels.get(row.arm, row.arm) for row in table])
+    axes.set_xlabel("error minus the baseline's on the same seed, points", fontsize=9)
+    return Drawing(name, figure, "", "")
+
+
+def rates(
+    name: str, errors: Mapping[float, Sequence[float]], tuned: tuple[float, Sequence[float]]
+) -> Drawing:
+    """Mean test error of the baseline at fixed learning rates, and at the tuned one."""
+    figure, (axes,) = _panels(1, height=2.8, sharey=True)
+    rate = np.array(list(errors))
+    ends = np.array([stats.mean_interval(values) for values in errors.values()])
+    mean = np.array([np.mean(values) for values in errors.values()])
+    axes.errorbar(rate, mean, [mean - ends[:, 0], ends[:, 1] - mean], color=BLACK, marker="o", markersize=4)
+    low, high = stats.mean_interval(tuned[1])
+    middle = float(np.mean(tuned[1]))
+    axes.errorbar([tuned[0]], [middle], [[middle - low], [high - middle]], color=ORANGE, marker="s")
+    axes.annotate("tuned", (tuned[0], high), ha="center", va="bottom", color=ORANGE, fontsize=9)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(FixedLocator([0.02, 0.05, 0.1, 0.2, 0.5, 1]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("learning rate", fontsize=9)
+    axes.set_ylabel("test error, %", fontsize=9)
+    return Drawing(name, figure, "", "")
+
+
+def spectra(name: str, curves: Mapping[str, Mapping[str, Curve]]) -> Drawing:
+    """A panel a cell: signal over noise by mode along the channel, relative to its mean over k > 0."""
+    figure, panels = _panels(len(curves), height=3.0, sharey=True)
+    looks = [(BLACK, "o", "-"), (ORANGE, "s", "--"), (BLUE, "^", "-.")]
+    for axes, (title, lines) in zip(panels, curves.items(), strict=True):
+        axes.axhline(1, color="0.8", linewidth=1)
+        for (label, curve), (color, marker, dash) in zip(lines.items(), looks, strict=False):
+            low, high = curve.interval
+            axes.fill_between(curve.position[1:], low[1:], high[1:], color=color, alpha=0.15, linewidth=0)
+            axes.plot(
+                curve.position[1:], curve.ratio[1:], dash, color=color, marker=marker, label=label, ms=4
+            )
+        mean = next(iter(lines.values()))  # the mean mode is the same in every order
+        ends = [[mean.ratio[0] - mean.interval[0, 0]], [mean.interval[1, 0] - mean.ratio[0]]]
+        axes.errorbar([-0.06], [mean.ratio[0]], ends, color=GREEN, marker="D", markersize=4)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel("mode k / n", fontsize=9)
+        axes.set_ylim(0, 2)
+        axes.set_xticks([-0.06, 0.25, 0.5, 0.75, 1], ["mean", "0.25", "0.5", "0.75", "1"])
+    panels[0].set_ylabel("signal over noise, relative", fontsize=9)
+    panels[0].legend(frameon=False, fontsize=8)
+    return Drawing(name, figure, "", "")
+
+
+def training(
+    name: str, layers: dict[str, Array], cells: Mapping[str, str], arms: Mapping[str, str]
+) -> Drawing:
+    """Along training: the weights' roughness along the channel, and n times the mean's share."""
+    figure = _figure(height=4.6)
+    panels = figure.subplots(2, len(cells), sharey="row", squeeze=False)
+    looks = [(BLACK, "o", "-"), (ORANGE, "s", "--"), (BLUE, "^", "-.")]
+    layers = layers | {"share": layers["weight_mean_share"] * layers["channels"]}
+    for column, (cell, title) in enumerate(cells.items()):
+        known = np.unique(layers["arm"][layers["cell"] == cell])
+        for (arm, label), (color, marker, dash) in zip(arms.items(), looks, strict=True):
+            if arm not in known:
+                continue
+            for axes, key in zip(panels[:, column], ("weight_roughness", "share"), strict=True):
+                epochs, mean, (low, high) = mechanism.along_training(
+                    layers, key, cell=cell, arm=arm, order="index"
+                )
+                axes.fill_between(epochs, low, high, color=color, alpha=0.15, linewidth=0)
+                axes.plot(epochs, mean, dash, color=color, marker=marker, markersize=4, label=label)
+        panels[0, column].set_title(title, fontsize=10)
+        panels[1, column].set_xlabel("epoch", fontsize=9)
+        panels[1, column].xaxis.set_major_locator(MaxNLocator(integer=True))
+        panels[0, column].tick_params(labelbottom=False)
+        for axes in panels[:, column]:
+            axes.axhline(1, color="0.8", linewidth=1, zorder=0)
+            axes.spines[["top", "right"]].set_visible(False)
+    panels[0, 0].set_ylabel("roughness (white noise: 1)", fontsize=9)
+    panels[1, 0].set_ylabel("mean mode's share, times n", fontsize=9)
+    panels[0, 0].legend(frameon=False, fontsize=8)
+    return Drawing(name, figure, "", "")
+
+
+def _row(axes: Any, y: int, comparison: stats.Comparison, color: str) -> None:
+    random = np.random.default_rng(y)  # a little height, so that equal seeds are seen
+    heights = y + random.uniform(-0.28, 0.28, size=comparison.pairs)
+    axes.scatter(comparison.differences, heights, s=6, color="0.6", alpha=0.5, linewidth=0)
+    axes.plot(comparison.interval, [y, y], color=color, linewidth=2.5, solid_capstyle="butt")
+    axes.plot(comparison.mean, y, marker="|", markersize=11, markeredgewidth=2, color=color)
+
+
+def _finish(axes: Any, rows: int, labels: Sequence[str]) -> None:
+    axes.axvline(0, color="0.4", linewidth=1)
+    axes.set_yticks(range(rows), labels, fontsize=9)
+    axes.set_ylim(rows - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="0.92")
+    axes.set_axisbelow(True)
+
+
+def _panels(count: int, height: float, sharey: bool) -> tuple[Any, Sequence[Any]]:
+    figure = _figure(height)
+    panels = figure.subplots(1, count, sharey=sharey, squeeze=False)[0]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    return figure, panels
+
+
+def _figure(height: float) -> Any:
+    figure: Any = Figure(figsize=(7.2, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure

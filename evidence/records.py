@@ -1,0 +1,115 @@
+"""The committed records: studies by name, and their comparisons as rows of the page's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cdgrad.study import stats
+from cdgrad.study.parquet import from_parquet
+from cdgrad.study.results import Results
+from cdgrad.study.spec import load
+
+ROOT = Path(__file__).parent.parent
+RECORDS = ROOT / "evidence" / "records"
+CLAIMS = ("claims-momentum", "claims-small-cnn", "claims-plain", "claims-resnet8")
+RATES = ("rates-momentum", "rates-attempts", "rates-small-cnn")
+OTHERS = ("controls", "cifar10-jpeg", "best-effort-sgd", "best-effort-adamw")
+
+
+@dataclass(frozen=True)
+class Row:
+    """An arm in a cell against the cell's baseline; `p` is Holm-corrected over the table."""
+
+    cell: str
+    arm: str
+    comparison: stats.Comparison
+    p: float
+    errors: list[float]
+    error: float
+    spread: float
+    chosen: dict[str, Any]
+    diverged: int
+
+    @property
+    def differs(self) -> bool:
+        """Whether a difference is shown, as `cdgrad.study.stats.verdict` has it."""
+        low, high = self.comparison.interval
+        return self.p < 1 - stats.LEVEL and (low > 0 or high < 0)
+
+    @property
+    def seen(self) -> float:
+        """The smallest true difference, in points, that these seeds would show with 80 % power."""
+        return stats.detectable_difference(self.comparison.pairs, self.comparison.sd)
+
+
+def studies(names: Iterable[str]) -> list[Results]:
+    """The studies of `names` that have records."""
+    return [
+        Results.of(load(str(ROOT / "studies" / f"{name}.toml")), from_parquet(path))
+        for name in names
+        if (path := RECORDS / f"{name}.parquet").is_file()
+    ]
+
+
+def rows(results: Iterable[Results], arms: Iterable[str] = ()) -> list[Row]:
+    """All comparisons, or those of `arms`, of several studies as one table: one correction over all."""
+    wanted = set(arms)
+    found = [
+        (study, cell, arm, compared.comparison)
+        for study in results
+        for (cell, arm), compared in study.comparisons.items()
+        if not wanted or arm in wanted
+    ]
+    adjusted = stats.holm([comparison.p for *_, comparison in found])
+    return [
+        Row(
+            cell,
+            arm,
+            comparison,
+            p,
+            errors=study.errors(cell, arm),
+            error=float(np.mean(study.errors(cell, arm))),
+            spread=stats.spread(study.errors(cell, arm)),
+            chosen=dict(study.values(cell, arm)),
+            diverged=sum(run.status == "diverged" for run in study.finished[cell, arm].values()),
+        )
+        for (study, cell, arm, comparison), p in zip(found, adjusted, strict=True)
+    ]
+
+
+def average(table: Iterable[Row], arm: str) -> stats.Comparison:
+    """The arm's difference averaged over the cells, seed by seed, as one comparison.
+
+    The cells share their seeds, so each seed gives one average, and the seeds are independent.
+    """
+    differences = np.mean([row.comparison.differences for row in table if row.arm == arm], axis=0)
+    return stats.compare(differences, np.zeros_like(differences))
+
+
+def baselines(results: Iterable[Results]) -> dict[str, tuple[float, float]]:
+    """Mean error and spread of the baseline of every cell, in percent."""
+    return {
+        cell: (
+            float(np.mean(study.errors(cell, study.spec.baseline))),
+            stats.spread(study.errors(cell, study.spec.baseline)),
+        )
+        for study in results
+        for cell in study.spec.cells
+    }
+
+
+def runs_of(results: Iterable[Results]) -> dict[str, Any]:
+    """What the studies' records add up to: runs, software, commits."""
+    runs = [run for study in results for run in study.runs]
+    keys = ("commit", "torch", "python", "processor")
+    return {
+        "runs": len(runs),
+        "failed": sum(run.status == "failed" for run in runs),
+        "diverged": sum(run.status == "diverged" for run in runs),
+        **{key: sorted({str(run.environment.get(key)) for run in runs}) for key in keys},
+    }

@@ -1,0 +1,209 @@
+"""The parts of the page: each study's tables, figures and the sentences whose numbers come from it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cdgrad.study import stats
+from cdgrad.study.plots import Drawing
+from cdgrad.study.results import Results
+from evidence import claims, figures, mechanism, tables
+from evidence.records import CLAIMS, OTHERS, RATES, baselines, rows, runs_of, studies
+
+CONTROLS = {
+    "rw-output": "re-weighted, output channel",
+    "rw-input": "re-weighted, input channel",
+    "sobolev-output": "Sobolev, output channel",
+    "sobolev-permuted": "Sobolev, output channel, random order",
+    "sobolev-input": "Sobolev, input channel",
+    "sobolev-height": "Sobolev, height",
+    "sobolev-width": "Sobolev, width",
+    "centralize": "gradient centralization",
+}
+ATTEMPTS = {
+    "wiener": "mean and deviation weighted by measured signal and noise, layer by layer",
+    "annealed-rw": "re-weighted, falling to the ordinary gradient by mid-training",
+    "annealed-sob": "Sobolev, falling to the ordinary gradient by mid-training",
+    "sorted": "Sobolev along an order of similar channels, renewed every epoch",
+    "smooth-start": "Sobolev, from initial weights smoothed along the channel",
+    "update-rw": "re-weighted, on the update instead of the gradient",
+    "update-sobolev": "Sobolev, on the update instead of the gradient",
+}
+ORDERS = {
+    "own order": ("none", "index"),
+    "similar neighbors": ("none", "similar"),
+    "own order, trained by Sobolev": ("sobolev", "index"),
+}
+OPTIMIZERS = {"best-effort-sgd": "SGD with momentum", "best-effort-adamw": "AdamW"}
+CELLS = {
+    "small-cnn-digits": "small CNN, digits",
+    "resnet8-digits": "ResNet-8, digits",
+    "resnet8-cifar10-jpeg": "ResNet-8, CIFAR-10 (JPEG)",
+}
+
+
+def all_parts() -> tuple[dict[str, str], list[Drawing]]:
+    """Everything that the two pages ask for, by name, and the figures."""
+    parts: dict[str, str] = {}
+    drawn: list[Drawing] = []
+    for section in (claims.section, axes, rates, photographs, mechanisms, attempts, ledger):
+        more, figures_of_it = section()
+        parts |= more
+        drawn += figures_of_it
+    return parts, drawn
+
+
+def axes() -> tuple[dict[str, str], list[Drawing]]:
+    """The metric along other axes, in a random order of the channels; centralization beside them."""
+    (study,) = studies(["controls"])
+    table = rows([study], CONTROLS)
+    cell = next(iter(study.spec.cells))
+    between = stats.compare(study.errors(cell, "sobolev-output"), study.errors(cell, "sobolev-permuted"))
+    parts = {
+        "axes_seeds": str(len(study.spec.seeds)),
+        "axes_rate": f"{study.values(cell, 'none')['optimizer.lr']:.2g}",
+        "axes_base": _base(study),
+        "axes_order": f"{tables.difference(between)}, p = {tables.probability(between.p)}",
+        "axes_table": tables.listing(table, CONTROLS),
+    }
+    return parts, [figures.one_forest("axes", table, CONTROLS)]
+
+
+def rates() -> tuple[dict[str, str], list[Drawing]]:
+    """The baseline of the small CNN over its learning rates, whichever study ran it."""
+    (study,) = studies(["controls"])
+    cell = next(iter(study.spec.cells))
+    errors = {
+        float(arm.removeprefix("lr-")): study.errors(cell, arm) for arm in study.spec.arms if "lr-" in arm
+    }
+    errors |= {
+        setting.optimizer.lr: other.errors(of_rate, "none")
+        for other in studies(["rates-momentum"])
+        for of_rate in other.spec.cells
+        if of_rate.startswith(cell) and (setting := other.spec.setting(of_rate, "none")).optimizer
+    }
+    tuned = (study.values(cell, "none")["optimizer.lr"], study.errors(cell, "none"))
+    means = {rate: float(np.mean(values)) for rate, values in errors.items()}
+    least, most = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+    parts = {
+        "rates_least": f"{means[least]:.2f} % at {least:.2g}",
+        "rates_most": f"{means[most]:.2f} % at {most:.2g}",
+        "rates_tuned": f"{np.mean(tuned[1]):.2f} % at {tuned[0]:.2g}",
+    }
+    return parts, [figures.rates("rates", dict(sorted(errors.items())), tuned)]
+
+
+def photographs() -> tuple[dict[str, str], list[Drawing]]:
+    """CIFAR-10 (JPEG)."""
+    (study,) = studies(["cifar10-jpeg"])
+    budget = study.spec.tuning
+    parts = {
+        "photos_seeds": str(len(study.spec.seeds)),
+        "photos_trials": str(budget.trials if budget else 0),
+        "photos_base": _base(study),
+        "photos_table": tables.listing(rows([study]), claims.METHODS),
+    }
+    return parts, []
+
+
+def mechanisms() -> tuple[dict[str, str], list[Drawing]]:
+    """Signal over noise by mode, roughness along training."""
+    modes, layers = mechanism.table("modes"), mechanism.table("layers")
+    cells = {cell: name for cell, name in CELLS.items() if cell in set(modes["cell"])}
+    curves: dict[str, dict[str, mechanism.Curve]] = {name: {} for name in cells.values()}
+    lines: list[list[str]] = []
+    for cell, name in cells.items():
+        seeds = str(len(np.unique(modes["seed"][modes["cell"] == cell])))
+        for label, (arm, order) in ORDERS.items():
+            chosen = {"cell": cell, "arm": arm, "order": order, "source": "fresh"}
+            curve = curves[name][label] = mechanism.curve(modes, **chosen)
+            value, ends = mechanism.contrast(modes, **chosen)
+            mean = f"{curve.ratio[0]:.2f} ± {(curve.interval[1, 0] - curve.interval[0, 0]) / 2:.2f}"
+            lines.append([name, label, seeds, tables.plus_minus(value, ends), mean])
+    head = ["network and data", "channels in", "seeds", "low minus high modes", "mean mode"]
+    arms = {"none": "baseline", "sobolev": "Sobolev, lam = 0.01", "reweighted": "re-weighted, lam = 3"}
+    parts = {
+        "mechanism_table": tables.markdown(head, lines, right=2),
+        "training_table": _training_table(layers, cells, arms),
+    }
+    drawn = [figures.spectra("spectra", curves), figures.training("training", layers, cells, arms)]
+    return parts, drawn
+
+
+def _training_table(layers: dict[str, mechanism.Array], cells: dict[str, str], arms: dict[str, str]) -> str:
+    """What the weights are like when training begins and ends."""
+    layers = layers | {"share": layers["weight_mean_share"] * layers["channels"]}
+    lines: list[list[str]] = []
+    for cell, name in cells.items():
+        for arm, label in arms.items():
+            if arm in layers["arm"][layers["cell"] == cell]:
+                chosen = {"cell": cell, "arm": arm, "order": "index"}
+                shown = [
+                    mechanism.along_training(layers, key, **chosen) for key in ("weight_roughness", "share")
+                ]
+                lines.append([name, label, *(f"{mean[at]:.2f}" for _, mean, _ in shown for at in (0, -1))])
+    head = ["network and data", "trained by", "roughness at first", "at last"]
+    head += ["mean mode's share times n at first", "at last"]
+    return tables.markdown(head, lines, right=2)
+
+
+def attempts() -> tuple[dict[str, str], list[Drawing]]:
+    """What was tried beyond the paper's idea."""
+    found = studies(["best-effort-sgd", "best-effort-adamw"])
+    table = rows(found)
+    better = [ATTEMPTS[row.arm] for row in table if row.differs and row.comparison.mean < 0]
+    worse = [ATTEMPTS[row.arm] for row in table if row.differs and row.comparison.mean > 0]
+    controls = claims.at_equal_rates(table)
+    lines = [
+        [
+            ATTEMPTS[control.row.arm],
+            f"{np.mean(control.errors):.2f}",
+            tables.difference(control.comparison, control.differs),
+        ]
+        for control in controls
+    ]
+    listed = [
+        f"{OPTIMIZERS[study.spec.name]}; baseline error {_base(study)}:\n\n"
+        + tables.listing([row for row in table if row.cell in study.spec.cells], ATTEMPTS)
+        for study in found
+    ]
+    budgets = sorted({study.spec.tuning.trials for study in found if study.spec.tuning})
+    parts = {
+        "attempts_seeds": " or ".join(sorted({str(len(study.spec.seeds)) for study in found})),
+        "attempts_trials": " or ".join(map(str, budgets)),
+        "attempts_better": "; ".join(better) or "none",
+        "attempts_worse": "; ".join(worse) or "none",
+        "attempts_rates": tables.markdown(
+            ["arm", "baseline at the arm's rate, %", "difference, points"], lines, right=1
+        ),
+        "attempts_rates_shown": str(sum(control.differs for control in controls)),
+        "attempts_tables": "\n\n".join(listed),
+    }
+    return parts, []
+
+
+def ledger() -> tuple[dict[str, str], list[Drawing]]:
+    """What all records add up to; and the tables of the second page."""
+    about = runs_of(studies((*CLAIMS, *RATES, *OTHERS)))
+    groups = {
+        "The metrics, tuned": rows(studies(CLAIMS), claims.METHODS),
+        "The metrics at a fixed lam and the baseline's rate": rows(studies(CLAIMS), claims.FIXED),
+        **{study.spec.title: rows([study]) for name in OTHERS for study in studies([name])},
+    }
+    listed = [f"## {title}\n\n{tables.full(table)}" for title, table in groups.items() if table]
+    parts = {
+        "ledger_runs": f"{about['runs']:,}",
+        "ledger_failed": str(about["failed"]),
+        "ledger_diverged": str(about["diverged"]),
+        "ledger_commits": ", ".join(f"`{commit[:7]}`" for commit in about["commit"]),
+        "ledger_torch": ", ".join(about["torch"]),
+        "ledger_processor": ", ".join(about["processor"]),
+        "full_tables": "\n\n".join(listed),
+    }
+    return parts, []
+
+
+def _base(study: Results) -> str:
+    """Error and spread of the baseline of a study with one cell."""
+    ((error, spread),) = baselines([study]).values()
+    return f"{error:.2f} % (spread {spread:.2f})"

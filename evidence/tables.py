@@ -1,0 +1,118 @@
+"""The page's tables in Markdown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from cdgrad.study import stats
+from evidence.records import Row
+
+SIZES = (0.1, 0.2, 0.5)  # points
+
+
+def matrix(table: Sequence[Row], base: Mapping[str, tuple[float, float]], names: Mapping[str, str]) -> str:
+    """A cell a row, an arm a column: difference and interval; bold where a difference is shown."""
+    cells = list(dict.fromkeys(row.cell for row in table))
+    found = {(row.cell, row.arm): difference(row.comparison, row.differs) for row in table}
+    head = ["network and optimizer", "baseline error (spread), %", *names.values()]
+    lines = [
+        [cell_name(cell), "{:.2f} ({:.2f})".format(*base[cell])]
+        + [found.get((cell, arm), "not run") for arm in names]
+        for cell in cells
+    ]
+    return markdown(head, lines, right=1)
+
+
+def listing(table: Sequence[Row], about: Mapping[str, str]) -> str:
+    """An arm a row: what it is, what was chosen, its error, its difference and how sure it is."""
+    head = ["arm", "chosen", "error (spread), %", "difference, points", "Holm p", "could see"]
+    lines = [
+        [
+            about[row.arm],
+            chosen(row.chosen),
+            f"{row.error:.2f} ({row.spread:.2f})",
+            difference(row.comparison, row.differs),
+            probability(row.p),
+            number(row.seen),
+        ]
+        for row in table
+    ]
+    return markdown(head, lines, right=2)
+
+
+def full(table: Sequence[Row]) -> str:
+    """Every number of every comparison."""
+    head = ["cell", "arm", "chosen", "error", "spread", "difference", "95 % t", "95 % BCa", "p", "Holm p"]
+    head += ["wins", "corr.", "seeds", "could see", *(f"for {size}" for size in SIZES), "diverged"]
+    lines = [
+        [
+            row.cell,
+            row.arm,
+            chosen(row.chosen),
+            number(row.error),
+            number(row.spread),
+            number(c.mean, "+"),
+            interval(c.interval),
+            interval(c.bootstrap),
+            probability(c.p),
+            probability(row.p),
+            f"{100 * c.wins:.0f} %",
+            number(c.correlation),
+            str(c.pairs),
+            number(row.seen),
+            *(f"{stats.required_pairs(size, c.sd):,}" for size in SIZES),
+            str(row.diverged),
+        ]
+        for row in table
+        for c in [row.comparison]
+    ]
+    return markdown(head, lines, right=3)
+
+
+def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], right: int) -> str:
+    """A table whose columns from `right` on are aligned to the right."""
+    rule = ["---" if column < right else "---:" for column in range(len(head))]
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines])
+
+
+def difference(c: stats.Comparison, differs: bool = False) -> str:
+    """Mean and half the width of its t interval; bold where a difference is shown."""
+    text = plus_minus(c.mean, c.interval)
+    return f"**{text}**" if differs else text
+
+
+def plus_minus(mean: float, ends: stats.Interval) -> str:
+    """A mean and half the width of its interval, which is symmetric."""
+    return f"{mean:+.2f}" if math.isnan(ends.low) else f"{mean:+.2f} ± {(ends.high - ends.low) / 2:.2f}"
+
+
+def interval(ends: stats.Interval) -> str:
+    """Both ends, signed."""
+    return "-" if math.isnan(ends.low) else f"{ends.low:+.2f} to {ends.high:+.2f}"
+
+
+def number(value: float, sign: str = "") -> str:
+    """Two decimals; a dash for nan."""
+    return "-" if math.isnan(value) else f"{value:{sign}.2f}"
+
+
+def probability(p: float) -> str:
+    """Three decimals, or that it is smaller."""
+    return "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def chosen(values: Mapping[str, Any]) -> str:
+    """A trial's values in words."""
+    return ", ".join(f"{key.removeprefix('optimizer.')} {value:.2g}" for key, value in values.items())
+
+
+def cell_name(cell: str) -> str:
+    """Network and optimizer in words."""
+    network, _, optimizer = cell.rpartition("-")
+    return f"{_NETWORKS[network]}, {_OPTIMIZERS[optimizer]}" if network in _NETWORKS else cell
+
+
+_NETWORKS = {"small-cnn": "small CNN", "resnet8": "ResNet-8", "plain": "plain"}
+_OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW", "rmsprop": "RMSprop"}

@@ -1,0 +1,125 @@
+"""The page of the evidence says what the records say, and the records are all that was to be run."""
+
+import re
+from dataclasses import replace
+from functools import lru_cache
+
+import pytest
+
+from cdgrad.study import spec
+from cdgrad.study.parquet import from_parquet
+from evidence import build
+from evidence.mechanism import SPECS, table
+from evidence.records import RECORDS, ROOT
+
+STUDIES = sorted(path.stem for path in RECORDS.glob("*.parquet") if not path.stem.startswith("mechanism"))
+
+
+@lru_cache
+def recorded(name):
+    """The specification of a study and its committed runs."""
+    study = spec.load(str(ROOT / "studies" / f"{name}.toml"))
+    return study, from_parquet(RECORDS / f"{name}.parquet")
+
+
+@pytest.fixture(scope="module")
+def built():
+    return build.build()
+
+
+def test_the_pages_equal_what_the_records_give(built):
+    pages, figures = built
+    for name, text in pages.items():
+        assert (build.DOCS / name).read_text(encoding="utf-8") == text, f"run make evidence: docs/{name}"
+    drawn = {f"{drawing.name}.svg" for drawing in figures}
+    assert {path.name for path in (build.DOCS / "evidence").glob("*.svg")} == drawn
+    for name in drawn:
+        assert f"evidence/{name}" in pages["evidence.md"]
+
+
+def test_the_figures_equal_what_the_records_give(built):
+    for drawing in built[1]:
+        kept = (build.DOCS / "evidence" / f"{drawing.name}.svg").read_bytes()
+        assert kept == drawing.svg(), f"run make evidence: {drawing.name}.svg"
+
+
+def test_a_changed_record_changes_the_page(built, monkeypatch):
+    def worse(path):
+        runs = from_parquet(path)
+        return [run if run.arm == "none" else replace(run, error=run.error + 1) for run in runs]
+
+    monkeypatch.setattr("evidence.records.from_parquet", worse)
+    pages, _ = build.build()
+    assert all(pages[name] != text for name, text in built[0].items())
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_run_of_the_specification_is_there_and_no_seed_is_dropped(name):
+    study, runs = recorded(name)
+    keys = [run.key for run in runs]
+    expected = {(cell, arm, None, seed) for cell in study.cells for arm in study.arms for seed in study.seeds}
+    if study.tuning is not None:
+        expected |= {
+            (cell, arm, trial, seed)
+            for cell in study.cells
+            for arm, about in study.arms.items()
+            if about.tuning == "own"
+            for trial in range(study.tuning.trials)
+            for seed in study.tuning.seeds
+        }
+    assert set(keys) == expected
+    assert len(keys) == len(expected)
+    assert all(run.evaluated == "validation" for run in runs if run.trial is not None)
+    assert all(run.evaluated == study.evaluate for run in runs if run.trial is None)
+    assert all(run.error is not None for run in runs)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_the_final_runs_have_the_setting_with_the_lowest_validation_error(name):
+    study, runs = recorded(name)
+    for cell in study.cells:
+        for arm, about in study.arms.items():
+            final = [run for run in runs if (run.cell, run.arm, run.trial) == (cell, arm, None)]
+            assert len({run.fingerprint for run in final}) == 1
+            searched = {"own": arm, "baseline": study.baseline, "none": ""}[about.tuning]
+            trials: dict = {}
+            for run in runs:
+                if (run.cell, run.arm) == (cell, searched) and run.trial is not None:
+                    trials.setdefault(run.trial, []).append(run)
+            if trials:
+                best = min(sorted(trials), key=lambda t: sum(run.error for run in trials[t]))
+                assert final[0].values == trials[best][0].values
+
+
+def test_the_records_were_made_from_commits():
+    for name in STUDIES:
+        for run in recorded(name)[1]:
+            assert re.fullmatch(r"[0-9a-f]{40}", run.environment["commit"]), (
+                f"{name}: not of a clean checkout"
+            )
+
+
+def test_a_run_that_two_studies_share_gave_the_same_error():
+    """The baseline of the small CNN was trained anew by three studies, at three commits."""
+    first, *others = (
+        {
+            (run.trial, run.seed): run.error
+            for run in recorded(name)[1]
+            if (run.cell, run.arm) == (cell, "none")
+        }
+        for name in ("claims-momentum", "best-effort-sgd", "controls")
+        for cell in ["small-cnn-sgd"]
+    )
+    assert len(first) == 12 * 2 + 30
+    assert all(other == first for other in others)
+
+
+def test_the_mechanism_s_records_are_complete():
+    modes = table("modes")
+    for name in SPECS:
+        if not (RECORDS / f"{name}-modes.parquet").is_file():
+            continue
+        study = spec.load(str(ROOT / "studies" / f"{name}.toml"))
+        found = set(zip(modes["cell"], modes["arm"], modes["seed"], strict=True))
+        wanted = {(cell, arm, seed) for cell in study.cells for arm in study.arms for seed in study.seeds}
+        assert wanted <= found
