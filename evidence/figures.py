@@ -44,21 +44,17 @@ def one_forest(name: str, table: Sequence[Row], labels: Mapping[str, str]) -> Dr
     return Drawing(name, figure, "", "")
 
 
-def rates(
-    name: str, errors: Mapping[float, Sequence[float]], tuned: tuple[float, Sequence[float]]
-) -> Drawing:
-    """Mean test error of the baseline at fixed learning rates, and at the tuned one."""
+def rates(name: str, errors: Mapping[float, Sequence[float]], tuned: float) -> Drawing:
+    """Mean test error over the learning rates; the one that was chosen by tuning is marked."""
     figure, (axes,) = _panels(1, height=2.8, sharey=True)
     rate = np.array(list(errors))
     ends = np.array([stats.mean_interval(values) for values in errors.values()])
     mean = np.array([np.mean(values) for values in errors.values()])
     axes.errorbar(rate, mean, [mean - ends[:, 0], ends[:, 1] - mean], color=BLACK, marker="o", markersize=4)
-    low, high = stats.mean_interval(tuned[1])
-    middle = float(np.mean(tuned[1]))
-    axes.errorbar([tuned[0]], [middle], [[middle - low], [high - middle]], color=ORANGE, marker="s")
-    axes.annotate("tuned", (tuned[0], high), ha="center", va="bottom", color=ORANGE, fontsize=9)
+    axes.plot([tuned], [float(np.mean(errors[tuned]))], "s", color=ORANGE, markersize=8)
+    axes.annotate("tuned", (tuned, float(ends[:, 0].min()) - 0.1), ha="center", va="top", fontsize=9)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator([0.02, 0.05, 0.1, 0.2, 0.5, 1]))
+    axes.xaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.5, 1]))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.set_ylim(bottom=0)
@@ -69,7 +65,7 @@ def rates(
 
 def spectra(name: str, curves: Mapping[str, Mapping[str, Curve]]) -> Drawing:
     """A panel a cell: signal over noise by mode along the channel, relative to its mean over k > 0."""
-    figure, panels = _panels(len(curves), height=3.0, sharey=True)
+    figure, panels = _panels(len(curves), height=3.2, sharey=True)
     looks = [(BLACK, "o", "-"), (ORANGE, "s", "--"), (BLUE, "^", "-.")]
     for axes, (title, lines) in zip(panels, curves.items(), strict=True):
         axes.axhline(1, color="0.8", linewidth=1)
@@ -87,7 +83,8 @@ def spectra(name: str, curves: Mapping[str, Mapping[str, Curve]]) -> Drawing:
         axes.set_ylim(0, 2)
         axes.set_xticks([-0.06, 0.25, 0.5, 0.75, 1], ["mean", "0.25", "0.5", "0.75", "1"])
     panels[0].set_ylabel("signal over noise, relative", fontsize=9)
-    panels[0].legend(frameon=False, fontsize=8)
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return Drawing(name, figure, "", "")
 
 
@@ -95,7 +92,7 @@ def training(
     name: str, layers: dict[str, Array], cells: Mapping[str, str], arms: Mapping[str, str]
 ) -> Drawing:
     """Along training: the weights' roughness along the channel, and n times the mean's share."""
-    figure = _figure(height=4.6)
+    figure = _figure(height=4.8)
     panels = figure.subplots(2, len(cells), sharey="row", squeeze=False)
     looks = [(BLACK, "o", "-"), (ORANGE, "s", "--"), (BLUE, "^", "-.")]
     layers = layers | {"share": layers["weight_mean_share"] * layers["channels"]}
@@ -119,7 +116,8 @@ def training(
             axes.spines[["top", "right"]].set_visible(False)
     panels[0, 0].set_ylabel("roughness (white noise: 1)", fontsize=9)
     panels[1, 0].set_ylabel("mean mode's share, times n", fontsize=9)
-    panels[0, 0].legend(frameon=False, fontsize=8)
+    handles = panels[0, 0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return Drawing(name, figure, "", "")
 
 

@@ -78,17 +78,18 @@ def rates() -> tuple[dict[str, str], list[Drawing]]:
     }
     errors |= {
         setting.optimizer.lr: other.errors(of_rate, "none")
-        for other in studies(["rates-momentum"])
+        for other in studies(RATES)
         for of_rate in other.spec.cells
         if of_rate.startswith(cell) and (setting := other.spec.setting(of_rate, "none")).optimizer
     }
-    tuned = (study.values(cell, "none")["optimizer.lr"], study.errors(cell, "none"))
+    tuned = study.values(cell, "none")["optimizer.lr"]
+    errors[tuned] = study.errors(cell, "none")
     means = {rate: float(np.mean(values)) for rate, values in errors.items()}
     least, most = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
     parts = {
         "rates_least": f"{means[least]:.2f} % at {least:.2g}",
         "rates_most": f"{means[most]:.2f} % at {most:.2g}",
-        "rates_tuned": f"{np.mean(tuned[1]):.2f} % at {tuned[0]:.2g}",
+        "rates_tuned": f"{tuned:.2g}",
     }
     return parts, [figures.rates("rates", dict(sorted(errors.items())), tuned)]
 
