@@ -21,10 +21,8 @@ from cdgrad.diagnostics import agreement
 from cdgrad.metrics import L2, as_metric
 from cdgrad.ops.placement import is_dtensor
 from cdgrad.selection import Selection, Target
-from cdgrad.study import StudyError
+from cdgrad.study import StudyError, streams
 from cdgrad.study.spec import BASELINE_METRIC, Setting
-
-_PERMUTATION_STREAM = 5
 
 
 def attach_arm(setting: Setting, optimizer: Optimizer, model: nn.Module, seed: int) -> Attachment | None:
@@ -85,7 +83,7 @@ class _ArmAttachment(Attachment):
         targets = [*known.values(), *(Target(names[p], p, 0, 1) for p in self._filters if p not in known)]
         self._orders: dict[nn.Parameter, Tensor] = {}
         if setting.permute:
-            random = np.random.default_rng([seed, _PERMUTATION_STREAM])
+            random = streams.generator(seed, streams.PERMUTATION)
             for target in checked.selection.targets:
                 order = _permutation(target.param.shape[target.dim], target.groups, random)
                 self._orders[target.param] = order.to(target.param.device)

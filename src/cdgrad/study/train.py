@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
 from cdgrad.ops.placement import local_part, whole_norms
-from cdgrad.study import StudyError, models
+from cdgrad.study import StudyError, models, streams
 from cdgrad.study import data as datasets
 from cdgrad.study.arms import attach_arm, direct_and_compare
 from cdgrad.study.averaging import WeightAverage
@@ -122,8 +122,8 @@ class _Run:
         if schedule.compile:
             self.wrapped.compile()  # pyright: ignore[reportUnknownMemberType]
         self.rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
-        self.order = np.random.default_rng([seed, _ORDER_STREAM])
-        self.changes = torch.Generator(device).manual_seed(_stream_seed(seed, _AUGMENTATION_STREAM))
+        self.order = streams.generator(seed, streams.ORDER)
+        self.changes = torch.Generator(device).manual_seed(streams.number(seed, streams.AUGMENTATION))
         self.epochs: list[Epoch] = []
 
     @property
@@ -239,16 +239,6 @@ class _Run:
     def _precision(self) -> torch.autocast:
         half = self.schedule.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
-
-
-# Separate random streams of one seed: the order must not move when, say, the augmentation does.
-_ORDER_STREAM = 2
-_AUGMENTATION_STREAM = 3
-
-
-def _stream_seed(seed: int, stream: int) -> int:
-    """A seed for generators that take a single number."""
-    return int(np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def rate_factor(schedule: Schedule, step: int, steps: int) -> float:

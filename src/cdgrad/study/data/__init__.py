@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cdgrad.study import StudyError
+from cdgrad.study import StudyError, streams
 from cdgrad.study.data import hub
 from cdgrad.study.data.augment import AUGMENTATIONS, augment
 from cdgrad.study.data.builtin import SOURCES
@@ -44,10 +44,10 @@ def load(task: Task, seed: int) -> Data:
     decoded = SOURCES[task.data]() if task.data in SOURCES else hub.load(task)
     source, official = decoded.train, decoded.test
     train, validation, test = _sizes(task, len(source.labels), official and len(official.labels))
-    order = np.random.default_rng([seed, _SPLIT_STREAM]).permutation(len(source.labels))
+    order = streams.generator(seed, streams.SPLIT).permutation(len(source.labels))
     rows = np.split(order, [train, train + validation])
     if official:
-        rows[2] = np.random.default_rng([seed, _TEST_STREAM]).permutation(len(official.labels))
+        rows[2] = streams.generator(seed, streams.TEST).permutation(len(official.labels))
     rows[2] = rows[2][:test]
     mean, std = channel_statistics(source.pixels, rows[0])
     parts = [part(s, r, mean, std) for s, r in zip((source, source, official or source), rows, strict=True)]
@@ -57,11 +57,6 @@ def load(task: Task, seed: int) -> Data:
 def identity(task: Task) -> str:
     """What a record says of its images: a built-in name, or a name with a hash of what was decoded."""
     return task.data if task.data in SOURCES else hub.identity(task)
-
-
-# Separate random streams of one seed: the split must not move when, say, the initialization does.
-_SPLIT_STREAM = 1
-_TEST_STREAM = 5
 
 
 def _sizes(task: Task, images: int, official: int | None) -> tuple[int, int, int]:
