@@ -1,10 +1,15 @@
 import os
+from pathlib import Path
 
 import hypothesis
 import interpreter
 import torch
 
 interpreter.enable()
+
+# Commands that tests start run the code beside these tests, not what is installed.
+_SOURCE = str(Path(__file__).parents[1] / "src")
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_SOURCE, os.environ.get("PYTHONPATH")]))
 
 # Before jax starts: a suite compiles many small programs once, and XLA's older code generator for the
 # CPU takes a third of the time for the same run time.
