@@ -17,6 +17,7 @@ from rich.console import Console
 import cdgrad
 from cdgrad.study import curves, page, parquet, plots, render, report, searches, stats
 from cdgrad.study.records import Run, Store
+from cdgrad.study.remarks import remarks
 from cdgrad.study.results import Results
 from cdgrad.study.spec import parse
 from cdgrad.study.tuning import Dimension
@@ -208,6 +209,35 @@ def test_a_diverged_run_counts_and_the_median_is_given_beside_the_mean(spec, run
     low, high = drawn.figure.axes[0].get_xlim()
     assert -3 < low < high < 3, "it hides no other run"
     assert "runs diverged" in drawn.caption
+
+
+def test_the_images_are_compared_within_a_cell(spec, runs):
+    def on(images):
+        changed = [dataclasses.replace(run, environment={"data": images(run)}) for run in runs]
+        return [remark for remark in remarks(Results.of(spec, changed)) if "data" in remark]
+
+    assert on(lambda run: f"set-{run.cell}") == []
+    (remark,) = on(lambda run: "new" if run.key == (TWO, "re", None, 3) else "old")
+    assert remark.startswith(f"The runs differ in data in {TWO} (new, old): the images changed")
+    (remark,) = on(lambda run: "old" if run.key == ("one", "sgd", 0, 100) else "new")
+    assert "data in one" in remark, "what a trial saw decided the setting"
+
+
+def test_choices_of_words_and_numbers_have_no_ends(tiny_text):
+    tuned = """
+    [tuning]
+    trials = 3
+    seeds = [100]
+    [tuning.space]
+    "optimizer.momentum" = { choices = ["auto", 1, 2] }
+    """
+    found = parse(tiny_text + tuned, "mixed")
+    made = [
+        run_of("", arm, trial, 100, 5.0 - trial, {"optimizer.momentum": tried})
+        for arm in found.arms
+        for trial, tried in enumerate(("auto", 1, 2))
+    ]
+    assert not any("may lie beyond" in remark for remark in remarks(Results.of(found, made)))
 
 
 def test_the_files_hold_every_seed_and_every_trial(spec, runs, tmp_path):

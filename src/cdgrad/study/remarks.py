@@ -18,6 +18,7 @@ def remarks(results: Results) -> list[str]:
         *_diverged(results),
         *_searched(results),
         *_environment(results),
+        *_images(results),
         *_unfinished(results),
     ]
 
@@ -91,7 +92,10 @@ def _searched(results: Results) -> Iterator[str]:
             continue
         for key, value in search.values[search.chosen].items():
             tried = {values[key] for values in search.values.values()}
-            if len(tried) < 3 or isinstance(value, str | bool) or min(tried) < value < max(tried):
+            # Words have no ends, nor have choices of words and numbers.
+            if len(tried) < 3 or any(isinstance(t, str | bool) for t in tried):
+                continue
+            if min(tried) < value < max(tried):
                 continue
             end = "lowest" if value == min(tried) else "highest"
             chosen = f"the chosen {key} = {value:.3g} is the {end} of {len(tried)} tried"
@@ -104,6 +108,20 @@ def _environment(results: Results) -> Iterator[str]:
         if len(values) > 1:
             listed = ", ".join(values)
             yield f"The runs differ in {key} ({listed}), so arms may differ in more than their setting."
+
+
+def _images(results: Results) -> Iterator[str]:
+    """Whether a folder of images changed between the runs of a cell; cells may differ in their data."""
+    for cell in results.spec.cells:
+        parts = [of_arm for (c, _), of_arm in results.finished.items() if c == cell]
+        parts += [tried for (c, _), s in results.searches.items() if c == cell for tried in s.runs.values()]
+        environments = [run.environment for part in parts for run in part.values()]
+        found = sorted({environment["data"] for environment in environments if "data" in environment})
+        if len(found) > 1:
+            yield (
+                f"The runs differ in data{_in(cell)} ({', '.join(found)}): the images changed between them, "
+                f"and they are not comparable; run the study again with another --out."
+            )
 
 
 def _unfinished(results: Results) -> Iterator[str]:
