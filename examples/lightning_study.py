@@ -50,7 +50,7 @@ class Classifier(lightning.LightningModule):
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), lr=self.arm.values["lr"], momentum=0.9)
         self.arm.attach(optimizer, self)
-        return optimizer
+        return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=EPOCHS)]
 
     def training_step(self, batch, _):
         images, labels = batch

@@ -26,7 +26,7 @@ def test_the_lightning_study_runs_as_written_in_a_worker(lightning_study, tmp_pa
     made = run_study(short, tmp_path, workers=1)
     assert [run.message for run in made] == [""] * 4
     assert {len(run.epochs) for run in made} == {10}
-    assert all(run.error < 50 for run in made)
+    assert all(run.error < 75 for run in made), "90 % would be chance"
     assert made[0].measures["parameters"] > 1000
     assert len({run.error for run in made}) > 1
 
