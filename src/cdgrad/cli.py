@@ -121,6 +121,10 @@ def _train(options: argparse.Namespace) -> int:
     for kind, name, known in (("arm", arm, spec.arms), ("cell", cell, spec.cells)):
         if name not in known:
             raise UsageError(f"{spec.name} has no {kind} {name!r}; it has {', '.join(known) or 'none'}")
+    if options.weights and spec.entry:
+        raise UsageError(f"{spec.entry} keeps its network to itself: --weights is not for it")
+    if options.weights and not options.weights.absolute().parent.is_dir():
+        raise _no_folder(options.weights, "--weights")  # before training, whose result it would lose
     setting = setting_of(spec, cell, arm, options.set or ())
     torch.set_num_threads(options.threads)
     with parallel.join(options.parallel, options.device) as ranks:
@@ -139,7 +143,10 @@ def _train(options: argparse.Namespace) -> int:
                 f"{arm}, seed {options.seed}: {outcome.status}, {spec.evaluate} error {outcome.error:.2f} %"
             )
             if weights is not None:
-                torch.save(weights, options.weights)
+                try:
+                    torch.save(weights, options.weights)
+                except (OSError, RuntimeError) as error:
+                    raise StudyError(f"cannot write the weights: {error}") from error
                 print(f"weights: {options.weights}")
     return 0
 
@@ -159,8 +166,12 @@ def _bench(options: argparse.Namespace) -> int:
     from cdgrad import bench
 
     if options.out and not options.out.absolute().parent.is_dir():
-        raise UsageError(f"there is no folder {options.out.parent} for --out; create it first")
+        raise _no_folder(options.out, "--out")
     return bench.main(options)
+
+
+def _no_folder(file: Path, flag: str) -> UsageError:
+    return UsageError(f"there is no folder {file.parent} for {flag}; create it first")
 
 
 def _spec(source: str) -> Spec:

@@ -9,6 +9,7 @@ import torch
 from cdgrad import cli
 from cdgrad.study import StudyError
 from cdgrad.study.single import run_single, setting_of
+from cdgrad.study.spec import parse
 from cdgrad.study.train import train
 
 
@@ -22,6 +23,14 @@ def test_overrides_reach_every_table_and_the_arm(tiny):
     assert setting.optimizer.lr == 0.7
     assert setting.optimizer.arguments == {"momentum": 0.9, "nesterov": True}
     assert setting_of(tiny, "", "directed", []) == tiny.setting("", "directed")
+
+
+def test_a_renamed_optimizer_keeps_the_other_keys_in_any_order(tiny):
+    keys = ["optimizer.lr=0.01", "optimizer.name=torch.optim:Adam", "optimizer.eps=1e-6"]
+    for order in (keys, keys[::-1]):
+        optimizer = setting_of(tiny, "", "sgd", order).optimizer
+        assert (optimizer.name, optimizer.lr) == ("torch.optim:Adam", 0.01)
+        assert optimizer.arguments == {"eps": 1e-6}, "the momentum was the other optimizer's"
 
 
 def test_the_metric_may_be_replaced(tiny):
@@ -101,6 +110,25 @@ def test_without_tensorboard_its_extra_is_named(spec_file, tmp_path, capsys, mon
     assert "pip install 'cdgrad[tensorboard]'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--device", "nonsense"], 1, "'nonsense' is no device; use cpu, or cuda"),
+        (["--weights", "no/such/net.pt"], 2, "there is no folder no/such for --weights; create it first"),
+        (["--weights", "."], 1, "cannot write the weights: "),
+        (["--tensorboard", __file__], 1, "cannot be written: File exists"),
+        (["--set", "optimizer.momentum=-1"], 1, "torch.optim:SGD refuses its arguments (lr, momentum): Inv"),
+        (["--arm", "directed", "--set", "optimizer.differentiable=true"], 1, "(differentiable=True)"),
+        (["--arm", "directed", "--set", "model.name=torch.nn:Identity"], 1, "optimizer got an empty"),
+    ],
+)
+def test_what_cannot_be_is_one_line(spec_file, capsys, arguments, status, message):
+    assert cli.main(["train", spec_file, "--set", "schedule.epochs=1", *arguments]) == status
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_device_that_is_not_there(spec_file, capsys):
     assert cli.main(["train", spec_file, "--device", "cuda"]) == 1
@@ -121,3 +149,7 @@ def test_the_users_own_code_is_run_too(tmp_path, capsys, monkeypatch):
     assert "a, seed 2: ok, test error 4.50 %" in out
     assert cli.main(["train", str(tmp_path / "own.toml"), "--checkpoint", "x"]) == 1
     assert "trains by itself" in capsys.readouterr().err
+    assert cli.main(["train", str(tmp_path / "own.toml"), "--weights", "net.pt"]) == 2
+    assert "--weights is not for it" in capsys.readouterr().err
+    setting = setting_of(parse((tmp_path / "own.toml").read_text(), "own"), "", "a", ["task.size=3"])
+    assert setting.values == {"lr": 3, "task.size": 3}

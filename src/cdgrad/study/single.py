@@ -23,7 +23,7 @@ def setting_of(spec: Spec, cell: str, arm: str, overrides: Sequence[str]) -> Set
     """The setting of an arm in a cell with ``key=value`` overrides, such as ``schedule.epochs=3``.
 
     Keys are those of a search space, and ``task.KEY`` and ``metric``; values are read as TOML, and
-    what is not TOML is text.
+    what is not TOML is text. For an `entry`, all but the arm's own keys are its values.
 
     Raises:
         StudyError: an override without ``=``, of an unknown key, or with a value that is not allowed.
@@ -34,7 +34,8 @@ def setting_of(spec: Spec, cell: str, arm: str, overrides: Sequence[str]) -> Set
         if not equals:
             raise StudyError(f"--set takes key=value, such as schedule.epochs=3; got {text!r}")
         values[key.strip()] = _toml(value.strip())
-    task = {key.removeprefix("task."): values.pop(key) for key in list(values) if key.startswith("task.")}
+    of_task = [] if spec.entry else [key for key in values if key.startswith("task.")]
+    task = {key.removeprefix("task."): values.pop(key) for key in of_task}
     if task:
         tables = {**spec.cells[cell], "task": {**spec.cells[cell].get("task", {}), **task}}
         spec = replace(spec, cells={**spec.cells, cell: tables})
@@ -115,7 +116,11 @@ def _curves(folder: Path | None) -> Generator[OnEpoch]:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise StudyError("tensorboard is not installed; run pip install 'cdgrad[tensorboard]'") from None
-    with SummaryWriter(str(folder)) as writer:
+    try:
+        opened = SummaryWriter(str(folder))
+    except OSError as error:
+        raise StudyError(f"--tensorboard {folder} cannot be written: {error.strerror}") from error
+    with opened as writer:
 
         def log(epoch: int, measured: Epoch) -> None:
             for key, value in measured.items():

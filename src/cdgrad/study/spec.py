@@ -105,14 +105,17 @@ class Spec:
             self.cells[cell] if self.entry else changed(self.cells[cell], {"optimizer": options.optimizer})
         )
         own = dict(_dotted(options.values))
+        changes: dict[str, dict[str, Any]] = {}
         for key, value in values.items():
             table, _, inner = key.partition(".")
             if self.entry and key not in TUNABLE:
                 own[key] = value
             elif inner and table in ("model", "schedule", "optimizer"):
-                tables = changed(tables, {table: {inner: value}})
+                changes.setdefault(table, {})[inner] = value
             else:
                 options = with_option(options, key, value, self.name)
+        # A table's at once: another name starts it anew, and must not drop what came before the name.
+        tables = changed(tables, changes)
         places = {"optimizer": f"arms.{arm}."} if options.optimizer else {}
         typed = dict.fromkeys(TABLES) if self.entry else read_tables(tables, places, self.name)
         return Setting(

@@ -70,13 +70,17 @@ def train(
         ranks: the processes that train together. All of them call this, and all return the same numbers.
 
     Raises:
-        StudyError: the device is not there; the model or optimizer cannot be built; the data set is
-            too small; the checkpoint is of another run or cannot be written, or the weights are sharded.
+        StudyError: the device is not there; the model or optimizer cannot be built, or the arm not
+            attached; the data set is too small; the checkpoint is of another run or cannot be
+            written, or the weights are sharded.
 
     Warns:
         UserWarning: the checkpoint is damaged, and the run starts over.
     """
-    where = torch.device(device)
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:  # a list of torch's kinds, most of them not there
+        raise StudyError(f"{device!r} is no device; use cpu, or cuda") from error
     if where.type == "cuda" and not torch.cuda.is_available():
         raise StudyError(f"there is no device {device} here; use cpu")
     if checkpoint and ranks.kind == "fsdp2":
@@ -118,7 +122,10 @@ class _Run:
         self.optimizer: torch.optim.Optimizer = models.call(
             models.load_callable(base.name), base.name, self.model.parameters(), lr=base.lr, **base.arguments
         )
-        self.handle = attach_arm(setting, self.optimizer, self.model, seed)
+        try:
+            self.handle = attach_arm(setting, self.optimizer, self.model, seed)
+        except (TypeError, ValueError) as error:  # a refusal, in one line
+            raise StudyError(str(error)) from error
         if schedule.compile:
             self.wrapped.compile()  # pyright: ignore[reportUnknownMemberType]
         self.rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]

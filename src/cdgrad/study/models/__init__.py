@@ -77,6 +77,6 @@ def call(make: Callable[..., Any], name: str, *args: Any, **arguments: Any) -> A
     """``make(*args, **arguments)``, with a refusal of the arguments explained."""
     try:
         return make(*args, **arguments)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         given = ", ".join(arguments) or "none"
         raise StudyError(f"{name} refuses its arguments ({given}): {error}") from error
