@@ -1,5 +1,6 @@
 """Tasks from a folder or the hub: which splits and columns, exact pixels, one decoding, clear refusals."""
 
+import dataclasses
 import io
 import os
 import socket
@@ -205,6 +206,29 @@ def test_images_of_sixteen_bits_are_refused(tmp_path):
     deep = np.full((4, 4), 1000, np.uint16)
     with pytest.raises(StudyError, match="images of mode I;16; 8 bits a channel are read"):
         hub.load(Task(parquet(tmp_path / "set", train=[deep, deep]), 1, 1))
+
+
+def test_a_damaged_image_is_not_blamed_on_the_cache(tmp_path):
+    whole = png(pictures(1, 0, (64, 64, 3))[0])["bytes"]
+    for content in (b"no image", whole[: len(whole) // 2]):
+        for kind, written in (("cat", whole), ("dog", content)):
+            (tmp_path / "set" / kind).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "set" / kind / "one.png").write_bytes(written)
+        cache.digest.cache_clear()
+        with pytest.raises(StudyError, match=r"holds an image that cannot be read: .*; mend it"):
+            hub.load(Task(str(tmp_path / "set"), 1, 1))
+
+
+def test_a_folder_that_cannot_be_read_is_a_failed_run(tiny, tmp_path, monkeypatch):
+    folder = parquet(tmp_path / "set", train=pictures(4, 0))
+    setting = dataclasses.replace(tiny.setting("", "sgd"), task=Task(folder, 1, 1))
+
+    def forbidden(source):
+        raise PermissionError(13, "Permission denied", str(source))
+
+    monkeypatch.setattr(cache, "digest", forbidden)
+    run = execute(Job("", "sgd", None, 0, setting), lambda epoch, measured: None)
+    assert (run.status, run.message.split(":")[0]) == ("failed", "PermissionError")
 
 
 def test_a_split_without_labels_is_refused(tmp_path):

@@ -125,9 +125,12 @@ def execute(
     started, clock = datetime.now(UTC), time.perf_counter()
     status: Status = "failed"
     message, error, epochs, measures = "", None, list[dict[str, float]](), dict[str, Any]()
+    # Before training: the commit and the images are those that the run began with.
+    place = environment(device) | {"threads": torch.get_num_threads()}
     if job.trial is not None and job.setting.evaluate == "test":
         raise ValueError(f"trial {job.trial} of arm {job.arm} would read the test part")
     try:
+        place |= _data(job.setting)
         if job.setting.entry:
             outcome = run_entry(job.arm, job.setting, job.seed, on_epoch)
         else:
@@ -145,7 +148,7 @@ def execute(
         error=error,
         epochs=epochs,
         measures=measures,
-        environment=environment(device) | {"threads": torch.get_num_threads()} | _data(job.setting),
+        environment=place,
         seconds=round(time.perf_counter() - clock, 3),
         message=" ".join(message.split()),
     )

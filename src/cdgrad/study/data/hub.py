@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
@@ -82,7 +83,7 @@ def _decode(task: Task, folder: Path | None, entry: Path) -> None:
             cache.images_file(entry, part), "w+", np.uint8, (len(split), channels, height, width)
         )
         for row, file in enumerate(_rows(split, image)):
-            arrays[row] = _pixels(file, channels, height, width)
+            arrays[row] = _pixels(task, file, channels, height, width)
         arrays.flush()
     cache.describe(entry, list(parts), classes)
     shutil.rmtree(entry / "arrow", ignore_errors=True)
@@ -181,11 +182,10 @@ def _rows(split: Any, column: str) -> Iterable[Any]:
 
 def _shape(task: Task, files: Iterable[Any]) -> tuple[int, int, int]:
     """(channels, height, width) that all images get: gray if all are. Reads their headers only."""
-    pillow = import_module("PIL.Image")
     modes: set[str] = set()
     sizes: set[tuple[int, int]] = set()
     for file in files:
-        with pillow.open(file) as image:
+        with _opened(task, file) as image:
             modes.add(image.mode)
             sizes.add(image.size)
     if strange := modes - _EIGHT_BIT:
@@ -202,10 +202,22 @@ def _shape(task: Task, files: Iterable[Any]) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _pixels(file: Any, channels: int, height: int, width: int) -> Any:
+@contextmanager
+def _opened(task: Task, file: Any) -> Generator[Any]:
+    """An image's file; one that is damaged is no fault of the cache, whose OSErrors have another remedy."""
+    try:
+        with import_module("PIL.Image").open(file) as image:
+            yield image
+    except (OSError, SyntaxError) as error:
+        raise StudyError(
+            f"{task.data} holds an image that cannot be read: {error}; mend it, or take it out"
+        ) from error
+
+
+def _pixels(task: Task, file: Any, channels: int, height: int, width: int) -> Any:
     """The image, uint8 of shape (channels, height, width); another shape is cropped at its centre."""
     pillow, ops = import_module("PIL.Image"), import_module("PIL.ImageOps")
-    with pillow.open(file) as opened:
+    with _opened(task, file) as opened:
         image = opened.convert("L" if channels == 1 else "RGB")
     if image.size != (width, height):
         image = ops.fit(image, (width, height), pillow.Resampling.BICUBIC)
