@@ -28,6 +28,9 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
     spec, budgets = found[0].spec, [study.spec.tuning for study in found if study.spec.tuning]
     parts = {
         "claims_cells": str(len(base)),
+        "tuned_count": str(len(table)),
+        "tuned_better": str(sum(row.differs and row.comparison.mean < 0 for row in table)),
+        "tuned_worse": str(sum(row.differs and row.comparison.mean > 0 for row in table)),
         "mean_cells": str(sum(row.arm == "mean-sobolev" for row in table)),
         "claims_seeds": str(len(spec.seeds)),
         "claims_trials": " or ".join(str(t) for t in sorted({budget.trials for budget in budgets})),

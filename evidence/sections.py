@@ -8,7 +8,7 @@ from cdgrad.study import stats
 from cdgrad.study.plots import Drawing
 from cdgrad.study.results import Results
 from evidence import claims, figures, mechanism, tables
-from evidence.records import CLAIMS, OTHERS, RATES, baselines, rows, runs_of, studies
+from evidence.records import CLAIMS, OTHERS, RATES, RECORDS, ROOT, baselines, rows, runs_of, studies
 
 CONTROLS = {
     "rw-output": "re-weighted, output channel",
@@ -193,6 +193,7 @@ def ledger() -> tuple[dict[str, str], list[Drawing]]:
     }
     listed = [f"## {title}\n\n{tables.full(table)}" for title, table in groups.items() if table]
     parts = {
+        "ledger_not_run": ", ".join(f"`{name}`" for name in _not_run()) or "none",
         "ledger_runs": f"{about['runs']:,}",
         "ledger_failed": str(about["failed"]),
         "ledger_diverged": str(about["diverged"]),
@@ -202,6 +203,13 @@ def ledger() -> tuple[dict[str, str], list[Drawing]]:
         "full_tables": "\n\n".join(listed),
     }
     return parts, []
+
+
+def _not_run() -> list[str]:
+    """Specifications without records."""
+    names = sorted(path.stem for path in (ROOT / "studies").glob("*.toml"))
+    recorded = {path.stem.removesuffix("-modes") for path in RECORDS.glob("*.parquet")}
+    return [name for name in names if name not in recorded]
 
 
 def _base(study: Results) -> str:
