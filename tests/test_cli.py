@@ -110,6 +110,17 @@ def test_inspect_prints_the_selection(capsys):
     assert "head.weight" in along_input.partition("left alone")[0]
 
 
+def test_inspect_counts_what_a_deep_network_leaves_alone(capsys):
+    _, out, _ = run(capsys, "inspect", "resnet20")
+    processed, _, left = out.partition("left alone")
+    assert processed.count(".weight") == 19
+    lines = left.splitlines()
+    assert lines[1].split("  ")[0] == "features.1.weight and 37 more"
+    assert "head.bias" in left
+    assert lines[-1] == "print(cdgrad.select(model)) names every one"
+    assert len(lines) == 5
+
+
 def test_inspect_takes_a_module_of_the_users(capsys):
     status, out, _ = run(capsys, "inspect", f"{__name__}:NET", "--exclude", "2.*")
     assert status == 0

@@ -152,11 +152,11 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from cdgrad.study.inspection import load_model, roughness_table, selection_of
+    from cdgrad.study.inspection import listing, load_model, roughness_table, selection_of
 
     model = load_model(options.model, options.checkpoint, options.image_shape, options.classes)
     selection = selection_of(model, options.direction, options.linear, options.include, options.exclude)
-    print(selection)
+    print(listing(selection))
     if options.checkpoint:
         print(f"\n{roughness_table(selection)}")
     return 0

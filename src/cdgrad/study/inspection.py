@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from cdgrad.study import StudyError, models
 _CIFAR = (3, 32, 32)
 _IMAGE_SHAPES = {"small-cnn": (1, 8, 8)}  # the quickstart's network, for the digits
 _CLASSES = 10
+_NAMED = 20  # parameters that are left alone, up to which each has a line
 
 
 def load_model(
@@ -67,6 +69,22 @@ def selection_of(
             )
         except ValueError as error:
             raise StudyError(str(error)) from error
+
+
+def listing(selection: Selection) -> str:
+    """The selection as it prints; where it leaves many parameters alone, one a reason, and how many more."""
+    if len(selection.skipped) <= _NAMED:
+        return str(selection)
+    reasons: dict[str, list[str]] = {}
+    for skipped in selection.skipped:
+        reasons.setdefault(skipped.reason, []).append(skipped.name)
+    rows = [
+        (names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else ""), reason)
+        for reason, names in reasons.items()
+    ]
+    processed = str(replace(selection, skipped=()))
+    note = "print(cdgrad.select(model)) names every one"
+    return "\n".join([processed, "", *table(("left alone", "because"), rows), note])
 
 
 def roughness_table(selection: Selection) -> str:
