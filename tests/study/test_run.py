@@ -1,6 +1,7 @@
 """The study as a whole, in worker processes; each start of them costs seconds, so few tests do."""
 
 import dataclasses
+import itertools
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from cdgrad.study.local_engine import run_all
 from cdgrad.study.plan import Plan
 from cdgrad.study.records import Store
 from cdgrad.study.run import run_study
-from cdgrad.study.spec import Model, parse
+from cdgrad.study.spec import Model, as_json, parse
 from cdgrad.study.workers import Job, RunDone
 
 
@@ -66,6 +67,18 @@ def test_trials_choose_what_the_final_runs_use(tiny_text, tmp_path, capfd):
         assert [r.values for r in final] == [best.values] * 2
         assert [r.config["optimizer"]["lr"] for r in final] == [best.values["optimizer.lr"]] * 2
     assert run_study(spec, tmp_path, workers=2) == []
+
+
+def test_checkpoints_that_a_killed_driver_left_go_with_the_last_run(tiny, make_run, tmp_path):
+    with Store(tmp_path, write=True) as store:
+        for arm, seed in itertools.product(tiny.arms, tiny.seeds):
+            run = make_run(arm, seed, 3.0, config=as_json(tiny.setting("", arm)))
+            store.add(run, store.use_spec(tiny.name, tiny.text))
+    left = tmp_path / "checkpoints" / "run.pt"
+    left.parent.mkdir()
+    left.touch()
+    assert run_study(tiny, tmp_path, workers=1) == []
+    assert not left.parent.exists()
 
 
 def test_missing_runs_come_seed_by_seed_and_failed_ones_again(tiny, make_run):

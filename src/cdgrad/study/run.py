@@ -40,21 +40,21 @@ def run_study(spec: Spec, folder: Path, workers: int, engine: Engine | None = No
         spec_hash = store.use_spec(spec.name, spec.text)
         made: list[Run] = []
         jobs = plan.next_jobs()
-        if not jobs:
-            return made
         engine = engine or partial(run_all, checkpoints=folder / CHECKPOINTS)
         workers = min(workers, len(plan.keys) - plan.done)
-        with display(plan, workers) as shown, closing(engine(jobs, workers)) as events:
-            for event in events:
-                if isinstance(event, EpochDone):
-                    shown.epoch(event)
-                    continue
-                store.add(event.run, spec_hash)
-                plan.add(event.run)
-                jobs += plan.next_jobs()
-                plan.sort(jobs)
-                made.append(event.run)
-                shown.run(event)
+        # With nothing to make, nothing is shown: the last driver may have been killed after the last run.
+        if jobs:
+            with display(plan, workers) as shown, closing(engine(jobs, workers)) as events:
+                for event in events:
+                    if isinstance(event, EpochDone):
+                        shown.epoch(event)
+                        continue
+                    store.add(event.run, spec_hash)
+                    plan.add(event.run)
+                    jobs += plan.next_jobs()
+                    plan.sort(jobs)
+                    made.append(event.run)
+                    shown.run(event)
         if plan.done == len(plan.keys):  # what is left there is of runs that the study does not have
             shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
         return made
