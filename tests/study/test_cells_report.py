@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import math
 import os
 import re
 import subprocess
@@ -240,6 +241,37 @@ def test_choices_of_words_and_numbers_have_no_ends(tiny_text):
     assert not any("may lie beyond" in remark for remark in remarks(Results.of(found, made)))
 
 
+@pytest.mark.parametrize(
+    ("common", "own", "ticks"),
+    [
+        ("{ choices = [0.5, 0.9] }", "{ low = 0.0, high = 0.9 }", ["0.5", "0.9", "0.125", "0.7"]),
+        ("{ low = 0.1, high = 0.9, log = true }", "{ low = 0.0, high = 0.9 }", None),
+    ],
+)
+def test_arms_may_search_a_key_in_different_ways(tiny_text, common, own, ticks):
+    tuned = f"""
+    [tuning]
+    trials = 2
+    seeds = [100]
+    [tuning.space]
+    "optimizer.momentum" = {common}
+    [tuning.arms.directed]
+    "optimizer.momentum" = {own}
+    """
+    found = parse(tiny_text + tuned, "ways")
+    tried = {"sgd": (0.5, 0.9), "directed": (0.125, 0.7)}
+    made = [
+        run_of("", arm, trial, 100, 5.0, {"optimizer.momentum": tried[arm][trial]})
+        for arm in found.arms
+        for trial in range(2)
+    ]
+    axes = searches.tuning_scatter(Results.of(found, made), "").figure.axes[0]
+    if ticks:
+        assert [label.get_text() for label in axes.get_xticklabels()] == ticks
+    else:
+        assert axes.get_xscale() == "linear", "the other would not show 0"
+
+
 def test_the_files_hold_every_seed_and_every_trial(spec, runs, tmp_path):
     results = Results.of(spec, runs)
     names = {path.name for path in report.write(results, tmp_path)}
@@ -354,8 +386,9 @@ def test_a_curve_goes_on_where_a_diverged_run_ended(tiny, make_run):
     assert axes.lines[0].get_ydata().tolist() == [49.5, 48.5, 47.5]
 
 
-def test_runs_that_measured_no_epochs_have_no_curves(tiny, make_run):
-    made = [make_run(arm, seed, 3.0, epochs=[]) for arm in tiny.arms for seed in (0, 1)]
+@pytest.mark.parametrize("epochs", [[], [{"validation_error": math.nan, "cosine": math.inf}]])
+def test_runs_that_measured_no_epochs_have_no_curves(tiny, make_run, epochs):
+    made = [make_run(arm, seed, 3.0, epochs=epochs) for arm in tiny.arms for seed in (0, 1)]
     names = [figure.name for figure in report.document(Results.of(tiny, made)).figures]
     assert names == ["paired_differences"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -72,7 +73,8 @@ def gradient_curves(results: Results, cell: str) -> Drawing | None:
 
 
 def _measured(runs: Iterable[Run]) -> set[str]:
-    return {key for run in runs for epoch in run.epochs for key in epoch}
+    """What has a finite number in some epoch: no axis ends at nan."""
+    return {k for run in runs for epoch in run.epochs for k, value in epoch.items() if math.isfinite(value)}
 
 
 def _draw(axes: Any, results: Results, cell: str, key: str) -> bool:

@@ -73,17 +73,22 @@ def tuning_scatter(results: Results, cell: str) -> Drawing | None:
     keys = list(dict.fromkeys(key for of_arm in space.values() for key in of_arm))
     figure, panels = canvas(0.7 + 2.3 * len(keys), len(keys))
     for axes, key in zip(panels, keys, strict=True):
-        about = [of_arm[key] for of_arm in space.values() if key in of_arm]
-        choices = list(dict.fromkeys(str(choice) for dimension in about for choice in dimension.choices))
+        about = {arm: of_arm[key] for arm, of_arm in space.items() if key in of_arm}
+        choices: list[str] = []
+        if any(dimension.choices for dimension in about.values()):
+            # One arm's choices may be another's range: the numbers tried in that stand among them.
+            tried = {arm: [values[key] for values in searches[arm].values.values()] for arm in about}
+            found = (value for arm, dimension in about.items() for value in dimension.choices or tried[arm])
+            choices = list(dict.fromkeys(map(str, found)))
         for arm, search in searches.items():
             if key in space[arm]:
                 _draw_trials(axes, spec, arm, search, key, choices)
         if choices:
             # A choice is any text: without parse_math, a dollar would open a formula.
             axes.set_xticks(range(len(choices)), list(map(printable, choices)), parse_math=False)
-        elif any(dimension.log for dimension in about):
+        elif (low := min(d.low for d in about.values())) > 0 and any(d.log for d in about.values()):
             axes.set_xscale("log")
-            low, high = min(d.low for d in about), max(d.high for d in about)
+            high = max(d.high for d in about.values())
             plain_logarithmic(axes.xaxis, math.log10(high / low))
         axes.set_xlabel(key)
         axes.set_ylabel("validation error, %")
