@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
         "claims_table": tables.matrix(table, base, METHODS),
         "claims_averages": _averages(table),
         **{f"average_{arm.replace('-', '_')}": tables.difference(c) for arm, c in averages.items()},
-        "rates_shown": str(sum(control.differs for control in controls)),
+        "rates_shown": str(sum(control.against.differs for control in controls)),
         "rates_count": str(len(controls)),
         "rates_table": _rates_table(controls),
         "fixed_count": str(len(fixed)),
@@ -50,12 +51,11 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
 
 
 class Control(NamedTuple):
-    """A tuned arm, the baseline's errors at the arm's own rate, and the comparison of the two."""
+    """A tuned arm, the baseline's errors at the arm's own rate, and the arm against those."""
 
     row: Row
     errors: list[float]
-    comparison: stats.Comparison
-    differs: bool
+    against: Row
 
 
 def at_equal_rates(table: Sequence[Row]) -> list[Control]:
@@ -73,9 +73,15 @@ def at_equal_rates(table: Sequence[Row]) -> list[Control]:
     ]
     adjusted = stats.holm([c.p for *_, c in found])
     return [
-        Control(row, errors, c, p < 1 - stats.LEVEL and not c.interval.low <= 0 <= c.interval.high)
+        Control(row, errors, replace(row, comparison=c, p=p))
         for (row, errors, c), p in zip(found, adjusted, strict=True)
     ]
+
+
+def rows_at_equal_rates() -> list[Row]:
+    """The tuned metrics against the baseline at their rates, as rows of a table."""
+    table = [row for row in rows(studies(CLAIMS), METHODS) if row.arm in STRENGTHS]
+    return [control.against for control in at_equal_rates(table)]
 
 
 def _still_says_no(averages: Iterable[stats.Comparison], controls: Iterable[Control]) -> None:
@@ -85,7 +91,7 @@ def _still_says_no(averages: Iterable[stats.Comparison], controls: Iterable[Cont
         ValueError: a metric made fewer errors, on average or at equal rates.
     """
     if any(c.interval.high < 0 for c in averages) or any(
-        c.differs and c.comparison.mean < 0 for c in controls
+        c.against.differs and c.against.comparison.mean < 0 for c in controls
     ):
         raise ValueError("a metric made fewer errors: evidence/page.md must say something else")
 
@@ -120,10 +126,10 @@ def _rates_table(controls: Iterable[Control]) -> str:
             tables.chosen(row.chosen),
             tables.number(float(np.mean(errors))),
             tables.difference(row.comparison, row.differs),
-            tables.difference(c, differs),
-            tables.number(stats.detectable_difference(c.pairs, c.sd)),
+            tables.difference(against.comparison, against.differs),
+            tables.number(against.seen),
         ]
-        for row, errors, c, differs in controls
+        for row, errors, against in controls
     ]
     head = ["network and optimizer", "arm", "chosen", "baseline at the arm's rate, %"]
     head += ["against the tuned baseline", "against the baseline at the arm's rate", "could see"]

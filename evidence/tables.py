@@ -84,8 +84,12 @@ def difference(c: stats.Comparison, differs: bool = False) -> str:
 
 
 def plus_minus(mean: float, ends: stats.Interval) -> str:
-    """A mean and half the width of its interval, which is symmetric."""
-    return f"{mean:+.2f}" if math.isnan(ends.low) else f"{mean:+.2f} ± {(ends.high - ends.low) / 2:.2f}"
+    """A mean and half the width of its interval, which is symmetric; unbroken in a column."""
+    return (
+        f"{mean:+.2f}"
+        if math.isnan(ends.low)
+        else f"{mean:+.2f}\u00a0±\u00a0{(ends.high - ends.low) / 2:.2f}"
+    )
 
 
 def interval(ends: stats.Interval) -> str:
