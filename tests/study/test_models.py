@@ -183,3 +183,9 @@ def test_torchvision_and_the_builtin_network_agree_where_it_is_installed():
     stem = 64 * 3 * (7 * 7 - 3 * 3)
     assert parameters(build("torchvision:resnet18")) - stem == parameters(build("resnet18"))
     assert parameters(build("torchvision:mobilenet_v2")) == parameters(build("mobilenet-v2"))
+
+
+def test_a_callable_may_be_that_of_a_class():
+    assert models.load_callable("torch.nn:Module.named_parameters") is nn.Module.named_parameters
+    with pytest.raises(StudyError, match="cannot be imported"):
+        models.load_callable("torch.nn:Module.nonesuch")

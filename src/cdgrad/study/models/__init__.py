@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
+from operator import attrgetter
 from typing import Any
 
 from torch import nn
@@ -56,7 +57,7 @@ def build(
 
 
 def load_callable(name: str) -> Callable[..., Any]:
-    """The object that ``module:callable`` names.
+    """The object that ``module:callable`` names; the callable may be a class's, such as ``nets:Net.small``.
 
     Raises:
         StudyError: there is none, or it cannot be called.
@@ -65,7 +66,7 @@ def load_callable(name: str) -> Callable[..., Any]:
     if not attribute:
         raise StudyError(f"unknown model {name!r}; give module:callable or one of {', '.join(BUILTIN)}")
     try:
-        found = getattr(import_module(module), attribute)
+        found = attrgetter(attribute)(import_module(module))
     except (ImportError, AttributeError) as error:
         raise StudyError(f"{name} cannot be imported: {error}") from error
     if not callable(found):
