@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cdgrad.study import StudyError
+from cdgrad.study import StudyError, data
 from cdgrad.study.spec import Model, Optimizer
 from cdgrad.study.train import train
 
@@ -123,6 +123,21 @@ def test_the_checkpoint_of_another_run_is_refused_and_left(setting, tmp_path, se
     with pytest.raises(StudyError, match=message):
         train(setting(**changes), seed, lambda epoch, measured: None, checkpoint=path, every=0)
     assert path.read_bytes() == before
+
+
+def test_a_run_does_not_go_on_with_other_images(setting, tmp_path, monkeypatch):
+    path = tmp_path / "run.ckpt"
+    killed_after(setting(), 2, path)
+    older = torch.load(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(data, "identity", lambda task: "changed")
+        with pytest.raises(StudyError, match=r"of another run \(data 'fake' is not 'changed'\)"):
+            train(setting(), 0, lambda epoch, measured: None, checkpoint=path)
+    del older["data"]
+    torch.save(older, path)
+    seen = []
+    train(setting(), 0, lambda epoch, measured: seen.append(epoch), checkpoint=path)
+    assert seen == [3, 4], "a file from before images were told goes on"
 
 
 def test_what_is_no_checkpoint_of_a_run_is_refused(setting, tmp_path):

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 
-from cdgrad.study import StudyError
+from cdgrad.study import StudyError, data
 from cdgrad.study.spec import Setting
 
 _FORMAT = "cdgrad run 1"
@@ -26,7 +26,7 @@ class Checkpoint:
 
     Args:
         path: the file. Its folder is created.
-        setting: the run's setting, whose fingerprint the file carries.
+        setting: the run's setting, whose fingerprint the file carries, and which images it had.
         seed: the run's seed.
         device: the type of the device, whose generators' states are kept.
         every: seconds from one save to the next, at least; small runs then pay nothing.
@@ -39,6 +39,7 @@ class Checkpoint:
             "fingerprint": setting.fingerprint,
             "seed": seed,
             "device": device,
+            "data": data.identity(setting.tables()[0]),
         }
         self._every = every
         self._saved = time.monotonic()
@@ -66,10 +67,11 @@ class Checkpoint:
             )
         found = cast(dict[str, Any], content)
         for key, mine in self._mark.items():
-            if found.get(key) != mine:
+            # Older files do not say which images they had.
+            if found.get(key, mine if key == "data" else None) != mine:
                 raise StudyError(
-                    f"{self.path} is the checkpoint of another run ({key} {found.get(key)!r:.20} is not "
-                    f"{mine!r:.20}); move it away, or name another file"
+                    f"{self.path} is the checkpoint of another run ({key} {found.get(key)!r:.60} is not "
+                    f"{mine!r:.60}); move it away, or name another file"
                 )
         return found["state"]
 
