@@ -8,7 +8,7 @@ from cdgrad.study import stats
 from cdgrad.study.plots import Drawing
 from cdgrad.study.results import Results
 from evidence import claims, figures, mechanism, tables
-from evidence.records import CLAIMS, OTHERS, RATES, RECORDS, ROOT, baselines, rows, runs_of, studies
+from evidence.records import CLAIMS, OTHERS, RATES, RECORDS, ROOT, Row, baselines, rows, runs_of, studies
 
 CONTROLS = {
     "rw-output": "re-weighted, output channel",
@@ -152,8 +152,8 @@ def attempts() -> tuple[dict[str, str], list[Drawing]]:
     """What was tried beyond the paper's idea."""
     found = studies(["best-effort-sgd", "best-effort-adamw"])
     table = rows(found)
-    better = [ATTEMPTS[row.arm] for row in table if row.differs and row.comparison.mean < 0]
-    worse = [ATTEMPTS[row.arm] for row in table if row.differs and row.comparison.mean > 0]
+    better = [_attempt(row) for row in table if row.differs and row.comparison.mean < 0]
+    worse = [_attempt(row) for row in table if row.differs and row.comparison.mean > 0]
     controls = claims.at_equal_rates(table)
     lines = [
         [
@@ -182,6 +182,10 @@ def attempts() -> tuple[dict[str, str], list[Drawing]]:
         "attempts_tables": "\n\n".join(listed),
     }
     return parts, []
+
+
+def _attempt(row: Row) -> str:
+    return f"{ATTEMPTS[row.arm]} ({tables.cell_name(row.cell)})"
 
 
 def ledger() -> tuple[dict[str, str], list[Drawing]]:
