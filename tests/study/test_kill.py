@@ -96,8 +96,10 @@ def test_killed_anywhere_a_study_comes_to_the_same_records(tiny_text, tmp_path):
             wait_for_runs(study, 2)
             study.send_signal(signal.SIGINT)
         killed[who] += 1
-        assert study.wait(timeout=60) in (-signal.SIGKILL, 130)
+        ended = study.wait(timeout=60)
         study.stderr.close()
+        # A study that came to its end before the signal says whether the killed worker had a run to lose.
+        assert ended in ((-signal.SIGKILL,) if who == "driver" else (130, 1, 0))
 
     last = start("killed")
     left = last.communicate(timeout=600)[1]
