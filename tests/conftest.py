@@ -1,9 +1,14 @@
 import os
+import signal
 from pathlib import Path
 
 import hypothesis
 import interpreter
 import torch
+
+# A shell that starts the suite in the background has it ignore Ctrl-C, and what the tests start would, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 interpreter.enable()
 
