@@ -51,7 +51,7 @@ def plot(record, path):
         axes.set_xticks(range(len(networks)), list(networks), rotation=20)
         axes.axhline(1, color="black", linewidth=0.8)
         axes.set_ylabel("time over the floor, cold")
-        axes.legend(fontsize="small", ncols=2)
+        figure.legend(loc="outside upper center", fontsize="small", ncols=3)
         figure.savefig(path, format="svg", metadata={"Date": None})
 
 

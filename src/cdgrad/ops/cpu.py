@@ -31,13 +31,13 @@ from cdgrad.metrics import Array, MeanSobolev, Metric, ReweightedL2, Sobolev
 from cdgrad.ops import coefficients
 from cdgrad.ops.columns import Columns, columns_of
 
-# A block is this many bytes, three quarters of a common second-level cache, but as wide as the first bound
-# below as long as the second still holds it: wide rows are what memory is fast at, and of 16,384 channels
-# nothing useful fits the second level.
-_BLOCK_BYTES = 768 * 1024
-_WIDEST, _WIDE_ENOUGH, _NARROWEST, _STRIDED = 512, 256, 64, 64
+# A block is as many bytes as a core's share of the last cache holds: there the second sweep finds what the
+# first has read. Wide rows are what memory is fast at: with blocks of 768 KiB the sweeps took 1.4 times as
+# long, and 3 times where a large tensor lies in one piece of physical memory.
+_BLOCK_BYTES, _LEAST_BYTES = 6 * 2**20, 768 * 2**10
+_BLOCKS_PER_THREAD = 4  # at least, unless blocks would be smaller than the least: threads should end together
+_WIDEST, _NARROWEST, _STRIDED = 8192, 64, 64  # columns; running values of more would crowd the caches
 _FIELDS = 13
-_SHARED_CACHE_BYTES = 8 * 1024 * 1024
 _WORTH_A_THREAD = 1 << 15  # elements: below, waking a thread takes as long as the work
 
 # The dtype numba sees. numpy has no bfloat16; numba's half is for GPUs.
@@ -74,7 +74,8 @@ def directed_(jobs: Sequence[tuple[Tensor, int, int]], metric: Metric) -> None:
     for job in jobs:
         by_dtype.setdefault(job[0].dtype, []).append(job)
     for dtype, same in by_dtype.items():
-        plan = _plan(tuple((grad.shape, grad.stride(), *axis) for grad, *axis in same), dtype.itemsize)
+        forms = tuple((grad.shape, grad.stride(), *axis) for grad, *axis in same)
+        plan = _plan(forms, dtype.itemsize, torch.get_num_threads())
         if plan.tensors:
             _run([same[i][0] for i in plan.tensors], dtype, plan, metric)
     # The kernels write behind autograd's back.
@@ -85,8 +86,8 @@ class _Plan(NamedTuple):
     table: NDArray[np.int64]  # (tensors, FIELDS) without addresses, see `cdgrad.ops.sweeps`
     tensors: tuple[int, ...]  # which gradient each row is; those with nothing to smooth have none
     channels: tuple[int, ...]  # per row
-    elements: int
-    scratch: int  # bytes that a thread needs
+    threads: int
+    scratch: int  # bytes that each of them needs
 
 
 def _run(grads: list[Tensor], dtype: torch.dtype, plan: _Plan, metric: Metric) -> None:
@@ -94,8 +95,7 @@ def _run(grads: list[Tensor], dtype: torch.dtype, plan: _Plan, metric: Metric) -
     table = plan.table.copy()
     table[:, 0] = [grad.data_ptr() for grad in grads]
     counters = np.zeros(2, np.int64)
-    threads = min(torch.get_num_threads(), int(table[-1, -1])) if plan.elements >= _WORTH_A_THREAD else 1
-    scratch = np.empty(threads * plan.scratch // 8)
+    scratch = np.empty(plan.threads * plan.scratch // 8)
     job = np.array(
         [
             table.ctypes.data,
@@ -111,7 +111,8 @@ def _run(grads: list[Tensor], dtype: torch.dtype, plan: _Plan, metric: Metric) -
         np.int64,
     )
     # Each thread's call holds what it works on, should this one be interrupted while another still writes.
-    _together(_team(metric.family, dtype), job, threads, (grads, table, weights, scale, counters, scratch))
+    held = (grads, table, weights, scale, counters, scratch)
+    _together(_team(metric.family, dtype), job, plan.threads, held)
 
 
 def _together(team: Any, job: NDArray[np.int64], threads: int, held: object) -> None:
@@ -169,21 +170,30 @@ def _team(family: str, dtype: torch.dtype) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _plan(forms: tuple[_Form, ...], itemsize: int) -> _Plan:
+def _plan(forms: tuple[_Form, ...], itemsize: int, most_threads: int) -> _Plan:
     """The blocks of tensors of these forms, in the order in which they will be claimed."""
     found = [(i, columns) for i, form in enumerate(forms) if (columns := columns_of(*form)) is not None]
     sizes = [columns.n for _, columns in found]
+    elements = sum(columns.n * columns.number for _, columns in found)
+    if elements < _WORTH_A_THREAD:
+        most_threads = 1
+    share = elements * _bytes_per_element(itemsize) // (_BLOCKS_PER_THREAD * most_threads)
+    block_bytes = max(_LEAST_BYTES, min(_BLOCK_BYTES, share))
     starts = np.cumsum([0, *sizes]).tolist()
     rows: list[list[int]] = []
     end = scratch = 0
     for (_, columns), start in zip(found, starts, strict=False):
-        row, blocks = _blocks(columns, itemsize)
+        row, blocks = _blocks(columns, itemsize, block_bytes)
         end += blocks
         scratch = max(scratch, _scratch_bytes(columns.n, row[4], itemsize))
         rows.append([0, *row, start, end])
     table = np.array(rows, dtype=np.int64).reshape(-1, _FIELDS)
-    elements = sum(columns.n * columns.number for _, columns in found)
-    return _Plan(table, tuple(i for i, _ in found), tuple(sizes), elements, scratch)
+    return _Plan(table, tuple(i for i, _ in found), tuple(sizes), min(most_threads, end), scratch)
+
+
+def _bytes_per_element(itemsize: int) -> int:
+    """What an element takes in cache: 16-bit ones are kept as float32, too, from sweep to sweep."""
+    return itemsize if itemsize >= 4 else itemsize + 4
 
 
 def _scratch_bytes(n: int, width: int, itemsize: int) -> int:
@@ -192,7 +202,7 @@ def _scratch_bytes(n: int, width: int, itemsize: int) -> int:
     return width * (3 * 8 + (4 * n if itemsize < 4 else 0))
 
 
-def _blocks(columns: Columns, itemsize: int) -> tuple[list[int], int]:
+def _blocks(columns: Columns, itemsize: int, block_bytes: int) -> tuple[list[int], int]:
     """One tensor's fields of the work table from CHANNELS to FAR_STRIDE, and its number of blocks."""
     n = columns.n
     axes = list(columns.axes)
@@ -202,13 +212,12 @@ def _blocks(columns: Columns, itemsize: int) -> tuple[list[int], int]:
         axes.remove(inner)
     (near, near_stride), (far, far_stride) = [*axes, (1, 0), (1, 0)][:2]
     number, stride = inner
-    bytes_per_column = n * max(itemsize, 4)
-    fitting = max(_BLOCK_BYTES, min(_WIDE_ENOUGH * bytes_per_column, _SHARED_CACHE_BYTES)) // bytes_per_column
-    most = min(max(fitting, _NARROWEST), _WIDEST) if stride == 1 else _STRIDED
+    bytes_per_column = n * _bytes_per_element(itemsize)
+    most = min(max(block_bytes // bytes_per_column, _NARROWEST), _WIDEST) if stride == 1 else _STRIDED
     across = -(-number // most)
     block = -(-number // across // 16) * 16 if across > 1 else number  # whole cache lines, evenly
     across = -(-number // block)
-    outer_block = max(1, _BLOCK_BYTES // (bytes_per_column * block))
+    outer_block = max(1, block_bytes // (bytes_per_column * block))
     outer = near * far
     row = [n, columns.step, number, stride, block, outer, outer_block, near, near_stride, far_stride]
     return row, across * -(-outer // outer_block)

@@ -1,12 +1,12 @@
 """The operator's sweeps along the channel, compiled by numba on the vectors of `cdgrad.ops.lanes`.
 
-A block is n channels of at most a few hundred columns, small enough to stay in the second-level cache:
-the first sweep reads it from memory, the second finds it there. A tile is `ROWS` channels of `LANES` columns;
+A block is n channels of some columns, few enough to stay in cache: the first sweep reads it from memory, the
+second finds it there. A tile is `ROWS` channels of `LANES` columns;
 the running values of its columns stay in registers from its first row to its last. They are float64, which
 is what keeps float32 gradients within 1e-6 of the exact result.
 
-A row lies at least a page from the next, where the hardware prefetcher does not follow: the first sweep
-asks for each row a tile ahead.
+A row lies at least a page from the next, where the hardware prefetcher does not follow: both sweeps ask for
+the rows of the next tiles, one after the other, as memory likes it, while they work on those of the present.
 """
 
 # numba compiles these functions from types that only it knows.
@@ -164,18 +164,20 @@ def _reweighted(x, like, t, stride, count, width, periodic, w, scale, run):
     """mean + (x - mean) scale."""
     n, step, width = _shape(t, like, width, run)
     for first in range(0, n, ROWS):
+        ahead, left = x + (first + ROWS) * step, width
         for j in range(0, width, LANES):
             row, there = _tile(x, like, first * step, j, stride), _there(count, j)
             total = _get(run + 8 * j)
             for _ in range(first, min(first + ROWS, n)):
+                ahead, left = _ask(ahead, like, stride, left, width, step)
                 total += wide(load(row, like, stride, there))
-                ask(row + ROWS * step, like, stride)
                 row += step
             _put(total, run + 8 * j)
     for j in range(0, width, LANES):
         _put(_get(run + 8 * j) / float(n), run + 8 * j)
     # Backwards: the last rows are the likeliest to be in the nearest cache.
     for first in range((n - 1) // ROWS * ROWS, -1, -ROWS):
+        ahead, left = x + (first - ROWS) * step, width
         for j in range(0, width, LANES):
             row, there = _tile(x, like, first * step, j, stride), _there(count, j)
             mean = _get(run + 8 * j)
@@ -183,6 +185,7 @@ def _reweighted(x, like, t, stride, count, width, periodic, w, scale, run):
             high = rounded(mean, like)
             low = rounded(mean - wide(high), like)
             for _ in range(first, min(first + ROWS, n)):
+                ahead, left = _ask(ahead, like, stride, left, width, step)
                 deviation = rounded(wide(load(row, like, stride, there)), like) - high - low
                 store(deviation * scale + high, row, like, stride, there)
                 row += step
@@ -200,16 +203,17 @@ def _sobolev(x, like, t, stride, count, width, periodic, w, scale, run):
     before, inverse, wrap, ratio = w[0], w[1], w[2], w[3]
     wrapped, aside = run + 8 * width, run + 16 * width
     for first in range(0, n, ROWS):
+        ahead, left = x + (first + ROWS) * step, width
         for j in range(0, width, LANES):
             row, there = _tile(x, like, first * step, j, stride), _there(count, j)
             value, product = _get(run + 8 * j), _get(wrapped + 8 * j)
             for m in range(first, min(first + ROWS, n)):
+                ahead, left = _ask(ahead, like, stride, left, width, step)
                 g = wide(load(row, like, stride, there))
                 value = g + value * before[m]
                 if periodic:
                     product += g * wrap[m]
                 _keep(value * inverse[m], row, like, stride, there, aside + 4 * (m * width + j))
-                ask(row + ROWS * step, like, stride)
                 row += step
             _put(value, run + 8 * j)
             _put(product, wrapped + 8 * j)
@@ -217,10 +221,12 @@ def _sobolev(x, like, t, stride, count, width, periodic, w, scale, run):
         _put(zeros(), run + 8 * j)
     for first in range((n - 1) // ROWS * ROWS, -1, -ROWS):
         last = min(first + ROWS, n) - 1
+        ahead, left = x + (first - ROWS) * step, width
         for j in range(0, width, LANES):
             row, there = _tile(x, like, last * step, j, stride), _there(count, j)
             value, product = _get(run + 8 * j), _get(wrapped + 8 * j)
             for m in range(last, first - 1, -1):
+                ahead, left = _ask(ahead, like, stride, left, width, step)
                 kept = _kept(row, like, stride, there, aside + 4 * (m * width + j))
                 value = wide(kept) + value * ratio[m]
                 store(value - product * wrap[m] if periodic else value, row, like, stride, there)
@@ -239,16 +245,17 @@ def _mean_sobolev(x, like, t, stride, count, width, periodic, w, scale, run):
     start, wrap = w[0], w[1]
     values, slopes = run + 8 * width, run + 16 * width
     for first in range(0, n, ROWS):
+        ahead, left = x + (first + ROWS) * step, width
         for j in range(0, width, LANES):
             row, there = _tile(x, like, first * step, j, stride), _there(count, j)
             total, value, slope = _get(run + 8 * j), _get(values + 8 * j), _get(slopes + 8 * j)
             for m in range(first, min(first + ROWS, n)):
+                ahead, left = _ask(ahead, like, stride, left, width, step)
                 g = wide(load(row, like, stride, there))
                 total += g
                 value += g * start[m]
                 if periodic:
                     slope += g * wrap[m]
-                ask(row + ROWS * step, like, stride)
                 row += step
             _put(total, run + 8 * j)
             _put(value, values + 8 * j)
@@ -258,16 +265,27 @@ def _mean_sobolev(x, like, t, stride, count, width, periodic, w, scale, run):
         _put(mean, run + 8 * j)
         _put(_get(values + 8 * j) + mean, values + 8 * j)
     for first in range(0, n, ROWS):
+        ahead, left = x + (first + ROWS) * step, width
         for j in range(0, width, LANES):
             row, there = _tile(x, like, first * step, j, stride), _there(count, j)
             mean, value, slope = _get(run + 8 * j), _get(values + 8 * j), _get(slopes + 8 * j)
             for _ in range(first, min(first + ROWS, n)):
+                ahead, left = _ask(ahead, like, stride, left, width, step)
                 slope += (mean - wide(load(row, like, stride, there))) * scale
                 store(value, row, like, stride, there)
                 value += slope
                 row += step
             _put(value, values + 8 * j)
             _put(slope, slopes + 8 * j)
+
+
+@compiled
+def _ask(address, like, stride, left, width, step):
+    """Ask for lanes; returns the address of the next, in this row or the one after, and the columns left."""
+    ask(address, like, stride)
+    if left == LANES:
+        return address + LANES * like.itemsize + step - width * like.itemsize, width
+    return address + LANES * like.itemsize, left - LANES
 
 
 @compiled
