@@ -40,6 +40,9 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
         "claims_averages": _averages(table),
         **{f"average_{arm.replace('-', '_')}": tables.difference(c) for arm, c in averages.items()},
         "rates_shown": str(sum(control.against.differs for control in controls)),
+        "rates_better": str(
+            sum(control.against.differs and control.against.comparison.mean < 0 for control in controls)
+        ),
         "rates_count": str(len(controls)),
         "rates_table": _rates_table(controls),
         "fixed_count": str(len(fixed)),

@@ -17,14 +17,16 @@ from cdgrad.study.spec import load
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "evidence" / "records"
 CLAIMS = ("claims-momentum", "claims-small-cnn", "claims-plain", "claims-resnet8")
-RATES = ("rates-momentum", "rates-attempts", "rates-small-cnn")
-OTHERS = ("controls", "cifar10-jpeg", "best-effort-sgd", "best-effort-adamw")
+RATES = ("rates-momentum", "rates-attempts", "rates-small-cnn", "rates-adaptive")
+PHOTOS = ("cifar10-jpeg", "cifar10-momentum", "cifar10-adamw", "tiny-imagenet-50")
+OTHERS = ("controls", *PHOTOS, "best-effort-sgd", "best-effort-adamw")
 
 
 @dataclass(frozen=True)
 class Row:
     """An arm in a cell against the cell's baseline; `p` is Holm-corrected over the table."""
 
+    study: str
     cell: str
     arm: str
     comparison: stats.Comparison
@@ -68,6 +70,7 @@ def rows(results: Iterable[Results], arms: Iterable[str] = ()) -> list[Row]:
     adjusted = stats.holm([comparison.p for *_, comparison in found])
     return [
         Row(
+            study.spec.name,
             cell,
             arm,
             comparison,

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from cdgrad.study import stats
 from cdgrad.study.plots import Drawing
 from cdgrad.study.results import Results
 from evidence import claims, figures, mechanism, tables
-from evidence.records import CLAIMS, OTHERS, RATES, RECORDS, ROOT, Row, baselines, rows, runs_of, studies
+from evidence.records import (
+    CLAIMS,
+    OTHERS,
+    PHOTOS,
+    RATES,
+    RECORDS,
+    ROOT,
+    Row,
+    baselines,
+    rows,
+    runs_of,
+    studies,
+)
 
 CONTROLS = {
     "rw-output": "re-weighted, output channel",
@@ -35,6 +49,14 @@ ORDERS = {
     "own order, trained by Sobolev": ("sobolev", "index"),
 }
 OPTIMIZERS = {"best-effort-sgd": "SGD with momentum", "best-effort-adamw": "AdamW"}
+PHOTOGRAPHS = {
+    ("cifar10-jpeg", ""): "CIFAR-10, ResNet-8, SGD",
+    ("cifar10-momentum", "resnet8-batch256"): "CIFAR-10, ResNet-8, SGD, batch 256",
+    ("cifar10-momentum", "plain-momentum"): "CIFAR-10, plain, SGD",
+    ("cifar10-adamw", "resnet8-adamw"): "CIFAR-10, ResNet-8, AdamW",
+    ("cifar10-adamw", "plain-adamw"): "CIFAR-10, plain, AdamW",
+    ("tiny-imagenet-50", ""): "Tiny ImageNet, ResNet-8, SGD",
+}
 CELLS = {
     "small-cnn-digits": "small CNN, digits",
     "resnet8-digits": "ResNet-8, digits",
@@ -95,14 +117,25 @@ def rates() -> tuple[dict[str, str], list[Drawing]]:
 
 
 def photographs() -> tuple[dict[str, str], list[Drawing]]:
-    """CIFAR-10 (JPEG)."""
-    (study,) = studies(["cifar10-jpeg"])
-    budget = study.spec.tuning
+    """Subsets of CIFAR-10 (JPEG) and Tiny ImageNet."""
+    found = studies(PHOTOS)
+    table = [replace(row, cell=PHOTOGRAPHS[row.study, row.cell]) for row in rows(found)]
+    base = {
+        PHOTOGRAPHS[study.spec.name, cell]: error_and_spread
+        for study in found
+        for cell, error_and_spread in baselines([study]).items()
+    }
+    better, worse = (
+        [f"{row.cell} ({claims.METHODS[row.arm]})" for row in table if row.differs and sign(row)]
+        for sign in (lambda row: row.comparison.mean < 0, lambda row: row.comparison.mean > 0)
+    )
     parts = {
-        "photos_seeds": str(len(study.spec.seeds)),
-        "photos_trials": str(budget.trials if budget else 0),
-        "photos_base": _base(study),
-        "photos_table": tables.listing(rows([study]), claims.METHODS),
+        "photos_count": str(len(table)),
+        "photos_better": "; ".join(better) or "none",
+        "photos_worse": "; ".join(worse) or "none",
+        "photos_better_count": str(len(better)),
+        "photos_worse_count": str(len(worse)),
+        "photos_table": tables.matrix(table, base, {arm: claims.METHODS[arm] for arm in claims.STRENGTHS}),
     }
     return parts, []
 
