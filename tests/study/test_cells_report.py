@@ -224,6 +224,15 @@ def test_the_images_are_compared_within_a_cell(spec, runs):
     assert "data in one" in remark, "what a trial saw decided the setting"
 
 
+def test_trials_on_images_that_others_test_on_are_remarked(spec, runs):
+    def said(split):
+        changed = [dataclasses.replace(run, environment={"test_split": split}) for run in runs]
+        return [remark for remark in remarks(Results.of(spec, changed)) if "test split of its own" in remark]
+
+    assert len(said("drawn")) == 1
+    assert said("official") == []
+
+
 def test_choices_of_words_and_numbers_have_no_ends(tiny_text):
     tuned = """
     [tuning]

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -82,6 +83,19 @@ def test_a_diverged_run_is_a_result(setting):
     assert outcome.status == "diverged"
     assert outcome.error == 100.0
     assert 1 <= len(outcome.epochs) <= 2
+
+
+def test_weights_that_the_last_step_made_infinite_are_a_diverged_run(setting, monkeypatch):
+    once = dataclasses.replace(setting, schedule=dataclasses.replace(setting.schedule, epochs=1))
+    monkeypatch.setattr("cdgrad.study.train._convolution_norm", lambda model: math.inf)
+    outcome = trained(once)
+    assert math.isfinite(outcome.epochs[-1]["loss"])
+    assert outcome.status == "diverged"
+
+
+def test_an_optimizer_that_wants_a_closure_is_refused(setting):
+    with pytest.raises(StudyError, match=r"LBFGS evaluates the loss more than once a step.*entry = "):
+        trained(dataclasses.replace(setting, optimizer=Optimizer("torch.optim:LBFGS", 0.1)))
 
 
 @pytest.mark.parametrize(("evaluate", "read"), [("test", True), ("validation", False)])

@@ -11,7 +11,7 @@ from typing import Any
 
 import cdgrad
 
-_PACKAGES = ("torch", "numpy", "numba", "scikit-learn")
+_PACKAGES = ("torch", "numpy", "numba", "scikit-learn", "datasets", "pillow")
 
 
 @lru_cache(maxsize=2)

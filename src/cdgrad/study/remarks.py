@@ -17,6 +17,7 @@ def remarks(results: Results) -> list[str]:
         *_unreachable(results),
         *_diverged(results),
         *_searched(results),
+        *_shared_images(results),
         *_environment(results),
         *_images(results),
         *_unfinished(results),
@@ -100,6 +101,16 @@ def _searched(results: Results) -> Iterator[str]:
             end = "lowest" if value == min(tried) else "highest"
             chosen = f"the chosen {key} = {value:.3g} is the {end} of {len(tried)} tried"
             yield f"{arm}{_in(cell)}: {chosen}, so that a better one may lie beyond."
+
+
+def _shared_images(results: Results) -> Iterator[str]:
+    """Whether trials may have seen images that final runs test on."""
+    trials = [run for run in results.runs if run.trial is not None]
+    if any(run.environment.get("test_split") == "drawn" for run in trials):
+        yield (
+            "The data has no test split of its own, so that every seed draws one: the trials saw images "
+            "that final runs test on, for every arm alike."
+        )
 
 
 def _environment(results: Results) -> Iterator[str]:

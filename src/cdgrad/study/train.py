@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -36,8 +37,8 @@ class Outcome:
     percent, L2 norm of the convolution weights, learning rate of the last step, and of the last
     gradient g of the epoch, over all weights that the arm changes at once, the cosine of g and P g
     and the ratio of their norms (1 where nothing is changed). With a weight average, the validation
-    error and `error` are the average's. A run whose loss stops being finite ends there: it is
-    "diverged" and evaluated as it is. `measures` holds further final numbers of the user's own code.
+    error and `error` are the average's. A run whose loss or weights stop being finite ends there: it
+    is "diverged" and evaluated as it is. `measures` holds further final numbers of the user's own code.
     """
 
     status: Literal["ok", "diverged"] = "ok"
@@ -122,6 +123,11 @@ class _Run:
         self.optimizer: torch.optim.Optimizer = models.call(
             models.load_callable(base.name), base.name, self.model.parameters(), lr=base.lr, **base.arguments
         )
+        if _needs_closure(self.optimizer):
+            raise StudyError(
+                f"{base.name} evaluates the loss more than once a step, by a closure that this loop does not "
+                'give it; train with code of your own: entry = "module:function"'
+            )
         try:
             self.handle = attach_arm(setting, self.optimizer, self.model, seed)
         except (TypeError, ValueError) as error:  # a refusal, in one line
@@ -139,7 +145,8 @@ class _Run:
 
     @property
     def diverged(self) -> bool:
-        return bool(self.epochs) and not math.isfinite(self.epochs[-1]["loss"])
+        last = self.epochs[-1] if self.epochs else {}
+        return not all(math.isfinite(last.get(key, 0.0)) for key in ("loss", "weight_norm"))
 
     @property
     def evaluated(self) -> nn.Module:
@@ -246,6 +253,11 @@ class _Run:
     def _precision(self) -> torch.autocast:
         half = self.schedule.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+
+
+def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def rate_factor(schedule: Schedule, step: int, steps: int) -> float:

@@ -158,4 +158,7 @@ def _data(setting: Setting) -> dict[str, str]:
     """Which images the run had: a folder may change while its path in the specification stays."""
     from cdgrad.study import data  # imports torch
 
-    return {"data": data.identity(setting.task)} if setting.task else {}
+    if not setting.task:
+        return {}
+    test = "official" if data.has_test_split(setting.task) else "drawn"
+    return {"data": data.identity(setting.task), "test_split": test}

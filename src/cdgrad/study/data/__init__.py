@@ -10,10 +10,11 @@ from cdgrad.study import StudyError, streams
 from cdgrad.study.data import hub
 from cdgrad.study.data.augment import AUGMENTATIONS, augment
 from cdgrad.study.data.builtin import SOURCES
+from cdgrad.study.data.cache import Decoded
 from cdgrad.study.data.parts import Part, channel_statistics, part
 from cdgrad.study.spec import Task
 
-__all__ = ["AUGMENTATIONS", "SOURCES", "Data", "Part", "augment", "identity", "load"]
+__all__ = ["AUGMENTATIONS", "SOURCES", "Data", "Part", "augment", "has_test_split", "identity", "load"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def load(task: Task, seed: int) -> Data:
     Raises:
         StudyError: the data set cannot be had, or has too few images for the parts.
     """
-    decoded = SOURCES[task.data]() if task.data in SOURCES else hub.load(task)
+    decoded = _decoded(task)
     source, official = decoded.train, decoded.test
     train, validation, test = _sizes(task, len(source.labels), official and len(official.labels))
     order = streams.generator(seed, streams.SPLIT).permutation(len(source.labels))
@@ -54,9 +55,18 @@ def load(task: Task, seed: int) -> Data:
     return Data(*parts, classes=decoded.classes)
 
 
+def has_test_split(task: Task) -> bool:
+    """Whether the data set has a test split of its own, or the seed draws the test images."""
+    return _decoded(task).test is not None
+
+
 def identity(task: Task) -> str:
     """What a record says of its images: a built-in name, or a name with a hash of what was decoded."""
     return task.data if task.data in SOURCES else hub.identity(task)
+
+
+def _decoded(task: Task) -> Decoded:
+    return SOURCES[task.data]() if task.data in SOURCES else hub.load(task)
 
 
 def _sizes(task: Task, images: int, official: int | None) -> tuple[int, int, int]:
