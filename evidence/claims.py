@@ -40,11 +40,8 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
         "claims_averages": _averages(table),
         **{f"average_{arm.replace('-', '_')}": tables.difference(c) for arm, c in averages.items()},
         "rates_shown": str(sum(control.against.differs for control in controls)),
-        "rates_better": str(
-            sum(control.against.differs and control.against.comparison.mean < 0 for control in controls)
-        ),
         "rates_count": str(len(controls)),
-        "rates_table": _rates_table(controls),
+        "rates_table": rates_table(controls),
         "fixed_count": str(len(fixed)),
         "fixed_better": str(sum(row.differs and row.comparison.mean < 0 for row in fixed)),
         "fixed_worse": str(sum(row.differs and row.comparison.mean > 0 for row in fixed)),
@@ -121,7 +118,7 @@ def _averages(table: Sequence[Row]) -> str:
     return tables.markdown([*head, "fewer errors in", "more in"], lines, right=1)
 
 
-def _rates_table(controls: Iterable[Control]) -> str:
+def rates_table(controls: Iterable[Control]) -> str:
     lines = [
         [
             tables.cell_name(row.cell),

@@ -17,7 +17,7 @@ from cdgrad.study.spec import load
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "evidence" / "records"
 CLAIMS = ("claims-momentum", "claims-small-cnn", "claims-plain", "claims-resnet8")
-RATES = ("rates-momentum", "rates-attempts", "rates-small-cnn", "rates-adaptive")
+RATES = ("rates-momentum", "rates-attempts", "rates-small-cnn", "rates-adaptive", "rates-cifar10")
 PHOTOS = ("cifar10-jpeg", "cifar10-momentum", "cifar10-adamw", "tiny-imagenet-50")
 OTHERS = ("controls", *PHOTOS, "best-effort-sgd", "best-effort-adamw")
 

@@ -125,19 +125,42 @@ def photographs() -> tuple[dict[str, str], list[Drawing]]:
         for study in found
         for cell, error_and_spread in baselines([study]).items()
     }
+    named = {"-".join(filter(None, key)): name for key, name in PHOTOGRAPHS.items()}
+    controls = claims.at_equal_rates(
+        [replace(row, cell="-".join(filter(None, (row.study, row.cell)))) for row in rows(found)]
+    )
     better, worse = (
         [f"{row.cell} ({claims.METHODS[row.arm]})" for row in table if row.differs and sign(row)]
         for sign in (lambda row: row.comparison.mean < 0, lambda row: row.comparison.mean > 0)
     )
     parts = {
+        "photos_about": "\n".join(f"- {_about(study)}" for study in found),
         "photos_count": str(len(table)),
         "photos_better": "; ".join(better) or "none",
         "photos_worse": "; ".join(worse) or "none",
         "photos_better_count": str(len(better)),
         "photos_worse_count": str(len(worse)),
+        "photos_rates": claims.rates_table(
+            control._replace(row=replace(control.row, cell=named[control.row.cell])) for control in controls
+        ),
+        "photos_rates_shown": str(sum(control.against.differs for control in controls)),
+        "photos_rates_better": str(
+            sum(control.against.differs and control.against.comparison.mean < 0 for control in controls)
+        ),
+        "photos_rates_count": str(len(controls)),
         "photos_table": tables.matrix(table, base, {arm: claims.METHODS[arm] for arm in claims.STRENGTHS}),
     }
     return parts, []
+
+
+def _about(study: Results) -> str:
+    """What a study of photographs was made of."""
+    spec, budget = study.spec, study.spec.tuning
+    task, _, schedule, _ = spec.setting(next(iter(spec.cells)), spec.baseline).tables()
+    trials = f"{budget.trials} trials an arm, of {len(budget.seeds)} seed" if budget else "no trials"
+    return (
+        f"{spec.title}: tested on {task.test:,}, {schedule.epochs} epochs, {len(spec.seeds)} seeds, {trials}."
+    )
 
 
 def mechanisms() -> tuple[dict[str, str], list[Drawing]]:
