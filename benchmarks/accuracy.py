@@ -9,6 +9,7 @@ import json
 import platform
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from cdgrad.ops import BACKENDS, eager
 from cdgrad.optax.operator import directed as optax_directed
 
 JAX = "cdgrad.optax"  # not a backend: the operator of JAX users, on the same numbers
-COUNTS = (64, 1024, 8192, 16384)
+COUNTS = (60, 64, 1000, 1024, 8192, 16384)
 LAMS = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0, 1e3)
 FAMILIES = {
     "reweighted": ReweightedL2,
@@ -75,6 +76,7 @@ def main():
         "lam": LAMS,
         "machine": platform.machine(),
         "torch": torch.__version__,
+        "jax": jax.__version__,
         "rows": rows,
     }
     path = Path(__file__).parent / "results" / "accuracy.json"

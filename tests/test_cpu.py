@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cdgrad import MeanSobolev, ReweightedL2, Sobolev, channel_directed_, select_backend
-from cdgrad.ops import cpu, eager
+from cdgrad.ops import cpu, eager, sweeps
 
 METRICS = [
     ReweightedL2(3),
@@ -49,12 +49,24 @@ def expected(grads, metric, dims, groups):
 @pytest.mark.parametrize(("dims", "groups"), [((0,) * 6, (1,) * 6), ((1, 0, 1, 0, 1, 1), (1, 4, 7, 7, 3, 1))])
 def test_blocks_and_threads_cover_every_element_once(metric, count, dims, groups, threads, monkeypatch):
     threads(count)
+    monkeypatch.setattr(cpu, "_LEAST_BYTES", 4096)  # blocks small enough that each axis has several
+    cpu._plan.cache_clear()
     grads = weights()
     want = expected(grads, metric, dims, groups)
     monkeypatch.setattr(eager, "directed", None)  # the kernels run, not eager
     channel_directed_(grads, metric, dims, groups)
     for got, reference in zip(grads, want, strict=True):
         assert (got - reference).norm() <= 1e-6 * reference.norm()
+
+
+def test_the_case_above_has_several_blocks_along_both_axes(threads, monkeypatch):
+    threads(5)
+    monkeypatch.setattr(cpu, "_LEAST_BYTES", 4096)
+    cpu._plan.cache_clear()
+    axes = zip(weights(), (1, 0, 1, 0, 1, 1), (1, 4, 7, 7, 3, 1), strict=True)
+    table = cpu._plan(tuple((g.shape, g.stride(), *axis) for g, *axis in axes), 4, 5).table
+    assert (table[:, sweeps.COLUMNS] > table[:, sweeps.BLOCK]).any()
+    assert (table[:, sweeps.OUTER] > table[:, sweeps.OUTER_BLOCK]).any()
 
 
 @every_metric

@@ -225,12 +225,16 @@ def test_the_images_are_compared_within_a_cell(spec, runs):
 
 
 def test_trials_on_images_that_others_test_on_are_remarked(spec, runs):
-    def said(split):
-        changed = [dataclasses.replace(run, environment={"test_split": split}) for run in runs]
+    def said(split, spec=spec):
+        changed = [dataclasses.replace(run, environment={"test_split": split(run)}) for run in runs]
         return [remark for remark in remarks(Results.of(spec, changed)) if "test split of its own" in remark]
 
-    assert len(said("drawn")) == 1
-    assert said("official") == []
+    assert len(said(lambda run: "drawn")) == len(spec.cells) == 2
+    (remark,) = said(lambda run: "drawn" if run.cell == "one" else "official")
+    assert "the trials in one saw" in remark
+    assert said(lambda run: "official") == []
+    assert said(lambda run: "drawn" if run.trial is None else "official") == []
+    assert said(lambda run: "drawn", dataclasses.replace(spec, evaluate="validation")) == []
 
 
 def test_choices_of_words_and_numbers_have_no_ends(tiny_text):

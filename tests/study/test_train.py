@@ -86,8 +86,15 @@ def test_a_diverged_run_is_a_result(setting):
 
 
 def test_weights_that_the_last_step_made_infinite_are_a_diverged_run(setting, monkeypatch):
-    once = dataclasses.replace(setting, schedule=dataclasses.replace(setting.schedule, epochs=1))
-    monkeypatch.setattr("cdgrad.study.train._convolution_norm", lambda model: math.inf)
+    one_step = dataclasses.replace(setting.schedule, epochs=1, batch=setting.task.train)
+    once = dataclasses.replace(setting, schedule=one_step)
+    step = torch.optim.SGD.step
+
+    def overflow(optimizer):
+        step(optimizer)
+        optimizer.param_groups[0]["params"][-1].detach().fill_(math.inf)  # a bias of the last layer
+
+    monkeypatch.setattr(torch.optim.SGD, "step", overflow)
     outcome = trained(once)
     assert math.isfinite(outcome.epochs[-1]["loss"])
     assert outcome.status == "diverged"

@@ -105,11 +105,14 @@ def _searched(results: Results) -> Iterator[str]:
 
 def _shared_images(results: Results) -> Iterator[str]:
     """Whether trials may have seen images that final runs test on."""
-    trials = [run for run in results.runs if run.trial is not None]
-    if any(run.environment.get("test_split") == "drawn" for run in trials):
+    if results.spec.evaluate != "test":
+        return
+    trials = [run for run in results.runs if run.trial is not None and run.status != "failed"]
+    drawn = {run.cell for run in trials if run.environment.get("test_split") == "drawn"}
+    for cell in filter(drawn.__contains__, results.spec.cells):
         yield (
-            "The data has no test split of its own, so that every seed draws one: the trials saw images "
-            "that final runs test on, for every arm alike."
+            f"The data has no test split of its own, so that every seed draws one: the trials{_in(cell)} saw "
+            "images that final runs test on, for every arm alike."
         )
 
 

@@ -138,6 +138,7 @@ class _Run:
         self.order = streams.generator(seed, streams.ORDER)
         self.changes = torch.Generator(device).manual_seed(streams.number(seed, streams.AUGMENTATION))
         self.epochs: list[Epoch] = []
+        self.finite = True  # the weights after the last step, which no loss has seen
 
     @property
     def over(self) -> bool:
@@ -145,8 +146,7 @@ class _Run:
 
     @property
     def diverged(self) -> bool:
-        last = self.epochs[-1] if self.epochs else {}
-        return not all(math.isfinite(last.get(key, 0.0)) for key in ("loss", "weight_norm"))
+        return bool(self.epochs) and not (self.finite and math.isfinite(self.epochs[-1]["loss"]))
 
     @property
     def evaluated(self) -> nn.Module:
@@ -198,6 +198,11 @@ class _Run:
             "lr": self.rates[0] * factor,
         }
         self.epochs.append(measured)
+        infinite = torch.zeros((), device=self.device)
+        for parameter in self.model.parameters():
+            infinite += (~local_part(parameter.detach()).isfinite()).sum()
+        self.ranks.add_up(infinite)
+        self.finite = not infinite
 
     def outcome(self) -> Outcome:
         """Evaluate the end of the schedule; the only place that reads the test part."""
