@@ -44,6 +44,16 @@ class Row:
         return self.p < 1 - stats.LEVEL and (low > 0 or high < 0)
 
     @property
+    def better(self) -> bool:
+        """Whether fewer errors than the baseline's are shown."""
+        return self.differs and self.comparison.mean < 0
+
+    @property
+    def worse(self) -> bool:
+        """Whether more errors than the baseline's are shown."""
+        return self.differs and self.comparison.mean > 0
+
+    @property
     def seen(self) -> float:
         """The smallest true difference, in points, that these seeds would show with 80 % power."""
         return stats.detectable_difference(self.comparison.pairs, self.comparison.sd)

@@ -129,10 +129,8 @@ def photographs() -> tuple[dict[str, str], list[Drawing]]:
     controls = claims.at_equal_rates(
         [replace(row, cell="-".join(filter(None, (row.study, row.cell)))) for row in rows(found)]
     )
-    better, worse = (
-        [f"{row.cell} ({claims.METHODS[row.arm]})" for row in table if row.differs and sign(row)]
-        for sign in (lambda row: row.comparison.mean < 0, lambda row: row.comparison.mean > 0)
-    )
+    better = [f"{row.cell} ({claims.METHODS[row.arm]})" for row in table if row.better]
+    worse = [f"{row.cell} ({claims.METHODS[row.arm]})" for row in table if row.worse]
     parts = {
         "photos_about": "\n".join(f"- {_about(study)}" for study in found),
         "photos_count": str(len(table)),
@@ -144,9 +142,7 @@ def photographs() -> tuple[dict[str, str], list[Drawing]]:
             control._replace(row=replace(control.row, cell=named[control.row.cell])) for control in controls
         ),
         "photos_rates_shown": str(sum(control.against.differs for control in controls)),
-        "photos_rates_better": str(
-            sum(control.against.differs and control.against.comparison.mean < 0 for control in controls)
-        ),
+        "photos_rates_better": str(sum(control.against.better for control in controls)),
         "photos_rates_count": str(len(controls)),
         "photos_table": tables.matrix(table, base, {arm: claims.METHODS[arm] for arm in claims.STRENGTHS}),
     }
@@ -208,8 +204,8 @@ def attempts() -> tuple[dict[str, str], list[Drawing]]:
     """What was tried beyond the paper's idea."""
     found = studies(["best-effort-sgd", "best-effort-adamw"])
     table = rows(found)
-    better = [_attempt(row) for row in table if row.differs and row.comparison.mean < 0]
-    worse = [_attempt(row) for row in table if row.differs and row.comparison.mean > 0]
+    better = [_attempt(row) for row in table if row.better]
+    worse = [_attempt(row) for row in table if row.worse]
     controls = claims.at_equal_rates(table)
     lines = [
         [
