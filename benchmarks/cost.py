@@ -13,8 +13,9 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from cdgrad import bench
+from cdgrad.bench import measure
 from cdgrad.bench.page import tables
+from cdgrad.commands.bench import add_arguments
 
 HERE = Path(__file__).parent
 RECORD = HERE / "results/cost.json"
@@ -58,8 +59,8 @@ def plot(record, path):
 if __name__ == "__main__":
     if sys.argv[1:] != ["--render"]:
         parser = argparse.ArgumentParser(description=__doc__)
-        bench.add_arguments(parser)
+        add_arguments(parser)
         args = parser.parse_args()
         args.out = args.out or RECORD
-        bench.main(args)
+        measure.main(args)
     render()

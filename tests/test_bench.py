@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdgrad import bench
-from cdgrad.bench import jax_rows, steps
+from cdgrad.bench import jax_rows, measure, steps
 from cdgrad.bench.page import tables
 from cdgrad.bench.shapes import NETWORKS, WIDE_ELEMENTS, Conv
 from cdgrad.bench.timing import extra_bytes, interleaved
+from cdgrad.commands.bench import add_arguments
 
 ROOT = Path(__file__).parent.parent
 
@@ -61,13 +61,13 @@ def test_the_command_writes_a_record_and_prints_it(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(steps, "BATCH", 2)
     monkeypatch.setattr(jax_rows, "CHANNELS", (4,))
     parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
+    add_arguments(parser)
     out = tmp_path / "cost.json"
     args = parser.parse_args(["--networks", "tiny", "--peers", "tiny", "--rounds", "1", "--out", str(out)])
     monkeypatch.setattr(
         steps, "resnet18", lambda: steps.nn.Sequential(steps.nn.Conv2d(3, 10, 32), steps.nn.Flatten())
     )
-    assert bench.main(args) == 0
+    assert measure.main(args) == 0
     record = json.loads(out.read_text())
     assert capsys.readouterr().out.strip() == tables(record).strip()
     rows = {row["name"]: row for row in record["networks"]["tiny"]["rows"]}

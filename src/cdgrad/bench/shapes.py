@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # The elements of the wide layer, whatever its number of output channels.
 WIDE_ELEMENTS = 9 * 2**20
@@ -23,6 +23,8 @@ class Conv(NamedTuple):
 
     def gradient(self) -> Tensor:
         """Noise of the weight's shape, of the size that gradients have."""
+        import torch  # here, so that the names of the networks need no torch
+
         return torch.randn(self.out, self.into // self.groups, self.kernel, self.kernel) * 1e-3
 
 

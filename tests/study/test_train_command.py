@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from cdgrad import cli
+from cdgrad.commands.train import run_single, setting_of
 from cdgrad.study import StudyError
-from cdgrad.study.single import run_single, setting_of
 from cdgrad.study.spec import parse
 from cdgrad.study.train import train
 
@@ -148,8 +148,8 @@ def test_the_users_own_code_is_run_too(tmp_path, capsys, monkeypatch):
     assert out.splitlines()[1].split() == ["1", "2"]
     assert "a, seed 2: ok, test error 4.50 %" in out
     assert cli.main(["train", str(tmp_path / "own.toml"), "--checkpoint", "x"]) == 1
-    assert "trains by itself" in capsys.readouterr().err
+    assert "which runs its own training loop" in capsys.readouterr().err
     assert cli.main(["train", str(tmp_path / "own.toml"), "--weights", "net.pt"]) == 2
-    assert "--weights is not for it" in capsys.readouterr().err
+    assert "--weights is not available with `entry`" in capsys.readouterr().err
     setting = setting_of(parse((tmp_path / "own.toml").read_text(), "own"), "", "a", ["task.size=3"])
     assert setting.values == {"lr": 3, "task.size": 3}

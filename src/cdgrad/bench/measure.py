@@ -1,0 +1,107 @@
+"""The record of ``cdgrad bench``: what the operator costs on this machine, as data.
+
+Every time is divided by a floor measured in the same rounds: `torch._foreach_mul_` on the same tensors,
+which reads and writes each element once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cdgrad.bench import jax_rows, steps
+from cdgrad.bench.candidates import FLOOR, METRICS, composition, floor, operators, peers
+from cdgrad.bench.page import tables
+from cdgrad.bench.shapes import NETWORKS
+from cdgrad.bench.timing import FLUSHED_BYTES, extra_bytes, interleaved
+from cdgrad.ops import select_backend
+
+
+def main(args: argparse.Namespace) -> int:
+    """Run ``cdgrad bench``: tables on standard output, progress on standard error."""
+    record: dict[str, Any] = {"machine": machine(), "networks": {}, "steps": [], "jax": []}
+    for name in args.networks:
+        print(f"measuring {name}", file=sys.stderr, flush=True)
+        record["networks"][name] = measure(name, args.rounds, with_peers=name in args.peers)
+    if not args.no_steps:
+        print("measuring training steps", file=sys.stderr, flush=True)
+        record["steps"] = steps.measure(args.rounds, seconds=60)
+    if not args.no_jax:
+        print("measuring in JAX", file=sys.stderr, flush=True)
+        record["jax"] = jax_rows.measure(args.rounds)
+    print(tables(record), flush=True)
+    if args.out:
+        args.out.write_text(json.dumps(record, indent=1) + "\n")
+    return 0
+
+
+def machine() -> dict[str, Any]:
+    """Where and with what this runs."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "numba", "numpy")},
+        "cold": f"after {FLUSHED_BYTES >> 20} MiB of other writes",
+    }
+
+
+def measure(network: str, rounds: int, *, with_peers: bool) -> dict[str, Any]:
+    """The rows of one network."""
+    torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
+    layers = NETWORKS[network]()
+    grads = [layer.gradient() for layer in layers]
+    groups = [layer.groups for layer in layers]
+    backends = list(dict.fromkeys(("eager", select_backend(grads[0], METRICS[0])[0])))
+    candidates = floor(grads) | operators(grads, groups, backends) | composition(grads)
+    if with_peers:
+        candidates |= peers(grads)
+    size = sum(grad.nbytes for grad in grads)
+    original = [grad.clone() for grad in grads]
+
+    def restore() -> None:
+        # Directed a hundred times, a gradient would be subnormal, and slow for that reason alone.
+        for grad, values in zip(grads, original, strict=True):
+            grad.copy_(values)
+
+    times = {
+        state: interleaved(candidates, restore, cold=state == "cold", rounds=rounds)
+        for state in ("cold", "warm")
+    }
+    memory = {name: extra_bytes(run) for name, run in candidates.items()}
+    chosen = {str(m): select_backend(grads[0], m)[0] for m in METRICS}
+    return {
+        "tensors": len(grads),
+        "bytes": size,
+        "chosen": chosen,
+        "rows": [
+            {
+                "name": name,
+                **{state: times[state][name] for state in times},
+                **{f"{state}_over_floor": times[state][name] / times[state][FLOOR] for state in times},
+                # Each element in and out once, as the operator needs; peers may move more.
+                "bytes_per_second": 2 * size / times["cold"][name],
+                "extra_bytes": memory[name],
+            }
+            for name in candidates
+        ],
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

@@ -1,0 +1,187 @@
+"""``cdgrad inspect``: which tensors of a model are processed, and the roughness of its weights."""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from cdgrad.commands.arguments import count
+from cdgrad.study import StudyError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cdgrad.selection import Direction, Selection
+
+HELP = "print which tensors of a model are processed, and why"
+DESCRIPTION = "Print which parameters of a model are processed, along which axis, and why."
+
+_CIFAR = (3, 32, 32)
+_IMAGE_SHAPES = {"small-cnn": (1, 8, 8)}  # the quickstart's network, for the digits
+_CLASSES = 10
+_NAMED = 20  # parameters that are left alone, up to which each has a line
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        default="small-cnn",
+        help="a built-in name such as resnet20, timm:NAME, torchvision:NAME, or module:callable that is or "
+        "returns a torch.nn.Module (default: small-cnn)",
+    )
+    parser.add_argument(
+        "--image-shape",
+        type=_image_shape,
+        metavar="CxHxW",
+        help="channels, height and width of the images (default: 1x8x8 for small-cnn, 3x32x32 for others)",
+    )
+    parser.add_argument("--classes", type=count, metavar="N", help="number of outputs (default: 10)")
+    parser.add_argument("--direction", choices=("output", "input", "height", "width"), default="output")
+    parser.add_argument("--linear", action="store_true", help="process Linear weights, too")
+    parser.add_argument(
+        "--include",
+        action="append",
+        metavar="PATTERN",
+        help="only parameters whose name matches; * and ? are wildcards; may be repeated",
+    )
+    parser.add_argument("--exclude", action="append", metavar="PATTERN", help="leave these parameters alone")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="a state dict, such as cdgrad train --weights saves; print its roughness along the channel, too",
+    )
+    parser.add_argument("--checkpoint", type=_renamed, help=argparse.SUPPRESS)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the selection, and the roughness of given weights."""
+    model = load_model(options.model, options.weights, options.image_shape, options.classes)
+    selection = selection_of(model, options.direction, options.linear, options.include, options.exclude)
+    print(listing(selection))
+    if options.weights:
+        print(f"\n{roughness_table(selection)}")
+    return 0
+
+
+def _image_shape(text: str) -> tuple[int, int, int]:
+    sides = text.split("x")
+    if len(sides) != 3 or not all(side.isdecimal() and int(side) for side in sides):
+        raise argparse.ArgumentTypeError(f"must be like 3x32x32, channels first, got {text!r}")
+    channels, height, width = map(int, sides)
+    return channels, height, width
+
+
+def _renamed(text: str) -> str:
+    raise argparse.ArgumentTypeError(f"use --weights {text}; a checkpoint is the state of an unfinished run")
+
+
+def load_model(
+    name: str, weights: str | None, image_shape: tuple[int, int, int] | None, classes: int | None
+) -> nn.Module:
+    """A network as a study builds it, or what ``module:callable`` is or returns without arguments.
+
+    Args:
+        name: built-in, ``timm:NAME``, ``torchvision:NAME``, or ``module:callable``.
+        weights: a file with a state dict.
+        image_shape: (channels, height, width); None: the digits' for small-cnn, CIFAR's for others.
+        classes: number of outputs; None: 10. Without both, ``module:callable`` gets no arguments.
+
+    Raises:
+        StudyError: it cannot be built, or `weights` is not its state dict.
+    """
+    from torch import nn
+
+    from cdgrad.study import models
+
+    library = name.partition(":")[0] in models.LIBRARIES
+    if name in models.BUILTIN or library or image_shape or classes:
+        shape = image_shape or _IMAGE_SHAPES.get(name, _CIFAR)
+        model: Any = models.build(name, shape, classes or _CLASSES, {})
+    else:
+        model = models.load_callable(name)
+        model = model if isinstance(model, nn.Module) else models.call(model, name)
+    if not isinstance(model, nn.Module):
+        raise StudyError(f"{name} must be or return a torch.nn.Module, got {type(model).__name__}")
+    if weights is not None:
+        _load_weights(model, name, Path(weights))
+    return model
+
+
+def selection_of(
+    model: nn.Module,
+    direction: str,
+    linear: bool,
+    include: Sequence[str] | None,
+    exclude: Sequence[str] | None,
+) -> Selection:
+    """`cdgrad.select`, its refusals as a `StudyError`; an empty selection shows in its own table."""
+    from cdgrad.selection import select
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        try:
+            return select(
+                model,
+                direction=cast("Direction", direction),
+                linear=linear,
+                include=include,
+                exclude=exclude,
+            )
+        except ValueError as error:
+            raise StudyError(str(error)) from error
+
+
+def listing(selection: Selection) -> str:
+    """The selection as it prints; where it leaves many parameters alone, one a reason, and how many more."""
+    from cdgrad.selection import table
+
+    if len(selection.skipped) <= _NAMED:
+        return str(selection)
+    reasons: dict[str, list[str]] = {}
+    for skipped in selection.skipped:
+        reasons.setdefault(skipped.reason, []).append(skipped.name)
+    rows = [
+        (names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else ""), reason)
+        for reason, names in reasons.items()
+    ]
+    processed = str(replace(selection, skipped=()))
+    note = "print(cdgrad.select(model)) names every one"
+    return "\n".join([processed, "", *table(("left alone", "because"), rows), note])
+
+
+def roughness_table(selection: Selection) -> str:
+    """The roughness of every selected weight along its channel axis."""
+    from cdgrad.diagnostics import roughness
+    from cdgrad.selection import table
+
+    rows = [(t.name, f"{roughness(t.param, t.dim, t.groups):.3f}") for t in selection.targets]
+    note = "1: as rough as white noise; 0: neighboring channels agree; 2: they alternate"
+    return "\n".join([*table(("roughness along the channel", "value"), rows), note])
+
+
+def _load_weights(model: nn.Module, name: str, path: Path) -> None:
+    import torch
+
+    try:
+        state: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise StudyError(f"--weights {path} cannot be read: {error.strerror}") from error
+    except Exception as error:  # torch.load raises whatever the bytes lead its unpickler to
+        raise StudyError(f"--weights {path} is not a file of plain tensors: {_first_line(error)}") from error
+    if isinstance(state, dict) and "state_dict" in state:
+        state = state["state_dict"]  # pyright: ignore[reportUnknownVariableType]
+    try:
+        model.load_state_dict(cast(Any, state))
+    except (RuntimeError, TypeError) as error:
+        raise StudyError(f"--weights {path} does not fit {name}: {' '.join(str(error).split())}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

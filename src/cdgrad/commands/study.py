@@ -1,0 +1,99 @@
+"""``cdgrad study``: run or resume a paired study."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cdgrad.commands import report
+from cdgrad.commands.arguments import UsageError, count, failed, specification
+
+if TYPE_CHECKING:
+    from cdgrad.study.workers import Engine
+
+
+HELP = "run or resume a paired study"
+DESCRIPTION = "Run or resume a paired study. Runs that are recorded already are not repeated."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("spec", metavar="SPEC", help="a TOML file, or a built-in name such as quickstart")
+    parser.add_argument(
+        "--out", metavar="DIR", help="output directory (default: `out` in SPEC, else runs/NAME)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=count,
+        metavar="N",
+        help="number of parallel workers, one thread each (default: `workers` in SPEC)",
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="execution engine: worker processes on this machine, or tasks on a Ray cluster (default: local)",
+    )
+    parser.add_argument("--address", help="address of the Ray cluster (default: the cluster of this machine)")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="device to train on (default: cpu)"
+    )
+    parser.add_argument(
+        "--gpus-per-run",
+        type=_share,
+        metavar="X",
+        help="GPUs per run with --engine ray --device cuda; 0.25 lets four runs share one (default: 1)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Execute the remaining runs, then print the report."""
+    from cdgrad.study.run import run_study
+
+    spec = specification(options.spec)
+    folder = Path(options.out or spec.out)
+    engine = _engine(options, folder)
+    try:
+        executed = run_study(spec, folder, options.workers or spec.workers, engine)
+    except KeyboardInterrupt:
+        return failed(
+            130, f"interrupted; {folder} keeps the finished runs; the same command resumes the study"
+        )
+    failures = [run for run in executed if run.status == "failed"]
+    report.show(folder)
+    if failures:
+        return failed(1, f"{len(failures)} of {len(executed)} runs failed, the first: {failures[0].message}")
+    return 0
+
+
+def _engine(options: argparse.Namespace, folder: Path) -> Engine:
+    on_gpu = options.device == "cuda"
+    if options.gpus_per_run is not None and not on_gpu:
+        raise UsageError("--gpus-per-run needs --device cuda")
+    if options.engine == "ray":
+        from cdgrad.study import ray_engine
+
+        gpus = (options.gpus_per_run or 1.0) if on_gpu else 0.0
+        return partial(ray_engine.run_all, address=options.address or "auto", gpus_per_run=gpus)
+    for name in ("address", "gpus_per_run"):
+        if getattr(options, name) is not None:
+            flag = "--" + name.replace("_", "-")
+            raise UsageError(f"{flag} needs --engine ray; local workers share the GPUs evenly")
+    from cdgrad.study import local_engine
+    from cdgrad.study.run import CHECKPOINTS
+
+    gpus = local_engine.visible_gpus() if on_gpu else ()
+    return partial(local_engine.run_all, gpus=gpus, checkpoints=folder / CHECKPOINTS)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not (0 < share < math.inf):
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return share

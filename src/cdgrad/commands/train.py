@@ -1,0 +1,248 @@
+"""``cdgrad train``: one run of a study by the same code, printed epoch by epoch, without a record."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tomllib
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cdgrad.commands.arguments import UsageError, check_folder_of, count, specification
+from cdgrad.study import StudyError
+
+if TYPE_CHECKING:
+    from cdgrad.study.parallel import Ranks
+    from cdgrad.study.spec import Setting, Spec
+    from cdgrad.study.train import Epoch, OnEpoch, Outcome
+
+
+HELP = "execute one run of a study, without a record"
+DESCRIPTION = "Execute one run of a study with the same code and print every epoch; nothing is recorded."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument(
+        "spec",
+        metavar="SPEC",
+        nargs="?",
+        default="quickstart",
+        help="a TOML file, or a built-in name (default: quickstart)",
+    )
+    parser.add_argument("--arm", help="arm to train (default: the baseline)")
+    parser.add_argument("--cell", help="cell to train in (default: the first in SPEC)")
+    parser.add_argument("--seed", type=_seed, default=0, help="random seed (default: 0)")
+    parser.add_argument(
+        "--set",
+        action="append",
+        metavar="KEY=VALUE",
+        help="override a value, such as schedule.epochs=3, metric=sobolev:lam=0.01 or lam=0.1; repeatable",
+    )
+    parser.add_argument(
+        "--threads", type=count, default=1, metavar="N", help="CPU threads (default: 1, as in a study)"
+    )
+    parser.add_argument("--device", default="cpu", help="device to train on, such as cuda (default: cpu)")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        metavar="FILE",
+        help="resume from FILE if it exists; save the training state to it after every epoch; delete it at "
+        "the end",
+    )
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="save the trained weights to FILE")
+    parser.add_argument("--tensorboard", type=Path, metavar="DIR", help="write the curves for TensorBoard")
+    parser.add_argument(
+        "--parallel",
+        choices=("ddp", "fsdp2"),
+        help="train data-parallel across the processes that torchrun launched (ddp or fsdp2); start with: "
+        "torchrun --nproc-per-node N -m cdgrad train ...",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train, print every epoch and the final error, and save the weights."""
+    import torch
+
+    from cdgrad.study import parallel
+
+    spec = specification(options.spec)
+    arm, cell = options.arm or spec.baseline, options.cell or next(iter(spec.cells))
+    for kind, name, known in (("arm", arm, spec.arms), ("cell", cell, spec.cells)):
+        if name not in known:
+            raise UsageError(f"{spec.name} has no {kind} {name!r}; it has {', '.join(known) or 'none'}")
+    if options.weights and spec.entry:
+        raise UsageError(
+            f"--weights is not available with `entry`: the model of {spec.entry} is not visible to cdgrad"
+        )
+    if options.weights:
+        check_folder_of(options.weights, "--weights")
+    setting = setting_of(spec, cell, arm, options.set or ())
+    torch.set_num_threads(options.threads)
+    with parallel.join(options.parallel, options.device) as ranks:
+        outcome = run_single(
+            arm,
+            setting,
+            options.seed,
+            device=ranks.device,
+            checkpoint=options.checkpoint,
+            tensorboard=options.tensorboard,
+            ranks=ranks,
+        )
+        weights = ranks.state_dict(outcome.model) if options.weights else None
+        if ranks.rank == 0:
+            print(
+                f"{arm}, seed {options.seed}: {outcome.status}, {spec.evaluate} error {outcome.error:.2f} %"
+            )
+            if weights is not None:
+                _save(weights, options.weights)
+    return 0
+
+
+def _save(weights: Any, file: Path) -> None:
+    import torch
+
+    try:
+        torch.save(weights, file)
+    except (OSError, RuntimeError) as error:
+        raise StudyError(f"cannot write the weights: {error}") from error
+    print(f"weights: {file}")
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 0, got {text!r}")
+    return int(text)
+
+
+def setting_of(spec: Spec, cell: str, arm: str, overrides: Sequence[str]) -> Setting:
+    """The setting of an arm in a cell with ``key=value`` overrides, such as ``schedule.epochs=3``.
+
+    Keys are those of a search space, and ``task.KEY`` and ``metric``; values are read as TOML, and
+    what is not TOML is text. For an `entry`, all but the arm's own keys are its values.
+
+    Raises:
+        StudyError: an override without ``=``, of an unknown key, or with a value that is not allowed.
+    """
+    from cdgrad.metrics import parse_metric
+    from cdgrad.study.spec import BASELINE_METRIC
+
+    values: dict[str, Any] = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise StudyError(f"--set takes key=value, such as schedule.epochs=3; got {text!r}")
+        values[key.strip()] = _toml(value.strip())
+    of_task = [] if spec.entry else [key for key in values if key.startswith("task.")]
+    task = {key.removeprefix("task."): values.pop(key) for key in of_task}
+    if task:
+        tables = {**spec.cells[cell], "task": {**spec.cells[cell].get("task", {}), **task}}
+        spec = replace(spec, cells={**spec.cells, cell: tables})
+    if "metric" in values:
+        metric = str(values.pop("metric"))
+        try:
+            metric = metric if metric == BASELINE_METRIC else str(parse_metric(metric))
+            spec = replace(spec, arms={**spec.arms, arm: replace(spec.arms[arm], metric=metric)})
+        except ValueError as error:
+            raise StudyError(f"--set metric: {error}") from None
+    return spec.setting(cell, arm, values)
+
+
+def run_single(
+    arm: str,
+    setting: Setting,
+    seed: int,
+    *,
+    device: str = "cpu",
+    checkpoint: Path | None = None,
+    tensorboard: Path | None = None,
+    ranks: Ranks | None = None,
+) -> Outcome:
+    """Execute the run and print a line an epoch; see `cdgrad.study.train.train` for the arguments.
+
+    Args:
+        arm: its name.
+        setting: what to run.
+        seed: as in a study.
+        device: where to train.
+        checkpoint: the file to resume from, and to save the training state to after every epoch.
+        tensorboard: a folder for the curves.
+        ranks: the processes that train together; only the first one prints and writes. None: this one.
+    """
+    from cdgrad.study.entry import run_entry
+    from cdgrad.study.parallel import ALONE
+    from cdgrad.study.train import train
+
+    ranks = ranks or ALONE
+    first = ranks.rank == 0
+    with _lines_for_warnings(), _curves(tensorboard if first else None) as log:
+
+        def show(epoch: int, measured: Epoch) -> None:
+            if not first:
+                return
+            log(epoch, measured)
+            titles = ["epoch", *(_short(key).rjust(7) for key in measured)]
+            if not shown:
+                print("  ".join(titles))
+            shown.append(epoch)
+            cells = [str(epoch), *(f"{value:.4g}" for value in measured.values())]
+            print("  ".join(map(str.rjust, cells, map(len, titles))), flush=True)
+
+        shown: list[int] = []
+        if setting.entry:
+            if checkpoint or device != "cpu" or ranks.kind:
+                raise StudyError(
+                    f"--checkpoint, --device and --parallel do not apply to {setting.entry}, which runs its "
+                    "own training loop"
+                )
+            return run_entry(arm, setting, seed, show)
+        return train(setting, seed, show, device=device, checkpoint=checkpoint, every=0, ranks=ranks)
+
+
+def _short(key: str) -> str:
+    """A heading that lets the usual columns fit in 80 characters."""
+    return key.replace("_", " ").replace("validation", "val").replace("error", "err")
+
+
+def _toml(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+@contextmanager
+def _curves(folder: Path | None) -> Generator[OnEpoch]:
+    """What writes each epoch's numbers for TensorBoard, or does nothing."""
+    if folder is None:
+        yield lambda epoch, measured: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise StudyError("tensorboard is not installed; run pip install 'cdgrad[tensorboard]'") from None
+    try:
+        opened = SummaryWriter(str(folder))
+    except OSError as error:
+        raise StudyError(f"--tensorboard {folder} cannot be written: {error.strerror}") from error
+    with opened as writer:
+
+        def log(epoch: int, measured: Epoch) -> None:
+            for key, value in measured.items():
+                writer.add_scalar(key, value, epoch)  # pyright: ignore[reportUnknownMemberType]
+
+        yield log
+
+
+@contextmanager
+def _lines_for_warnings() -> Generator[None]:
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"cdgrad: {message}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
