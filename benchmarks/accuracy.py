@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from cdgrad import MeanSobolev, ReweightedL2, Sobolev, channel_directed_
-from cdgrad.ops import BACKENDS, eager
+from cdgrad.ops import eager
+from cdgrad.ops.local import BACKENDS
 from cdgrad.optax.operator import directed as optax_directed
 
 JAX = "cdgrad.optax"  # not a backend: the operator of JAX users, on the same numbers

@@ -45,7 +45,7 @@ def main() -> None:
         parser.exit(1, "no CUDA device is at hand; --rehearse runs the script on the CPU\n")
     device = torch.device("cpu" if arguments.rehearse else "cuda")
     if arguments.rehearse:
-        from cdgrad.ops import gpu
+        from cdgrad.ops.triton import launch as gpu
 
         gpu.TILES.update(dict.fromkeys(gpu.TILES, gpu.Tile(4, 32, 1)))  # the interpreter counts elements
     started = time.perf_counter()
@@ -175,7 +175,7 @@ def host_time(device: Any) -> dict[str, float]:
     import torch
 
     from cdgrad import channel_directed_, parse_metric
-    from cdgrad.ops import gpu
+    from cdgrad.ops.triton import launch as gpu
 
     grads = [torch.randn(shape, device=device) for shape in resnet50_shapes(device)]
     rows: dict[str, float] = {}

@@ -507,7 +507,9 @@ def test_nothing_outlives_the_optimizer():
 def test_a_backend_can_be_forced(backend, monkeypatch):
     used = []
     monkeypatch.setattr(cdgrad.ops.eager, "directed", lambda x, metric: used.append("eager") or x)
-    monkeypatch.setattr(cdgrad.ops.cpu, "directed_", lambda jobs, metric: used.extend(["cpu"] * len(jobs)))
+    monkeypatch.setattr(
+        cdgrad.ops.cpu.launch, "directed_", lambda jobs, metric: used.extend(["cpu"] * len(jobs))
+    )
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     attach(optimizer, model, "sobolev:lam=0.1", backend=backend)

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from cdgrad import MeanSobolev, ReweightedL2, Sobolev, channel_directed_, select_backend
-from cdgrad.ops import cpu, eager, sweeps
+from cdgrad.ops import eager
+from cdgrad.ops.cpu import kernels
+from cdgrad.ops.cpu import launch as cpu
 
 METRICS = [
     ReweightedL2(3),
@@ -65,8 +67,8 @@ def test_the_case_above_has_several_blocks_along_both_axes(threads, monkeypatch)
     cpu._plan.cache_clear()
     axes = zip(weights(), (1, 0, 1, 0, 1, 1), (1, 4, 7, 7, 3, 1), strict=True)
     table = cpu._plan(tuple((g.shape, g.stride(), *axis) for g, *axis in axes), 4, 5).table
-    assert (table[:, sweeps.COLUMNS] > table[:, sweeps.BLOCK]).any()
-    assert (table[:, sweeps.OUTER] > table[:, sweeps.OUTER_BLOCK]).any()
+    assert (table[:, kernels.COLUMNS] > table[:, kernels.BLOCK]).any()
+    assert (table[:, kernels.OUTER] > table[:, kernels.OUTER_BLOCK]).any()
 
 
 @every_metric

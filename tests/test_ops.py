@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cdgrad import L2, MeanSobolev, ReweightedL2, Sobolev, channel_directed, channel_directed_, select_backend
-from cdgrad.ops import BACKENDS
+from cdgrad.ops.local import BACKENDS
 from cdgrad.reference import directed
 
 METRICS = [

@@ -22,9 +22,9 @@ from cdgrad import (
     reference,
     select_backend,
 )
+from cdgrad.dtensors import local_part, whole_norms
 from cdgrad.ops import eager
-from cdgrad.ops.interface import alone, coupling, cut
-from cdgrad.ops.placement import local_part, whole_norms
+from cdgrad.ops.sharded.interface_system import alone, coupling, cut
 
 LAMS = [1e-8, 1e-1, 1e5]
 COUPLED = [
@@ -69,7 +69,7 @@ coupled = st.builds(
 
 
 def by_pieces(g, metric, lengths):
-    """The formula of cdgrad.ops.interface."""
+    """The formula of cdgrad.ops.sharded.interface_system."""
     n, out, told = sum(lengths), [], []
     for x in g.split(lengths):
         a = eager.directed((x - x.mean(0))[None], alone(metric, n, len(x)))[0]

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdgrad import MeanSobolev, ReweightedL2, Sobolev, channel_directed_, select_backend
-from cdgrad.ops import coefficients, eager
-from cdgrad.ops.columns import columns_of
+from cdgrad.ops import eager, sobolev_weights
+from cdgrad.ops.memory_layout import columns_of
 from cdgrad.reference import directed
 
 pytest.importorskip("triton")
-from cdgrad.ops import gpu
+from cdgrad.ops.triton import launch as gpu
 
 METRICS = [ReweightedL2(3), *(f(0.1, b) for f in (Sobolev, MeanSobolev) for b in ("free", "periodic"))]
 COMPILED = {ReweightedL2.family: gpu.Tile(128, 32, 4), Sobolev.family: gpu.Tile(32, 32, 1)}
@@ -156,7 +156,7 @@ def test_columns_are_the_memory_of_the_tensor(data):
 def test_the_weights_solve_the_system(n, exponent):
     """Elimination against its recurrence; Green's function and wrap against the dense inverse."""
     lam = 10.0**exponent
-    weights, c = coefficients.sobolev(n, lam), lam * n**2
+    weights, c = sobolev_weights.sobolev(n, lam), lam * n**2
     s = np.ones(n)
     for m in range(1, n):
         s[m] = 1 + s[m - 1] / (1 + s[m - 1] / c)
@@ -177,7 +177,7 @@ def test_the_arithmetic_at_16384_channels(lam):
     """The sweeps of the H1 kernel in numpy: float32 in, float64 between, float32 out."""
     n = 16384
     g = np.random.default_rng(0).standard_normal((n, 2)).astype(np.float32).astype(np.float64)
-    weights = coefficients.sobolev(n, lam)
+    weights = sobolev_weights.sobolev(n, lam)
     f, b = g.copy(), g.copy()
     for m in range(1, n):
         f[m] += weights.ratio[m - 1] * f[m - 1]
@@ -191,8 +191,8 @@ def test_the_arithmetic_at_16384_channels(lam):
 COMPILE = """
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
-from cdgrad.ops import gpu
-from cdgrad.ops import triton as kernels
+from cdgrad.ops.triton import launch as gpu
+from cdgrad.ops.triton import kernels
 pointers = dict(addresses="*i64", table="*i64", weights="*fp64", scratch="*fp64")
 for family, tile in gpu.TILES.items():
     kernel = getattr(kernels, family.replace("-", "_"))

@@ -19,9 +19,10 @@ from torch._compile import _disable_dynamo  # pyright: ignore[reportPrivateUsage
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from cdgrad.dtensors import channel_mesh_dim, is_dtensor, local_part, whole_norms
 from cdgrad.metrics import L2, Metric, as_metric
-from cdgrad.ops import BACKENDS, channel_directed_, distinct
-from cdgrad.ops.placement import channel_mesh_dim, is_dtensor, local_part, whole_norms
+from cdgrad.ops import channel_directed_
+from cdgrad.ops.local import BACKENDS, distinct
 from cdgrad.partition import refuse_partitions
 from cdgrad.refusals import check_gradient, check_optimizer, parameters
 from cdgrad.selection import Direction, Patterns, Selection, Skipped, Target, select

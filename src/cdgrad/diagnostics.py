@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cdgrad.ops.placement import is_dtensor
+from cdgrad.dtensors import is_dtensor
 
 
 @torch.no_grad()

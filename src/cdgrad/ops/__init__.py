@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from importlib.util import find_spec
 
 import torch
-from torch import Tensor
 from torch._compile import _disable_dynamo  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
 
-from cdgrad.metrics import L2, Metric, as_metric
-from cdgrad.ops import cpu, eager, sharded
-from cdgrad.ops.placement import is_dtensor, local_part
+from cdgrad.dtensors import is_dtensor, local_part
+from cdgrad.metrics import Metric, as_metric
+from cdgrad.ops import eager, local
+from cdgrad.ops.sharded import operator as sharded
 
-BACKENDS = ("eager", "cpu", "triton")
 
-
-def channel_directed(grad: Tensor, metric: Metric | str, dim: int = 0, groups: int = 1) -> Tensor:
+def channel_directed(grad: torch.Tensor, metric: Metric | str, dim: int = 0, groups: int = 1) -> torch.Tensor:
     """The gradient in `metric` along axis `dim`, from the ordinary gradient: a new tensor.
 
     With g one column of `grad` along `dim`, the column g~ of the result satisfies
@@ -61,8 +57,8 @@ def channel_directed(grad: Tensor, metric: Metric | str, dim: int = 0, groups: i
     metric = as_metric(metric)
     _check(grad, dim, groups, "grad")
     if is_dtensor(grad):
-        return sharded.directed(grad, metric, dim, groups, channel_directed_)
-    x = _as_channels(grad, dim, groups)
+        return sharded.directed(grad, metric, dim, groups)
+    x = local.as_channels(grad, dim, groups)
     if not x.numel():
         return grad.clone()
     return eager.directed(x, metric).flatten(0, 1).movedim(0, dim)
@@ -73,7 +69,7 @@ def channel_directed(grad: Tensor, metric: Metric | str, dim: int = 0, groups: i
 # imports the compiler at once, which doubles the time that `import cdgrad.ops` takes.
 @_disable_dynamo
 def channel_directed_(
-    grads: Sequence[Tensor],
+    grads: Sequence[torch.Tensor],
     metric: Metric | str,
     dims: int | Sequence[int] = 0,
     groups: int | Sequence[int] = 1,
@@ -105,35 +101,22 @@ def channel_directed_(
     tensor([1.7500, 2.2500])
     """
     metric = as_metric(metric)
-    if backend not in ("auto", *BACKENDS):
-        raise ValueError(f"unknown backend {backend!r}; known are auto, {', '.join(BACKENDS)}")
+    if backend not in ("auto", *local.BACKENDS):
+        raise ValueError(f"unknown backend {backend!r}; known are auto, {', '.join(local.BACKENDS)}")
     all_dims = _one_each(dims, len(grads), "dims")
     all_groups = _one_each(groups, len(grads), "groups")
     for i, (grad, dim, count) in enumerate(zip(grads, all_dims, all_groups, strict=True)):
         _check(grad, dim, count, f"grads[{i}]")
     all_dims = [dim % grad.ndim for grad, dim in zip(grads, all_dims, strict=True)]
     if any(map(is_dtensor, grads)):
-        sharded.directed_(grads, metric, all_dims, all_groups, partial(channel_directed_, backend=backend))
-        return
-    jobs: dict[str, list[tuple[Tensor, int, int]]] = {name: [] for name in BACKENDS}
-    for job in zip(grads, all_dims, all_groups, strict=True):
-        jobs[_choose(backend, metric, *job)[0]].append(job)
-    if metric == L2():
-        return
-    if jobs["cpu"]:
-        cpu.directed_(jobs["cpu"], metric)
-    if jobs["triton"]:
-        from cdgrad.ops import gpu  # needs Triton, which is not on every machine
-
-        gpu.directed_(jobs["triton"], metric)
-    with torch.no_grad():
-        for job in jobs["eager"]:
-            x = distinct(_as_channels(*job))
-            if x.numel() and x.shape[1] > 1:
-                x.copy_(eager.directed(x, metric))
+        sharded.directed_(grads, metric, all_dims, all_groups, backend)
+    else:
+        local.directed_(list(zip(grads, all_dims, all_groups, strict=True)), metric, backend)
 
 
-def select_backend(grad: Tensor, metric: Metric | str, dim: int = 0, groups: int = 1) -> tuple[str, str]:
+def select_backend(
+    grad: torch.Tensor, metric: Metric | str, dim: int = 0, groups: int = 1
+) -> tuple[str, str]:
     """The backend that ``backend="auto"`` uses for this gradient, and the reason, as a sentence.
 
     >>> select_backend(torch.ones(4, 3), "sobolev:lam=0.01")
@@ -142,46 +125,12 @@ def select_backend(grad: Tensor, metric: Metric | str, dim: int = 0, groups: int
     _check(grad, dim, groups, "grad")
     if is_dtensor(grad):
         grad, groups = local_part(grad), 1
-    return _choose("auto", as_metric(metric), grad, dim % grad.ndim, groups)
+    return local.choose("auto", as_metric(metric), grad, dim % grad.ndim, groups)
 
 
-def _choose(backend: str, metric: Metric, grad: Tensor, dim: int, groups: int) -> tuple[str, str]:
-    """The backend for one gradient, and why.
-
-    Raises:
-        ValueError: the one asked for cannot take it.
-    """
-    if backend == "eager" or metric == L2():
-        return "eager", "asked for" if backend == "eager" else "the ordinary gradient needs no work"
-    if backend == "cpu" or (backend == "auto" and grad.device.type == "cpu"):
-        refusal = cpu.refusal(grad, metric, dim, groups)
-        if refusal is None:
-            return "cpu", "fused sweeps, each element from memory once"
-    elif backend == "triton":
-        refusal = _triton_refusal(grad, dim, groups)
-        if refusal is None:
-            return "triton", "asked for"
-    elif grad.device.type == "cuda":
-        # A kernel is chosen by itself only where a committed benchmark has it ahead.
-        refusal = "the Triton kernels have not been measured on a GPU yet; backend='triton' uses them"
-    else:
-        refusal = "plain torch runs on every device"
-    if backend != "auto":
-        raise ValueError(f"backend={backend!r} cannot take this gradient: {refusal}; use backend='auto'")
-    return "eager", refusal
-
-
-def _triton_refusal(grad: Tensor, dim: int, groups: int) -> str | None:
-    if find_spec("triton") is None:
-        return "Triton is not installed"
-    from cdgrad.ops import gpu
-
-    return gpu.refusal(grad, dim, groups)
-
-
-def _check(grad: Tensor, dim: int, groups: int, name: str) -> None:
+def _check(grad: torch.Tensor, dim: int, groups: int, name: str) -> None:
     """Refuse what has no view of shape (groups, channels per group, ...)."""
-    if not isinstance(grad, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(grad, torch.Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"{name} must be a torch.Tensor, got {type(grad).__name__}")
     if not grad.is_floating_point():
         raise TypeError(
@@ -197,25 +146,6 @@ def _check(grad: Tensor, dim: int, groups: int, name: str) -> None:
             f"groups must be a positive divisor of the channel axis: got groups={groups} for "
             f"{grad.shape[dim]} channels, axis {dim} of {name} of shape {tuple(grad.shape)}"
         )
-
-
-def _as_channels(grad: Tensor, dim: int, groups: int) -> Tensor:
-    """A view of shape (groups, channels per group, ...)."""
-    channels = grad.movedim(dim, 0)
-    # Splitting one axis is a view for any strides.
-    return channels.view(groups, len(channels) // groups, *channels.shape[1:])
-
-
-def distinct(x: Tensor) -> Tensor:
-    """x with every expanded axis narrowed to the one slice in memory.
-
-    In place this is all there is to write: the result is constant wherever x is, and a column that
-    is constant along the channel is its own mean, which every metric keeps.
-    """
-    for axis, stride in enumerate(x.stride()):
-        if stride == 0 and x.shape[axis] > 1:
-            x = x.narrow(axis, 0, 1)
-    return x
 
 
 def _one_each(value: int | Sequence[int], count: int, name: str) -> Sequence[int]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cdgrad.metrics import L2, Array, MeanSobolev, Metric, ReweightedL2, Sobolev
-from cdgrad.ops import coefficients
+from cdgrad.ops import sobolev_weights
 
 
 def directed(x: Tensor, metric: Metric) -> Tensor:
@@ -46,7 +46,7 @@ def _sobolev(x: Tensor, metric: Sobolev) -> Tensor:
     y = _solve_free(deviation, metric.lam)
     if metric.boundary == "periodic":
         # The wrap-around edge is a rank-one term of A.
-        wrap = _column(coefficients.sobolev(n, metric.lam).wrap, y)
+        wrap = _column(sobolev_weights.sobolev(n, metric.lam).wrap, y)
         y = y - wrap * (wrap * deviation).sum(1, keepdim=True)
     return _join(mean, y)
 

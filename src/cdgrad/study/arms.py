@@ -18,8 +18,8 @@ from torch.optim import Optimizer
 
 from cdgrad.attachment import Attachment, attach
 from cdgrad.diagnostics import agreement
+from cdgrad.dtensors import is_dtensor
 from cdgrad.metrics import L2, as_metric
-from cdgrad.ops.placement import is_dtensor
 from cdgrad.selection import Selection, Target
 from cdgrad.study import StudyError, streams
 from cdgrad.study.spec import BASELINE_METRIC, Setting

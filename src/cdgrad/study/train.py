@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import clip_grad_norm_
 
-from cdgrad.ops.placement import local_part, whole_norms
+from cdgrad.dtensors import local_part, whole_norms
 from cdgrad.study import StudyError, models, streams
 from cdgrad.study import data as datasets
 from cdgrad.study.arms import attach_arm, direct_and_compare

@@ -8,7 +8,7 @@ metric                    float64 numbers per column
 ========================  ================================================================
 ``ReweightedL2``          all-reduce of 1 for each cut interval: the column's sum
 ``Sobolev``,              all-gather of 3 for each piece of an interval: its mean and the
-``MeanSobolev``           end values of what it yields alone, see `cdgrad.ops.interface`
+``MeanSobolev``           end values of what it yields alone, see `cdgrad.ops.sharded.interface_system`
 ========================  ================================================================
 
 An interval is the whole axis, or one group of a grouped convolution; intervals that lie on one rank
@@ -29,19 +29,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cdgrad.dtensors import channel_mesh_dim, is_dtensor, local_part
 from cdgrad.metrics import L2, MeanSobolev, Metric, ReweightedL2, Sobolev
-from cdgrad.ops.interface import NUMBERS, Piece, alone, coupling, cut
-from cdgrad.ops.placement import channel_mesh_dim, is_dtensor, local_part
+from cdgrad.ops import local
+from cdgrad.ops.sharded.interface_system import NUMBERS, Piece, alone, coupling, cut
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-Local = Callable[[Sequence[Tensor], Metric, Sequence[int], Sequence[int]], None]
-"""The operator in place on ordinary tensors: gradients, metric, dims, groups."""
-
 
 def directed_(
-    grads: Sequence[Tensor], metric: Metric, dims: Sequence[int], groups: Sequence[int], local: Local
+    grads: Sequence[Tensor], metric: Metric, dims: Sequence[int], groups: Sequence[int], backend: str
 ) -> None:
     """`cdgrad.channel_directed_` on DTensors, and on the ordinary tensors among them.
 
@@ -52,7 +50,7 @@ def directed_(
         metric: a metric.
         dims: the channel axis of each.
         groups: the group count of each.
-        local: the operator on ordinary tensors; it must not see a DTensor.
+        backend: that of the parts on this rank, see `cdgrad.ops.local`.
 
     Raises:
         ValueError: a placement or a shard that the operator does not know; nothing is written then.
@@ -70,21 +68,21 @@ def directed_(
                 cuts[grad.device_mesh.get_group(mesh_dim), grad.device_mesh.device_type].append(shard)
     if metric == L2():
         return
-    local([x for x, _, _ in whole], metric, [dim for _, dim, _ in whole], [count for _, _, count in whole])
+    local.directed_(whole, metric, backend)
     with torch.no_grad():
         for (process_group, device), shards in cuts.items():
             match metric:
                 case ReweightedL2(lam=lam):
                     _reweight(shards, lam, process_group, device)
                 case Sobolev() | MeanSobolev():
-                    _solve(shards, metric, process_group, device, local)
+                    _solve(shards, metric, process_group, device, backend)
                 case _:
                     raise TypeError(f"no sharded operator is known for {metric!r}")
 
 
-def directed(grad: Tensor, metric: Metric, dim: int, groups: int, local: Local) -> Tensor:
+def directed(grad: Tensor, metric: Metric, dim: int, groups: int) -> Tensor:
     """`cdgrad.channel_directed` on a DTensor; differentiable, the operator being its own derivative."""
-    direct_ = partial(directed_, metric=metric, dims=[dim], groups=[groups], local=local)
+    direct_ = partial(directed_, metric=metric, dims=[dim], groups=[groups], backend="auto")
     return _apply(grad, direct_)
 
 
@@ -185,9 +183,9 @@ def _solve(
     metric: Sobolev | MeanSobolev,
     process_group: dist.ProcessGroup,
     device: str,
-    local: Local,
+    backend: str,
 ) -> None:
-    """Every piece alone, then the correction by the interface system (`cdgrad.ops.interface`)."""
+    """Every piece alone, then the correction by the interface system, see the module of that name."""
     parts: list[_Alone] = []
     by_metric: dict[Metric, list[Tensor]] = defaultdict(list)
     for block, shard in enumerate(shards):
@@ -198,7 +196,7 @@ def _solve(
             parts.append(_Alone(shard, block, piece, x, mean.flatten()))
             by_metric[alone(metric, shard.n, piece.length)].append(x)
     for own_metric, xs in by_metric.items():
-        local(xs, own_metric, [0] * len(xs), [1] * len(xs))
+        local.directed_([(x, 0, 1) for x in xs], own_metric, backend)
 
     shapes = [(shard.slots, NUMBERS, shard.columns) for shard in shards]
     told = torch.zeros(sum(map(prod, shapes)), dtype=torch.float64, device=device)

@@ -1,4 +1,4 @@
-"""The operator on GPUs, in place: one launch for all tensors of a dtype (kernels: cdgrad.ops.triton).
+"""The operator on GPUs, in place: one launch for all tensors of a dtype (cdgrad.ops.triton.kernels).
 
 A launch reads three small arrays that stay on the device: a table of shapes, strides and programs, the
 weights of the metric, and the tensors' addresses. Each is written when its contents are first needed, so
@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cdgrad.metrics import Array, MeanSobolev, Metric, ReweightedL2, Sobolev
-from cdgrad.ops import coefficients
-from cdgrad.ops import triton as kernels
-from cdgrad.ops.columns import MOST_AXES, Columns, columns_of
+from cdgrad.ops import sobolev_weights
+from cdgrad.ops.memory_layout import MOST_AXES, Columns, columns_of
+from cdgrad.ops.triton import kernels
 
 # Shape, strides, dtype, device, channel axis and groups of each gradient.
 Signature = tuple[tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device, int, int], ...]
@@ -145,7 +145,7 @@ def _sobolev_weights(n: int, lam: float) -> Array:
     and wrap; each padded with zeros to whole chunks.
     """
     rows = TILES[Sobolev.family].rows
-    weights = coefficients.sobolev(n, lam)
+    weights = sobolev_weights.sobolev(n, lam)
     ratio = np.zeros(rows * -(-n // rows))
     ratio[:n] = weights.ratio
     onward = np.ones((len(ratio) // rows, rows))

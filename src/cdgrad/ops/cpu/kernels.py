@@ -1,4 +1,4 @@
-"""The operator's sweeps along the channel, compiled by numba on the vectors of `cdgrad.ops.lanes`.
+"""The operator's sweeps along the channel, compiled by numba on the vectors of `cdgrad.ops.cpu.vectors`.
 
 A block is n channels of some columns, few enough to stay in cache: the first sweep reads it from memory, the
 second finds it there. A tile is `ROWS` channels of `LANES` columns;
@@ -21,8 +21,8 @@ import numpy as np
 from numba import carray, cfunc, njit, types  # pyright: ignore[reportPrivateImportUsage]
 from numba.extending import overload
 
-from cdgrad.ops import lanes
-from cdgrad.ops.lanes import (
+from cdgrad.ops.cpu import vectors
+from cdgrad.ops.cpu.vectors import (
     FLOAT32,
     FLOAT64,
     INT64,
@@ -62,7 +62,7 @@ FIELDS = 13
 (
     TABLE,  # int64 (TENSORS, FIELDS)
     TENSORS,  # a number
-    WEIGHT,  # float64 (4, TOTAL), as `cdgrad.ops.cpu` prepares them for the metric
+    WEIGHT,  # float64 (4, TOTAL), as `cdgrad.ops.cpu.launch` prepares them for the metric
     TOTAL,  # a number: the channels of all tensors
     SCALE,  # float64 (TENSORS,), the same
     PERIODIC,  # 0 or 1: the boundary
@@ -90,7 +90,7 @@ def team(family: str, dtype: str) -> Any:
     """
     like = np.empty(0, dtype)
     # numba's cache on disk knows this file and what a closure holds, but not the other file.
-    source = inspect.getsource(lanes)
+    source = inspect.getsource(vectors)
 
     def run(address):
         _direct(address, like, family, source)
@@ -193,7 +193,7 @@ def _reweighted(x, like, t, stride, count, width, periodic, w, scale, run):
 
 @compiled
 def _sobolev(x, like, t, stride, count, width, periodic, w, scale, run):
-    """(I + lam A)^-1 x by elimination and substitution, see `cdgrad.ops.coefficients.Sobolev`.
+    """(I + lam A)^-1 x by elimination and substitution, see `cdgrad.ops.sobolev_weights.Sobolev`.
 
     What is kept between the sweeps is y_m / pivot_m, of the size of the gradient: y_m may overflow.
 
@@ -236,7 +236,7 @@ def _sobolev(x, like, t, stride, count, width, periodic, w, scale, run):
 
 @compiled
 def _mean_sobolev(x, like, t, stride, count, width, periodic, w, scale, run):
-    """mean + (lam A)^+ x, integrating twice, see `cdgrad.ops.cpu`.
+    """mean + (lam A)^+ x, integrating twice, see `cdgrad.ops.cpu.launch`.
 
     The first sweep takes inner products: the mean, g~ - mean at channel 0, the slope at the wrap. They
     are all that the second needs to integrate the deviation twice, so it alone writes.

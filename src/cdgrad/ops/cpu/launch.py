@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cdgrad.metrics import Array, MeanSobolev, Metric, ReweightedL2, Sobolev
-from cdgrad.ops import coefficients
-from cdgrad.ops.columns import Columns, columns_of
+from cdgrad.ops import sobolev_weights
+from cdgrad.ops.memory_layout import Columns, columns_of
 
 # A block is at most 6 MiB, which a core's share of the last cache holds where this was measured: there the
 # second sweep finds what the first has read. Wide rows are what memory is fast at: with blocks of 768 KiB,
@@ -84,7 +84,7 @@ def directed_(jobs: Sequence[tuple[Tensor, int, int]], metric: Metric) -> None:
 
 
 class _Plan(NamedTuple):
-    table: NDArray[np.int64]  # (tensors, FIELDS) without addresses, see `cdgrad.ops.sweeps`
+    table: NDArray[np.int64]  # (tensors, FIELDS) without addresses, see `cdgrad.ops.cpu.kernels`
     tensors: tuple[int, ...]  # which gradient each row is; those with nothing to smooth have none
     channels: tuple[int, ...]  # per row
     threads: int
@@ -166,8 +166,8 @@ if hasattr(os, "register_at_fork"):  # absent on Windows, which has no fork
 
 
 def _team(family: str, dtype: torch.dtype) -> Any:
-    """From `cdgrad.ops.sweeps`, which is imported on first use: numba takes half a second."""
-    return import_module("cdgrad.ops.sweeps").team(family, _STORED[dtype])
+    """From `cdgrad.ops.cpu.kernels`, which is imported on first use: numba takes half a second."""
+    return import_module("cdgrad.ops.cpu.kernels").team(family, _STORED[dtype])
 
 
 @lru_cache(maxsize=64)
@@ -235,7 +235,7 @@ def _weights(metric: Metric, channels: tuple[int, ...]) -> tuple[Array, Array]:
             case ReweightedL2(lam=lam):
                 scale[i] = 1 / lam
             case Sobolev(lam=lam):
-                solve = coefficients.sobolev(n, lam)
+                solve = sobolev_weights.sobolev(n, lam)
                 w[0, 1:] = solve.ratio[:-1]
                 w[1:] = solve.inverse_pivot, solve.wrap, solve.ratio
             case MeanSobolev(lam=lam, boundary=boundary):

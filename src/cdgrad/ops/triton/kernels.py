@@ -12,7 +12,8 @@ Between load and store all is float64, because float32 running values were seen 
 n = 4096. With one warp to a block of 32 columns the compiler gives each thread one column and all rows
 of a chunk in registers, so that scans and sums along the channel need no other thread.
 
-What depends on lam is data, so that changing it compiles nothing. Layout of the tables: cdgrad.ops.gpu.
+What depends on lam is data, so that changing it compiles nothing. Layout of the tables:
+cdgrad.ops.triton.launch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from cdgrad.ops import columns
+from cdgrad.ops import memory_layout
 
 DTYPES = {
     torch.float16: tl.float16,
@@ -29,8 +30,8 @@ DTYPES = {
     torch.float32: tl.float32,
     torch.float64: tl.float64,
 }
-AXES = tl.constexpr(columns.MOST_AXES)
-FIELDS = tl.constexpr(4 + 2 * columns.MOST_AXES)  # of a tensor in the table
+AXES = tl.constexpr(memory_layout.MOST_AXES)
+FIELDS = tl.constexpr(4 + 2 * memory_layout.MOST_AXES)  # of a tensor in the table
 PROGRAM = tl.constexpr(3)  # fields of a program
 
 
@@ -71,7 +72,7 @@ def sobolev(
     COLUMNS: tl.constexpr,
     PERIODIC: tl.constexpr,
 ):
-    """green_m (f_m + b_m - g_m), less wrap_m (wrap . g) if periodic: cdgrad.ops.coefficients.Sobolev."""
+    """green_m (f_m + b_m - g_m), less wrap_m (wrap . g) if periodic: cdgrad.ops.sobolev_weights.Sobolev."""
     start, exists, n, step, weights, slot = _place(addresses, table, weights, DTYPE, COLUMNS)
     rows = tl.arange(0, ROWS)
     chunks = tl.cdiv(n, ROWS)

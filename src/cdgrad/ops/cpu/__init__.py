@@ -1,0 +1,1 @@
+"""The operator on CPU tensors: kernels compiled by numba, and their launch."""

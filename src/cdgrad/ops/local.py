@@ -1,0 +1,99 @@
+"""The operator on ordinary tensors, in place, and the choice of its backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from cdgrad.metrics import L2, Metric
+from cdgrad.ops import eager
+from cdgrad.ops.cpu import launch as cpu
+
+BACKENDS = ("eager", "cpu", "triton")
+
+
+def directed_(jobs: Sequence[tuple[Tensor, int, int]], metric: Metric, backend: str) -> None:
+    """The operator in place on (gradient, dim, groups), none of them a DTensor.
+
+    Every backend is chosen before the first gradient is written.
+
+    Args:
+        jobs: gradients with a channel axis and a group count that they have.
+        metric: a metric.
+        backend: ``"auto"`` or a backend's name.
+
+    Raises:
+        ValueError: the backend cannot take a gradient.
+    """
+    by_backend: dict[str, list[tuple[Tensor, int, int]]] = {name: [] for name in BACKENDS}
+    for job in jobs:
+        by_backend[choose(backend, metric, *job)[0]].append(job)
+    if metric == L2():
+        return
+    if by_backend["cpu"]:
+        cpu.directed_(by_backend["cpu"], metric)
+    if by_backend["triton"]:
+        from cdgrad.ops.triton import launch  # needs Triton, which is not on every machine
+
+        launch.directed_(by_backend["triton"], metric)
+    with torch.no_grad():
+        for job in by_backend["eager"]:
+            x = distinct(as_channels(*job))
+            if x.numel() and x.shape[1] > 1:
+                x.copy_(eager.directed(x, metric))
+
+
+def choose(backend: str, metric: Metric, grad: Tensor, dim: int, groups: int) -> tuple[str, str]:
+    """The backend for one gradient, and why.
+
+    Raises:
+        ValueError: the one asked for cannot take it.
+    """
+    if backend == "eager" or metric == L2():
+        return "eager", "asked for" if backend == "eager" else "the ordinary gradient needs no work"
+    if backend == "cpu" or (backend == "auto" and grad.device.type == "cpu"):
+        refusal = cpu.refusal(grad, metric, dim, groups)
+        if refusal is None:
+            return "cpu", "fused sweeps, each element from memory once"
+    elif backend == "triton":
+        refusal = _triton_refusal(grad, dim, groups)
+        if refusal is None:
+            return "triton", "asked for"
+    elif grad.device.type == "cuda":
+        # A kernel is chosen by itself only where a committed benchmark has it ahead.
+        refusal = "the Triton kernels have not been measured on a GPU yet; backend='triton' uses them"
+    else:
+        refusal = "plain torch runs on every device"
+    if backend != "auto":
+        raise ValueError(f"backend={backend!r} cannot take this gradient: {refusal}; use backend='auto'")
+    return "eager", refusal
+
+
+def _triton_refusal(grad: Tensor, dim: int, groups: int) -> str | None:
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    from cdgrad.ops.triton import launch
+
+    return launch.refusal(grad, dim, groups)
+
+
+def as_channels(grad: Tensor, dim: int, groups: int) -> Tensor:
+    """A view of shape (groups, channels per group, ...)."""
+    channels = grad.movedim(dim, 0)
+    # Splitting one axis is a view for any strides.
+    return channels.view(groups, len(channels) // groups, *channels.shape[1:])
+
+
+def distinct(x: Tensor) -> Tensor:
+    """x with every expanded axis narrowed to the one slice in memory.
+
+    In place this is all there is to write: the result is constant wherever x is, and a column that
+    is constant along the channel is its own mean, which every metric keeps.
+    """
+    for axis, stride in enumerate(x.stride()):
+        if stride == 0 and x.shape[axis] > 1:
+            x = x.narrow(axis, 0, 1)
+    return x

@@ -1,0 +1,1 @@
+"""The operator on DTensors, whose channels may be cut over ranks."""

@@ -1,0 +1,1 @@
+"""The operator on GPUs: Triton kernels, and their launch."""
