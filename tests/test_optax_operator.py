@@ -137,6 +137,15 @@ def test_float32_stays_within_1e_6_without_x64(n, boundary):
                 assert np.linalg.norm(ours - exact) <= 1e-6 * np.linalg.norm(exact)
 
 
+def test_numpy_gradients_are_taken():
+    x = random(6, 4).astype(np.float32)
+    out = directed(x, "sobolev:lam=1", axis=0)
+    assert isinstance(out, jax.Array)
+    assert jnp.array_equal(out, directed(jnp.asarray(x), "sobolev:lam=1", axis=0))
+    with pytest.raises(TypeError, match="NumPy array of a real floating dtype, got int64"):
+        directed(np.ones(3, np.int64), "l2")
+
+
 @every_metric
 def test_what_is_not_finite_stays_in_its_column(metric):
     for bad in (np.nan, np.inf):

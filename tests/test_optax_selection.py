@@ -63,7 +63,7 @@ def test_a_possible_depthwise_kernel_is_pointed_out():
     params = {"dw": {"kernel": jnp.ones((3, 3, 1, 8))}, "pw": {"kernel": jnp.ones((1, 1, 8, 8))}}
     table = selection(params)
     assert [bool(t.note) for t in table.targets] == [True, False]
-    assert "if depthwise, say so in groups=" in str(table)
+    assert "if this kernel is depthwise, set its count in groups=" in str(table)
     assert not selection(params, groups={"dw/*": 1}).targets[0].note
 
 
@@ -183,3 +183,46 @@ def test_other_leaves_are_left_alone():
 def test_nothing_to_direct_warns():
     with pytest.warns(UserWarning, match="nothing to direct among 1 leaves"):
         channel_directed("reweighted:lam=3").init({"Dense_0": {"kernel": jnp.ones((3, 4))}})
+
+
+class Scanned(nn.Module):
+    """Layers stacked by scan: dense with and without bias, attention, 1-d and 2-d convolutions."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(8, (3,), use_bias=False, name="Conv_1d")(nn.Conv(8, (3, 3))(x).mean(1))
+
+        class Block(nn.Module):
+            @nn.compact
+            def __call__(self, x, _):
+                x = nn.Dense(8, name="mlp")(nn.Dense(8)(x))
+                x = nn.Dense(8, use_bias=False, name="mix")(x)
+                x = nn.DenseGeneral((2, 4), name="to_heads")(x).reshape(x.shape)
+                return nn.Conv(8, (3,), name="along")(x), None
+
+        x, _ = nn.scan(Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=4)()(x, None)
+        return nn.DenseGeneral((2, 4), name="to_heads")(x)
+
+
+def test_stacked_dense_kernels_are_no_convolutions():
+    shapes = jax.eval_shape(Scanned().init, jax.random.key(0), jnp.ones((2, 8, 8, 1)))["params"]
+    table = selection(shapes)
+    assert {t.name for t in table.targets} == {
+        "Conv_0/kernel",
+        "Conv_1d/kernel",
+        "ScanBlock_0/along/kernel",
+    }
+    reasons = {s.name: s.reason for s in table.skipped}
+    assert "stacked Dense" in reasons["ScanBlock_0/mlp/kernel"]
+    assert "stacked Dense" in reasons["ScanBlock_0/to_heads/kernel"]
+    assert "stacked Dense" in reasons["to_heads/kernel"]
+    assert reasons["ScanBlock_0/mix/kernel"].startswith("undecided")
+    with pytest.warns(UserWarning, match=r"left 1 kernels alone .*\(ScanBlock_0/mix/kernel\); decide with"):
+        channel_directed("reweighted:lam=3").init(shapes)
+    assert "ScanBlock_0/mix/kernel" in chosen(shapes, select={"*/mix/kernel": -1})
+
+
+def test_haiku_biases_of_channels_first_layers_do_not_mislead():
+    params = {"net/conv2_d": {"w": jnp.ones((3, 3, 4, 8)), "b": jnp.ones((8, 1, 1))}}
+    assert chosen(params) == {"net/conv2_d/w": (-1, 1)}
+    assert not chosen({"net/linear": {"w": jnp.ones((2, 4, 8)), "b": jnp.ones((2, 8))}})

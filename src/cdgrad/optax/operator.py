@@ -11,6 +11,7 @@ from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
 
@@ -43,7 +44,8 @@ def directed(
     not split `axis` there.
 
     Args:
-        grad: floating point, any shape. Narrower than float32 is computed in float32.
+        grad: floating point, any shape; NumPy arrays are taken, too. Narrower than float32 is computed
+            in float32.
         metric: a metric or its text.
         axis: the channel axis, such as -1 of a Flax kernel (..., I, O); negative counts from the end.
         groups: number of consecutive equal intervals of the axis, each a channel axis of its own.
@@ -86,9 +88,11 @@ def with_lam(metric: Metric | str, lam: ArrayLike | None) -> tuple[Metric, Array
 
 def direct(grad: Array, metric: Metric, lam: ArrayLike, *, axis: int, groups: int, rescale: Rescale) -> Array:
     """`directed`, after `with_lam`; with ``rescale="norm"`` the result has the L2 norm of `grad`."""
+    if isinstance(grad, np.ndarray) and np.issubdtype(grad.dtype, np.floating):
+        grad = jnp.asarray(grad)
     if not isinstance(grad, jax.Array) or not jnp.issubdtype(grad.dtype, jnp.floating):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
-            f"grad must be a jax.Array of a real floating dtype, "
+            f"grad must be a jax.Array or NumPy array of a real floating dtype, "
             f"got {getattr(grad, 'dtype', type(grad).__name__)}"
         )
     if not -grad.ndim <= axis < grad.ndim:
@@ -152,16 +156,33 @@ def _direct(
 
 
 def _columns(x: Array, lam: Array, row_sum: ArrayLike | None, wrap: ArrayLike, axis: int) -> Array:
-    """The operator along `axis`, in x's dtype."""
+    """The operator along `axis`, in x's dtype; finite wherever the result is."""
+    n = x.shape[axis]
+    kind = jnp.finfo(x.dtype)
+    # Beyond these lam the result is the mean, the identity or an overflow; within, lam n^2 is finite.
+    lam = jnp.clip(lam, float(kind.tiny) * 8, float(kind.max) * 2.0**-60)
+    shrink = _shrink(x, axis)
+    x = x * shrink
     mean, lost, deviation = _split(x, axis)
     residue = _precise_mean(deviation, axis)
     if row_sum is None:
         y = (deviation - residue) / lam
     else:
-        link = lam * float(x.shape[axis]) ** 2
+        link = lam * float(n) ** 2
         y = solve(deviation, uniform_ring(row_sum, link, wrap), axis)
         y = y + (1 - row_sum) * residue * imbalance(link, wrap, x.shape, axis)
-    return y + ((mean - y.mean(axis, keepdims=True)) + (residue + lost))
+    return (y + ((mean - y.mean(axis, keepdims=True)) + (residue + lost))) / shrink
+
+
+def _shrink(x: Array, axis: int) -> Array:
+    """1, or a power of two by which columns near the largest float must be multiplied.
+
+    Deviations may be twice, and sums along the channel n times as large as the elements.
+    """
+    bits = 8 + x.shape[axis].bit_length()
+    limit = float(jnp.finfo(x.dtype).max) * 2.0**-bits
+    top = jnp.max(jnp.abs(x), axis, keepdims=True)
+    return lax.stop_gradient(jnp.where(top > limit, 2.0**-bits, 1).astype(x.dtype))
 
 
 def _split(x: Array, axis: int) -> tuple[Array, Array, Array]:

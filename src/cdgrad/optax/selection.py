@@ -21,8 +21,12 @@ import jax.numpy as jnp
 
 Select = Mapping[str, int | None] | Callable[[str, Any], bool]
 
-# Layers whose kernels have rank 3 or more and are no convolutions: attention and its projections.
-_PROJECTIONS = ("query", "key", "value", "out", "qkv", "DenseGeneral*", "LinearGeneral*", "Einsum*")
+# Names of layers that are no convolutions, in lower case. Their kernels have rank 3 or more where they
+# have several input or output axes, or where `scan` or `vmap` stacks a layer.
+_PROJECTIONS = ("query", "key", "value", "out", "qkv", "*_proj", "*dense*", "*linear*", "*einsum*")
+# No window of a convolution is longer; a stack of attention kernels is (layers, features, heads, features).
+_LONGEST_WINDOW = 64
+_UNDECIDED = "undecided"
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,13 @@ def selection(
     ==================================  ======================================  ==================
 
     Equinox's axis is counted from the end, so that stacked layers are right too. Not visible in a
-    tree and so to be said: Flax's group counts, and ``ConvTranspose(transpose_kernel=True)``, whose
-    kernel is (..., O, I). Dense kernels, attention projections, biases and norm parameters are left
-    alone, and so is an interval of a single channel (depthwise, one output channel).
+    tree, and therefore arguments: Flax's group counts, and ``ConvTranspose(transpose_kernel=True)``,
+    whose kernel is (..., O, I). Dense kernels, attention projections, biases and norm parameters are
+    left alone, and so is an interval of a single channel (depthwise, one output channel).
+
+    ``scan`` and ``vmap`` stack Dense kernels to rank 3, the rank of 1-d convolutions. The bias beside a
+    kernel tells them apart: it is stacked, too. Without a bias the layer's name decides (``*conv*``). A
+    kernel that neither decides is left alone, `channel_directed` warns on init, and ``select`` decides.
 
     Args:
         params: a tree of arrays, or of their shapes; gradients will do.
@@ -129,9 +137,10 @@ def selection(
     for argument, patterns in (("select", by_pattern), ("groups", groups or {})):
         _check_patterns(patterns, names, argument)
     layers = _equinox_layers(params)
+    shapes = {name: tuple(leaf.shape) for name, leaf in leaves if hasattr(leaf, "shape")}
 
     def decide(name: str, leaf: Any) -> Target | Skipped:
-        layout = _layout(name, leaf, layers)
+        layout = _layout(name, leaf, layers, shapes)
         if callable(select):
             if not select(name, leaf):
                 return Skipped(name, "not selected")
@@ -149,8 +158,16 @@ def selection(
     return Selection(tuple(decide(name, leaf) for name, leaf in leaves))
 
 
-def warn_if_empty(chosen: Selection) -> None:
-    """A transformation that changes nothing is likely a mistake."""
+def warn_of_doubts(chosen: Selection) -> None:
+    """Warn of kernels that may be convolutions and are left alone, and of a tree with nothing to direct."""
+    if undecided := [leaf.name for leaf in chosen.skipped if leaf.reason.startswith(_UNDECIDED)]:
+        shown = ", ".join(undecided[:3]) + (", ..." if len(undecided) > 3 else "")
+        warnings.warn(
+            f"left {len(undecided)} kernels alone that may be convolutions or stacked Dense kernels "
+            f"({shown}); decide with select={{{undecided[0]!r}: -1}}, or None in place of the axis",
+            stacklevel=3,
+        )
+        return
     if not chosen.targets:
         warnings.warn(
             f"nothing to direct among {len(chosen.skipped)} leaves: looked for kernels named 'kernel' (Flax) "
@@ -160,7 +177,12 @@ def warn_if_empty(chosen: Selection) -> None:
         )
 
 
-def _layout(name: str, leaf: Any, layers: Mapping[str, tuple[int, int]]) -> tuple[int, int] | str:
+def _layout(
+    name: str,
+    leaf: Any,
+    layers: Mapping[str, tuple[int, int]],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> tuple[int, int] | str:
     """(axis, groups) as recognized, or why the leaf is left alone."""
     if not hasattr(leaf, "dtype"):
         return f"{type(leaf).__name__}: not an array"
@@ -169,21 +191,39 @@ def _layout(name: str, leaf: Any, layers: Mapping[str, tuple[int, int]]) -> tupl
     if name in layers:
         return layers[name]
     rank = len(leaf.shape)
-    *parents, last = name.split("/")
-    module = "/".join(parents)
+    module, _, last = name.rpartition("/")
     if rank < 2:
         return f"rank {rank}: a bias or norm parameter"
     if last not in ("kernel", "w"):
-        return f"{last!r} is no name of a known kernel"
+        return f"{last!r} is not the name of a known kernel"
     if rank == 2:
         return "rank 2: Dense, off by default, select={name: axis} processes it"
+    bias = shapes.get(f"{module}/{'bias' if last == 'kernel' else 'b'}".removeprefix("/"))
+    if reason := _no_convolution(module.rpartition("/")[2], tuple(leaf.shape), bias):
+        return reason
     if last == "kernel":
-        if parents and any(fnmatchcase(parents[-1], pattern) for pattern in _PROJECTIONS):
-            return f"{parents[-1]!r}: a projection, not a convolution"
         return -1, 1
     if "depthwise" in module:
         return "depthwise: one channel per group"
     return (-2 if "transpose" in module else -1), 1
+
+
+def _no_convolution(layer: str, shape: tuple[int, ...], bias: tuple[int, ...] | None) -> str | None:
+    """Why a kernel of rank 3 or more is no convolution, or may be none, by its layer's name and bias."""
+    name = layer.lower()
+    if "conv" not in name and any(fnmatchcase(name, pattern) for pattern in _PROJECTIONS):
+        return f"{layer!r}: a projection, not a convolution"
+    while bias and bias[-1] == 1 and len(bias) > 1:  # Haiku's channels-first layers have biases (O, 1, 1)
+        bias = bias[:-1]
+    # A layer that is stacked, or has several output axes, has a bias of as many axes more.
+    # Flax's ConvLocal has one kernel and one bias per position, and channels as a convolution has.
+    if bias is not None and len(shape) - len(bias) == 1 and "convlocal" not in name:
+        return f"bias of rank {len(bias)}: stacked Dense kernels or a projection, not a convolution"
+    if "conv" in name or (bias is not None and len(bias) == 1):
+        return None
+    if len(shape) == 3 or max(shape[:-2]) > _LONGEST_WINDOW:
+        return f"{_UNDECIDED}: a convolution or stacked Dense kernels, select={{name: axis or None}} decides"
+    return None
 
 
 def _equinox_layers(tree: Any) -> dict[str, tuple[int, int]]:
@@ -222,7 +262,8 @@ def _target(
     if n == groups:
         return Skipped(name, f"one channel{' per group' if groups > 1 else ''}: nothing to smooth")
     unsure = pattern is None and axis == -1 and len(shape) > 2 and shape[-2] == 1
-    return Target(name, shape, axis, groups, "one input channel: if depthwise, say so in groups=" * unsure)
+    note = "one input channel: if this kernel is depthwise, set its count in groups=" if unsure else ""
+    return Target(name, shape, axis, groups, note)
 
 
 def _name(path: Sequence[Any]) -> str:

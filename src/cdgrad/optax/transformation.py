@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from cdgrad.metrics import Metric
 from cdgrad.optax.operator import Rescale, direct, with_lam
-from cdgrad.optax.selection import Select, Target, selection, warn_if_empty
+from cdgrad.optax.selection import Select, Target, selection, warn_of_doubts
 
 
 class ChannelDirectedState(NamedTuple):
@@ -61,7 +61,8 @@ def channel_directed(
             `selection`, when the transformation meets a tree.
 
     Warns:
-        UserWarning: on init, the tree has nothing to direct.
+        UserWarning: on init, the tree has nothing to direct, or kernels that may be convolutions and
+            are left alone.
 
     Cost: linear in the number of weights.
     Source: arXiv 2008.10766.
@@ -78,7 +79,7 @@ def channel_directed(
     static, value = with_lam(metric, None if callable(lam) else lam)
 
     def init(params: Any) -> ChannelDirectedState | optax.EmptyState:
-        warn_if_empty(selection(params, axis=axis, select=select, groups=groups))
+        warn_of_doubts(selection(params, axis=axis, select=select, groups=groups))
         return ChannelDirectedState(jnp.zeros([], jnp.int32)) if schedule else optax.EmptyState()
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
