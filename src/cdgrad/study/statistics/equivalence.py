@@ -1,0 +1,100 @@
+"""Equivalence: whether a difference is smaller than a margin that was written down before.
+
+That no difference is shown does not show that there is none. Two one-sided t-tests (TOST) show it.
+
+Source: D. J. Schuirmann, "A comparison of the two one-sided tests procedure and the power approach for
+    assessing the
+equivalence of average bioavailability", Journal of Pharmacokinetics and Biopharmaceutics 15 (1987).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from cdgrad.study.stats import LEVEL, POWER, Interval, mean_interval, spread
+
+scipy_stats: Any = import_module("scipy.stats")  # it ships no types
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """The outcome of the two tests.
+
+    Attributes:
+        margin: the difference, in the unit of the values, below which two arms count as equivalent.
+        p: the larger one of the two one-sided p; nan for fewer than 2 values.
+        interval: the t interval at 1 - 2 alpha, 90 % for alpha = 5 %. It lies within (-margin, margin)
+            exactly where p < alpha.
+        shown: whether p < alpha.
+    """
+
+    margin: float
+    p: float
+    interval: Interval
+    shown: bool
+
+
+def equivalence(differences: ArrayLike, margin: float, level: float = LEVEL) -> Equivalence:
+    """Test mean <= -margin and mean >= margin, each with the paired t-test at alpha = 1 - `level`.
+
+    With t_- = sqrt(n) (mean + margin) / s and t_+ = sqrt(n) (mean - margin) / s, p = max(P(T > t_-), P(T <
+    t_+)), T of Student's distribution with n - 1 degrees of freedom. Rejecting both at alpha keeps the
+    probability of calling a difference of `margin` or more equivalent at alpha; no correction for two tests
+    is needed. The margin must have been chosen without these differences.
+
+    Raises:
+        ValueError: the margin is not a positive number.
+    """
+    if not (math.isfinite(margin) and margin > 0):
+        raise ValueError(f"expected a positive margin, got {margin}")
+    d = np.asarray(differences, dtype=np.float64)
+    alpha, interval = 1 - level, mean_interval(d, 2 * level - 1)
+    if len(d) < 2:
+        return Equivalence(margin, math.nan, interval, False)
+    mean, error = float(d.mean()), spread(d) / math.sqrt(len(d))
+    if error == 0:
+        p = 0.0 if abs(mean) < margin else 1.0
+    else:
+        tails = scipy_stats.t.sf([(mean + margin) / error, (margin - mean) / error], len(d) - 1)
+        p = float(max(tails))
+    return Equivalence(margin, p, interval, p < alpha)
+
+
+def equivalence_power(
+    pairs: int, margin: float, sd: float, difference: float = 0.0, level: float = LEVEL
+) -> float:
+    """The probability that `equivalence` is shown, if the true mean is `difference` and the true standard
+    deviation `sd`.
+
+    The integral over the distribution of s of the probability that the mean lies within margin - t s /
+    sqrt(n) of 0.
+    """
+    if pairs < 2:
+        return 0.0
+    if sd == 0:
+        return float(abs(difference) < margin)
+    freedom, root = pairs - 1, math.sqrt(pairs)
+    t = float(scipy_stats.t.ppf(level, freedom))
+    # s / sd at the midpoints of 2,000 intervals of equal probability
+    s = np.sqrt(scipy_stats.chi2.ppf((np.arange(2000) + 0.5) / 2000, freedom) / freedom)
+    room = margin / sd * root - t * s
+    centre = difference / sd * root
+    inside = scipy_stats.norm.cdf(room - centre) - scipy_stats.norm.cdf(-room - centre)
+    return float(np.mean(np.where(room > 0, inside, 0)))
+
+
+def equivalence_pairs(margin: float, sd: float, power: float = POWER) -> int:
+    """The fewest seeds for which `equivalence_power` reaches `power`, if the arms do not differ at all."""
+    low, high = 1, 2
+    while equivalence_power(high, margin, sd) < power:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if equivalence_power(middle, margin, sd) >= power else (middle, high)
+    return high

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from cdgrad.study.statistics.equivalence import equivalence, equivalence_pairs, equivalence_power
+
+
+def test_the_p_is_the_larger_one_of_two_one_sided_t_tests():
+    d = np.random.default_rng(0).normal(0.05, 0.2, size=12)
+    low = scipy_stats.ttest_1samp(d, -0.2, alternative="greater").pvalue
+    high = scipy_stats.ttest_1samp(d, 0.2, alternative="less").pvalue
+    assert equivalence(d, 0.2).p == pytest.approx(max(low, high), rel=1e-9)
+
+
+def test_it_is_shown_exactly_where_the_90_percent_interval_lies_within_the_margin():
+    shown = 0
+    for seed in range(40):
+        found = equivalence(np.random.default_rng(seed).normal(0.0, 0.3, size=10), 0.2)
+        assert found.shown == (found.interval.low > -0.2 and found.interval.high < 0.2)
+        shown += found.shown
+    assert 0 < shown < 40
+
+
+def test_its_interval_is_the_90_percent_t_interval():
+    d = np.array([0.1, -0.2, 0.3, 0.05])
+    expected = scipy_stats.t.interval(0.9, 3, d.mean(), d.std(ddof=1) / 2)
+    assert equivalence(d, 0.2).interval == pytest.approx(expected)
+
+
+def test_too_few_values_and_no_margin():
+    assert not equivalence([0.0], 1.0).shown
+    assert equivalence([0.1, 0.1], 0.2).shown
+    assert not equivalence([0.3, 0.3], 0.2).shown
+    with pytest.raises(ValueError, match="expected a positive margin, got 0"):
+        equivalence([0.0, 1.0], 0)
+
+
+@pytest.mark.parametrize("difference", [0.0, 0.1])
+def test_the_power_is_the_rate_of_simulated_studies(difference):
+    d = np.random.default_rng(2).normal(difference, 0.3, size=(4000, 15))
+    rate = np.mean([equivalence(x, 0.25).shown for x in d])
+    assert equivalence_power(15, 0.25, 0.3, difference) == pytest.approx(rate, abs=0.03)
+
+
+def test_at_the_margin_it_is_shown_in_alpha_of_studies_at_most():
+    assert equivalence_power(40, 0.25, 0.3, 0.25) == pytest.approx(0.05, abs=0.002)
+
+
+def test_the_number_of_seeds_is_the_first_to_reach_the_power():
+    n = equivalence_pairs(0.2, 0.3)
+    assert equivalence_power(n - 1, 0.2, 0.3) < 0.8 <= equivalence_power(n, 0.2, 0.3)
+    # for many seeds (z_0.95 + z_0.9)^2 sd^2 / margin^2
+    assert equivalence_pairs(0.02, 0.3) == pytest.approx((1.6449 + 1.2816) ** 2 * (0.3 / 0.02) ** 2, rel=0.01)
