@@ -61,6 +61,7 @@ if __name__ == "__main__":
         parser = argparse.ArgumentParser(description=__doc__)
         add_arguments(parser)
         args = parser.parse_args()
-        args.out = args.out or RECORD
-        measure.main(args)
+        record = measure.record(args)
+        print(tables(record))
+        (args.out or RECORD).write_text(json.dumps(record, indent=1) + "\n")
     render()

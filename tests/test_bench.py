@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from cdgrad.bench import jax_rows, measure, steps
+from cdgrad.bench import jax_rows, steps
 from cdgrad.bench.page import tables
 from cdgrad.bench.shapes import NETWORKS, WIDE_ELEMENTS, Conv
 from cdgrad.bench.timing import extra_bytes, interleaved
-from cdgrad.commands.bench import add_arguments
+from cdgrad.commands.bench import add_arguments, run
 
 ROOT = Path(__file__).parent.parent
 
@@ -67,7 +67,7 @@ def test_the_command_writes_a_record_and_prints_it(tmp_path, monkeypatch, capsys
     monkeypatch.setattr(
         steps, "resnet18", lambda: steps.nn.Sequential(steps.nn.Conv2d(3, 10, 32), steps.nn.Flatten())
     )
-    assert measure.main(args) == 0
+    assert run(args) == 0
     record = json.loads(out.read_text())
     assert capsys.readouterr().out.strip() == tables(record).strip()
     rows = {row["name"]: row for row in record["networks"]["tiny"]["rows"]}

@@ -52,7 +52,7 @@ def test_help_needs_neither_torch_nor_the_extras(arguments):
         (["study", "quickstart", "--gpus-per-run", "no"], "must be a positive number, got 'no'"),
         (["bench", "--rounds", "0"], "must be an integer of at least 1, got '0'"),
         (["bench", "--networks", "vgg"], "invalid choice: 'vgg'"),
-        (["bench", "--out", "no/such/file.json"], "there is no folder no/such for --out; create it first"),
+        (["bench", "--out", "no/such/file.json"], "there is no folder no/such; create it first"),
         (["train", "quickstart", "--arm", "adam"], "quickstart has no arm 'adam'; it has sgd"),
         (["train", "quickstart", "--cell", "one"], "quickstart has no cell 'one'; it has "),
         (["train", "quickstart", "--seed", "-1"], "--seed"),

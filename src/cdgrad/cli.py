@@ -6,6 +6,7 @@ A command's arguments and what it does are in its file in `cdgrad.commands`.
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +22,9 @@ _EXTRAS = {"matplotlib", "optuna", "pyarrow", "rich", "sklearn", "scipy"}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status. Expected failures are reported in one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows ? for it
+            stream.reconfigure(errors="replace")
     options = parser().parse_args(arguments)
     # As under python -m: "mynet:build" finds mynet.py in the folder of the user, here and in workers.
     if str(Path.cwd()) not in sys.path:

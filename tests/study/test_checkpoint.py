@@ -104,7 +104,7 @@ def test_saves_are_no_more_frequent_than_asked(setting, tmp_path):
 
 @pytest.mark.parametrize("kept", [0, 100, -200])
 def test_a_damaged_checkpoint_starts_over_with_a_warning(setting, tmp_path, kept):
-    path = tmp_path / "run.ckpt"
+    path = tmp_path / ".cdgrad-checkpoints" / "run.ckpt"
     killed_after(setting(), 2, path)
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.warns(UserWarning, match=r"cannot be read \(\w+\), so the run starts over"):
@@ -154,7 +154,7 @@ def test_loading_runs_no_code(setting, tmp_path):
             return (path.with_name("ran").touch, ())
 
     torch.save({"format": Evil()}, path)
-    with pytest.warns(UserWarning, match="cannot be read"):
+    with pytest.raises(StudyError, match="is not the checkpoint of a run"):
         train(setting(), 0, lambda epoch, measured: None, checkpoint=path)
     assert not path.with_name("ran").exists()
 
@@ -162,7 +162,7 @@ def test_loading_runs_no_code(setting, tmp_path):
 def test_a_file_left_half_written_is_not_the_checkpoint(setting, tmp_path):
     path = tmp_path / "run.ckpt"
     killed_after(setting(), 2, path)
-    (tmp_path / "run.ckpt.part").write_bytes(path.read_bytes()[:500])
+    (tmp_path / ".cdgrad-run.ckpt.part").write_bytes(path.read_bytes()[:500])
     resumed = train(setting(), 0, lambda epoch, measured: None, checkpoint=path, every=0)
     assert_same(resumed, train(setting(), 0, lambda epoch, measured: None))
     assert list(tmp_path.iterdir()) == []

@@ -74,7 +74,7 @@ def test_checkpoints_that_a_killed_driver_left_go_with_the_last_run(tiny, make_r
         for arm, seed in itertools.product(tiny.arms, tiny.seeds):
             run = make_run(arm, seed, 3.0, config=as_json(tiny.setting("", arm)))
             store.add(run, store.use_spec(tiny.name, tiny.text))
-    left = tmp_path / "checkpoints" / "run.pt"
+    left = tmp_path / ".cdgrad-checkpoints" / "run.pt"
     left.parent.mkdir()
     left.touch()
     assert run_study(tiny, tmp_path, workers=1) == []
@@ -163,7 +163,7 @@ def test_an_interrupted_study_goes_on_where_it_was(tiny_text, tmp_path):
     study.send_signal(signal.SIGINT)
     _, messages = study.communicate(timeout=30)
     assert study.returncode == 130, messages
-    assert "the same command goes on" in messages
+    assert "the same command resumes the study" in messages
     assert "Traceback" not in messages
     before = records(out)
     assert 1 <= len(before) < 60

@@ -1,12 +1,16 @@
 """``cdgrad train``: overrides, checkpoint, curves."""
 
 import dataclasses
+import os
+import pickle
 import sys
+import tempfile
 
 import pytest
 import torch
 
 from cdgrad import cli
+from cdgrad.commands import train as train_command
 from cdgrad.commands.train import run_single, setting_of
 from cdgrad.study import StudyError
 from cdgrad.study.spec import parse
@@ -83,15 +87,53 @@ def test_a_killed_run_goes_on_and_prints_what_is_new(tiny, tmp_path, capsys):
     assert not path.exists()
 
 
-@pytest.mark.filterwarnings("default")
-def test_a_damaged_checkpoint_is_one_line_and_the_run_is_made(spec_file, tmp_path, capsys):
-    path = tmp_path / "run.ckpt"
-    path.write_bytes(b"damaged")
-    assert cli.main(["train", spec_file, "--checkpoint", str(path)]) == 0
+@pytest.mark.parametrize("flag", ["--checkpoint", "--weights"])
+@pytest.mark.parametrize("content", [b"my notes", b"", pickle.dumps({"a": 1})])
+def test_a_file_of_the_users_is_refused_before_training_and_left(spec_file, tmp_path, capsys, flag, content):
+    path = tmp_path / "notes"
+    path.write_bytes(content)
+    assert cli.main(["train", spec_file, flag, str(path)]) != 0
     out, err = capsys.readouterr()
-    assert [line.split()[0] for line in out.splitlines()[:4]] == ["epoch", "1", "2", "3"]
-    assert err.count("\n") == 1
-    assert "so the run starts over" in err
+    assert (out, err.count("\n")) == ("", 1)
+    assert "move it away, or name another file" in err
+    assert path.read_bytes() == content
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["notes", "tiny.toml"]
+
+
+@pytest.mark.parametrize("flag", ["--checkpoint", "--weights"])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (".", "is a folder; name a file"),
+        ("pipe", "is not a regular file"),
+        ("x" * 300, "File name too long"),
+        ("/proc/w.pt", "cannot be written: No such file or directory; name a file in another folder"),
+    ],
+)
+def test_where_no_file_can_be_written_nothing_is_trained(spec_file, tmp_path, capsys, flag, name, message):
+    os.mkfifo(tmp_path / "pipe")
+    assert cli.main(["train", spec_file, flag, str(tmp_path / name)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["pipe", "tiny.toml"]
+
+
+def test_weights_are_kept_where_their_file_appears_during_the_run(spec_file, tmp_path, capsys, monkeypatch):
+    path = tmp_path / "net.pt"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    run_single = train_command.run_single
+
+    def and_then_another_file(*arguments, **options):
+        outcome = run_single(*arguments, **options)
+        path.write_text("somebody else's")
+        return outcome
+
+    monkeypatch.setattr(train_command, "run_single", and_then_another_file)
+    assert cli.main(["train", spec_file, "--weights", str(path)]) == 0
+    saved = capsys.readouterr().out.splitlines()[-1].removeprefix("weights: ")
+    assert "features.0.weight" in torch.load(saved)
+    assert path.read_text() == "somebody else's"
 
 
 def test_the_curves_are_written_for_tensorboard(spec_file, tmp_path, capsys):
@@ -114,8 +156,7 @@ def test_without_tensorboard_its_extra_is_named(spec_file, tmp_path, capsys, mon
     ("arguments", "status", "message"),
     [
         (["--device", "nonsense"], 1, "'nonsense' is no device; use cpu, or cuda"),
-        (["--weights", "no/such/net.pt"], 2, "there is no folder no/such for --weights; create it first"),
-        (["--weights", "."], 1, "cannot write the weights: "),
+        (["--weights", "no/such/net.pt"], 2, "there is no folder no/such; create it first"),
         (["--tensorboard", __file__], 1, "cannot be written: File exists"),
         (["--set", "optimizer.momentum=-1"], 1, "torch.optim:SGD refuses its arguments (lr, momentum): Inv"),
         (["--arm", "directed", "--set", "optimizer.differentiable=true"], 1, "(differentiable=True)"),

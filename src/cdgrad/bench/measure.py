@@ -7,7 +7,6 @@ which reads and writes each element once.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -19,28 +18,24 @@ import torch
 
 from cdgrad.bench import jax_rows, steps
 from cdgrad.bench.candidates import FLOOR, METRICS, composition, floor, operators, peers
-from cdgrad.bench.page import tables
 from cdgrad.bench.shapes import NETWORKS
 from cdgrad.bench.timing import FLUSHED_BYTES, extra_bytes, interleaved
 from cdgrad.ops import select_backend
 
 
-def main(args: argparse.Namespace) -> int:
-    """Run ``cdgrad bench``: tables on standard output, progress on standard error."""
-    record: dict[str, Any] = {"machine": machine(), "networks": {}, "steps": [], "jax": []}
+def record(args: argparse.Namespace) -> dict[str, Any]:
+    """Measure what the options of ``cdgrad bench`` ask for; progress goes to standard error."""
+    found: dict[str, Any] = {"machine": machine(), "networks": {}, "steps": [], "jax": []}
     for name in args.networks:
         print(f"measuring {name}", file=sys.stderr, flush=True)
-        record["networks"][name] = measure(name, args.rounds, with_peers=name in args.peers)
+        found["networks"][name] = measure(name, args.rounds, with_peers=name in args.peers)
     if not args.no_steps:
         print("measuring training steps", file=sys.stderr, flush=True)
-        record["steps"] = steps.measure(args.rounds, seconds=60)
+        found["steps"] = steps.measure(args.rounds, seconds=60)
     if not args.no_jax:
         print("measuring in JAX", file=sys.stderr, flush=True)
-        record["jax"] = jax_rows.measure(args.rounds)
-    print(tables(record), flush=True)
-    if args.out:
-        args.out.write_text(json.dumps(record, indent=1) + "\n")
-    return 0
+        found["jax"] = jax_rows.measure(args.rounds)
+    return found
 
 
 def machine() -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,10 +38,30 @@ def specification(source: str) -> Spec:
         raise UsageError(str(error)) from None
 
 
-def check_folder_of(file: Path, flag: str) -> None:
-    """Refuse a file whose folder does not exist, before work whose result could then not be written."""
-    if not file.absolute().parent.is_dir():
-        raise UsageError(f"there is no folder {file.parent} for {flag}; create it first")
+def check_new_file(file: Path, flag: str) -> None:
+    """Refuse, before any work, a file that exists or that could not be written when the work is done."""
+    from cdgrad.study.files import obstacle
+
+    if why := obstacle(file):
+        raise UsageError(f"{flag} {file} {why}")
+
+
+def write_new_file(file: Path, content: bytes | memoryview) -> Path:
+    """Write a file that `check_new_file` let pass; where that became impossible, into a temporary folder.
+
+    Returns:
+        The file that holds the content.
+    """
+    from cdgrad.study.files import obstacle, replace
+
+    try:
+        if obstacle(file):
+            raise FileExistsError
+        replace(file, content)
+    except OSError:
+        file = Path(tempfile.mkdtemp(prefix="cdgrad-")) / file.name
+        replace(file, content)
+    return file
 
 
 def failed(status: int, message: str) -> int:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from pathlib import Path
 
 from cdgrad.bench.shapes import NETWORKS
-from cdgrad.commands.arguments import check_folder_of, count
+from cdgrad.commands.arguments import check_new_file, count, write_new_file
 
 HELP = "time the operator on this machine"
 DESCRIPTION = (
@@ -40,7 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Measure, print the tables, and write the record."""
     if options.out:
-        check_folder_of(options.out, "--out")
+        check_new_file(options.out, "--out")
     from cdgrad.bench import measure
+    from cdgrad.bench.page import tables
 
-    return measure.main(options)
+    record = measure.record(options)
+    print(tables(record), flush=True)
+    if options.out:
+        content = (json.dumps(record, indent=1) + "\n").encode()
+        print(f"record: {write_new_file(options.out, content)}", file=sys.stderr)
+    return 0

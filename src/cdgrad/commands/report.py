@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cdgrad.commands.arguments import failed
+from cdgrad.study import StudyError
+
 HELP = "print the tables of a study and write its report"
 DESCRIPTION = "Print the tables of a study; write report.html, report.md, runs.csv and the plots."
 
@@ -16,22 +19,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print and write the report."""
-    show(Path(options.folder))
-    return 0
+    return show(Path(options.folder))
 
 
-def show(folder: Path) -> None:
-    """Print the tables of the study in `folder`, and write its report there."""
+def show(folder: Path) -> int:
+    """Print the tables of the study in `folder`, then write its report there; returns the exit status."""
     from rich.console import Console
 
     from cdgrad.study import records, render, report
 
     results = report.read(folder)
     document = report.document(results)
-    files = report.write(results, folder, document)
     console = Console(highlight=False, soft_wrap=False)
     render.to_terminal(document, console)
+    try:
+        files = report.write(results, folder, document)
+    except StudyError as error:
+        return failed(1, str(error))
     plots = [str(path) for path in files if path.suffix == ".png"]
     others = [str(path) for path in files if path.suffix != ".png"]
     others += plots if len(plots) <= 3 else [f"{folder / '*.png'} ({len(plots)} plots)"]
     print("\nwritten:", *others, f"records: {folder / records.FILE}", sep="\n")
+    return 0

@@ -63,10 +63,10 @@ def run(options: argparse.Namespace) -> int:
             130, f"interrupted; {folder} keeps the finished runs; the same command resumes the study"
         )
     failures = [run for run in executed if run.status == "failed"]
-    report.show(folder)
+    status = report.show(folder)
     if failures:
         return failed(1, f"{len(failures)} of {len(executed)} runs failed, the first: {failures[0].message}")
-    return 0
+    return status
 
 
 def _engine(options: argparse.Namespace, folder: Path) -> Engine:
@@ -83,7 +83,7 @@ def _engine(options: argparse.Namespace, folder: Path) -> Engine:
             flag = "--" + name.replace("_", "-")
             raise UsageError(f"{flag} needs --engine ray; local workers share the GPUs evenly")
     from cdgrad.study import local_engine
-    from cdgrad.study.run import CHECKPOINTS
+    from cdgrad.study.files import CHECKPOINTS
 
     gpus = local_engine.visible_gpus() if on_gpu else ()
     return partial(local_engine.run_all, gpus=gpus, checkpoints=folder / CHECKPOINTS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 import tomllib
 import warnings
@@ -12,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdgrad.commands.arguments import UsageError, check_folder_of, count, specification
+from cdgrad.commands.arguments import UsageError, check_new_file, count, specification, write_new_file
 from cdgrad.study import StudyError
 
 if TYPE_CHECKING:
@@ -79,8 +81,10 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError(
             f"--weights is not available with `entry`: the model of {spec.entry} is not visible to cdgrad"
         )
-    if options.weights:
-        check_folder_of(options.weights, "--weights")
+    for flag, file in (("--weights", options.weights), ("--checkpoint", options.checkpoint)):
+        # A checkpoint that exists may be this run's: it is read before training.
+        if file and not (flag == "--checkpoint" and os.path.isfile(file)):
+            check_new_file(file, flag)
     setting = setting_of(spec, cell, arm, options.set or ())
     torch.set_num_threads(options.threads)
     with parallel.join(options.parallel, options.device) as ranks:
@@ -106,11 +110,12 @@ def run(options: argparse.Namespace) -> int:
 def _save(weights: Any, file: Path) -> None:
     import torch
 
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
     try:
-        torch.save(weights, file)
-    except (OSError, RuntimeError) as error:
+        print(f"weights: {write_new_file(file, buffer.getbuffer())}")
+    except OSError as error:
         raise StudyError(f"cannot write the weights: {error}") from error
-    print(f"weights: {file}")
 
 
 def _seed(text: str) -> int:

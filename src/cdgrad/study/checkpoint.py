@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 
 from cdgrad.study import StudyError, data
+from cdgrad.study.files import is_own, replace
 from cdgrad.study.spec import Setting
 
 _FORMAT = "cdgrad run 1"
@@ -43,22 +44,30 @@ class Checkpoint:
         }
         self._every = every
         self._saved = time.monotonic()
+        self._ours = False  # whether the file is known to be this run's
 
     def load(self) -> dict[str, Any] | None:
         """The state saved last; None where there is no file, or one that cannot be read.
 
         Raises:
-            StudyError: the file is of another run.
+            StudyError: the file is of another run, or is not a checkpoint; it is left as it is.
 
         Warns:
-            UserWarning: the file is damaged, and the run starts over.
+            UserWarning: the file is in a study's own folder and damaged, and the run starts over.
         """
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return None
+        if not self.path.is_file():
+            raise StudyError(f"{self.path} is not a regular file; name another one for the checkpoint")
         try:
             content: Any = torch.load(self.path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds, some with pages of advice
             kind = type(error).__name__
+            if not is_own(self.path):  # it may be anything of the user's
+                raise StudyError(
+                    f"{self.path} is not the checkpoint of a run ({kind}), and is left as it is; move it "
+                    "away, or name another file"
+                ) from error
             warnings.warn(f"{self.path} cannot be read ({kind}), so the run starts over", stacklevel=2)
             return None
         if not isinstance(content, dict) or "format" not in content:
@@ -73,6 +82,9 @@ class Checkpoint:
                     f"{self.path} is the checkpoint of another run ({key} {found.get(key)!r:.60} is not "
                     f"{mine!r:.60}); move it away, or name another file"
                 )
+        if not isinstance(found.get("state"), dict):
+            raise StudyError(f"{self.path} holds no state of a run; move it away, or name another file")
+        self._ours = True
         return found["state"]
 
     @property
@@ -88,14 +100,12 @@ class Checkpoint:
         """
         buffer = io.BytesIO()
         torch.save({**self._mark, "state": state}, buffer)
-        part = self.path.with_name(self.path.name + ".part")
+        if not self._ours and os.path.lexists(self.path) and not is_own(self.path):
+            raise StudyError(f"{self.path} appeared during the run, and is left as it is; name another file")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
-                file.write(buffer.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.path)
+            replace(self.path, buffer.getbuffer())
+            self._ours = True
         except OSError as error:
             raise StudyError(
                 f"the checkpoint {self.path} cannot be written: {error.strerror or error}"
@@ -104,4 +114,5 @@ class Checkpoint:
 
     def remove(self) -> None:
         """The run is over."""
-        self.path.unlink(missing_ok=True)
+        if self._ours:
+            self.path.unlink(missing_ok=True)

@@ -9,8 +9,8 @@ seconds; started; fingerprint of the setting; message of a failure. Numbers have
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from cdgrad.study.records import Run
@@ -30,18 +30,19 @@ def trial_runs(results: Results) -> list[Run]:
     return [*finished, *(run for run in results.failed if run.trial is not None)]
 
 
-def write_csv(runs: Iterable[Run], path: Path) -> None:
-    """Write `runs` in their order."""
+def csv_text(runs: Iterable[Run]) -> str:
+    """`runs` in their order, as the text of a CSV file."""
     rows = [_row(run) for run in runs]
     first = ("arm", "seed", "error", "status", "cell", "trial", "evaluated")
     last = ("epochs", "seconds", "started", "fingerprint", "message")
     others = {key for row in rows for key in row} - {*first, *last}
     kinds = ("value.", "measure.")
     middle = sorted(others, key=lambda key: ([not key.startswith(kind) for kind in kinds], key))
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, [*first, *middle, *last], restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [*first, *middle, *last], restval="")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _row(run: Run) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The store of a study: one SQLite file, one row a run, committed as soon as the run ends.
 
 SQLite's rollback journal makes each row atomic and durable, leaves a single file at rest, and lets
-`cdgrad report` read while a study writes. One driver writes at a time, which holds `driver.lock`.
+`cdgrad report` read while a study writes. One driver writes at a time, which holds `.cdgrad-lock`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from cdgrad.study import StudyError, schema
+from cdgrad.study import StudyError, files, schema
 
 Status = Literal["ok", "diverged", "failed"]
 FILE = "study.sqlite"
-LOCK = "driver.lock"
+LOCK = f"{files.OWN}lock"
 Key = tuple[str, str, int | None, int]
 
 
@@ -91,6 +91,7 @@ class Store:
         """The file, complete and of a version that is known."""
         with self._explained():
             if write and not self.path.exists():
+                files.Manifest(self.path.parent, FILE).start()
                 schema.create(self.path)
             # A reader, too, must be able to roll back what a killed writer left half-written.
             db = schema.connect(self.path, "rw")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cdgrad.study import StudyError, curves, export, page, plots, render, searches, stats, tables
+from cdgrad.study import StudyError, curves, export, files, page, plots, render, searches, stats, tables
 from cdgrad.study.plots import Drawing
+from cdgrad.study.records import FILE
 from cdgrad.study.remarks import environments, remarks
 from cdgrad.study.render import Document, Section
 from cdgrad.study.results import Results, read
@@ -50,20 +51,28 @@ def write(results: Results, folder: Path, found: Document | None = None) -> list
         StudyError: a file cannot be written.
     """
     doc = found or document(results)
-    written = ["report.html", "report.md", "runs.csv"]
+    content = {
+        "report.html": page.html(doc).encode(),
+        "report.md": render.markdown(doc).encode(),
+        "runs.csv": export.csv_text(export.final_runs(results)).encode(),
+    }
+    if results.searches:
+        content["trials.csv"] = export.csv_text(export.trial_runs(results)).encode()
+    for figure in doc.figures:
+        assert isinstance(figure, Drawing)
+        content[f"{figure.name}.png"] = figure.png()
     try:
-        for figure in doc.figures:
-            assert isinstance(figure, Drawing)
-            (folder / f"{figure.name}.png").write_bytes(figure.png())
-        (folder / "report.md").write_text(render.markdown(doc), encoding="utf-8")
-        (folder / "report.html").write_text(page.html(doc), encoding="utf-8")
-        export.write_csv(export.final_runs(results), folder / "runs.csv")
-        if results.searches:
-            written.append("trials.csv")
-            export.write_csv(export.trial_runs(results), folder / "trials.csv")
+        manifest = files.Manifest(folder, FILE)
+        if foreign := manifest.foreign([*content]):
+            raise StudyError(
+                f"the report is not written: {folder / foreign} is not cdgrad's, or was changed since; "
+                f"move it away, and run cdgrad report {folder}"
+            )
+        for name, text in content.items():
+            manifest.write(name, text)
     except OSError as error:
-        raise StudyError(f"cannot write the report in {folder}: {error.strerror}") from error
-    return [folder / name for name in (*written, *(f"{figure.name}.png" for figure in doc.figures))]
+        raise StudyError(f"the report cannot be written in {folder}: {error.strerror or error}") from error
+    return [folder / name for name in content]
 
 
 def _cell(results: Results, cell: str, several: bool) -> Section:

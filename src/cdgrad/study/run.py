@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
+from cdgrad.study.files import CHECKPOINTS
 from cdgrad.study.local_engine import run_all
 from cdgrad.study.plan import Plan
 from cdgrad.study.progress import display
 from cdgrad.study.records import Run, Store
 from cdgrad.study.spec import Spec
 from cdgrad.study.workers import Engine, EpochDone
-
-CHECKPOINTS = "checkpoints"  # the folder, in the study's
 
 
 def run_study(spec: Spec, folder: Path, workers: int, engine: Engine | None = None) -> list[Run]:
@@ -56,5 +54,14 @@ def run_study(spec: Spec, folder: Path, workers: int, engine: Engine | None = No
                     made.append(event.run)
                     shown.run(event)
         if plan.done == len(plan.keys):  # what is left there is of runs that the study does not have
-            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+            _clear(folder / CHECKPOINTS)
         return made
+
+
+def _clear(checkpoints: Path) -> None:
+    """Remove the checkpoints of runs, and the folder unless it holds something else."""
+    with suppress(OSError):
+        for pattern in ("*.pt", "*.pt.part"):
+            for file in checkpoints.glob(pattern):
+                file.unlink()
+        checkpoints.rmdir()

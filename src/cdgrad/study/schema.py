@@ -6,6 +6,8 @@ import os
 import sqlite3
 from pathlib import Path
 
+from cdgrad.study.files import OWN
+
 VERSION = 2
 SCHEMA = """
 CREATE TABLE specs (
@@ -88,7 +90,7 @@ def size(db: sqlite3.Connection) -> int:
 
 def create(path: Path) -> None:
     """A new file with empty tables: there at once or not at all, so that an empty file is a damaged one."""
-    draft = path.with_name(path.name + ".new")
+    draft = path.with_name(f"{OWN}{path.name}.new")
     for leftover in (draft, draft.with_name(draft.name + "-journal")):
         leftover.unlink(missing_ok=True)
     db = connect(draft, "rwc")

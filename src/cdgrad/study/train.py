@@ -93,7 +93,13 @@ def train(
         torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
         run = _Run(setting, seed, where, ranks)
         if kept and (state := kept.load()):
-            run.restore(state)
+            try:
+                run.restore(state)
+            except Exception as error:  # whatever the values lead torch to
+                raise StudyError(
+                    f"{kept.path} does not hold the state of this run ({type(error).__name__}); move it "
+                    "away, or name another file"
+                ) from error
         while not run.over:
             run.epoch()
             on_epoch(len(run.epochs), run.epochs[-1])

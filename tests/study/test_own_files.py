@@ -1,0 +1,89 @@
+"""The user's own files in a study's folder survive, and a report that cannot be written is printed first."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from cdgrad import cli
+from cdgrad.study.files import MANIFEST
+
+
+@pytest.fixture
+def study(tiny_text, tmp_path, monkeypatch):
+    """Runs ``cdgrad study`` in a project of the user's, with the project as --out."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.toml").write_text(tiny_text)
+    return lambda: cli.main(["study", "tiny.toml", "--out", "."])
+
+
+def test_folders_and_files_beside_a_study_survive_it(study, tmp_path):
+    mine = {"checkpoints/net.pt": "weights", "driver.lock": "", "study.sqlite.new": "x", "plot.png": "mine"}
+    (tmp_path / "checkpoints").mkdir()
+    for name, text in mine.items():
+        (tmp_path / name).write_text(text)
+    assert study() == 0
+    assert study() == 0
+    assert {name: (tmp_path / name).read_text() for name in mine} == mine
+    assert not (tmp_path / ".cdgrad-checkpoints").exists()
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.html", "runs.csv", "trials.csv"])
+def test_a_folder_with_a_file_of_a_reports_name_is_refused_before_any_run(study, tmp_path, capsys, name):
+    (tmp_path / name).write_text("mine")
+    assert study() == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert f"{name} exists already, and no study wrote it; choose another --out" in err
+    assert (tmp_path / name).read_text() == "mine"
+    assert not (tmp_path / "study.sqlite").exists()
+
+
+def test_a_report_that_the_user_changed_is_left_and_the_tables_are_printed(study, tmp_path, capsys):
+    assert study() == 0
+    assert study() == 0, "a report of its own is replaced"
+    (tmp_path / "report.md").write_text("with my notes")
+    capsys.readouterr()
+    assert cli.main(["report", "."]) == 1
+    out, err = capsys.readouterr()
+    assert "Paired difference to sgd" in out
+    assert "report.md is not cdgrad's, or was changed since; move it away" in err
+    assert err.count("\n") == 1
+    assert (tmp_path / "report.md").read_text() == "with my notes"
+    (tmp_path / "report.md").unlink()
+    assert cli.main(["report", "."]) == 0
+
+
+def test_the_report_of_an_older_study_is_replaced(study, tmp_path):
+    assert study() == 0
+    (tmp_path / MANIFEST).unlink()
+    (tmp_path / "report.md").write_text("from an older version")
+    assert cli.main(["report", "."]) == 0
+    assert (tmp_path / "report.md").read_text() != "from an older version"
+    assert cli.main(["report", "."]) == 0
+
+
+def test_a_report_from_a_place_that_may_only_be_read(study, tmp_path):
+    assert study() == 0
+    (tmp_path / "report.md").unlink()
+    script = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && shift && exec "$@"'
+    command = ["unshare", "-m", "bash", "-c", script, "-", str(tmp_path)]
+    if subprocess.run([*command, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("needs to mount a folder")
+    report = [sys.executable, "-m", "cdgrad", "report", str(tmp_path)]
+    done = subprocess.run([*command, *report], capture_output=True, text=True, check=False)
+    assert "Paired difference to sgd" in done.stdout
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
+    assert "the report cannot be written in" in done.stderr
+
+
+def test_a_terminal_that_lacks_characters_shows_the_tables(tiny_text, tmp_path):
+    (tmp_path / "tiny.toml").write_text(tiny_text.replace("Tiny", "Effekt von \u03bb"), encoding="utf-8")
+    command = [sys.executable, "-m", "cdgrad", "study", "tiny.toml", "--out", "out"]
+    environment = {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Effekt von ?" in done.stdout
