@@ -18,9 +18,9 @@ from scipy import stats as scipy_stats
 
 from cdgrad.study.statistics.across_cells import stratified_weights
 from cdgrad.study.statistics.equivalence import equivalence
+from cdgrad.study.statistics.paired import mean_interval, sign_flip_p
 from cdgrad.study.statistics.replicates import compare_replicates
 from cdgrad.study.statistics.sequential import anytime_multiplier, fewest_pairs
-from cdgrad.study.stats import mean_interval, sign_flip_p
 
 STUDIES = 2000
 MOST = 100  # seeds

@@ -27,9 +27,9 @@ from torch.nn.functional import cross_entropy
 from cdgrad import attach
 from cdgrad.study import data, models
 from cdgrad.study.data.cache import Decoded, Split
-from cdgrad.study.environment import environment
+from cdgrad.study.records.environment import environment
 from cdgrad.study.spec import parse
-from cdgrad.study.train import train
+from cdgrad.study.train.loop import train
 
 SPEC = """
 baseline = "none"

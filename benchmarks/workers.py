@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from cdgrad.study.environment import environment
-from cdgrad.study.run import run_study
+from cdgrad.study.records.environment import environment
+from cdgrad.study.run.driver import run_study
 from cdgrad.study.spec import load
 
 STUDY = "quickstart"

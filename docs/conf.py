@@ -10,14 +10,14 @@ import cdgrad
 import cdgrad.metrics
 import cdgrad.optax.operator
 import cdgrad.optax.transformation
-import cdgrad.study.stats
+import cdgrad.study.statistics.paired
 
 # Signatures show these names, not the unions and generic types behind them.
 for module in (cdgrad.optax.operator, cdgrad.optax.transformation):
     module.ArrayLike = type("ArrayLike", (), {"__module__": "jax.typing"})
-for module in (cdgrad.metrics, cdgrad.study.stats):
+for module in (cdgrad.metrics, cdgrad.study.statistics.paired):
     module.Array = type("ndarray", (), {"__module__": "numpy"})
-cdgrad.study.stats.ArrayLike = type("ArrayLike", (), {"__module__": "numpy.typing"})
+cdgrad.study.statistics.paired.ArrayLike = type("ArrayLike", (), {"__module__": "numpy.typing"})
 
 project = "cdgrad"
 author = "the cdgrad contributors"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from string import Template
 
-from cdgrad.study.plots import Drawing
+from cdgrad.study.report.figures.drawing import Drawing
 from evidence import sections
 from evidence.records import ROOT
 

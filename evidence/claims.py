@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cdgrad.study import stats
-from cdgrad.study.plots import Drawing
+from cdgrad.study.report.figures.drawing import Drawing
+from cdgrad.study.statistics import paired as stats
 from evidence import figures, tables
 from evidence.records import CLAIMS, RATES, Row, average, baselines, rows, studies
 

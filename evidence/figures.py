@@ -10,8 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from cdgrad.study import stats
-from cdgrad.study.plots import Drawing
+from cdgrad.study.report.figures.drawing import Drawing
+from cdgrad.study.statistics import paired as stats
 from evidence import mechanism
 from evidence.mechanism import Array, Curve
 from evidence.records import Row

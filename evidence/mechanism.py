@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cdgrad.study import stats
+from cdgrad.study.statistics import paired as stats
 from evidence.records import RECORDS
 
 SPECS = ("mechanism", "mechanism-cifar10-jpeg")

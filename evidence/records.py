@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from cdgrad.study import stats
-from cdgrad.study.parquet import from_parquet
-from cdgrad.study.results import Results
+from cdgrad.study.records.parquet import from_parquet
 from cdgrad.study.spec import load
+from cdgrad.study.statistics import paired as stats
+from cdgrad.study.statistics.results import Results
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "evidence" / "records"

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from cdgrad.study import stats
-from cdgrad.study.plots import Drawing
-from cdgrad.study.results import Results
+from cdgrad.study.report.figures.drawing import Drawing
+from cdgrad.study.statistics import paired as stats
+from cdgrad.study.statistics.results import Results
 from evidence import claims, figures, mechanism, tables
 from evidence.records import (
     CLAIMS,

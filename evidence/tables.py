@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from cdgrad.study import stats
+from cdgrad.study.statistics import paired as stats
 from evidence.records import Row
 
 SIZES = (0.1, 0.2, 0.5)  # points

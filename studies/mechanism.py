@@ -30,9 +30,9 @@ from cdgrad.diagnostics import mean_share, roughness, signal_and_noise, similari
 from cdgrad.selection import Target, select
 from cdgrad.study import data as datasets
 from cdgrad.study import models
-from cdgrad.study.arms import attach_arm
-from cdgrad.study.environment import environment
+from cdgrad.study.records.environment import environment
 from cdgrad.study.spec import Setting, load
+from cdgrad.study.train.arms import attach_arm
 
 BATCHES = 16  # independent gradients at each stop
 STOPS = (0.0, 0.1, 0.25, 0.5, 1.0)  # shares of the training

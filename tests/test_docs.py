@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from cdgrad import cli
-from cdgrad.study import spec, stats
+from cdgrad.study import spec
+from cdgrad.study.statistics import paired as stats
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts)

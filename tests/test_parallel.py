@@ -18,9 +18,10 @@ from torch import nn
 from world import in_worlds
 
 from cdgrad import cli
-from cdgrad.study import StudyError, parallel, spec
-from cdgrad.study.parallel import Ranks
-from cdgrad.study.train import train
+from cdgrad.study import StudyError, spec
+from cdgrad.study.train import ranks as parallel
+from cdgrad.study.train.loop import train
+from cdgrad.study.train.ranks import Ranks
 
 SPEC = """
 title = "Parallel"

@@ -7,7 +7,7 @@ from functools import lru_cache
 import pytest
 
 from cdgrad.study import spec
-from cdgrad.study.parquet import from_parquet
+from cdgrad.study.records.parquet import from_parquet
 from evidence import build
 from evidence.mechanism import SPECS, table
 from evidence.records import RECORDS, ROOT

@@ -8,7 +8,7 @@ from torch import nn
 
 from cdgrad import channel_directed, parse_metric, select
 from cdgrad.diagnostics import agreement
-from cdgrad.study.arms import attach_arm, direct_and_compare
+from cdgrad.study.train.arms import attach_arm, direct_and_compare
 
 SOBOLEV = "sobolev:lam=0.01"
 step_kinds = pytest.mark.parametrize("closure", [False, True], ids=["step", "closure"])

@@ -16,12 +16,18 @@ import pytest
 from rich.console import Console
 
 import cdgrad
-from cdgrad.study import curves, page, parquet, plots, render, report, searches, stats
-from cdgrad.study.records import Run, Store
-from cdgrad.study.remarks import remarks
-from cdgrad.study.results import Results
+from cdgrad.study.records import Run, Store, parquet
+from cdgrad.study.report import compose as report
+from cdgrad.study.report import html_page as page
+from cdgrad.study.report import text as render
+from cdgrad.study.report.figures import curves
+from cdgrad.study.report.figures import differences as plots
+from cdgrad.study.report.figures import settings as searches
+from cdgrad.study.report.remarks import remarks
 from cdgrad.study.spec import parse
-from cdgrad.study.tuning import Dimension
+from cdgrad.study.spec.space import Dimension
+from cdgrad.study.statistics import paired as stats
+from cdgrad.study.statistics.results import Results
 
 SPEC = """
 title = "Two cells"

@@ -8,7 +8,7 @@ from torch import nn
 
 from cdgrad.study import StudyError, data
 from cdgrad.study.spec import Model, Optimizer
-from cdgrad.study.train import train
+from cdgrad.study.train.loop import train
 
 
 class Killed(BaseException):

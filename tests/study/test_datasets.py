@@ -15,8 +15,9 @@ import torch
 
 from cdgrad.study import StudyError, data
 from cdgrad.study.data import cache, hub
+from cdgrad.study.plan.job import Job
+from cdgrad.study.run.execute import execute
 from cdgrad.study.spec import Task, parse
-from cdgrad.study.workers import Job, execute
 
 datasets = pytest.importorskip("datasets", reason="the extra data is not installed")
 pillow = pytest.importorskip("PIL.Image", reason="the extra data is not installed")

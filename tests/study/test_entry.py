@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from cdgrad.study import StudyError
-from cdgrad.study.entry import run_entry
+from cdgrad.study.plan.job import Job
 from cdgrad.study.records import Store
-from cdgrad.study.run import run_study
+from cdgrad.study.run.driver import run_study
+from cdgrad.study.run.execute import execute
 from cdgrad.study.spec import parse
-from cdgrad.study.workers import Job, execute
+from cdgrad.study.train.entry import run_entry
 
 TEXT = """
 baseline = "sgd"

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from cdgrad.study import spec
-from cdgrad.study.run import run_study
-from cdgrad.study.workers import Job, execute
+from cdgrad.study.plan.job import Job
+from cdgrad.study.run.driver import run_study
+from cdgrad.study.run.execute import execute
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -5,7 +5,8 @@ import os
 import pytest
 import torch
 
-from cdgrad.study import StudyError, local_engine
+from cdgrad.study import StudyError
+from cdgrad.study.run import local_engine
 
 
 @pytest.mark.parametrize(

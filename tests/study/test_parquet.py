@@ -3,8 +3,8 @@ import math
 import pytest
 
 from cdgrad.study import StudyError
-from cdgrad.study.parquet import from_parquet, to_parquet
 from cdgrad.study.records import Store
+from cdgrad.study.records.parquet import from_parquet, to_parquet
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import pytest
 
 from cdgrad.study import StudyError
-from cdgrad.study.plan import Plan
+from cdgrad.study.plan.plan import Plan
 from cdgrad.study.spec import parse
 
 TUNING = """

@@ -7,12 +7,15 @@ import warnings
 import pytest
 
 from cdgrad import cli
-from cdgrad.study import StudyError, ray_engine
-from cdgrad.study.plan import Plan
+from cdgrad.study import StudyError
+from cdgrad.study.plan.job import Job
+from cdgrad.study.plan.plan import Plan
 from cdgrad.study.records import Store
-from cdgrad.study.run import run_study
+from cdgrad.study.run import ray_engine
+from cdgrad.study.run.driver import run_study
+from cdgrad.study.run.engine import EpochDone, RunDone
+from cdgrad.study.run.execute import execute
 from cdgrad.study.spec import parse
-from cdgrad.study.workers import EpochDone, Job, RunDone, execute
 
 pytest.importorskip("ray", reason="needs the extra ray")
 

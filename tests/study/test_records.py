@@ -5,7 +5,7 @@ import pytest
 
 from cdgrad.study import StudyError
 from cdgrad.study.records import FILE, Store
-from cdgrad.study.schema import VERSION
+from cdgrad.study.records.schema import VERSION
 
 
 def test_a_reader_sees_every_run_as_soon_as_it_is_added(tmp_path, make_run):

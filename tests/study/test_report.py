@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cdgrad.study import StudyError, render, report
+from cdgrad.study import StudyError
 from cdgrad.study.records import Store
+from cdgrad.study.report import compose as report
+from cdgrad.study.report import text as render
 from cdgrad.study.spec import parse
 
 

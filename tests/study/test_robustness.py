@@ -10,11 +10,11 @@ import pytest
 
 from cdgrad import cli
 from cdgrad.study import StudyError
-from cdgrad.study.plan import Plan
+from cdgrad.study.plan.plan import Plan
 from cdgrad.study.records import FILE, Store, order
-from cdgrad.study.run import run_study
+from cdgrad.study.run.driver import run_study
+from cdgrad.study.run.engine import RunDone
 from cdgrad.study.spec import parse
-from cdgrad.study.workers import RunDone
 
 
 @pytest.fixture

@@ -8,14 +8,18 @@ import sys
 
 import pytest
 
-from cdgrad.study import StudyError, local_engine, train, workers
-from cdgrad.study.environment import environment
-from cdgrad.study.local_engine import run_all
-from cdgrad.study.plan import Plan
+from cdgrad.study import StudyError
+from cdgrad.study.plan.job import Job
+from cdgrad.study.plan.plan import Plan
 from cdgrad.study.records import Store
-from cdgrad.study.run import run_study
+from cdgrad.study.records.environment import environment
+from cdgrad.study.run import execute as workers
+from cdgrad.study.run import local_engine
+from cdgrad.study.run.driver import run_study
+from cdgrad.study.run.engine import RunDone
+from cdgrad.study.run.local_engine import run_all
 from cdgrad.study.spec import Model, as_json, parse
-from cdgrad.study.workers import Job, RunDone
+from cdgrad.study.train import loop as train
 
 
 def records(folder):

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from cdgrad.study import data, models
-from cdgrad.study.averaging import WeightAverage
 from cdgrad.study.spec import Model, Optimizer, Schedule, Task
-from cdgrad.study.train import rate_factor, train
+from cdgrad.study.train.average import WeightAverage
+from cdgrad.study.train.loop import rate_factor, train
 
 SEEN = []  # what the networks below were given: (training, number of images, dtype, channels-last)
 

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from cdgrad.study import stats
+from cdgrad.study.statistics import paired as stats
 
 
 def test_the_t_interval_equals_its_closed_form():

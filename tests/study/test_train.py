@@ -8,7 +8,8 @@ from cdgrad import ReweightedL2, channel_directed_, select
 from cdgrad.diagnostics import agreement
 from cdgrad.study import StudyError, data, models
 from cdgrad.study.spec import Model, Optimizer, Schedule, Setting, Task
-from cdgrad.study.train import error_percent, train
+from cdgrad.study.train.evaluate import error_percent
+from cdgrad.study.train.loop import train
 
 
 def trained(setting: Setting, seed: int = 0):

@@ -14,7 +14,7 @@ from cdgrad.commands import train as train_command
 from cdgrad.commands.train import run_single, setting_of
 from cdgrad.study import StudyError
 from cdgrad.study.spec import parse
-from cdgrad.study.train import train
+from cdgrad.study.train.loop import train
 
 
 def test_overrides_reach_every_table_and_the_arm(tiny):

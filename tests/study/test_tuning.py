@@ -5,8 +5,9 @@ import math
 import pytest
 
 from cdgrad.study import StudyError
+from cdgrad.study.plan.search import best
 from cdgrad.study.spec import Optimizer, Spec, parse
-from cdgrad.study.tuning import Dimension, Tuning, best
+from cdgrad.study.spec.space import Dimension, Tuning
 
 CELLS = """
 [cells.narrow]

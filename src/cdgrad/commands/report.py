@@ -26,14 +26,15 @@ def show(folder: Path) -> int:
     """Print the tables of the study in `folder`, then write its report there; returns the exit status."""
     from rich.console import Console
 
-    from cdgrad.study import records, render, report
+    from cdgrad.study import records
+    from cdgrad.study.report import compose, text
 
-    results = report.read(folder)
-    document = report.document(results)
+    results = compose.read(folder)
+    document = compose.document(results)
     console = Console(highlight=False, soft_wrap=False)
-    render.to_terminal(document, console)
+    text.to_terminal(document, console)
     try:
-        files = report.write(results, folder, document)
+        files = compose.write(results, folder, document)
     except StudyError as error:
         return failed(1, str(error))
     plots = [str(path) for path in files if path.suffix == ".png"]

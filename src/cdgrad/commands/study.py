@@ -12,7 +12,7 @@ from cdgrad.commands import report
 from cdgrad.commands.arguments import UsageError, count, failed, specification
 
 if TYPE_CHECKING:
-    from cdgrad.study.workers import Engine
+    from cdgrad.study.run.engine import Engine
 
 
 HELP = "run or resume a paired study"
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Execute the remaining runs, then print the report."""
-    from cdgrad.study.run import run_study
+    from cdgrad.study.run.driver import run_study
 
     spec = specification(options.spec)
     folder = Path(options.out or spec.out)
@@ -74,7 +74,7 @@ def _engine(options: argparse.Namespace, folder: Path) -> Engine:
     if options.gpus_per_run is not None and not on_gpu:
         raise UsageError("--gpus-per-run needs --device cuda")
     if options.engine == "ray":
-        from cdgrad.study import ray_engine
+        from cdgrad.study.run import ray_engine
 
         gpus = (options.gpus_per_run or 1.0) if on_gpu else 0.0
         return partial(ray_engine.run_all, address=options.address or "auto", gpus_per_run=gpus)
@@ -82,8 +82,8 @@ def _engine(options: argparse.Namespace, folder: Path) -> Engine:
         if getattr(options, name) is not None:
             flag = "--" + name.replace("_", "-")
             raise UsageError(f"{flag} needs --engine ray; local workers share the GPUs evenly")
-    from cdgrad.study import local_engine
     from cdgrad.study.files import CHECKPOINTS
+    from cdgrad.study.run import local_engine
 
     gpus = local_engine.visible_gpus() if on_gpu else ()
     return partial(local_engine.run_all, gpus=gpus, checkpoints=folder / CHECKPOINTS)

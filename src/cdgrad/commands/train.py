@@ -18,9 +18,9 @@ from cdgrad.commands.arguments import UsageError, check_new_file, count, specifi
 from cdgrad.study import StudyError
 
 if TYPE_CHECKING:
-    from cdgrad.study.parallel import Ranks
     from cdgrad.study.spec import Setting, Spec
-    from cdgrad.study.train import Epoch, OnEpoch, Outcome
+    from cdgrad.study.train.outcome import Epoch, OnEpoch, Outcome
+    from cdgrad.study.train.ranks import Ranks
 
 
 HELP = "execute one run of a study, without a record"
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
     """Train, print every epoch and the final error, and save the weights."""
     import torch
 
-    from cdgrad.study import parallel
+    from cdgrad.study.train.ranks import join
 
     spec = specification(options.spec)
     arm, cell = options.arm or spec.baseline, options.cell or next(iter(spec.cells))
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
             check_new_file(file, flag)
     setting = setting_of(spec, cell, arm, options.set or ())
     torch.set_num_threads(options.threads)
-    with parallel.join(options.parallel, options.device) as ranks:
+    with join(options.parallel, options.device) as ranks:
         outcome = run_single(
             arm,
             setting,
@@ -178,9 +178,9 @@ def run_single(
         tensorboard: a folder for the curves.
         ranks: the processes that train together; only the first one prints and writes. None: this one.
     """
-    from cdgrad.study.entry import run_entry
-    from cdgrad.study.parallel import ALONE
-    from cdgrad.study.train import train
+    from cdgrad.study.train.entry import run_entry
+    from cdgrad.study.train.loop import train
+    from cdgrad.study.train.ranks import ALONE
 
     ranks = ranks or ALONE
     first = ranks.rank == 0

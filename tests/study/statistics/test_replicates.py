@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
+from cdgrad.study.statistics.paired import mean_interval
 from cdgrad.study.statistics.replicates import compare_replicates
-from cdgrad.study.stats import mean_interval
 
 
 def test_the_interval_and_p_are_those_of_the_means_of_the_searches():

@@ -7,7 +7,7 @@ import pytest
 from scipy import integrate, special
 
 from cdgrad.study.statistics import sequential
-from cdgrad.study.stats import mean_interval
+from cdgrad.study.statistics.paired import mean_interval
 
 
 def marginal(x, scale):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib import import_module
-from operator import attrgetter
 from typing import Any
 
 from torch import nn
 
 from cdgrad.study import StudyError
+from cdgrad.study.callables import call, load_callable
 from cdgrad.study.models import libraries
 from cdgrad.study.models.densenet import DenseNetBC
 from cdgrad.study.models.mobilenet import MobileNetV2
@@ -49,35 +48,10 @@ def build(
     if library in LIBRARIES:
         model = libraries.build(library, inner, image_shape, classes, arguments)
     else:
+        if name not in BUILTIN and not inner:
+            raise StudyError(f"unknown model {name!r}; give module:callable or one of {', '.join(BUILTIN)}")
         make = BUILTIN.get(name) or load_callable(name)
         model = call(make, name, image_shape, classes, **arguments)
     if not isinstance(model, nn.Module):
         raise StudyError(f"{name} must return a torch.nn.Module, got {type(model).__name__}")
     return model
-
-
-def load_callable(name: str) -> Callable[..., Any]:
-    """The object that ``module:callable`` names; the callable may be a class's, such as ``nets:Net.small``.
-
-    Raises:
-        StudyError: there is none, or it cannot be called.
-    """
-    module, _, attribute = name.partition(":")
-    if not attribute:
-        raise StudyError(f"unknown model {name!r}; give module:callable or one of {', '.join(BUILTIN)}")
-    try:
-        found = attrgetter(attribute)(import_module(module))
-    except (ImportError, AttributeError) as error:
-        raise StudyError(f"{name} cannot be imported: {error}") from error
-    if not callable(found):
-        raise StudyError(f"{name} must be callable, got {type(found).__name__}")
-    return found
-
-
-def call(make: Callable[..., Any], name: str, *args: Any, **arguments: Any) -> Any:
-    """``make(*args, **arguments)``, with a refusal of the arguments explained."""
-    try:
-        return make(*args, **arguments)
-    except (TypeError, ValueError) as error:
-        given = ", ".join(arguments) or "none"
-        raise StudyError(f"{name} refuses its arguments ({given}): {error}") from error

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cdgrad.study.stats import LEVEL, RESAMPLES, Interval
+from cdgrad.study.statistics.paired import LEVEL, RESAMPLES, Interval
 
 Array = NDArray[np.float64]
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cdgrad.study.stats import LEVEL, POWER, Interval, mean_interval, spread
+from cdgrad.study.statistics.paired import LEVEL, POWER, Interval, mean_interval, spread
 
 scipy_stats: Any = import_module("scipy.stats")  # it ships no types
 

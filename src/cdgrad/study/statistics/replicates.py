@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cdgrad.study.stats import LEVEL, Interval, mean_interval
+from cdgrad.study.statistics.paired import LEVEL, Interval, mean_interval
 
 Array = NDArray[np.float64]
 scipy_stats: Any = import_module("scipy.stats")  # it ships no types

@@ -29,7 +29,7 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from cdgrad.study.stats import LEVEL, Interval
+from cdgrad.study.statistics.paired import LEVEL, Interval
 
 Array = NDArray[np.float64]
 # One standard deviation of the differences. Every value keeps the coverage; this one was chosen for the

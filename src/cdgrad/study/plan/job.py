@@ -1,0 +1,63 @@
+"""One run to execute, as a value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from cdgrad.study.records.run import Key, Run
+from cdgrad.study.spec import Setting, as_json
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to make: a trial's, or a final one, where `trial` is None.
+
+    `values` are those that a trial or the choice among trials put in the setting.
+    """
+
+    cell: str
+    arm: str
+    trial: int | None
+    seed: int
+    setting: Setting
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def key(self) -> Key:
+        """Which run of the study it is."""
+        return self.cell, self.arm, self.trial, self.seed
+
+    def file(self, device: str) -> str:
+        """A file name that no other run of the study has, nor this run on another device or setting."""
+        trial = "final" if self.trial is None else f"trial-{self.trial}"
+        where = [self.cell] if self.cell else []
+        return (
+            "_".join([*where, self.arm, trial, str(self.seed), self.setting.fingerprint[:12], device]) + ".pt"
+        )
+
+    def run(self, started: datetime, **found: Any) -> Run:
+        """The record of this job, with what was found."""
+        return Run(
+            *self.key,
+            evaluated=self.setting.evaluate,
+            values=self.values,
+            config=as_json(self.setting),
+            fingerprint=self.setting.fingerprint,
+            started=started.isoformat(timespec="seconds"),
+            **found,
+        )
+
+    def lost(self, started: datetime, environment: dict[str, Any], message: str) -> Run:
+        """The record of this job where its worker could not tell what became of it."""
+        return self.run(
+            started,
+            status="failed",
+            error=None,
+            epochs=[],
+            measures={},
+            environment=environment,
+            seconds=(datetime.now(UTC) - started).total_seconds(),
+            message=message,
+        )

@@ -1,0 +1,165 @@
+"""Which runs a study has, which of them are still to make, and what follows from its trials.
+
+All is derived from the specification and the records of the runs; nothing here trains or writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+from cdgrad.study import StudyError
+from cdgrad.study.plan.job import Job
+from cdgrad.study.plan.search import Choice, best, ranked_error
+from cdgrad.study.records.run import Key, Run
+from cdgrad.study.spec import Spec, as_json, first_difference
+from cdgrad.study.spec.space import Values
+
+
+class Plan:
+    """The runs of `spec`, given those that are recorded.
+
+    Args:
+        spec: the study.
+        runs: its records, in any order; failed ones are still to make, those of other arms are ignored.
+        place: where the records are, for messages.
+
+    Raises:
+        StudyError: a recorded run was made under another specification than `spec`.
+    """
+
+    def __init__(self, spec: Spec, runs: Iterable[Run], place: str) -> None:
+        self.spec = spec
+        self._place = place
+        self._done = {run.key: run for run in runs if run.status != "failed" and self._is_part(run)}
+        self._handed_out: set[Key] = set()
+        for run in self._done.values():
+            self._check_trial(run) if run.trial is not None else self._check_final(run)
+
+    @cached_property
+    def keys(self) -> list[Key]:
+        """Every run of the study, cell by cell, trials first, then seed by seed: pairs complete early."""
+        spec, found = self.spec, list[Key]()
+        own = [arm for arm in spec.arms if self._searched(arm) == arm]
+        for cell in spec.cells:
+            if spec.tuning is not None:
+                trials = product(range(spec.tuning.trials), spec.tuning.seeds, own)
+                found += [(cell, arm, trial, seed) for trial, seed, arm in trials]
+            found += [(cell, arm, None, seed) for seed, arm in product(spec.seeds, spec.arms)]
+        return found
+
+    @property
+    def done(self) -> int:
+        """How many of `keys` are recorded."""
+        return sum(key in self._done for key in self.keys)
+
+    def next_jobs(self) -> list[Job]:
+        """The runs that can be made now and were not handed out yet, in the order of `keys`.
+
+        The final runs of an arm in a cell can once all its trials are done.
+        """
+        jobs: list[Job] = []
+        for key in self.keys:
+            cell, arm, trial, seed = key
+            if key in self._done or key in self._handed_out:
+                continue
+            values = self._values(cell, arm, trial)
+            if values is None:
+                continue
+            setting = self.spec.setting(cell, arm, values, trial=trial is not None)
+            jobs.append(Job(cell, arm, trial, seed, setting, dict(values)))
+        self._handed_out |= {job.key for job in jobs}
+        return jobs
+
+    def sort(self, jobs: list[Job]) -> None:
+        """Put `jobs` in the order of `keys`."""
+        jobs.sort(key=lambda job: self._rank[job.key])
+
+    def add(self, run: Run) -> None:
+        """A run of `next_jobs` has ended."""
+        if run.status != "failed":
+            self._done[run.key] = run
+
+    def choice(self, cell: str, arm: str) -> Choice | None:
+        """What `arm`'s trials in `cell` came to; None where it has none, or not all of them are done."""
+        tuning = self.spec.tuning
+        if tuning is None or self._searched(arm) != arm:
+            return None
+        keys = {t: [(cell, arm, t, seed) for seed in tuning.seeds] for t in range(tuning.trials)}
+        if any(key not in self._done for of_trial in keys.values() for key in of_trial):
+            return None
+        errors = {t: [ranked_error(self._done[key]) for key in of_trial] for t, of_trial in keys.items()}
+        trial = best(errors)
+        return Choice(trial, self._points[arm][trial], errors)
+
+    @cached_property
+    def _rank(self) -> dict[Key, int]:
+        return {key: rank for rank, key in enumerate(self.keys)}
+
+    @cached_property
+    def _points(self) -> dict[str, list[dict[str, Any]]]:
+        tuning = self.spec.tuning
+        return (
+            {} if tuning is None else {a: tuning.points(a) for a in self.spec.arms if self._searched(a) == a}
+        )
+
+    def _searched(self, arm: str) -> str | None:
+        """The arm whose trials decide the setting of `arm`; None where no trials do."""
+        if self.spec.tuning is None:
+            return None
+        return {"own": arm, "baseline": self.spec.baseline, "none": None}[self.spec.arms[arm].tuning]
+
+    def _values(self, cell: str, arm: str, trial: int | None) -> Values | None:
+        """What a run uses; None where that is not known yet."""
+        if trial is not None:
+            return self._points[arm][trial]
+        searched = self._searched(arm)
+        if searched is None:
+            return {}
+        choice = self.choice(cell, searched)
+        return None if choice is None else choice.values
+
+    def _is_part(self, run: Run) -> bool:
+        """Whether a recorded run belongs to the study, or would under other numbers of trials and seeds."""
+        if run.cell not in self.spec.cells or run.arm not in self.spec.arms:
+            return False
+        return run.trial is None or self._searched(run.arm) == run.arm
+
+    def _check_trial(self, run: Run) -> None:
+        tuning = self.spec.tuning
+        assert tuning is not None
+        assert run.trial is not None
+        if run.trial >= tuning.trials:
+            raise self._mixed(run, f"tuning.trials was {run.trial + 1} or more and is {tuning.trials}")
+        if run.seed not in tuning.seeds:
+            raise self._mixed(run, f"tuning.seeds had {run.seed} and is {list(tuning.seeds)}")
+        self._check_setting(run, self._points[run.arm][run.trial])
+
+    def _check_final(self, run: Run) -> None:
+        values = self._values(run.cell, run.arm, None)
+        if values is None:  # the choice was made among other trials than the specification's
+            assert self.spec.tuning is not None
+            searched = self._searched(run.arm)
+            trials = {k[2] for k in self._done if k[:2] == (run.cell, searched) and k[2] is not None}
+            if len(trials) < self.spec.tuning.trials:
+                change = f"tuning.trials was {len(trials)} and is {self.spec.tuning.trials}"
+            else:
+                change = f"tuning.seeds was another list than {list(self.spec.tuning.seeds)}"
+            raise self._mixed(run, change)
+        self._check_setting(run, values)
+
+    def _check_setting(self, run: Run, values: Values) -> None:
+        setting = self.spec.setting(run.cell, run.arm, values, trial=run.trial is not None)
+        if run.fingerprint != setting.fingerprint:
+            change = first_difference(run.values, values) or first_difference(run.config, as_json(setting))
+            raise self._mixed(run, change)
+
+    def _mixed(self, run: Run, change: str) -> StudyError:
+        what = f"{'runs' if run.trial is None else 'trials'} of arm {run.arm}"
+        where = f" in cell {run.cell}" if run.cell else ""
+        return StudyError(
+            f"{self._place} holds {what}{where} under another specification ({change}); they are not "
+            f"mixed: restore the specification, or choose another --out"
+        )

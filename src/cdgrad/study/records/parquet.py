@@ -1,0 +1,86 @@
+"""A study's runs as one Parquet file, for evidence that is kept and for other tools to read.
+
+One row a run, in the order of its key. Columns are those of a `Run`, except that `values`, `measures`,
+`config` and `environment` are JSON text, `epochs` is their number, and each measured curve is a column
+``curve.NAME``, a list with one float64 an epoch: null where the run did not measure it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from cdgrad.study import StudyError
+from cdgrad.study.records.run import Run, order, to_json, with_nan
+
+_JSON = ("values", "measures", "config", "environment")
+_CURVE = "curve."
+
+
+def to_parquet(runs: Iterable[Run], path: Path) -> None:
+    """Write `runs`; the same runs give the same bytes under the same pyarrow.
+
+    Raises:
+        StudyError: the file cannot be written.
+    """
+    pa, pq = _pyarrow()
+    rows = sorted(runs, key=order)
+    types = {
+        "cell": pa.string(),
+        "arm": pa.string(),
+        "trial": pa.int64(),
+        "seed": pa.int64(),
+        "status": pa.string(),
+        "message": pa.string(),
+        "error": pa.float64(),
+        "evaluated": pa.string(),
+        **dict.fromkeys(_JSON, pa.string()),
+        "fingerprint": pa.string(),
+        "started": pa.string(),
+        "seconds": pa.float64(),
+    }
+    columns = {
+        key: pa.array([to_json(getattr(r, key)) if key in _JSON else getattr(r, key) for r in rows], kind)
+        for key, kind in types.items()
+    }
+    columns["epochs"] = pa.array([len(run.epochs) for run in rows], pa.int64())
+    for name in sorted({name for run in rows for epoch in run.epochs for name in epoch}):
+        curves = [[epoch.get(name) for epoch in run.epochs] for run in rows]
+        columns[_CURVE + name] = pa.array(curves, pa.list_(pa.float64()))
+    try:
+        pq.write_table(pa.table(columns), path, compression="zstd")
+    except OSError as error:
+        raise StudyError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def from_parquet(path: Path) -> list[Run]:
+    """The runs that `to_parquet` wrote, equal to those it was given.
+
+    Raises:
+        StudyError: the file cannot be read, or is not one of those.
+    """
+    pa, pq = _pyarrow()
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        return [_run(row) for row in rows]
+    except (OSError, pa.ArrowInvalid, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise StudyError(f"{path} cannot be read as the runs of a study: {error}") from error
+
+
+def _run(row: dict[str, Any]) -> Run:
+    curves = {key.removeprefix(_CURVE): row.pop(key) for key in list(row) if key.startswith(_CURVE)}
+    row["epochs"] = [
+        {name: curve[epoch] for name, curve in curves.items() if curve[epoch] is not None}
+        for epoch in range(row["epochs"])
+    ]
+    for key in _JSON:
+        row[key] = json.loads(row[key])
+    row["measures"] = with_nan(row["measures"])
+    return Run(**row)
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    return import_module("pyarrow"), import_module("pyarrow.parquet")  # they ship no types

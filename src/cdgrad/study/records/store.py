@@ -1,0 +1,192 @@
+"""The store of a study: one SQLite file, one row a run, committed as soon as the run ends.
+
+SQLite's rollback journal makes each row atomic and durable, leaves a single file at rest, and lets
+`cdgrad report` read while a study writes. One driver writes at a time, which holds `.cdgrad-lock`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from cdgrad.study import StudyError, files
+from cdgrad.study.records import schema
+from cdgrad.study.records.run import Run, to_json, with_nan
+
+FILE = "study.sqlite"
+LOCK = f"{files.OWN}lock"
+
+
+class Store:
+    """The records in a study's folder. Close it, or use it in a ``with`` statement.
+
+    Args:
+        folder: the study's folder.
+        write: create what is missing, and be the only writer. Otherwise read what is there.
+
+    Raises:
+        StudyError: no study there, another driver at work, a newer schema, a damaged or unwritable file.
+    """
+
+    def __init__(self, folder: Path, *, write: bool) -> None:
+        self.path = folder / FILE
+        self._lock: sqlite3.Connection | None = None
+        if write:
+            self._lock = _locked(folder)
+        elif not self.path.is_file():
+            raise StudyError(
+                f"{folder} holds no study ({FILE} is missing); run cdgrad study SPEC --out {folder}"
+            )
+        try:
+            self._db, self._version = self._opened(write)
+        except BaseException:
+            if self._lock is not None:
+                self._lock.close()
+            raise
+
+    def _opened(self, write: bool) -> tuple[sqlite3.Connection, int]:
+        """The file, complete and of a version that is known."""
+        with self._explained():
+            if write and not self.path.exists():
+                files.Manifest(self.path.parent, FILE).start()
+                schema.create(self.path)
+            # A reader, too, must be able to roll back what a killed writer left half-written.
+            db = schema.connect(self.path, "rw")
+            version: int = db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                raise sqlite3.DatabaseError("malformed: it has no tables")
+            if version > schema.VERSION:
+                raise StudyError(
+                    f"{self.path} has schema version {version}, this cdgrad reads 1 to {schema.VERSION}; "
+                    f"use the cdgrad that wrote it, or another --out"
+                )
+            missing = schema.size(db) - self.path.stat().st_size
+            if missing > 0:
+                raise sqlite3.DatabaseError(f"malformed: {missing} bytes are missing at its end")
+            if write:
+                (damage,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+                if damage != "ok":
+                    raise sqlite3.DatabaseError(f"malformed: {damage}")
+                if version < schema.VERSION:
+                    schema.update(db)
+                    version = schema.VERSION
+        return db, version
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the file and the lock."""
+        self._db.close()
+        if self._lock is not None:
+            self._lock.close()
+
+    def use_spec(self, name: str, text: str) -> str:
+        """Make `text` the study's present specification; returns its hash, which runs refer to."""
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        with self._explained():
+            self._db.execute(
+                "INSERT INTO specs VALUES (?, ?, ?, (SELECT coalesce(max(last_used), 0) + 1 FROM specs)) "
+                "ON CONFLICT (hash) DO UPDATE SET name = excluded.name, last_used = excluded.last_used",
+                (digest, name, text),
+            )
+        return digest
+
+    def spec(self) -> tuple[str, str]:
+        """Name and text of the present specification."""
+        with self._explained():
+            row = self._db.execute("SELECT name, text FROM specs ORDER BY last_used DESC LIMIT 1").fetchone()
+        if row is None:
+            raise StudyError(
+                f"{self.path} holds no study yet; run cdgrad study SPEC --out {self.path.parent}"
+            )
+        return cast(tuple[str, str], row)
+
+    def add(self, run: Run, spec_hash: str) -> None:
+        """Keep a run, durably, before returning. A run of the same key is replaced.
+
+        Raises:
+            StudyError: it is a trial that evaluated the test part, or the file cannot be written.
+        """
+        row = (
+            *run.key,
+            run.status,
+            run.message,
+            run.error,
+            run.evaluated,
+            to_json(run.values),
+            to_json(run.epochs),
+            to_json(run.measures),
+            to_json(run.config),
+            run.fingerprint,
+            to_json(run.environment),
+            run.started,
+            run.seconds,
+            spec_hash,
+        )
+        with self._explained():
+            self._db.execute(f"INSERT OR REPLACE INTO runs VALUES ({', '.join('?' * len(row))})", row)
+
+    def runs(self) -> list[Run]:
+        """All runs, by cell, arm, trial (final runs first) and seed."""
+        with self._explained():
+            rows = self._db.execute(
+                f"SELECT {schema.columns(self._version)} FROM runs ORDER BY 1, 2, 3, 4"  # the key's columns
+            ).fetchall()
+            return [_run(row) for row in rows]
+
+    @contextmanager
+    def _explained(self) -> Generator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError, json.JSONDecodeError) as error:
+            raise StudyError(f"the records in {self.path} cannot be used: {error}{_remedy(error)}") from error
+
+
+def _locked(folder: Path) -> sqlite3.Connection:
+    """An exclusive transaction on a file of its own: the system ends it with the process, even killed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(
+            f"cannot create the folder {folder}: {error.strerror}; choose another --out"
+        ) from error
+    try:
+        (folder / LOCK).open("ab").close()  # SQLite would lock a file that it cannot write
+        lock = sqlite3.connect(folder / LOCK, timeout=0, isolation_level=None)
+        lock.execute("BEGIN EXCLUSIVE")
+    except OSError as error:
+        raise StudyError(f"cannot write in {folder}: {error.strerror}; choose another --out") from error
+    except sqlite3.Error as error:
+        if "locked" in str(error):
+            message = f"another cdgrad study is at work in {folder}; wait for it, or stop it"
+        else:
+            message = f"cannot write in {folder}: {error}; choose another --out"
+        raise StudyError(message) from error
+    return lock
+
+
+def _remedy(error: Exception) -> str:
+    if "full" in str(error) or "disk I/O" in str(error):
+        return "; make room and run the same command again"
+    if "malformed" in str(error) or "not a database" in str(error) or isinstance(error, json.JSONDecodeError):
+        return "; the file is damaged: restore a copy, or move it away to start anew"
+    return ""
+
+
+def _run(row: tuple[Any, ...]) -> Run:
+    names = (column.strip('"') for column in schema.COLUMNS)
+    found: dict[str, Any] = dict(zip(names, row, strict=True))
+    for column in ("values", "epochs", "measures", "config", "environment"):
+        found[column] = json.loads(found[column])
+    found["epochs"] = [with_nan(epoch) for epoch in found["epochs"]]
+    found["measures"] = with_nan(found["measures"])
+    return Run(**found)

@@ -1,0 +1,105 @@
+"""What a study says, from its records alone: sentences, tables and figures, and the files that hold them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cdgrad.study import StudyError, files
+from cdgrad.study.records import FILE, csv_file
+from cdgrad.study.report import html_page, tables, text
+from cdgrad.study.report.document import Document, Section
+from cdgrad.study.report.figures import curves, differences, settings
+from cdgrad.study.report.figures.drawing import Drawing
+from cdgrad.study.report.remarks import environments, remarks
+from cdgrad.study.report.verdicts import across_cells, verdicts
+from cdgrad.study.statistics.results import Results, read
+
+__all__ = ["Results", "document", "read", "write"]
+
+
+def document(results: Results) -> Document:
+    """The study in sentences, tables and figures."""
+    spec = results.spec
+    several = len(spec.cells) > 1
+    sections: list[Section] = []
+    if several and results.comparisons:
+        overview = Section("All cells", (), (differences.overview(results),), (tables.summary(results),))
+        sections.append(overview)
+    sections += [_cell(results, cell, several) for cell in spec.cells]
+    if results.searches:
+        sections.append(Section("Tuning", (), (), (tables.tuning(results),)))
+    sections.append(_details(results))
+    return Document(
+        title=spec.title,
+        summary=_progress(results),
+        verdicts=across_cells(results) if several else verdicts(results, next(iter(spec.cells))),
+        remarks=remarks(results),
+        sections=sections,
+        environment=[f"{key}: {' and '.join(found)}" for key, found in environments(results).items()],
+        spec=spec.text,
+    )
+
+
+def write(results: Results, folder: Path, found: Document | None = None) -> list[Path]:
+    """Write the files of a report; their paths, most useful first.
+
+    report.html, report.md, runs.csv, with trials also trials.csv, and every figure as a PNG.
+
+    Args:
+        results: the study.
+        folder: where to; it exists.
+        found: the document of `results`, where it is made already.
+
+    Raises:
+        StudyError: a file cannot be written.
+    """
+    doc = found or document(results)
+    content = {
+        "report.html": html_page.html(doc).encode(),
+        "report.md": text.markdown(doc).encode(),
+        "runs.csv": csv_file.csv_text(results.final_runs).encode(),
+    }
+    if results.searches:
+        content["trials.csv"] = csv_file.csv_text(results.trial_runs).encode()
+    for figure in doc.figures:
+        assert isinstance(figure, Drawing)
+        content[f"{figure.name}.png"] = figure.png()
+    try:
+        manifest = files.Manifest(folder, FILE)
+        if foreign := manifest.foreign([*content]):
+            raise StudyError(
+                f"the report is not written: {folder / foreign} is not cdgrad's, or was changed since; "
+                f"move it away, and run cdgrad report {folder}"
+            )
+        for name, data in content.items():
+            manifest.write(name, data)
+    except OSError as error:
+        raise StudyError(f"the report cannot be written in {folder}: {error.strerror or error}") from error
+    return [folder / name for name in content]
+
+
+def _cell(results: Results, cell: str, several: bool) -> Section:
+    """What was measured in a cell; its verdicts, too, where there are several cells."""
+    compared = results.in_cell(cell)
+    drawn = [differences.paired_differences(results, cell)] if compared else []
+    others = (curves.learning_curves, settings.lam_sweep, settings.tuning_scatter, curves.gradient_curves)
+    drawn += [drawing for draw in others if (drawing := draw(results, cell))]
+    found = [tables.errors(results, cell)]
+    if compared:
+        found += [tables.differences(results, cell), tables.power(results, cell)]
+    return Section(cell, verdicts(results, cell) if several else (), drawn, found)
+
+
+def _details(results: Results) -> Section:
+    """Every number that the tables are made of."""
+    cells = results.spec.cells
+    found = [tables.seeds(results, cell) for cell in cells]
+    found += [tables.trials(search, *place) for place, search in results.searches.items() if search.runs]
+    return Section("Every run", (), (), [*found, tables.parts(results)], detail=True)
+
+
+def _progress(results: Results) -> str:
+    trials = f", {results.trials_made} of {results.trials_total} runs of trials" * bool(results.trials_total)
+    done = results.count + results.trials_made == results.total + results.trials_total
+    provisional = "" if done else ": provisional"
+    return f"{results.spec.name}: {results.count} of {results.total} runs finished{trials}{provisional}"

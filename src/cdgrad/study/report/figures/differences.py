@@ -1,0 +1,129 @@
+"""How a report draws, without matplotlib's global state, and its figures of differences.
+
+Colors are Okabe and Ito's, which color-blind readers tell apart; arms differ in marker and dash, too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from cdgrad.study.report.figures.drawing import Drawing, canvas, look, name
+from cdgrad.study.spec import Spec
+from cdgrad.study.statistics import paired
+from cdgrad.study.statistics.results import Compared, Place, Results
+
+
+def paired_differences(results: Results, cell: str) -> Drawing:
+    """A row an arm: every seed's difference to the baseline, their mean and its 95 % interval."""
+    spec, found = results.spec, results.in_cell(cell)
+    figure, (axes,) = canvas(1.3 + 0.7 * len(found))
+    ends = _ends(results, [(cell, arm) for arm in found], seeds_too=True)
+    for row, (arm, (comparison, _)) in enumerate(found.items()):
+        color, marker, _ = look(spec, arm)
+        shown = np.clip(comparison.differences, *ends)
+        spots = row + 0.2 + _swarm(shown, (ends[1] - ends[0]) / 80)
+        axes.scatter(shown, spots, s=28, color=color, marker=marker, alpha=0.6, linewidth=0, clip_on=False)
+        _mean_and_interval(axes, row, comparison, color, ends)
+    _difference_axis(axes, spec, dict(enumerate(found)), ends)
+    return Drawing(
+        name("paired_differences", cell),
+        figure,
+        f"Paired differences in {spec.evaluate} error to {spec.baseline}, seed by seed, with their means.",
+        f"Paired differences to {spec.baseline}: a mark is a seed; bars are 95 % intervals of the mean."
+        f"{_of_arrows(found.values(), ends, seeds_too=True)}",
+    )
+
+
+def overview(results: Results) -> Drawing:
+    """A row a comparison, over all cells: mean difference and 95 % interval."""
+    spec, found = results.spec, results.comparisons
+    figure, (axes,) = canvas(1.2 + 0.24 * len(found) + 0.34 * len(spec.cells))
+    ends = _ends(results, found, seeds_too=False)
+    rows: dict[float, str] = {}
+    position, before = 0.0, None
+    for (cell, arm), (comparison, _) in found.items():
+        if cell != before:
+            position, before = position + 1.4 * (before is not None), cell
+            ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+            place = {"xycoords": axes.get_yaxis_transform(), "va": "center"}
+            axes.annotate(cell, (0.01, position), **place, fontsize=9, fontweight="bold", bbox=ground)
+        position += 1
+        color, marker, _ = look(spec, arm)
+        _mean_and_interval(axes, position, comparison, color, ends, marker)
+        rows[position] = arm
+    _difference_axis(axes, spec, rows, ends)
+    return Drawing(
+        "overview",
+        figure,
+        f"Mean paired difference of every arm to {spec.baseline} in every cell, with 95 % intervals.",
+        f"Paired differences to {spec.baseline} in every cell: means and their 95 % intervals, not "
+        f"corrected for their number.{_of_arrows(found.values(), ends, seeds_too=False)}",
+    )
+
+
+def _ends(results: Results, places: Iterable[Place], *, seeds_too: bool) -> tuple[float, float]:
+    """Where the axis of differences ends: a diverged run, of some 90 points, must not hide the others."""
+    shown = [0.0]
+    for place in places:
+        baseline = results.finished[place[0], results.spec.baseline]
+        runs = results.finished[place]
+        seeds, mine, base = results.pairs(*place)
+        ok = [runs[seed].status == baseline[seed].status == "ok" for seed in seeds]
+        if seeds_too:
+            shown += [a - b for a, b, kept in zip(mine, base, ok, strict=True) if kept]
+        if all(ok):
+            shown += results.comparisons[place].comparison.interval
+    low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
+    reach = max(-low, high) or 1.0
+    # Both directions are seen, whichever of them the differences take.
+    return min(low, -reach / 4) - 0.08 * reach, max(high, reach / 4) + 0.08 * reach
+
+
+def _of_arrows(found: Iterable[Compared], ends: tuple[float, float], *, seeds_too: bool) -> str:
+    low, high = ends
+    drawn = (v for c, _ in found for v in (*c.interval, *(c.differences if seeds_too else ())))
+    beyond = any(v < low or v > high for v in drawn)
+    what = "Arrows, and marks on the frame," if seeds_too else "Arrows"
+    return f" {what} lie farther out: runs diverged." if beyond else ""
+
+
+def _mean_and_interval(
+    axes: Any,
+    row: float,
+    found: paired.Comparison,
+    color: str,
+    ends: tuple[float, float],
+    marker: str = "|",
+) -> None:
+    low, high = found.interval
+    size = {"markersize": 15, "markeredgewidth": 2.5} if marker == "|" else {"markersize": 6}
+    axes.plot([low, high], [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
+    axes.plot(found.mean, row, marker=marker, color=color, **size)
+    for end, beyond, arrow in ((ends[0], low < ends[0], "<"), (ends[1], high > ends[1], ">")):
+        if beyond:
+            axes.plot(end, row, marker=arrow, markersize=7, color=color, clip_on=False)
+
+
+def _difference_axis(axes: Any, spec: Spec, rows: Mapping[float, str], ends: tuple[float, float]) -> None:
+    """Differences to the right, arms from above."""
+    axes.axvline(0, color="0.4", linewidth=1)
+    axes.set_yticks(list(rows), list(rows.values()))
+    axes.set_ylim(max(rows) + 0.7, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlim(*ends)
+    axes.set_xlabel(f"error minus that of {spec.baseline} on the same seed, in points")
+    axes.set_title("\N{LEFTWARDS ARROW} fewer errors", loc="left", fontsize=10, color="0.3")
+    axes.set_title("more errors \N{RIGHTWARDS ARROW}", loc="right", fontsize=10, color="0.3")
+
+
+def _swarm(values: paired.Array, width: float) -> paired.Array:
+    """Offsets that stack values closer than `width`, so that every seed is seen."""
+    heights, seen = np.zeros(len(values)), dict[int, int]()
+    for index in np.argsort(values, kind="stable"):
+        cell = round(float(values[index] / width))
+        heights[index] = 0.09 * seen.get(cell, 0)
+        seen[cell] = seen.get(cell, 0) + 1
+    return heights

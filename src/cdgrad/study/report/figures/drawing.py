@@ -1,0 +1,102 @@
+"""How a report draws, without matplotlib's global state.
+
+Colors are Okabe and Ito's, which color-blind readers tell apart; arms differ in marker and dash, too.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+from cdgrad.study.spec import Spec
+
+_COLORS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+
+
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+_DASHES = ("-", "--", "-.", ":")
+
+
+WIDTH = 5.6  # inches: on a telephone, text of 10 points is still some 7 points high
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A drawn figure with its file's base name and its words."""
+
+    name: str
+    figure: Any
+    alt: str
+    caption: str
+
+    def png(self) -> bytes:
+        """The figure at 160 dots an inch."""
+        return self._saved("png", dpi=160)
+
+    def svg(self) -> bytes:
+        """The figure as a vector image, the same bytes every time."""
+        # The salt and the missing date make it reproducible.
+        with matplotlib.rc_context(  # pyright: ignore[reportUnknownMemberType]
+            {"svg.hashsalt": self.name}
+        ):
+            return self._saved("svg", metadata={"Date": None})
+
+    def _saved(self, kind: str, **options: Any) -> bytes:
+        buffer = io.BytesIO()
+        self.figure.savefig(buffer, format=kind, **options)
+        return buffer.getvalue()
+
+
+def name(kind: str, cell: str) -> str:
+    """A file's base name."""
+    return f"{kind}-{cell}" if cell else kind
+
+
+def canvas(height: float, panels: int = 1) -> tuple[Any, list[Any]]:
+    """A figure and its panels, one below the other."""
+    figure: Any = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = list(figure.subplots(panels, squeeze=False)[:, 0])
+    for panel in axes:
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="x", color="0.92")
+        panel.set_axisbelow(True)
+    return figure, axes
+
+
+def error_axis(axis: Any, lowest: float, highest: float) -> None:
+    """Errors in percent: logarithmic where they span more than a factor of 3, with plain numbers."""
+    if highest < 3 * lowest or lowest <= 0:
+        return
+    axis.axes.set_yscale("log")
+    plain_logarithmic(axis)
+
+
+def plain_logarithmic(axis: Any, decades: float = 1.0) -> None:
+    """Plain numbers on a logarithmic axis: at 1, 2 and 5 times the powers of ten, or at those alone."""
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades <= 2 else (1,)))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def legend(figure: Any, axes: Any) -> None:
+    """The arms, above the panels."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = 2 if max(map(len, labels)) > 10 else 3
+    figure.legend(handles, labels, loc="outside upper left", frameon=False, ncols=columns, handlelength=3)
+
+
+def look(spec: Spec, arm: str) -> tuple[str, str, str]:
+    """Color, marker and dash; the baseline is black."""
+    order = [spec.baseline, *(name for name in spec.arms if name != spec.baseline)]
+    index = order.index(arm)
+    color = index % len(_COLORS)
+    return _COLORS[color], _MARKERS[color], _DASHES[(color + index // len(_COLORS)) % len(_DASHES)]

@@ -1,0 +1,141 @@
+"""The figures of settings: error against lam, and the trials of a search."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from cdgrad.metrics import parse_metric
+from cdgrad.study.plan.search import Search
+from cdgrad.study.report.figures.drawing import (
+    Drawing,
+    canvas,
+    error_axis,
+    legend,
+    look,
+    name,
+    plain_logarithmic,
+)
+from cdgrad.study.report.text import printable
+from cdgrad.study.spec import BASELINE_METRIC
+from cdgrad.study.statistics import paired
+from cdgrad.study.statistics.results import Results
+
+_FEWEST = 3  # values of lam that make a sweep
+
+
+def lam_sweep(results: Results, cell: str) -> Drawing | None:
+    """Error of the arms that differ in lam alone, against lam; None if there are fewer than 3 of a kind."""
+    sweeps = [arms for arms in _families(results, cell) if len(arms) >= _FEWEST]
+    if not sweeps:
+        return None
+    spec = results.spec
+    figure, (axes,) = canvas(3.6)
+    base = results.errors(cell, spec.baseline)
+    if base:
+        color, _, dash = look(spec, spec.baseline)
+        axes.axhline(np.mean(base), color=color, linestyle=dash, linewidth=1.5, label=spec.baseline)
+        axes.axhspan(*paired.mean_interval(base), color=color, alpha=0.12, linewidth=0)
+    for arms in sweeps:
+        lams = sorted(arms)
+        color, marker, dash = look(spec, arms[lams[0]])
+        errors = [results.errors(cell, arms[lam]) for lam in lams]
+        means = np.array([np.mean(of_arm) for of_arm in errors])
+        reach = np.array([paired.mean_interval(of_arm).high for of_arm in errors]) - means
+        title = f"{arms[lams[0]]} to {arms[lams[-1]]}"
+        axes.errorbar(
+            lams,
+            means,
+            np.nan_to_num(reach),
+            color=color,
+            marker=marker,
+            linestyle=dash,
+            capsize=3,
+            label=title,
+        )
+    axes.set_xscale("log")
+    lams = [lam for arms in sweeps for lam in arms]
+    plain_logarithmic(axes.xaxis, math.log10(max(lams) / min(lams)))
+    axes.set_xlabel("lam")
+    axes.set_ylabel(f"{spec.evaluate} error, %")
+    legend(figure, axes)
+    return Drawing(
+        name("lam_sweep", cell),
+        figure,
+        "Mean error of arms that differ in lam alone, against lam, beside the baseline's.",
+        f"Mean {spec.evaluate} error against lam, for arms that differ in nothing else; bars and the "
+        f"baseline's band are 95 % intervals of the mean.",
+    )
+
+
+def tuning_scatter(results: Results, cell: str) -> Drawing | None:
+    """Validation error of every trial, against each key that was tuned; None if nothing was."""
+    spec = results.spec
+    searches = {arm: s for (c, arm), s in results.searches.items() if c == cell and s.runs}
+    if spec.tuning is None or not searches:
+        return None
+    space = {arm: spec.tuning.of(arm) for arm in searches}
+    keys = list(dict.fromkeys(key for of_arm in space.values() for key in of_arm))
+    figure, panels = canvas(0.7 + 2.3 * len(keys), len(keys))
+    for axes, key in zip(panels, keys, strict=True):
+        about = {arm: of_arm[key] for arm, of_arm in space.items() if key in of_arm}
+        choices: list[str] = []
+        if any(dimension.choices for dimension in about.values()):
+            # One arm's choices may be another's range: the numbers tried in that stand among them.
+            tried = {arm: [values[key] for values in searches[arm].values.values()] for arm in about}
+            found = (value for arm, dimension in about.items() for value in dimension.choices or tried[arm])
+            choices = list(dict.fromkeys(map(str, found)))
+        for arm, search in searches.items():
+            if key in space[arm]:
+                _draw_trials(axes, spec, arm, search, key, choices)
+        if choices:
+            # A choice is any text: without parse_math, a dollar would open a formula.
+            axes.set_xticks(range(len(choices)), list(map(printable, choices)), parse_math=False)
+        elif (low := min(d.low for d in about.values())) > 0 and any(d.log for d in about.values()):
+            axes.set_xscale("log")
+            high = max(d.high for d in about.values())
+            plain_logarithmic(axes.xaxis, math.log10(high / low))
+        axes.set_xlabel(key)
+        axes.set_ylabel("validation error, %")
+        means = [s.mean(trial) for arm, s in searches.items() if key in space[arm] for trial in s.runs]
+        error_axis(axes.yaxis, min(means), max(means))
+        axes.margins(y=0.15)
+    first = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1]))
+    legend(figure, first)
+    return Drawing(
+        name("tuning", cell),
+        figure,
+        "Mean validation error of every trial of each arm, against each tuned value.",
+        "Trials: mean validation error over the tuning seeds, against each tuned value; the chosen trial of "
+        "an arm is ringed.",
+    )
+
+
+def _draw_trials(axes: Any, spec: Any, arm: str, search: Search, key: str, choices: list[str]) -> None:
+    color, marker, _ = look(spec, arm)
+    values = {trial: search.values[trial][key] for trial in search.runs}
+    x = {trial: choices.index(str(value)) if choices else value for trial, value in values.items()}
+    y = {trial: search.mean(trial) for trial in search.runs}
+    axes.scatter(list(x.values()), list(y.values()), s=30, color=color, marker=marker, alpha=0.7, label=arm)
+    if (chosen := search.chosen) is not None:
+        ring = {"s": 160, "facecolors": "none", "edgecolors": color, "linewidths": 1.8, "marker": "o"}
+        axes.scatter([x[chosen]], [y[chosen]], **ring)
+
+
+def _families(results: Results, cell: str) -> list[dict[float, str]]:
+    """Finished arms by lam, those together whose settings are otherwise equal."""
+    families: dict[str, dict[float, str]] = {}
+    for arm in results.spec.arms:
+        setting = results.spec.setting(cell, arm, results.values(cell, arm))
+        metric = None if setting.metric == BASELINE_METRIC else parse_metric(setting.metric)
+        lam = getattr(metric, "lam", math.nan)
+        if math.isnan(lam) or not results.finished[cell, arm]:
+            continue
+        rest = {"kind": type(metric).__name__, "boundary": getattr(metric, "boundary", "")}
+        key = json.dumps(asdict(setting) | {"metric": rest}, sort_keys=True)
+        families.setdefault(key, {})[lam] = arm
+    return list(families.values())

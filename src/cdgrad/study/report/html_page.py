@@ -1,0 +1,138 @@
+"""A document as one HTML page that needs no network: styles and pictures are in it, values are escaped.
+
+It reads on a telephone (tables and code scroll sideways, by touch or by keyboard), in print (nothing
+scrolls, and no picture or row is cut), and on a dark screen (pictures keep their white ground).
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from html import escape
+
+from cdgrad.study.report.document import Document, Figure, Section, Table
+
+
+def html(document: Document) -> str:
+    """The page."""
+    sections = "".join(_section(section, f"part-{k}") for k, section in enumerate(document.sections))
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(document.title)}</title>
+<style>{_STYLE}</style>
+</head>
+<body>
+<h1>{escape(document.title)}</h1>
+<p class="note">{escape(document.summary)}</p>
+{_sentences(document.verdicts, "verdict")}
+{_sentences(document.remarks, "said")}
+{_contents(document.sections)}
+{sections}
+<h2 id="environment">Environment</h2>
+<ul>{"".join(f"<li>{escape(line)}</li>" for line in document.environment)}</ul>
+<h2 id="specification">Specification</h2>
+<pre tabindex="0">{escape(document.spec.strip())}</pre>
+</body>
+</html>
+"""
+
+
+_STYLE = """
+:root { --ink: #222; --dim: #555; --line: #ddd; --ground: #fff; --raised: #f4f4f4; --link: #0b5394; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e4e4; --dim: #aaa; --line: #444; --ground: #181818; --raised: #242424; --link: #8ab4f8; }
+  figure img { background: #fff; padding: .5rem; border-radius: .3rem; }
+}
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--ground);
+  max-width: 52rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: break-word; }
+h1 { font-size: 1.5rem; line-height: 1.25; margin-bottom: .3rem; }
+h2 { font-size: 1.2rem; margin: 2.5rem 0 .6rem; } h3 { font-size: 1rem; margin: 1.8rem 0 .4rem; }
+section > h2 { border-top: 1px solid var(--line); padding-top: 1rem; }
+a { color: var(--link); }
+ul { padding-left: 1.2rem; } .verdict { font-weight: 600; } .verdict li, .said li { margin: .3rem 0; }
+.note { color: var(--dim); font-size: .9rem; margin: .4rem 0; }
+nav ul { columns: 16rem; list-style: none; padding: 0; } nav li { padding: .25rem 0; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem; }
+th, td { padding: .3rem .9rem .3rem 0; text-align: right; white-space: nowrap; vertical-align: top;
+  border-bottom: 1px solid var(--line); }
+th { border-bottom-width: 2px; } .group { padding-top: .8rem; border-bottom-width: 1px; }
+.text { text-align: left; }
+td.what, td.chosen { white-space: normal; min-width: 11rem; }
+figure { margin: 1.5rem 0; break-inside: avoid; } figure img { width: 100%; max-width: 38rem; height: auto; }
+pre { background: var(--raised); padding: 1rem; overflow-x: auto; font-size: .85rem; }
+@media print {
+  @page { margin: 15mm; }
+  :root { --ink: #000; --dim: #333; --line: #bbb; --ground: #fff; --raised: #f4f4f4; --link: #000; }
+  body { max-width: none; margin: 0; font-size: 10pt; }
+  nav { display: none; } .scroll { overflow: visible; } table { font-size: 8.5pt; }
+  th, td { padding-right: .5rem; } tr { break-inside: avoid; } thead { display: table-header-group; }
+  h2, h3, .group { break-after: avoid; } figure img { max-width: 30rem; padding: 0; }
+  pre { white-space: pre-wrap; overflow: visible; font-size: 8pt; }
+}
+"""
+
+
+def _contents(sections: Sequence[Section]) -> str:
+    """Links to the sections, where there are some."""
+    titled = [(f"part-{k}", section.title) for k, section in enumerate(sections) if section.title]
+    if len(titled) < 2:
+        return ""
+    titled += [("environment", "Environment"), ("specification", "Specification")]
+    links = "".join(f'<li><a href="#{anchor}">{escape(title)}</a></li>' for anchor, title in titled)
+    return f'<nav aria-label="Contents"><ul>{links}</ul></nav>'
+
+
+def _section(section: Section, anchor: str) -> str:
+    title = f"<h2>{escape(section.title)}</h2>" if section.title else ""
+    level = "h3" if section.title else "h2"
+    parts = [
+        title,
+        _sentences(section.sentences, "said"),
+        *map(_figure, section.figures),
+        *(_table(table, level) for table in section.tables),
+    ]
+    return f'<section id="{anchor}">{"".join(parts)}</section>'
+
+
+def _sentences(sentences: Sequence[str], kind: str) -> str:
+    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return f'<ul class="{kind}">{items}</ul>' if items else ""
+
+
+def _table(table: Table, level: str) -> str:
+    # A column of cells would push all else off a telephone: each cell gets a row of its own instead.
+    grouped = table.header[0] == "cell"
+    width = len(table.header) - grouped
+    kinds = [f' class="text {name}"' if table.is_text(c) else "" for c, name in enumerate(table.header)]
+
+    def row(cells: Sequence[str], tag: str) -> str:
+        parts = [f"<{tag}{k}>{escape(cell)}</{tag}>" for k, cell in zip(kinds, cells, strict=True)]
+        return f"<tr>{''.join(parts[grouped:])}</tr>"
+
+    body = ""
+    for cells in table.rows:
+        if grouped and cells[0]:
+            body += (
+                f'<tr><th class="text group" colspan="{width}" scope="rowgroup">{escape(cells[0])}</th></tr>'
+            )
+        body += row(cells, "td")
+    return (
+        f"<{level}>{escape(table.title)}</{level}>"
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(table.title)}">'
+        f"<table><thead>{row(table.header, 'th')}</thead><tbody>{body}</tbody></table></div>"
+        f'<p class="note">{escape(table.note)}</p>'
+    )
+
+
+def _figure(figure: Figure) -> str:
+    source = f"data:image/svg+xml;base64,{b64encode(figure.svg()).decode()}"
+    return (
+        f'<figure><img src="{source}" alt="{escape(figure.alt)}">'
+        f'<figcaption class="note">{escape(figure.caption)}</figcaption></figure>'
+    )

@@ -1,0 +1,161 @@
+"""What a reader must know before believing a study's tables, in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cdgrad.study.statistics import paired
+from cdgrad.study.statistics.results import Results
+
+_ENVIRONMENT = ("torch", "numpy", "numba", "cdgrad", "commit", "python", "device", "processor", "threads")
+
+
+def remarks(results: Results) -> list[str]:
+    """All that applies to `results`."""
+    return [
+        *_evaluated(results),
+        *_unreachable(results),
+        *_diverged(results),
+        *_searched(results),
+        *_shared_images(results),
+        *_environment(results),
+        *_images(results),
+        *_unfinished(results),
+    ]
+
+
+def environments(results: Results) -> dict[str, list[str]]:
+    """What a repetition needs; several values where final runs differ in it."""
+    runs = [run for of_arm in results.finished.values() for run in of_arm.values()]
+    runs = runs or [run for s in results.searches.values() for t in s.runs.values() for run in t.values()]
+    found = {key: sorted({str(run.environment.get(key)) for run in runs}) for key in _ENVIRONMENT}
+    return {key: values for key, values in found.items() if values != ["None"]}
+
+
+def _evaluated(results: Results) -> Iterator[str]:
+    """Who read the test images: from the records of all runs, not from the specification."""
+    ended = [run for run in results.runs if run.status != "failed"]
+    read = [run for run in ended if run.evaluated == "test"]
+    trials = [run for run in ended if run.trial is not None]
+    if not read:
+        yield f"No test image was read: all {len(ended)} recorded runs were evaluated on validation images."
+    elif wrong := [run for run in read if run.trial is not None]:
+        yield f"The test images were read by {len(wrong)} trials: this study's test errors are not valid."
+    elif trials:
+        yield (
+            f"The test images were read by {len(read)} final runs, once each, at their end; the "
+            f"{len(trials)} runs of trials were evaluated on validation images."
+        )
+    else:
+        yield f"The test images were read by {len(read)} runs, once each, at their end."
+
+
+def _unreachable(results: Results) -> Iterator[str]:
+    """Whether the sign-flip test could show anything at all."""
+    found = [c.pairs for c, _ in results.comparisons.values() if c.pairs > 1]
+    if not found:
+        return
+    smallest = paired.smallest_p(max(found)) * len(results.comparisons)
+    if smallest >= 1 - paired.LEVEL:
+        yield (
+            f"With {max(found)} seeds and {len(results.comparisons)} comparisons no p can be below "
+            f"{min(smallest, 1):.2g}, so that no difference, however large, can be shown: add seeds."
+        )
+
+
+def _diverged(results: Results) -> Iterator[str]:
+    """Diverged runs are results; where they rule the mean, the median says what the others did."""
+    for (cell, arm), runs in results.finished.items():
+        seeds = sorted(seed for seed, run in runs.items() if run.status == "diverged")
+        if not seeds:
+            continue
+        listed = ", ".join(map(str, seeds))
+        sentence = (
+            f"{arm}{_in(cell)}: {len(seeds)} of {_count(len(runs), 'run')} diverged (seed {listed}) and "
+            f"counts like any other, with the error it ended with; what is not finite is an error."
+        )
+        compared = results.comparisons.get((cell, arm))
+        if compared and compared.comparison.pairs > 1:
+            c = compared.comparison
+            low, high = c.median_interval
+            between = "" if low != low else f" (95 % interval {low:+.2f} to {high:+.2f})"
+            sentence += (
+                f" Such errors rule a mean and its interval; the median difference to "
+                f"{results.spec.baseline} is {c.median:+.2f} points{between}."
+            )
+        yield sentence
+
+
+def _searched(results: Results) -> Iterator[str]:
+    """Whether the searches were wide enough."""
+    for (cell, arm), search in results.searches.items():
+        if search.chosen is None:
+            continue
+        for key, value in search.values[search.chosen].items():
+            tried = {values[key] for values in search.values.values()}
+            # Words have no ends, nor have choices of words and numbers.
+            if len(tried) < 3 or any(isinstance(t, str | bool) for t in tried):
+                continue
+            if min(tried) < value < max(tried):
+                continue
+            end = "lowest" if value == min(tried) else "highest"
+            chosen = f"the chosen {key} = {value:.3g} is the {end} of {len(tried)} tried"
+            yield f"{arm}{_in(cell)}: {chosen}, so that a better one may lie beyond."
+
+
+def _shared_images(results: Results) -> Iterator[str]:
+    """Whether trials may have seen images that final runs test on."""
+    if results.spec.evaluate != "test":
+        return
+    trials = [run for run in results.runs if run.trial is not None and run.status != "failed"]
+    drawn = {run.cell for run in trials if run.environment.get("test_split") == "drawn"}
+    for cell in filter(drawn.__contains__, results.spec.cells):
+        yield (
+            f"The data has no test split of its own, so that every seed draws one: the trials{_in(cell)} saw "
+            "images that final runs test on, for every arm alike."
+        )
+
+
+def _environment(results: Results) -> Iterator[str]:
+    # Training is chaotic: a changed rounding error moves a single run by as much as a changed seed.
+    for key, values in environments(results).items():
+        if len(values) > 1:
+            listed = ", ".join(values)
+            yield f"The runs differ in {key} ({listed}), so arms may differ in more than their setting."
+
+
+def _images(results: Results) -> Iterator[str]:
+    """Whether a folder of images changed between the runs of a cell; cells may differ in their data."""
+    for cell in results.spec.cells:
+        parts = [of_arm for (c, _), of_arm in results.finished.items() if c == cell]
+        parts += [tried for (c, _), s in results.searches.items() if c == cell for tried in s.runs.values()]
+        environments = [run.environment for part in parts for run in part.values()]
+        found = sorted({environment["data"] for environment in environments if "data" in environment})
+        if len(found) > 1:
+            yield (
+                f"The runs differ in data{_in(cell)} ({', '.join(found)}): the images changed between them, "
+                f"and they are not comparable; run the study again with another --out."
+            )
+
+
+def _unfinished(results: Results) -> Iterator[str]:
+    failed = results.failed
+    if failed:
+        first = failed[0]
+        kind = "" if first.trial is None else f", trial {first.trial}"
+        which = f"{first.arm}{_in(first.cell)}{kind}, seed {first.seed}"
+        yield (
+            f"{_count(len(failed), 'run')} failed and left out, the first {which}: {first.message}; the same "
+            f"command tries again."
+        )
+    planned = results.total + results.trials_total
+    if left := planned - results.count - results.trials_made - len(failed):
+        yield f"{_count(left, 'run')} still to be made by the same command; until then all is provisional."
+
+
+def _count(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
+
+
+def _in(cell: str) -> str:
+    return f" in {cell}" if cell else ""

@@ -1,0 +1,249 @@
+"""The tables of a report: numbers as text, from a study's results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cdgrad.study.plan.search import Search, error_of
+from cdgrad.study.report.document import Table
+from cdgrad.study.spec import BASELINE_METRIC
+from cdgrad.study.statistics import paired
+from cdgrad.study.statistics.results import Results
+
+_SIZES = (0.1, 0.2, 0.5)  # points, for the number of seeds needed
+_FLAGS = {"linear": "linear too", "permute": "channels permuted", "centralize": "centralized"}
+
+
+def errors(results: Results, cell: str) -> Table:
+    """An arm a row: what it is, and the error of its final runs."""
+    spec = results.spec
+    diverged = any(r.status == "diverged" for arm in spec.arms for r in results.finished[cell, arm].values())
+    rows: list[Sequence[str]] = []
+    for arm in spec.arms:
+        of_arm, runs = results.errors(cell, arm), results.finished[cell, arm].values()
+        count = [str(sum(run.status == "diverged" for run in runs))] if diverged else []
+        row = [arm, _what(results, cell, arm), str(len(of_arm)), *count]
+        if of_arm:
+            mean, interval = math.fsum(of_arm) / len(of_arm), paired.mean_interval(of_arm)
+            rows.append((*row, number(mean), _interval(interval, ""), number(paired.spread(of_arm))))
+        else:
+            rows.append((*row, "-", "-", "-"))
+    return Table(
+        f"Error on the {spec.evaluate} images, in percent",
+        ("arm", "what", "seeds", *(["div."] if diverged else []), "mean", "95 % interval", "spread"),
+        rows,
+        "mean over the seeds, its interval by Student's t, standard deviation of a run"
+        + ("; div.: runs that diverged, which count with the error they ended with" if diverged else ""),
+    )
+
+
+def differences(results: Results, cell: str) -> Table:
+    """An arm a row: its paired difference to the baseline, and how sure it is."""
+    found = results.in_cell(cell)
+    several = len(results.comparisons) > 1
+    rows = [
+        (
+            arm,
+            number(c.mean, "+"),
+            _interval(c.interval, "+"),
+            _p(c.p),
+            *([_p(adjusted)] if several else []),
+            f"{100 * c.wins:.0f} %",
+            number(c.correlation),
+            f"{c.pairs}",
+        )
+        for arm, (c, adjusted) in found.items()
+    ]
+    note = "95 % t: interval of the mean, each for itself; p: sign-flip test; "
+    if several:
+        note += f"Holm p: corrected for all {len(results.comparisons)} comparisons of the study; "
+    return Table(
+        f"Paired difference to {results.spec.baseline}, in points: negative is fewer errors",
+        ("arm", "mean", "95 % t", "p", *(["Holm p"] if several else []), "wins", "corr.", "pairs"),
+        rows,
+        f"{note}wins: share of seeds, ties half; corr.: of the pairs",
+    )
+
+
+def power(results: Results, cell: str) -> Table:
+    """An arm a row: what the study could have seen, and how many seeds would see more."""
+    rows = [
+        (
+            arm,
+            _interval(c.bootstrap, "+"),
+            number(c.sd),
+            number(paired.detectable_difference(c.pairs, c.sd)),
+            *(f"{paired.required_pairs(size, c.sd):,}" for size in _SIZES),
+        )
+        for arm, (c, _) in results.in_cell(cell).items()
+        if c.pairs > 1
+    ]
+    return Table(
+        "What this many seeds can show, and how many would show more",
+        ("arm", "95 % BCa", "spread", "detects", *(f"for {size}" for size in _SIZES)),
+        rows,
+        "BCa: bootstrap interval of the mean difference, too narrow below some 30 pairs; spread: standard "
+        f"deviation of a difference; detects: the smallest true difference in points shown with "
+        f"{100 * paired.POWER:.0f} % power by a two-sided paired t-test at 5 %; for x: seeds that would show "
+        "x points so, at the observed spread",
+    )
+
+
+def summary(results: Results) -> Table:
+    """A comparison a row, over all cells."""
+    rows: list[Sequence[str]] = []
+    before = ""
+    for (cell, arm), (c, adjusted) in results.comparisons.items():
+        shown, before = ("" if cell == before else cell), cell
+        mean, interval = number(c.mean, "+"), _interval(c.interval, "+")
+        rows.append((shown, arm, mean, interval, _p(adjusted), f"{100 * c.wins:.0f} %"))
+    return Table(
+        f"Paired difference to {results.spec.baseline}, in points: negative is fewer errors",
+        ("cell", "arm", "mean", "95 % t", "Holm p", "wins"),
+        rows,
+        f"Holm p: sign-flip test, corrected for all {len(rows)} comparisons; wins: share of seeds",
+    )
+
+
+def tuning(results: Results) -> Table:
+    """An arm in a cell a row: its trials, what was chosen and how good that is on validation images."""
+    spec = results.spec
+    seeds = spec.tuning.seeds if spec.tuning else ()
+    several = len(spec.cells) > 1
+    rows: list[Sequence[str]] = []
+    for cell, arm in results.finished:
+        shown = [cell if arm == next(iter(spec.arms)) else ""] if several else []
+        search = results.searches.get((cell, arm))
+        if search is None:
+            borrowed = spec.arms[arm].tuning == "baseline"
+            chosen = f"as for {spec.baseline}" if borrowed else "not tuned"
+            rows.append((*shown, arm, "0", "0", "-", chosen))
+        elif search.chosen is None:
+            chosen = f"not yet: {search.made} of {search.planned} runs"
+            rows.append((*shown, arm, str(len(search.runs)), str(search.made), "-", chosen))
+        else:
+            mean, chosen = number(search.mean(search.chosen)), values(search.values[search.chosen])
+            rows.append((*shown, arm, str(len(search.runs)), str(search.made), mean, chosen))
+    return Table(
+        "What was chosen, by the lowest mean error on validation images",
+        (*(["cell"] if several else []), "arm", "trials", "runs", "error", "chosen"),
+        rows,
+        f"every trial is run on seed {', '.join(map(str, seeds))}, which no final run uses; error: mean "
+        "validation error of the chosen trial in percent, optimistic because the trial was chosen by it",
+    )
+
+
+def parts(results: Results) -> Table:
+    """Which part of the data the recorded runs evaluated, counted over all records of the store."""
+    rows: list[Sequence[str]] = []
+    for title, trial in (("final runs", False), ("trials", True)):
+        runs = [run for run in results.runs if (run.trial is not None) == trial]
+        ended = [run for run in runs if run.status != "failed"]
+        counts = [sum(run.evaluated == part for run in ended) for part in ("test", "validation")]
+        rows.append((title, *map(str, counts), str(len(runs) - len(ended))))
+    return Table(
+        "What the recorded runs were evaluated on",
+        ("part", "test images", "validation images", "failed"),
+        rows,
+        "all records of the study's folder, those of former arms and seeds included; the store refuses a "
+        "trial that was evaluated on test images",
+    )
+
+
+def seeds(results: Results, cell: str) -> Table:
+    """A seed a row: every arm's error."""
+    spec = results.spec
+    rows = [
+        (str(seed), *(_run_cell(results, cell, arm, seed) for arm in spec.arms))
+        for seed in spec.seeds
+        if any(seed in results.finished[cell, arm] for arm in spec.arms)
+    ]
+    return Table(
+        f"Every seed's error on the {spec.evaluate} images, in percent" + _in(cell),
+        ("seed", *spec.arms),
+        rows,
+        "* diverged",
+    )
+
+
+def trials(search: Search, cell: str, arm: str) -> Table:
+    """A trial a row, the best first."""
+    order = sorted(search.runs, key=search.mean)
+    keys = sorted(search.values[order[0]]) if order else []
+    rows = [
+        (
+            f"{trial}{' *' if trial == search.chosen else ''}",
+            number(search.mean(trial)),
+            number(paired.spread(search.errors(trial))),
+            str(sum(run.status == "diverged" for run in search.runs[trial].values())),
+            *(_value(search.values[trial].get(key)) for key in keys),
+        )
+        for trial in order
+    ]
+    return Table(
+        f"Trials of {arm}" + _in(cell),
+        ("trial", "error", "spread", "diverged", *keys),
+        rows,
+        "mean validation error in percent, best first; * chosen",
+    )
+
+
+def values(chosen: Mapping[str, Any]) -> str:
+    """A trial's values in words."""
+    pairs = sorted(chosen.items())
+    return ", ".join(f"{key.removeprefix('optimizer.')} {_value(value)}" for key, value in pairs)
+
+
+def number(value: float, sign: str = "") -> str:
+    """Two decimals, one from 100 on; a dash for nan."""
+    return "-" if math.isnan(value) else f"{value:{sign}.{2 if abs(value) < 99.995 else 1}f}"
+
+
+def _interval(interval: paired.Interval, sign: str) -> str:
+    low, high = interval
+    return "-" if math.isnan(low) else f"{number(low, sign)} to {number(high, sign)}"
+
+
+def _p(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}" if value >= 0.001 else "<.001"
+
+
+def _value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _in(cell: str) -> str:
+    return f", {cell}" if cell else ""
+
+
+def _run_cell(results: Results, cell: str, arm: str, seed: int) -> str:
+    run = results.finished[cell, arm].get(seed)
+    return "-" if run is None else number(error_of(run)) + (" *" if run.status == "diverged" else "")
+
+
+def _metric(text: str) -> str:
+    """A metric with its parameters apart, which a narrow column can break; a tuned lam in three digits."""
+    family, _, parameters = text.partition(":")
+    pairs = [parameter.split("=") for parameter in parameters.split(",") if parameter]
+    return ", ".join(
+        [family, *(f"{key} {float(v):.3g}" if key == "lam" else f"{key} {v}" for key, v in pairs)]
+    )
+
+
+def _what(results: Results, cell: str, arm: str) -> str:
+    """An arm in words: what is done to the gradient, its learning rate, and how it differs otherwise."""
+    spec = results.spec
+    chosen = results.values(cell, arm)
+    setting = spec.setting(cell, arm, chosen)
+    parts = ["no metric" if setting.metric == BASELINE_METRIC else _metric(setting.metric)]
+    parts += [f"along {setting.direction}"] if setting.direction != "output" else []
+    parts += [f"rescale {setting.rescale}"] if setting.rescale != "none" else []
+    parts += [words for flag, words in _FLAGS.items() if getattr(setting, flag)]
+    told = ("lam", "direction", "rescale", *_FLAGS)
+    own = {f"optimizer.{key}": value for key, value in spec.arms[arm].optimizer.items()} | setting.values
+    own |= {key: value for key, value in chosen.items() if key not in told}
+    if setting.optimizer:
+        own = {"optimizer.lr": setting.optimizer.lr} | own
+    return ", ".join([*parts, *([values(own)] if own else [])])

@@ -1,0 +1,95 @@
+"""A document as terminal text and as Markdown. As a page for a browser: `page`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from cdgrad.study.report.document import Document, Table
+
+
+def to_terminal(document: Document, console: Console) -> None:
+    """Print the tables, and what they come to; 80 columns are enough. Details are left to the files."""
+    console.print(Text(printable(document.title), style="bold"))
+    console.print(Text(printable(document.summary), style="dim"))
+    told: set[str] = set()
+    for section in document.sections:
+        if section.detail:
+            continue
+        if section.title:
+            console.print()
+            console.rule(
+                Text(section.title, style="bold"),
+                align="left",
+                characters="\N{BOX DRAWINGS LIGHT HORIZONTAL}",
+            )
+        for table in section.tables:
+            console.print()
+            console.print(Text(printable(table.title), style="bold"))
+            console.print(_grid(table))
+            if table.note not in told:  # the tables of all cells have the same
+                console.print(Text(printable(table.note), style="dim"))
+            told.add(table.note)
+    console.print()
+    points = RichTable.grid(padding=(0, 1, 0, 0))
+    for sentence in (*document.verdicts, *document.remarks):
+        points.add_row("-", Text(printable(sentence)))
+    console.print(points)
+
+
+def markdown(document: Document) -> str:
+    """GitHub's dialect; figures are links to the files beside it."""
+    lines = [f"# {_plain(document.title)}", "", f"{_plain(document.summary)}.", ""]
+    lines += [f"- {_plain(sentence)}" for sentence in (*document.verdicts, *document.remarks)]
+    for section in document.sections:
+        if section.title:
+            lines += ["", f"## {_plain(section.title)}"]
+        if section.sentences:
+            lines += ["", *(f"- {_plain(sentence)}" for sentence in section.sentences)]
+        for figure in section.figures:
+            lines += ["", f"![{_plain(figure.alt)}]({figure.name}.png)", "", _plain(figure.caption)]
+        for table in section.tables:
+            lines += ["", f"{'###' if section.title else '##'} {_plain(table.title)}", ""]
+            lines += [*markdown_rows(table), "", _plain(table.note)]
+    lines += ["", "## Environment", "", *(f"- {_plain(line)}" for line in document.environment)]
+    # A fence longer than any in the text, so that nothing in it ends the block.
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", document.spec)), default=0))
+    return "\n".join([*lines, "", "## Specification", "", f"{fence}toml", document.spec.strip(), fence, ""])
+
+
+def markdown_rows(table: Table) -> list[str]:
+    """A table's header and rows in Markdown, without its title and note."""
+    align = [":--" if table.is_text(column) else "--:" for column in range(len(table.header))]
+    return [_row(table.header), f"| {' | '.join(align)} |", *map(_row, table.rows)]
+
+
+def printable(text: str) -> str:
+    """Text on one line, without characters that steer a terminal."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+
+
+def _grid(table: Table) -> RichTable:
+    grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for column, title in enumerate(table.header):
+        text = table.is_text(column)
+        grid.add_column(title, justify="left" if text else "right", no_wrap=not text, overflow="fold")
+    for row in table.rows:
+        grid.add_row(*(Text(printable(cell)) for cell in row))
+    return grid
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(map(_plain, cells))} |"
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is."""
+    escaped = re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", printable(text))
+    escaped = re.sub(r"&(?=#?\w+;)", r"\\&", escaped)
+    # At the beginning of an item, a number with a dot would open a list.
+    return re.sub(r"^(\d+)([.)])(?= )", r"\1\\\2", escaped)

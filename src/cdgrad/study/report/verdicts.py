@@ -1,0 +1,72 @@
+"""The comparisons in plain words."""
+
+from __future__ import annotations
+
+import math
+
+from cdgrad.study.statistics.paired import LEVEL, POWER, Comparison, detectable_difference, is_shown
+from cdgrad.study.statistics.results import Results
+
+
+def verdicts(results: Results, cell: str) -> list[str]:
+    baseline = results.spec.baseline
+    return [verdict(arm, baseline, found, p) for arm, (found, p) in results.in_cell(cell).items()]
+
+
+def across_cells(results: Results) -> list[str]:
+    """A sentence an arm: in which cells it was better, worse or neither."""
+    sentences: list[str] = []
+    for arm in results.spec.arms:
+        found = {cell: compared for (cell, a), compared in results.comparisons.items() if a == arm}
+        if not found:
+            continue
+        shown = {cell: c.mean for cell, (c, p) in found.items() if is_shown(c, p)}
+        bounds = [
+            max(map(abs, c.interval)) for cell, (c, _) in found.items() if cell not in shown and c.pairs > 1
+        ]
+        sentence = (
+            f"{arm} against {results.spec.baseline}, {len(found)} cells: "
+            f"fewer errors in {_named([cell for cell, mean in shown.items() if mean < 0])}, "
+            f"more in {_named([cell for cell, mean in shown.items() if mean > 0])}, "
+            f"no difference shown in {len(found) - len(shown)}"
+        )
+        if bounds:
+            bound = rounded_up(max(bounds))
+            sentence += f", where no difference larger than {bound} points is supported at 95 %"
+        sentences.append(f"{sentence}.")
+    return sentences
+
+
+def _named(cells: list[str]) -> str:
+    return f"{len(cells)} ({', '.join(cells)})" if cells else "0"
+
+
+def verdict(name: str, baseline: str, comparison: Comparison, p: float) -> str:
+    """The comparison in plain words; `p` is corrected for the number of comparisons.
+
+    Where none `is_shown`, the sentence gives the largest difference, in either direction, that the
+    interval leaves open, and the smallest that the study would probably have shown.
+    """
+    if comparison.pairs < 2:
+        return f"{name} against {baseline}: {comparison.pairs} pair of seeds; a comparison needs at least 2."
+    pairs, (low, high) = comparison.pairs, comparison.interval
+    if is_shown(comparison, p):
+        more, size = ("fewer", -comparison.mean) if comparison.mean < 0 else ("more", comparison.mean)
+        between = sorted((abs(low), abs(high)))
+        return (
+            f"{name} makes {size:.2f} points {more} errors than {baseline} "
+            f"(95 % interval {between[0]:.2f} to {between[1]:.2f}, p = {p:.2g})."
+        )
+    seen = detectable_difference(pairs, comparison.sd)
+    # Where a diverged run or two stretch the interval, the test of signs may still see a difference.
+    but = ", but the interval of the mean includes 0" if p < 1 - LEVEL else ""
+    return (
+        f"{name} against {baseline}: no difference is shown (p = {p:.2g}{but}), and no difference larger "
+        f"than {rounded_up(max(abs(low), abs(high)))} points is supported at 95 %; {pairs} seeds of this "
+        f"spread show a true difference of {rounded_up(seen)} points in {100 * POWER:.0f} % of studies."
+    )
+
+
+def rounded_up(value: float) -> str:
+    """Rounded up to two decimals: a bound must not be understated."""
+    return f"{math.ceil(100 * value - 1e-9) / 100:.2f}"

@@ -1,0 +1,192 @@
+"""Runs in processes of this machine: each imports torch with one thread and takes one run at a time.
+
+None outlives the driver: a worker watches it, and leaves at once when it is gone, so that the next
+driver finds the machine free.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+from cdgrad.study import StudyError
+from cdgrad.study.plan.job import Job
+from cdgrad.study.records.environment import environment
+from cdgrad.study.records.run import Run
+from cdgrad.study.run.engine import ONE_THREAD, EpochDone, RunDone
+from cdgrad.study.run.execute import execute
+
+
+def run_all(
+    jobs: list[Job], workers: int, *, gpus: Sequence[str] = (), checkpoints: Path | None = None
+) -> Generator[EpochDone | RunDone]:
+    """Make the runs in up to `workers` processes of one thread each; yield what happens, as it does.
+
+    A worker that dies is replaced, and its run reported as failed. Leaving the iterator, by an
+    exception or by closing it, ends all workers.
+
+    Args:
+        jobs: taken from its front; the consumer may change it between two events.
+        workers: how many at once.
+        gpus: identifiers as in CUDA_VISIBLE_DEVICES. Worker k trains on number k modulo their count, and
+            sees no other; several workers may share one. None: on the CPU.
+        checkpoints: where long runs keep their state; None: nowhere.
+    """
+    pool: dict[int, _Worker] = {}
+    try:
+        while True:
+            for index in range(workers):
+                if not jobs:
+                    break
+                worker = pool.get(index)
+                # A dead worker with a job is still to be heard of: `receive` tells what became of it.
+                if worker is None or (worker.job is None and not worker.alive):
+                    worker = pool[index] = _Worker(gpu_of(index, gpus), checkpoints)
+                if worker.job is None:
+                    worker.take(jobs.pop(0))
+            busy = {index: worker for index, worker in pool.items() if worker.job is not None}
+            if not busy:
+                return
+            ready = wait([end for worker in busy.values() for end in (worker.pipe, worker.sentinel)])
+            for index, worker in busy.items():
+                if worker.pipe in ready or worker.sentinel in ready:
+                    yield worker.receive(index)
+    finally:
+        for worker in pool.values():
+            worker.end()
+
+
+def gpu_of(worker: int, gpus: Sequence[str]) -> str | None:
+    """The GPU of a worker: by turns; None where there are none to share."""
+    return gpus[worker % len(gpus)] if gpus else None
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs of this machine that CUDA_VISIBLE_DEVICES leaves to it.
+
+    Raises:
+        StudyError: there is none, or torch was built without CUDA.
+    """
+    import torch
+
+    count = torch.cuda.device_count()
+    listed = [gpu.strip() for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
+    if not count:
+        raise StudyError("--device cuda, but torch sees no GPU here; leave it out to train on the CPU")
+    return listed[:count] or [str(index) for index in range(count)]
+
+
+class _Worker:
+    """The driver's side of one worker process."""
+
+    def __init__(self, gpu: str | None, checkpoints: Path | None) -> None:
+        context = get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        # No daemon: the user's own training code may start loaders, which a daemon must not.
+        self._process: SpawnProcess = context.Process(
+            target=_serve, args=(theirs, gpu is not None, checkpoints)
+        )
+        visible = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+        with _environment({**ONE_THREAD, **visible}), _interrupts_ignored():
+            self._process.start()
+        theirs.close()
+        self.job: Job | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self._process.is_alive()
+
+    @property
+    def sentinel(self) -> int:
+        """Ready once the process is dead. The pipe may not tell: children of the process can hold its end."""
+        return self._process.sentinel
+
+    def take(self, job: Job) -> None:
+        self.job, self._since = job, datetime.now(UTC)
+        with suppress(ConnectionError):  # a worker killed while idle: `receive` will report it
+            self.pipe.send(job)
+
+    def receive(self, index: int) -> EpochDone | RunDone:
+        """The next event. The end of the pipe, perhaps in mid-message, means that the process was killed."""
+        assert self.job is not None
+        job = self.job
+        try:
+            if not self.pipe.poll():
+                raise EOFError
+            message: int | Run = self.pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            code = self._process.exitcode or 0
+            how = (
+                f"killed by signal {-code}, perhaps for want of memory" if code < 0 else f"exit status {code}"
+            )
+            message = job.lost(self._since, environment(), f"the worker ended in mid-run: {how}")
+        if isinstance(message, int):
+            return EpochDone(index, job, message)
+        self.job = None
+        return RunDone(index, job, message)
+
+    def end(self) -> None:
+        self._process.terminate()
+        self._process.join(_GRACE)
+        self._process.kill()  # for training code that catches the first signal
+        self._process.join()
+        self.pipe.close()
+
+
+_GRACE = 5  # seconds
+
+
+def _serve(pipe: Connection, on_gpu: bool, checkpoints: Path | None) -> None:
+    """A worker's life: receive a job, send each epoch's number and then the run, until the pipe ends."""
+    threading.Thread(target=_leave_with_the_driver, daemon=True).start()
+    import torch
+
+    torch.set_num_threads(1)
+
+    def report(epoch: int, _: Mapping[str, float]) -> None:
+        pipe.send(epoch)
+
+    try:
+        while True:
+            device = "cuda" if on_gpu else "cpu"
+            pipe.send(execute(pipe.recv(), report, device=device, checkpoints=checkpoints))
+    except (EOFError, ConnectionError):  # the driver is gone
+        return
+
+
+def _leave_with_the_driver() -> None:
+    driver = parent_process()
+    assert driver is not None
+    wait([driver.sentinel])
+    os._exit(1)
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Generator[None]:
+    """Processes started inside have `variables`."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@contextmanager
+def _interrupts_ignored() -> Generator[None]:
+    """Processes started inside ignore Ctrl-C for good: the terminal sends it to all, the driver decides."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,133 @@
+"""What a study shows while it runs: bars in a terminal, one line a run elsewhere. To stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from cdgrad.study.plan.job import Job
+from cdgrad.study.plan.plan import Plan
+from cdgrad.study.records.run import Run
+from cdgrad.study.run.engine import EpochDone, RunDone
+
+
+class Display(Protocol):
+    """Follows the events of a study."""
+
+    def __enter__(self) -> Display: ...
+    def __exit__(self, *_: object) -> None: ...
+    def epoch(self, event: EpochDone) -> None:
+        """An epoch ended."""
+
+    def run(self, event: RunDone) -> None:
+        """A run ended."""
+
+
+def display(plan: Plan, workers: int) -> Display:
+    """Bars if stderr is a terminal, else lines."""
+    kind = Bars if sys.stderr.isatty() else Lines
+    return kind(plan, workers)
+
+
+class Bars:
+    """One bar for the study with the time left, one for each worker with its run and epoch."""
+
+    def __init__(self, plan: Plan, workers: int) -> None:
+        self._total, self._done = len(plan.keys), plan.done
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=22),
+            TextColumn("{task.fields[at]}"),
+            _TimeLeft(),
+            console=Console(stderr=True, highlight=False),
+            transient=True,
+        )
+        # A run counts 1, its epochs the parts: cells may have different numbers of them.
+        self._study = self._bars.add_task(
+            f"[bold]{plan.spec.name}", total=self._total, completed=self._done, at=self._at(), timed=True
+        )
+        self._workers = [self._bars.add_task("starting", total=1, at="", timed=False) for _ in range(workers)]
+        self._under_way = dict.fromkeys(range(workers), 0.0)
+
+    def __enter__(self) -> Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def epoch(self, event: EpochDone) -> None:
+        schedule = event.job.setting.schedule
+        # The user's own training code does not tell its epochs ahead.
+        share = event.epoch / schedule.epochs if schedule else 0.5
+        self._under_way[event.worker] = share
+        self._bars.update(self._study, completed=self._done + sum(self._under_way.values()))
+        self._bars.update(
+            self._workers[event.worker],
+            description=name(event.job),
+            completed=share,
+            at=f"epoch {event.epoch}/{schedule.epochs}" if schedule else f"epoch {event.epoch}",
+        )
+
+    def run(self, event: RunDone) -> None:
+        self._done += 1
+        self._under_way[event.worker] = 0.0
+        self._bars.update(self._study, completed=self._done + sum(self._under_way.values()), at=self._at())
+        if event.run.status != "ok":
+            self._bars.console.print(describe(event.run), markup=False)
+
+    def _at(self) -> str:
+        return f"{self._done}/{self._total} runs"
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """The time left, for the study as a whole."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task).append(" left") if task.fields["timed"] else Text("")
+
+
+class Lines:
+    """A line for every finished run."""
+
+    def __init__(self, plan: Plan, workers: int) -> None:
+        self._name, self._total, self._done = plan.spec.name, len(plan.keys), plan.done
+        self._fresh, self._start = 0, time.monotonic()
+
+    def __enter__(self) -> Lines:
+        print(f"{self._name}: {self._total} runs, {self._done} of them done", file=sys.stderr, flush=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def epoch(self, event: EpochDone) -> None:
+        """Nothing: a log wants no line an epoch."""
+
+    def run(self, event: RunDone) -> None:
+        self._done += 1
+        self._fresh += 1
+        left = (time.monotonic() - self._start) / self._fresh * (self._total - self._done)
+        print(
+            f"{self._done}/{self._total} {describe(event.run)}, {left:.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def describe(run: Run) -> str:
+    """A run in a line."""
+    result = run.message if run.error is None else f"error {run.error:.2f} %"
+    status = "" if run.status == "ok" else f"{run.status}: "
+    return f"{name(run)}: {status}{result} ({run.seconds:.1f} s)"
+
+
+def name(run: Run | Job) -> str:
+    """Cell, arm, trial and seed of a run, as far as it has them."""
+    trial = [] if run.trial is None else [f"trial {run.trial}"]
+    return ", ".join([*([run.cell] if run.cell else []), run.arm, *trial, f"seed {run.seed}"])

@@ -1,0 +1,158 @@
+"""Runs as tasks of a Ray cluster (extra ``ray``): the same jobs, the same code, the same numbers.
+
+The driver alone knows the study's folder; a node needs cdgrad, and what the specification names, under
+the same paths. Every run is a task of one CPU, and of a share of a GPU where asked, that streams its
+epochs. A run whose worker or node is lost is made again elsewhere, and at the last loss is recorded as
+failed, so that the study completes on the nodes that are left.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import import_module
+from typing import Any
+
+from cdgrad.study import StudyError
+from cdgrad.study.plan.job import Job
+from cdgrad.study.records.environment import environment
+from cdgrad.study.records.run import Run
+from cdgrad.study.run.engine import ONE_THREAD, EpochDone, RunDone
+from cdgrad.study.run.execute import execute
+
+ATTEMPTS = 3
+
+
+def run_all(
+    jobs: list[Job], workers: int, *, address: str = "auto", gpus_per_run: float = 0.0
+) -> Generator[EpochDone | RunDone]:
+    """Make the runs in up to `workers` tasks at once; yield what happens, as it does.
+
+    Leaving the iterator cancels what is under way and leaves the cluster.
+
+    Args:
+        jobs: taken from its front; the consumer may change it between two events.
+        workers: how many at once; those that find no free CPU wait.
+        address: of the cluster, as for ``ray.init``; ``"auto"`` is the one that this machine is part of.
+        gpus_per_run: the share of a GPU that a run takes, such as 0.25; 0: it trains on the CPU.
+
+    Raises:
+        StudyError: there is no cluster at the address, or none of its nodes has such a GPU.
+    """
+    ray = _connected(address)
+    try:
+        if gpus_per_run and not ray.cluster_resources().get("GPU"):
+            raise StudyError("the Ray cluster has no GPU; leave out --device cuda, or add a node with one")
+        task = {"num_cpus": 1, "num_gpus": gpus_per_run, "max_retries": 0, "num_returns": "streaming"}
+        remote = ray.remote(**task, runtime_env={"env_vars": dict(ONE_THREAD)})(_stream)
+        device = "cuda" if gpus_per_run else "cpu"
+        slots: dict[int, _Slot] = {}
+        try:
+            while True:
+                for index in range(workers):
+                    if jobs and index not in slots:
+                        slots[index] = _Slot(jobs.pop(0), remote, device)
+                if not slots:
+                    return
+                ready, _ = ray.wait([slot.stream for slot in slots.values()], num_returns=1, timeout=1)
+                for index, slot in list(slots.items()):
+                    if slot.stream not in ready:
+                        continue
+                    message = slot.receive(ray)
+                    if isinstance(message, int):
+                        yield EpochDone(index, slot.job, message)
+                    elif message is not None:
+                        del slots[index]
+                        yield RunDone(index, slot.job, message)
+        finally:
+            for slot in slots.values():
+                ray.cancel(slot.stream, force=True)
+    finally:
+        ray.shutdown()
+
+
+@dataclass
+class _Slot:
+    """One run under way, perhaps for another time."""
+
+    job: Job
+    remote: Any
+    device: str
+    attempt: int = 0
+    since: datetime = field(default_factory=lambda: datetime.now(UTC))
+
+    def __post_init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        self.attempt += 1
+        self.stream = self.remote.remote(self.job, self.device)
+
+    def receive(self, ray: Any) -> int | Run | None:
+        """The next epoch, or the run; None where the run was lost and starts again."""
+        try:
+            return ray.get(next(self.stream))
+        except ray.exceptions.RayTaskError as error:  # by no loss: another attempt would raise it, too
+            return self._failed(f"the node cannot make it: {_last_line(error)}")
+        except (ray.exceptions.RayError, StopIteration) as error:
+            if self.attempt == ATTEMPTS:
+                return self._failed(f"lost {ATTEMPTS} times by the Ray cluster: {_last_line(error)}")
+            self.start()
+            return None
+
+    def _failed(self, message: str) -> Run:
+        return self.job.lost(self.since, environment(), message)
+
+
+def _last_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def _stream(job: Job, device: str) -> Iterator[int | Run]:
+    """A task: each epoch's number, and then the run."""
+    import torch
+
+    events = queue.SimpleQueue[int | Run | BaseException]()
+
+    def make() -> None:
+        torch.set_num_threads(1)
+        try:
+            events.put(execute(job, lambda epoch, _: events.put(epoch), device=device))
+        except BaseException as error:  # Ray reports what the task raises, but not what its threads do
+            events.put(error)
+
+    threading.Thread(target=make, daemon=True).start()
+    while True:
+        event = events.get()
+        if isinstance(event, BaseException):
+            raise event
+        yield event
+        if isinstance(event, Run):
+            return
+
+
+def _connected(address: str) -> Any:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        ray: Any = import_module("ray")
+    except ModuleNotFoundError as error:
+        raise StudyError("ray is not installed; run pip install 'cdgrad[ray]'") from error
+    try:
+        _check_reachable(address)
+        ray.init(address=address, log_to_driver=False, logging_level="error")
+    except (OSError, ValueError, RuntimeError) as error:
+        why = " ".join(str(error).split())
+        raise StudyError(f"no Ray cluster at {address} ({why}); start one with ray start --head") from error
+    return ray
+
+
+def _check_reachable(address: str) -> None:
+    """Raise OSError where nobody listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=10).close()

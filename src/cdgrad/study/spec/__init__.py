@@ -1,0 +1,29 @@
+"""What a study compares: a TOML file read, checked key by key, and held as frozen values."""
+
+from cdgrad.study.spec.parse import builtin_names, load, parse
+from cdgrad.study.spec.setting import (
+    AUGMENTATIONS,
+    BASELINE_METRIC,
+    DATA,
+    DIRECTIONS,
+    MODELS,
+    RESCALES,
+    TUNINGS,
+    Arm,
+    Model,
+    Optimizer,
+    Schedule,
+    Setting,
+    Task,
+    as_json,
+    first_difference,
+)
+from cdgrad.study.spec.space import Dimension, Tuning, Values
+from cdgrad.study.spec.study import Spec, Tables
+
+# fmt: off
+__all__ = [
+    "AUGMENTATIONS", "BASELINE_METRIC", "DATA", "DIRECTIONS", "MODELS", "RESCALES", "TUNINGS", "Arm",
+    "Dimension", "Model", "Optimizer", "Schedule", "Setting", "Spec", "Tables", "Task", "Tuning", "Values",
+    "as_json", "builtin_names", "first_difference", "load", "parse",
+]

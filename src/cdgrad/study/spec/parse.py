@@ -1,0 +1,200 @@
+"""What a study is, as frozen values read from TOML and checked key by key.
+
+A `Spec` names the cells, arms and seeds, and makes of each the `Setting` of its runs.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from cdgrad.metrics import parse_metric
+from cdgrad.study import StudyError
+from cdgrad.study.spec.rules import as_table, at_least, check_keys, error_at, one_of, read, seeds
+from cdgrad.study.spec.setting import (
+    BASELINE_METRIC,
+    Arm,
+)
+from cdgrad.study.spec.space import Tuning, read_tuning
+from cdgrad.study.spec.study import TABLES, Spec, Tables, changed, read_tables
+
+_ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,15}")
+
+
+def builtin_names() -> list[str]:
+    """The studies that ship with cdgrad."""
+    return sorted(p.name.removesuffix(".toml") for p in _builtin().iterdir() if p.name.endswith(".toml"))
+
+
+def load(source: str) -> Spec:
+    """The study in a TOML file, or a built-in one by its name.
+
+    Raises:
+        FileNotFoundError: neither a file nor a built-in name.
+        StudyError: the file is not a valid specification.
+    """
+    if source in builtin_names():
+        return parse((_builtin() / f"{source}.toml").read_text(encoding="utf-8"), source)
+    path = Path(source)
+    if not path.is_file():
+        known = ", ".join(builtin_names())
+        raise FileNotFoundError(f"no study {source!r}: neither a TOML file nor one of the built-in {known}")
+    try:
+        return parse(path.read_text(encoding="utf-8"), path.stem)
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{source} cannot be read: {error}") from None
+
+
+def parse(text: str, name: str) -> Spec:
+    """The study that TOML `text` describes; `name` is used in messages.
+
+    Raises:
+        StudyError: not TOML; or a key that is unknown, missing, of the wrong type or out of range.
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise StudyError(f"{name}: not valid TOML: {error}") from None
+    head = read(_Head, {k: v for k, v in table.items() if k in _HEAD}, "", name)
+    tables = () if head.entry else (*TABLES, "cells")
+    check_keys(table, (*_HEAD, "seeds", "arms", *tables, "tuning"), ("seeds", "arms"), "", name)
+    arms = {
+        str(arm): _arm(str(arm), value, name, entry=bool(head.entry))
+        for arm, value in as_table(table["arms"], "arms", name).items()
+    }
+    if head.baseline not in arms:
+        raise error_at(name, "baseline", head.baseline, f"one of the arms: {', '.join(arms) or 'none given'}")
+    final_seeds = seeds(table["seeds"], "seeds", name)
+    spec = Spec(
+        name=name,
+        title=head.title or name,
+        baseline=head.baseline,
+        seeds=final_seeds,
+        evaluate=head.evaluate,
+        workers=head.workers,
+        out=head.out or f"runs/{name}",
+        entry=head.entry,
+        cells={"": {}} if head.entry else read_cells(table, name),
+        arms=arms,
+        tuning=_tuning(table, head.baseline, arms, final_seeds, name),
+        text=text,
+    )
+    _check_settings(spec)
+    return spec
+
+
+@dataclass(frozen=True)
+class _Head:
+    """The keys of a specification that stand outside any table.
+
+    Attributes:
+        baseline: the arm that all others are compared with.
+        title: of the report; the file's name unless given.
+        evaluate: which part the reported error is of; with ``"validation"`` no test image is ever read.
+        workers: how many runs at once.
+        out: folder of the records, unless the command names one; runs/NAME unless given.
+        entry: your own training code, in place of the tables `task`, `model`, `schedule`, `optimizer`.
+    """
+
+    baseline: str
+    title: str = ""
+    evaluate: str = field(default="test", metadata=one_of("test", "validation"))
+    workers: int = field(default=2, metadata=at_least(1))
+    out: str = ""
+    entry: str = field(default="", metadata=one_of(importable=True))
+
+
+_HEAD = tuple(f.name for f in fields(_Head))
+
+
+def _arm(title: str, value: Any, name: str, *, entry: bool) -> Arm:
+    where = f"arms.{title}"
+    if not _ARM_NAME.fullmatch(title):
+        raise StudyError(
+            f"{name}: arm name {title!r} is not allowed; use 1 to 16 letters, digits and . _ + = - "
+            f"(it heads a table column)"
+        )
+    arm = read(Arm, value, where, name)
+    if arm.optimizer and entry:
+        raise StudyError(f"{name}: {where}.optimizer means nothing to an entry; use {where}.values")
+    if arm.values and not entry:
+        raise StudyError(f"{name}: {where}.values is read by an entry, and there is none; use optimizer")
+    if arm.metric == BASELINE_METRIC:
+        return arm
+    try:
+        return replace(arm, metric=str(parse_metric(arm.metric)))
+    except ValueError as error:
+        raise StudyError(f"{name}: {where}.metric: {error}") from None
+
+
+def _tuning(
+    table: Mapping[str, Any], baseline: str, arms: Mapping[str, Arm], final_seeds: Sequence[int], name: str
+) -> Tuning | None:
+    for arm, about in arms.items():
+        if "tuning" not in table and about.tuning != "own":
+            raise StudyError(f"{name}: arms.{arm}.tuning has no meaning without a table tuning")
+        if about.tuning == "baseline" and arms[baseline].tuning != "own":
+            raise StudyError(
+                f'{name}: arms.{arm}.tuning = "baseline" needs a baseline that is tuned itself; '
+                f"{baseline} is not"
+            )
+    own = [arm for arm, about in arms.items() if about.tuning == "own"]
+    return read_tuning(table["tuning"], final_seeds, own, name) if "tuning" in table else None
+
+
+def _check_settings(spec: Spec) -> None:
+    """Every setting that the study can come to: each arm in each cell, at the corners of its space."""
+    for arm, about in spec.arms.items():
+        for cell in spec.cells:
+            spec.setting(cell, arm)
+            if spec.tuning is not None and about.tuning != "none":
+                searched = arm if about.tuning == "own" else spec.baseline
+                _check_space(spec, spec.tuning, cell, arm, searched)
+
+
+def _check_space(spec: Spec, tuning: Tuning, cell: str, arm: str, searched: str) -> None:
+    for key, about in tuning.of(searched).items():
+        for value in about.corners:
+            try:
+                spec.setting(cell, arm, {key: value})
+            except StudyError as error:
+                table = f"arms.{searched}" if key in tuning.arms.get(searched, {}) else "space"
+                place = f" in cell {cell}" if cell else ""
+                raise StudyError(
+                    f'{spec.name}: tuning.{table}."{key}" = {value!r} is not possible for arm {arm}{place}: '
+                    f"{str(error).removeprefix(f'{spec.name}: ')}"
+                ) from None
+
+
+def _builtin() -> Any:
+    return resources.files("cdgrad.study.spec") / "builtin"
+
+
+_CELL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,39}")
+
+
+def read_cells(table: Mapping[str, Any], name: str) -> dict[str, Tables]:
+    """The tables of each cell: the specification's own, with the cell's changes."""
+    common = {key: as_table(table[key], key, name) for key in TABLES if key in table}
+    if "cells" not in table:
+        read_tables(common, {}, name)
+        return {"": common}
+    cells: dict[str, Tables] = {}
+    for cell, value in as_table(table["cells"], "cells", name).items():
+        if not _CELL_NAME.fullmatch(cell):
+            raise StudyError(
+                f"{name}: cell name {cell!r} is not allowed; use 1 to 40 letters, digits and . _ + = -"
+            )
+        changes = as_table(value, f"cells.{cell}", name)
+        check_keys(changes, TABLES, (), f"cells.{cell}.", name)
+        changes = {key: as_table(changes[key], f"cells.{cell}.{key}", name) for key in changes}
+        cells[cell] = changed(common, changes)
+        read_tables(cells[cell], dict.fromkeys(changes, f"cells.{cell}."), name)
+    if not cells:
+        raise StudyError(f"{name}: cells has no cell; give it one, or leave it out")
+    return cells

@@ -1,0 +1,225 @@
+"""What decides the numbers of a run: the tables of a specification as typed values.
+
+A field's metadata says what TOML may give it. A `Setting` has a fingerprint, by which a record is told to
+belong to a study or not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from cdgrad.study import StudyError
+from cdgrad.study.spec.rules import POSITIVE, at_least, one_of, some_of, within
+
+DATA = ("digits", "fake")
+MODELS = (
+    "small-cnn",
+    "resnet8",
+    "resnet20",
+    "resnet56",
+    "resnet18",
+    "preact-resnet164",
+    "wide-resnet16-4",
+    "wide-resnet28-10",
+    "vgg11-bn",
+    "vgg16-bn",
+    "densenet-bc",
+    "mobilenet-v2",
+)
+AUGMENTATIONS = ("pad-crop", "flip", "cutout")
+DIRECTIONS = ("output", "input", "height", "width")
+RESCALES = ("none", "norm")
+TUNINGS = ("own", "baseline", "none")
+BASELINE_METRIC = "none"
+
+
+@dataclass(frozen=True)
+class Task:
+    """Images of classes, and how many of them a seed draws to train, to validate and to test.
+
+    Attributes:
+        data: ``"digits"``, ``"fake"``, a local folder, or a name on the Hugging Face hub.
+        train: count of training images, or ``"all"`` that are left.
+        validation: count of validation images; never from an official test split.
+        test: count of test images, or ``"all"``: the official test split, or what is left of the only one.
+        train_split, test_split: names of the splits, where they are not ``train`` and ``test`` (or
+            ``validation``, where there is no test).
+        image, label: names of the columns, where there is more than one of images or labels.
+        size: side in pixels that all images are resized to, cropped to a square; 0: as they are.
+        augment: random changes of training images, in this order.
+    """
+
+    data: str
+    train: int | str = field(metadata=at_least(1, or_all=True))
+    validation: int = field(metadata=at_least(1))
+    test: int | str = field(default="all", metadata=at_least(1, or_all=True))
+    train_split: str = ""
+    test_split: str = ""
+    image: str = ""
+    label: str = ""
+    size: int = field(default=0, metadata=at_least(0))
+    augment: tuple[str, ...] = field(default=(), metadata=some_of(*AUGMENTATIONS))
+
+
+@dataclass(frozen=True)
+class Model:
+    """The network.
+
+    Attributes:
+        name: a built-in network, ``timm:NAME``, ``torchvision:NAME``, or your own ``module:callable``.
+        arguments: all other keys are the callable's keyword arguments.
+    """
+
+    name: str = field(metadata=one_of(*MODELS, importable=True))
+    arguments: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How to train, the same in all arms.
+
+    Attributes:
+        epochs: passes over the training images.
+        batch: images per step of the optimizer.
+        warmup: epochs in which the learning rate rises linearly to its initial value.
+        decay: what it does afterwards: fall to 0 along a ``"cosine"``, or stay (``"none"``).
+        label_smoothing: share of the target spread evenly over all classes.
+        ema: decay per step of the exponential moving average whose weights are evaluated; 0: none.
+        accumulate: micro-batches that a batch is cut into; their gradients add up to the batch's.
+        clip: largest L2 norm of the whole gradient, after the arm's operator; 0: unlimited.
+        precision: of the forward pass; ``"bfloat16"`` by autocast, the weights stay float32.
+        compile: run the network through torch.compile.
+        channels_last: keep images and weights in that memory format.
+    """
+
+    epochs: int = field(metadata=at_least(1))
+    batch: int = field(metadata=at_least(1))
+    warmup: int = field(default=0, metadata=at_least(0))
+    decay: str = field(default="cosine", metadata=one_of("cosine", "none"))
+    label_smoothing: float = field(default=0.0, metadata=within(0, 1))
+    ema: float = field(default=0.0, metadata=within(0, 1))
+    accumulate: int = field(default=1, metadata=at_least(1))
+    clip: float = field(default=0.0, metadata=within(0, math.inf))
+    precision: str = field(default="float32", metadata=one_of("float32", "bfloat16"))
+    compile: bool = False
+    channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.warmup >= self.epochs:
+            raise ValueError(f"warmup must be below epochs = {self.epochs}; got {self.warmup}")
+        if self.accumulate > self.batch:
+            raise ValueError(f"accumulate must be at most batch = {self.batch}; got {self.accumulate}")
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """The optimizer.
+
+    Attributes:
+        name: such as ``torch.optim:SGD``; called with the network's parameters.
+        lr: initial learning rate.
+        arguments: all other keys are the callable's keyword arguments.
+    """
+
+    name: str = field(metadata=one_of(importable=True))
+    lr: float = field(metadata=POSITIVE)
+    arguments: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One thing to compare: what is done to the gradient, and changes to the optimizer.
+
+    Attributes:
+        metric: a metric, or ``none``: nothing attached.
+        direction, rescale, linear: as in `cdgrad.attach`.
+        permute: apply the metric to the channels in a random order, fixed by the run's seed.
+        centralize: subtract the mean of each output filter's gradient first.
+        optimizer: keys that replace those of the study's optimizer.
+        values: what the user's own training code (`entry`) reads of the arm.
+        tuning: where the arm's setting comes from in a study with tuning: trials of its ``"own"``,
+            the values chosen for the ``"baseline"``, or ``"none"``: it is as the specification says.
+    """
+
+    metric: str = BASELINE_METRIC
+    direction: str = field(default="output", metadata=one_of(*DIRECTIONS))
+    rescale: str = field(default="none", metadata=one_of(*RESCALES))
+    linear: bool = False
+    permute: bool = False
+    centralize: bool = False
+    optimizer: dict[str, Any] = field(default_factory=dict[str, Any])
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
+    tuning: str = field(default="own", metadata=one_of(*TUNINGS))
+
+    def __post_init__(self) -> None:
+        if self.metric in (BASELINE_METRIC, "l2"):
+            for key in ("direction", "rescale", "linear", "permute"):
+                if getattr(self, key) != getattr(Arm, key):
+                    raise ValueError(
+                        f"{key} changes nothing under metric {self.metric}; give a metric, such as "
+                        f"sobolev:lam=0.01, or leave it out"
+                    )
+        if self.permute and self.direction in ("height", "width"):
+            raise ValueError(
+                f"permute is of channels, and direction is {self.direction}; use output or input"
+            )
+
+
+@dataclass(frozen=True)
+class Setting:
+    """All that decides the numbers of a run, besides its seed.
+
+    With an `entry`, the user's own training code, the four tables are None and `values` holds what
+    that code reads of the arm, under dotted keys; otherwise `values` is empty.
+    """
+
+    task: Task | None
+    model: Model | None
+    schedule: Schedule | None
+    optimizer: Optimizer | None
+    metric: str
+    direction: str
+    rescale: str
+    linear: bool
+    evaluate: str
+    permute: bool = False
+    centralize: bool = False
+    entry: str = ""
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def tables(self) -> tuple[Task, Model, Schedule, Optimizer]:
+        """The four tables of a run by the built-in training loop.
+
+        Raises:
+            StudyError: the run is of the user's own training code.
+        """
+        if self.task and self.model and self.schedule and self.optimizer:
+            return self.task, self.model, self.schedule, self.optimizer
+        raise StudyError(f"{self.entry} trains by itself: it has no task, model, schedule or optimizer table")
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two settings exactly where all their values are."""
+        return hashlib.sha256(json.dumps(as_json(self), sort_keys=True).encode()).hexdigest()
+
+
+def as_json(setting: Setting) -> dict[str, Any]:
+    """The setting as a record keeps it: tuples are lists."""
+    return json.loads(json.dumps(asdict(setting)))
+
+
+def first_difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
+    """The first key at which two configurations differ, with both values; empty where none does."""
+    for key in sorted({*old, *new}):
+        a, b, path = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            if inner := first_difference(a, b, f"{path}."):  # pyright: ignore[reportUnknownArgumentType]
+                return inner
+        elif a != b:
+            return f"{path} was {a!r} and is {b!r}"
+    return ""

@@ -1,0 +1,146 @@
+"""A study as a value: what is compared, and the setting of every run that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from types import MappingProxyType
+from typing import Any
+
+from cdgrad.metrics import parse_metric
+from cdgrad.study import StudyError
+from cdgrad.study.spec.rules import check_keys, read
+from cdgrad.study.spec.setting import (
+    BASELINE_METRIC,
+    Arm,
+    Model,
+    Optimizer,
+    Schedule,
+    Setting,
+    Task,
+)
+from cdgrad.study.spec.space import Tuning, Values
+
+_NOTHING: Values = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A study. `text` is the TOML it was read from, kept in the records.
+
+    `cells` holds, for each combination in which the arms are compared, its tables ``task``, ``model``,
+    ``schedule`` and ``optimizer`` as read; a study without cells has one, named ``""``. `entry` is the
+    user's own training code, ``module:callable``, or empty; with it there is one cell without tables.
+    `out` is the folder of its records, relative to where the command runs. `evaluate` is ``"test"``, or
+    ``"validation"`` for a study that never reads a test set.
+    """
+
+    name: str
+    title: str
+    baseline: str
+    seeds: tuple[int, ...]
+    evaluate: str
+    workers: int
+    out: str
+    entry: str
+    cells: dict[str, Tables]
+    arms: dict[str, Arm]
+    tuning: Tuning | None
+    text: str
+
+    def setting(self, cell: str, arm: str, values: Values = _NOTHING, *, trial: bool = False) -> Setting:
+        """The setting of an arm in a cell: the cell's own, with the arm's changes, with `values`.
+
+        Args:
+            cell: one of `cells`.
+            arm: one of `arms`.
+            values: what a trial tries, or what was chosen, by the keys of a search space.
+            trial: whether it is a trial's: those never read the test part.
+
+        Raises:
+            StudyError: a value is not allowed, or its key names nothing.
+        """
+        options = self.arms[arm]
+        tables = (
+            self.cells[cell] if self.entry else changed(self.cells[cell], {"optimizer": options.optimizer})
+        )
+        own = dict(_dotted(options.values))
+        changes: dict[str, dict[str, Any]] = {}
+        for key, value in values.items():
+            table, _, inner = key.partition(".")
+            if self.entry and key not in TUNABLE:
+                own[key] = value
+            elif inner and table in ("model", "schedule", "optimizer"):
+                changes.setdefault(table, {})[inner] = value
+            else:
+                options = with_option(options, key, value, self.name)
+        # A table's at once: another name starts it anew, and must not drop what came before the name.
+        tables = changed(tables, changes)
+        places = {"optimizer": f"arms.{arm}."} if options.optimizer else {}
+        typed = dict.fromkeys(TABLES) if self.entry else read_tables(tables, places, self.name)
+        return Setting(
+            **typed,
+            **{key: getattr(options, key) for key in OPTIONS},
+            metric=options.metric,
+            evaluate="validation" if trial else self.evaluate,
+            entry=self.entry,
+            values=own,
+        )
+
+
+def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested tables under keys such as ``optimizer.lr``."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")  # pyright: ignore[reportUnknownArgumentType]
+        else:
+            yield prefix + key, value
+
+
+Tables = Mapping[str, Mapping[str, Any]]
+
+
+TABLES = {"task": Task, "model": Model, "schedule": Schedule, "optimizer": Optimizer}
+
+
+OPTIONS = ("direction", "rescale", "linear", "permute", "centralize")
+
+
+TUNABLE = (*OPTIONS, "lam")
+
+
+def changed(tables: Tables, changes: Tables) -> Tables:
+    """`tables` with the keys of `changes`.
+
+    A network or optimizer of another name starts anew: the arguments of the one are not the other's.
+    """
+    merged = dict(tables)
+    for key, change in changes.items():
+        old = tables.get(key, {})
+        renamed = "name" in change and change["name"] != old.get("name")
+        merged[key] = dict(change) if renamed else {**old, **change}
+    return merged
+
+
+def read_tables(tables: Tables, places: Mapping[str, str], name: str) -> dict[str, Any]:
+    """The four typed tables; `places` says in front of which of them a message names another place."""
+    for key in TABLES:
+        if key not in tables:
+            raise StudyError(f"{name}: {key} is missing")
+    return {key: read(kind, tables[key], f"{places.get(key, '')}{key}", name) for key, kind in TABLES.items()}
+
+
+def with_option(arm: Arm, key: str, value: Any, name: str) -> Arm:
+    """An arm with another value of an option; ``lam`` is its metric's."""
+    if key in OPTIONS:
+        return read(Arm, asdict(arm) | {key: value}, "arm", name)
+    metric = None if arm.metric == BASELINE_METRIC else parse_metric(arm.metric)
+    if key != "lam":
+        known = [*TUNABLE, "model.KEY", "schedule.KEY", "optimizer.KEY"]
+        check_keys({key: value}, known, (), "", name)
+    if metric is None or not any(f.name == "lam" for f in fields(metric)):
+        raise StudyError(f"{name}: metric {arm.metric} has no lam")
+    try:
+        return replace(arm, metric=str(replace(metric, lam=value)))  # pyright: ignore[reportCallIssue]
+    except (TypeError, ValueError) as error:
+        raise StudyError(f"{name}: {error}") from None

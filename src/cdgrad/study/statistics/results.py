@@ -1,0 +1,152 @@
+"""What was measured in a study: its records by cell, arm and seed, its trials, its comparisons.
+
+All of it follows from the specification and the runs, wherever they were kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+from cdgrad.study import StudyError
+from cdgrad.study.plan.search import Search, error_of
+from cdgrad.study.records.run import Run
+from cdgrad.study.records.store import Store
+from cdgrad.study.spec import Spec, parse
+from cdgrad.study.spec.space import Values
+from cdgrad.study.statistics import paired
+
+Place = tuple[str, str]  # a cell and an arm
+
+
+class Compared(NamedTuple):
+    """A comparison, and its p after Holm's correction over all comparisons of the study."""
+
+    comparison: paired.Comparison
+    p: float
+
+
+@dataclass(frozen=True)
+class Results:
+    """A study's records, sorted.
+
+    Attributes:
+        runs: every record, also of arms and seeds that the specification no longer has.
+        finished: the final runs of its present cells, arms and seeds.
+        searches: its trials, where it has any.
+        failed: runs of it that failed; they are still to be made.
+    """
+
+    spec: Spec
+    runs: list[Run]
+    finished: dict[Place, dict[int, Run]]
+    searches: dict[Place, Search]
+    failed: list[Run]
+
+    @staticmethod
+    def of(spec: Spec, runs: Iterable[Run]) -> Results:
+        """Sort the records `runs` by what `spec` says; their order does not matter."""
+        records = {run.key: run for run in runs}
+        finished: dict[Place, dict[int, Run]] = {}
+        searches: dict[Place, Search] = {}
+        failed: list[Run] = []
+
+        def of_key(cell: str, arm: str, trial: int | None, seeds: Iterable[int]) -> dict[int, Run]:
+            found = [run for seed in seeds if (run := records.get((cell, arm, trial, seed)))]
+            failed.extend(run for run in found if run.status == "failed")
+            return {run.seed: run for run in found if run.status != "failed"}
+
+        for cell in spec.cells:
+            for arm, about in spec.arms.items():
+                finished[cell, arm] = of_key(cell, arm, None, spec.seeds)
+                if spec.tuning is None or about.tuning != "own":
+                    continue
+                tuning = spec.tuning
+                made = {trial: of_key(cell, arm, trial, tuning.seeds) for trial in range(tuning.trials)}
+                made = {trial: of_trial for trial, of_trial in made.items() if of_trial}
+                values: dict[int, Values] = {t: next(iter(rs.values())).values for t, rs in made.items()}
+                searches[cell, arm] = Search(values, made, tuning.trials * len(tuning.seeds))
+        return Results(spec, list(records.values()), finished, searches, failed)
+
+    @property
+    def final_runs(self) -> list[Run]:
+        """The final runs of the study, failed ones at the end."""
+        finished = [run for by_seed in self.finished.values() for run in by_seed.values()]
+        return [*finished, *(run for run in self.failed if run.trial is None)]
+
+    @property
+    def trial_runs(self) -> list[Run]:
+        """The runs of its trials, failed ones at the end."""
+        searches = self.searches.values()
+        finished = [run for search in searches for trial in search.runs.values() for run in trial.values()]
+        return [*finished, *(run for run in self.failed if run.trial is not None)]
+
+    @property
+    def count(self) -> int:
+        """Number of finished final runs."""
+        return sum(map(len, self.finished.values()))
+
+    @property
+    def total(self) -> int:
+        """Number of final runs in the study."""
+        return len(self.finished) * len(self.spec.seeds)
+
+    @property
+    def trials_made(self) -> int:
+        """Number of finished runs of trials."""
+        return sum(search.made for search in self.searches.values())
+
+    @property
+    def trials_total(self) -> int:
+        """Number of runs of trials in the study."""
+        return sum(search.planned for search in self.searches.values())
+
+    def errors(self, cell: str, arm: str) -> list[float]:
+        """The errors of an arm's final runs in percent, in the order of the seeds."""
+        return [error_of(run) for run in self.finished[cell, arm].values()]
+
+    def values(self, cell: str, arm: str) -> Values:
+        """What was chosen for the final runs of an arm; empty where nothing was, or not yet."""
+        made = list(self.finished[cell, arm].values())
+        return made[0].values if made else {}
+
+    def pairs(self, cell: str, arm: str) -> tuple[list[int], list[float], list[float]]:
+        """Seeds that the arm shares with the baseline, its errors, and the baseline's."""
+        mine, base = self.finished[cell, arm], self.finished[cell, self.spec.baseline]
+        seeds = [seed for seed in self.spec.seeds if seed in mine and seed in base]
+        return seeds, [error_of(mine[s]) for s in seeds], [error_of(base[s]) for s in seeds]
+
+    @cached_property
+    def comparisons(self) -> dict[Place, Compared]:
+        """Every other arm that shares a seed with the baseline in a cell."""
+        found: dict[Place, paired.Comparison] = {}
+        for cell, arm in self.finished:
+            seeds, mine, base = self.pairs(cell, arm)
+            if seeds and arm != self.spec.baseline:
+                found[cell, arm] = paired.compare(mine, base)
+        adjusted = paired.holm([c.p for c in found.values()])
+        return {place: Compared(c, p) for (place, c), p in zip(found.items(), adjusted, strict=True)}
+
+    def in_cell(self, cell: str) -> dict[str, Compared]:
+        """The comparisons of a cell, by arm."""
+        return {arm: compared for (c, arm), compared in self.comparisons.items() if c == cell}
+
+
+def read(folder: Path) -> Results:
+    """The results in a study's folder.
+
+    Raises:
+        StudyError: no study there, or nothing finished yet.
+    """
+    with Store(folder, write=False) as store:
+        name, text = store.spec()
+        runs = store.runs()
+    results = Results.of(parse(text, name), runs)
+    if not results.count + results.trials_made:
+        failed = results.failed
+        why = f", {len(failed)} failed: {failed[0].message}" if failed else ""
+        raise StudyError(f"{folder} has no finished run yet{why}")
+    return results

@@ -1,0 +1,34 @@
+"""What a run measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+
+Epoch = dict[str, float]
+
+
+OnEpoch = Callable[[int, Epoch], None]
+
+
+@dataclass
+class Outcome:
+    """What a run measured. `error` is in percent, on the part of the data that the study evaluates.
+
+    `epochs` holds one dict an epoch: mean training loss, training error and validation error in
+    percent, L2 norm of the convolution weights, learning rate of the last step, and of the last
+    gradient g of the epoch, over all weights that the arm changes at once, the cosine of g and P g
+    and the ratio of their norms (1 where nothing is changed). With a weight average, the validation
+    error and `error` are the average's. A run whose loss or weights stop being finite ends there: it
+    is "diverged" and evaluated as it is. `measures` holds further final numbers of the user's own code.
+    """
+
+    status: Literal["ok", "diverged"] = "ok"
+    error: float = math.nan
+    epochs: list[Epoch] = field(default_factory=list[Epoch])
+    measures: dict[str, float] = field(default_factory=dict[str, float])
+    model: nn.Module = field(default_factory=nn.Module, repr=False)
