@@ -30,6 +30,7 @@ from cdgrad.diagnostics import mean_share, roughness, signal_and_noise, similari
 from cdgrad.selection import Target, select
 from cdgrad.study import data as datasets
 from cdgrad.study import models
+from cdgrad.study.callables import load_callable
 from cdgrad.study.records.environment import environment
 from cdgrad.study.spec import Setting, load
 from cdgrad.study.train.arms import attach_arm
@@ -72,7 +73,7 @@ def training(setting: Setting, seed: int) -> Iterator[tuple[int, nn.Module, data
     torch.manual_seed(seed)
     data = datasets.load(task, seed)
     model = models.build(network.name, data.image_shape, data.classes, network.arguments)
-    make = models.load_callable(optimizing.name)
+    make = load_callable(optimizing.name)
     optimizer = make(model.parameters(), lr=optimizing.lr, **optimizing.arguments)
     attach_arm(setting, optimizer, model, seed)
     part = data.train

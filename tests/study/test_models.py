@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from cdgrad.study import StudyError, models
+from cdgrad.study.callables import load_callable
 
 CIFAR = (3, 32, 32)
 
@@ -186,6 +187,6 @@ def test_torchvision_and_the_builtin_network_agree_where_it_is_installed():
 
 
 def test_a_callable_may_be_that_of_a_class():
-    assert models.load_callable("torch.nn:Module.named_parameters") is nn.Module.named_parameters
+    assert load_callable("torch.nn:Module.named_parameters") is nn.Module.named_parameters
     with pytest.raises(StudyError, match="cannot be imported"):
-        models.load_callable("torch.nn:Module.nonesuch")
+        load_callable("torch.nn:Module.nonesuch")

@@ -98,15 +98,15 @@ def load_model(
     """
     from torch import nn
 
-    from cdgrad.study import models
+    from cdgrad.study import callables, models
 
     library = name.partition(":")[0] in models.LIBRARIES
-    if name in models.BUILTIN or library or image_shape or classes:
+    if name in models.BUILTIN or library or ":" not in name or image_shape or classes:
         shape = image_shape or _IMAGE_SHAPES.get(name, _CIFAR)
         model: Any = models.build(name, shape, classes or _CLASSES, {})
     else:
-        model = models.load_callable(name)
-        model = model if isinstance(model, nn.Module) else models.call(model, name)
+        model = callables.load_callable(name)
+        model = model if isinstance(model, nn.Module) else callables.call(model, name)
     if not isinstance(model, nn.Module):
         raise StudyError(f"{name} must be or return a torch.nn.Module, got {type(model).__name__}")
     if weights is not None:
