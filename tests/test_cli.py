@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -56,6 +57,13 @@ def test_help_needs_neither_torch_nor_the_extras(arguments):
         (["train", "quickstart", "--arm", "adam"], "quickstart has no arm 'adam'; it has sgd"),
         (["train", "quickstart", "--cell", "one"], "quickstart has no cell 'one'; it has "),
         (["train", "quickstart", "--seed", "-1"], "--seed"),
+        (
+            ["train", "quickstart", "--seed", "9223372036854775808"],
+            "an integer of at most 9223372036854775807",
+        ),
+        (["train", "quickstart", "--threads", "9" * 5000], "must be an integer of at most 100000, got '999"),
+        (["study", "quickstart", "--workers", "\u0663"], "must be an integer of at least 1, got"),
+        (["inspect", "--image-shape", "3x100000x32"], "must be like 3x32x32"),
         (["inspect", "--direction", "depth"], "invalid choice: 'depth'"),
         (["inspect", "--image-shape", "32x32"], "must be like 3x32x32, channels first, got '32x32'"),
         (["inspect", "--checkpoint", "net.pt"], "use --weights net.pt"),
@@ -99,6 +107,16 @@ def test_a_missing_extra_is_named_with_its_remedy(capsys, monkeypatch):
     status, _, err = run(capsys, "report", ".")
     assert (status, err.count("\n")) == (1, 1)
     assert "pip install 'cdgrad[study]'" in err
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_and_a_file(capsys, monkeypatch):
+    monkeypatch.setattr("cdgrad.study.spec.load", lambda source: 1 / 0)
+    status, out, err = run(capsys, "study", "x")
+    assert (status, out, err.count("\n")) == (1, "", 1)
+    assert err.startswith("cdgrad: unexpected ZeroDivisionError: division by zero; the traceback is in ")
+    file = Path(err.partition(" is in ")[2].partition(",")[0])
+    assert "1 / 0" in file.read_text()
+    file.unlink()
 
 
 def test_inspect_prints_the_selection(capsys):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import cdgrad
 from cdgrad.commands import bench, inspect, report, study, train
-from cdgrad.commands.arguments import UsageError, failed
+from cdgrad.commands.arguments import UsageError, failed, unexpected
 from cdgrad.study import StudyError
 
 _COMMANDS = {"study": study, "report": report, "train": train, "inspect": inspect, "bench": bench}
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return failed(1, str(error))
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRAS:
-            raise
+            return failed(1, unexpected(error))
         return failed(1, f"{error.name} is not installed; run pip install 'cdgrad[study]'")
     except KeyboardInterrupt:
         return failed(130, "interrupted")
@@ -45,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of a pipe, such as head, has left; closing stderr keeps Python from complaining.
         sys.stderr.close()
         return 1
+    except Exception as error:
+        return failed(1, unexpected(error))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -5,8 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cdgrad.study.shown import one_line
 
 if TYPE_CHECKING:
     from cdgrad.study.spec import Spec
@@ -16,11 +21,22 @@ class UsageError(Exception):
     """An argument that names something that does not exist or is not allowed."""
 
 
-def count(text: str) -> int:
-    """An integer of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
-    return int(text)
+def integer(least: int, most: int) -> Callable[[str], int]:
+    """The type of an argument that is an integer from `least` to `most`."""
+
+    def read(text: str) -> int:
+        digits = text.isascii() and text.isdecimal()
+        # int() refuses thousands of digits with an error of its own.
+        value = least - 1 if not digits else int(text) if len(text) <= 20 else most + 1
+        if not least <= value <= most:
+            bound = f"at least {least}" if value < least else f"at most {most}"
+            raise argparse.ArgumentTypeError(f"must be an integer of {bound}, got {text!r:.60}")
+        return value
+
+    return read
+
+
+count = integer(1, 100_000)
 
 
 def specification(source: str) -> Spec:
@@ -66,5 +82,19 @@ def write_new_file(file: Path, content: bytes | memoryview) -> Path:
 
 def failed(status: int, message: str) -> int:
     """Print one line on standard error; returns `status`."""
-    print(f"cdgrad: {message}", file=sys.stderr)
+    with suppress(OSError, ValueError):  # standard error may be closed, and the status still tells
+        print(f"cdgrad: {one_line(message)}", file=sys.stderr)
     return status
+
+
+def unexpected(error: Exception) -> str:
+    """A line for an error that no command foresaw; its traceback is written to a temporary file."""
+    line = f"unexpected {type(error).__name__}: {one_line(error):.300}"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="cdgrad-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
+        ) as file:
+            traceback.print_exception(error, file=file)
+    except OSError:
+        return line
+    return f"{line}; the traceback is in {file.name}, please report it"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -72,8 +73,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _image_shape(text: str) -> tuple[int, int, int]:
     sides = text.split("x")
-    if len(sides) != 3 or not all(side.isdecimal() and int(side) for side in sides):
-        raise argparse.ArgumentTypeError(f"must be like 3x32x32, channels first, got {text!r}")
+    if len(sides) != 3 or not all(re.fullmatch("[1-9][0-9]{0,3}", side) for side in sides):
+        raise argparse.ArgumentTypeError(f"must be like 3x32x32, channels first, got {text!r:.60}")
     channels, height, width = map(int, sides)
     return channels, height, width
 

@@ -14,7 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdgrad.commands.arguments import UsageError, check_new_file, count, specification, write_new_file
+from cdgrad.commands.arguments import (
+    UsageError,
+    check_new_file,
+    count,
+    integer,
+    specification,
+    write_new_file,
+)
 from cdgrad.study import StudyError
 
 if TYPE_CHECKING:
@@ -38,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--arm", help="arm to train (default: the baseline)")
     parser.add_argument("--cell", help="cell to train in (default: the first in SPEC)")
-    parser.add_argument("--seed", type=_seed, default=0, help="random seed (default: 0)")
+    parser.add_argument("--seed", type=integer(0, 2**63 - 1), default=0, help="random seed (default: 0)")
     parser.add_argument(
         "--set",
         action="append",
@@ -116,12 +123,6 @@ def _save(weights: Any, file: Path) -> None:
         print(f"weights: {write_new_file(file, buffer.getbuffer())}")
     except OSError as error:
         raise StudyError(f"cannot write the weights: {error}") from error
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 0, got {text!r}")
-    return int(text)
 
 
 def setting_of(spec: Spec, cell: str, arm: str, overrides: Sequence[str]) -> Setting:

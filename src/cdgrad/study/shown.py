@@ -1,0 +1,27 @@
+"""Text of unknown origin, made safe to show and to publish.
+
+Names, keys and messages come from specifications, modules, files and libraries. `one_line` is for all that
+reaches a terminal or a page, `published` for what leaves the machine in a report or a record.
+"""
+
+from __future__ import annotations
+
+import re
+
+# An absolute path of at least two parts, with or without a drive; not the path of an address.
+_PATH = re.compile(r"(?<![\w.:/\\])(?:[A-Za-z]:)?(?:[/\\][^\s/\\'\"`:,;()<>|]+){2,}[/\\]?")
+
+
+def one_line(text: object) -> str:
+    """`text` on one line, with a space for each character that steers a terminal or reverses the text."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(str(text).split()))
+
+
+def lines(text: str) -> str:
+    """`text` with its lines and indentation, each made safe as by `one_line`."""
+    return "\n".join("".join(c if c.isprintable() else " " for c in line) for line in text.splitlines())
+
+
+def published(text: str) -> str:
+    """`text` with every absolute path cut down to its last part: the others name users and machines."""
+    return _PATH.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], text)
