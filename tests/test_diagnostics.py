@@ -5,7 +5,15 @@ import pytest
 import torch
 
 from cdgrad import ReweightedL2, Sobolev, channel_directed
-from cdgrad.diagnostics import agreement, mean_share, roughness, signal_and_noise, similarity_order
+from cdgrad.diagnostics import (
+    agreement,
+    divergence,
+    mean_share,
+    roughness,
+    sharpness,
+    signal_and_noise,
+    similarity_order,
+)
 
 
 @pytest.mark.parametrize("n", [2, 3, 16, 256])
@@ -157,3 +165,53 @@ def test_sorting_by_similarity_recovers_a_shuffled_smooth_weight():
     assert roughness(shuffled) > 0.5
     assert roughness(shuffled[order]) == pytest.approx(roughness(weight), rel=1e-5)
     assert torch.equal(similarity_order(shuffled.T, dim=1), order)
+
+
+def test_divergence_is_0_for_copies_and_2_for_opposites():
+    a = [torch.randn(500, 3), torch.zeros(4)]
+    assert divergence(a, a) == 0
+    assert divergence(a[:1], [-a[0]]) == pytest.approx(2)
+    assert divergence([torch.ones(2)], [torch.tensor([3.0, 1.0])]) == pytest.approx(0.5)
+    strangers = divergence([torch.randn(200000)], [torch.randn(200000)])
+    # 2 where the signs differ; elsewhere the mean of 2 |tan| from -45 to 45 degrees, 4 log(2) / pi.
+    assert strangers == pytest.approx(1 + 2 * math.log(2) / math.pi, abs=0.01)
+    with pytest.raises(ValueError, match="equal shapes"):
+        divergence([torch.ones(2)], [torch.ones(3)])
+
+
+def test_the_sharpness_of_a_quadratic_is_its_largest_eigenvalue():
+    torch.manual_seed(0)
+    Q, _ = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64))
+    A = Q @ torch.diag(torch.linspace(-3, 7, 12, dtype=torch.float64)) @ Q.T
+    w = torch.randn(12, dtype=torch.float64, requires_grad=True)
+    assert sharpness(w @ A @ w / 2, [w], iterations=500, tolerance=1e-10) == pytest.approx(7, rel=1e-6)
+    assert sharpness(-(w @ A @ w), [w], iterations=500, tolerance=1e-10) == pytest.approx(-14, rel=1e-6)
+    assert sharpness(w.sum() * 2, [w]) == 0
+
+
+def test_the_sharpness_of_a_linear_network_is_that_of_its_dense_hessian():
+    torch.manual_seed(1)
+    x, y = torch.randn(20, 3, dtype=torch.float64), torch.randn(20, 2, dtype=torch.float64)
+    sizes, shapes = [12, 8], [(4, 3), (2, 4)]
+
+    def loss(flat):
+        first, second = (v.view(s) for v, s in zip(flat.split(sizes), shapes, strict=True))
+        return ((x @ first.T @ second.T - y) ** 2).mean()
+
+    flat = torch.randn(20, dtype=torch.float64)
+    eigenvalues = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, flat))
+    weights = [v.clone().view(s).requires_grad_() for v, s in zip(flat.split(sizes), shapes, strict=True)]
+    value = ((x @ weights[0].T @ weights[1].T - y) ** 2).mean()
+    found = sharpness(value, weights, iterations=1000, tolerance=1e-12)
+    assert found == pytest.approx(float(eigenvalues[eigenvalues.abs().argmax()]), rel=1e-6)
+
+
+def test_gradient_descent_diverges_beyond_the_edge_of_stability():
+    A = torch.diag(torch.tensor([5.0, 1.0]))
+    for product, stable in ((1.9, True), (2.1, False)):
+        w = torch.ones(2, requires_grad=True)
+        rate = product / sharpness(w @ A @ w / 2, [w])
+        for _ in range(200):
+            (gradient,) = torch.autograd.grad(w @ A @ w / 2, w)
+            w = (w - rate * gradient).detach().requires_grad_()
+        assert (w.norm() < 1) == stable

@@ -1,4 +1,6 @@
-"""Measurements along the channel axis: roughness, the gradient's signal and noise, what directing does."""
+"""Measurements along the channel axis (roughness, the gradient's signal and noise, what directing does), and
+of training itself: how far rounding moves it, and how sharp the loss is.
+"""
 
 from __future__ import annotations
 
@@ -179,6 +181,87 @@ def similarity_order(weight: Tensor, dim: int = 0) -> Tensor:
         at = int(distances[at].argmin())
         order.append(at)
     return torch.tensor(order)
+
+
+@torch.no_grad()
+def divergence(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """How far two copies of a network have moved apart: the mean over all weights of ``2 |a - b| / (|a| +
+    |b|)``.
+
+    It measures what rounding alone does along training, where both copies are trained by methods that are
+    equal in exact arithmetic. An entry that is 0 in both counts as 0.
+
+    Args:
+        a: the parameters of one copy.
+        b: those of the other, of the same shapes in the same order.
+
+    Returns:
+        0 for equal weights, about 1.44 for independent normal ones, 2 where all signs differ; nan without
+        entries.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Source: after Y. Sun, D. Lao, A. Yezzi, G. Sundaramoorthi, arXiv 2206.02001.
+
+    >>> divergence([torch.tensor([1.0, 3.0])], [torch.tensor([1.0, 1.0])])
+    0.5
+    """
+    total, count = 0.0, 0
+    if [x.shape for x in a] != [y.shape for y in b]:
+        raise ValueError("expected parameters of equal shapes, in the same order")
+    for x, y in zip(a, b, strict=True):
+        x, y = x.double(), y.double()
+        size = x.abs() + y.abs()
+        # Where both are 0, so is the difference, and any positive size will do.
+        total += _sum(2 * (x - y).abs() / size.where(size > 0, 1))
+        count += x.numel()
+    return total / count if count else math.nan
+
+
+def sharpness(
+    loss: Tensor, parameters: Sequence[Tensor], iterations: int = 100, tolerance: float = 1e-4, seed: int = 0
+) -> float:
+    """The eigenvalue of largest size of the loss's Hessian, by power iteration.
+
+    Times the learning rate of gradient descent it is 2 at the edge of stability: beyond, a quadratic loss
+    diverges.
+
+    Args:
+        loss: a scalar, computed from `parameters` with a graph that can be differentiated twice.
+        parameters: the tensors to differentiate by.
+        iterations: Hessian-vector products at most.
+        tolerance: relative change of the eigenvalue at which to stop.
+        seed: of the first vector.
+
+    Returns:
+        The Rayleigh quotient of the last vector, negative where the direction curves down; 0 for a loss
+        without curvature. Two eigenvalues of nearly the same size and opposite signs give a number between
+        them. Cost: two backward passes for each iteration.
+
+    >>> w = torch.tensor([1.0, 1.0], requires_grad=True)
+    >>> round(sharpness((w * w * torch.tensor([3.0, 0.5])).sum(), [w]), 3)
+    6.0
+    """
+    weights = list(parameters)
+    gradients = torch.autograd.grad(loss, weights, create_graph=True)
+    if not any(g.requires_grad for g in gradients):
+        return 0.0
+    random = torch.Generator().manual_seed(seed)
+    v = [torch.randn(w.shape, generator=random).to(w) for w in weights]
+    value = 0.0
+    for _ in range(iterations):
+        norm = math.sqrt(sum(_sum(x.double().square()) for x in v))
+        if norm == 0:
+            return 0.0
+        v = [x / norm for x in v]
+        inner = torch.stack([(g * x).sum() for g, x in zip(gradients, v, strict=True)]).sum()
+        product = torch.autograd.grad(inner, weights, retain_graph=True, materialize_grads=True)
+        last, value = value, sum(_sum((p * x).double()) for p, x in zip(product, v, strict=True))
+        v = [p.detach() for p in product]
+        if abs(value - last) <= tolerance * abs(value):
+            break
+    return value
 
 
 def _modes(gradient: Tensor, dim: int, groups: int) -> Tensor:

@@ -90,7 +90,7 @@ def test_an_arm_changes_only_what_it_names(tiny):
             "schedule.ema must be a number of at least 0 and below 1; got 1",
         ),
         ("batch = 16", "batch = 16\nclip = -1", "schedule.clip must be a number of at least 0; got -1"),
-        ("batch = 16", "batch = 16\ndecay = 'step'", "schedule.decay must be one of cosine, none"),
+        ("batch = 16", "batch = 16\ndecay = 'step'", "schedule.decay must be one of cosine, steps, none"),
         ("batch = 16", "batch = 16\nprecision = 'half'", "must be one of float32, bfloat16"),
         ("seeds = 2", "seeds = 2\nentry = 'mytrain'", "entry must be one of module:callable"),
         ("seeds = 2", "seeds = 2\nentry = 'mytrain:run'", "unknown key task; known are"),

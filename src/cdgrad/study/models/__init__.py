@@ -12,17 +12,22 @@ from cdgrad.study import StudyError
 from cdgrad.study.callables import call, load_callable
 from cdgrad.study.models import libraries
 from cdgrad.study.models.densenet import DenseNetBC
+from cdgrad.study.models.initialization import initialize_fan_out
 from cdgrad.study.models.mobilenet import MobileNetV2
 from cdgrad.study.models.preact import PreActResNet, WideResNet
 from cdgrad.study.models.resnet import CifarResNet, ResNet18
 from cdgrad.study.models.small import SmallCNN
 from cdgrad.study.models.vgg import VGG
 
+__all__ = ["BUILTIN", "LIBRARIES", "build", "initialize_fan_out"]
+
 LIBRARIES = libraries.LIBRARIES
 BUILTIN: dict[str, Callable[..., nn.Module]] = {
     "small-cnn": SmallCNN,
     "resnet8": partial(CifarResNet, depth=8),
     "resnet20": partial(CifarResNet, depth=20),
+    "resnet32": partial(CifarResNet, depth=32),
+    "resnet44": partial(CifarResNet, depth=44),
     "resnet56": partial(CifarResNet, depth=56),
     "resnet18": ResNet18,
     "preact-resnet164": partial(PreActResNet, depth=164),

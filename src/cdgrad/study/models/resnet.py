@@ -46,19 +46,25 @@ class CifarResNet(Classifier):
     """Section 4.2 of the paper: three stages of (depth - 2) / 6 blocks, of 1, 2 and 4 times the width.
 
     With the width 16 and 10 classes: 0.27 million parameters at depth 20, 0.85 million at 56, as in
-    the paper's table 6; depth 8 has 0.08 million, for a processor. Images of at least 4 x 4 pixels.
+    the paper's table 6; depth 8 has 0.08 million, for a CPU. Images of at least 4 x 4 pixels.
 
     Args:
         image_shape: (channels, height, width).
         classes: number of outputs.
         depth: 6 n + 2 weighted layers, such as 8, 20, 32, 44, 56, 110.
         width: channels of the first stage.
+        shortcut: where a stage begins, ``"pad"``: zeros for the new channels (option A, without parameters),
+            or ``"projection"``: a 1 x 1 convolution with batch norm (option B).
 
     Raises:
-        StudyError: no such depth, or smaller images.
+        StudyError: no such depth or shortcut, or smaller images.
     """
 
-    def __init__(self, image_shape: ImageShape, classes: int, depth: int = 20, width: int = 16) -> None:
+    def __init__(
+        self, image_shape: ImageShape, classes: int, depth: int = 20, width: int = 16, shortcut: str = "pad"
+    ) -> None:
+        if shortcut not in ("pad", "projection"):
+            raise StudyError(f'shortcut must be "pad" or "projection"; got {shortcut!r}')
         if depth < 8 or (depth - 2) % 6:
             raise StudyError(f"the depth of a CIFAR ResNet must be 6 n + 2, such as 20 or 56; got {depth}")
         at_least(image_shape, 4, f"resnet{depth}")
@@ -67,8 +73,9 @@ class CifarResNet(Classifier):
         for out in (width, 2 * width, 4 * width):
             for _ in range((depth - 2) // 6):
                 stride = 1 if out == into else 2
-                shortcut = nn.Identity() if out == into else PaddedShortcut(into, out, stride)
-                layers.append(BasicBlock(into, out, stride, shortcut))
+                widen = projection if shortcut == "projection" else PaddedShortcut
+                around = nn.Identity() if out == into else widen(into, out, stride)
+                layers.append(BasicBlock(into, out, stride, around))
                 into = out
         super().__init__(layers, into, classes)
 

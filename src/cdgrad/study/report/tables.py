@@ -240,8 +240,9 @@ def _what(results: Results, cell: str, arm: str) -> str:
     parts = ["no metric" if setting.metric == BASELINE_METRIC else _metric(setting.metric)]
     parts += [f"along {setting.direction}"] if setting.direction != "output" else []
     parts += [f"rescale {setting.rescale}"] if setting.rescale != "none" else []
+    parts += [f"rounded otherwise (k = {setting.rounding})"] if setting.rounding > 1 else []
     parts += [words for flag, words in _FLAGS.items() if getattr(setting, flag)]
-    told = ("lam", "direction", "rescale", *_FLAGS)
+    told = ("lam", "direction", "rescale", "rounding", *_FLAGS)
     own = {f"optimizer.{key}": value for key, value in spec.arms[arm].optimizer.items()} | setting.values
     own |= {key: value for key, value in chosen.items() if key not in told}
     if setting.optimizer:

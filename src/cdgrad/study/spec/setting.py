@@ -10,7 +10,8 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from types import MappingProxyType
 from typing import Any
 
 from cdgrad.study import StudyError
@@ -21,6 +22,8 @@ MODELS = (
     "small-cnn",
     "resnet8",
     "resnet20",
+    "resnet32",
+    "resnet44",
     "resnet56",
     "resnet18",
     "preact-resnet164",
@@ -31,11 +34,21 @@ MODELS = (
     "densenet-bc",
     "mobilenet-v2",
 )
+INITIALIZATIONS = ("default", "fan-out")
 AUGMENTATIONS = ("pad-crop", "flip", "cutout")
 DIRECTIONS = ("output", "input", "height", "width")
 RESCALES = ("none", "norm")
 TUNINGS = ("own", "baseline", "none")
 BASELINE_METRIC = "none"
+
+
+def _later(rules: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    """Metadata of a field that records do not have where it is at its default.
+
+    Every key that is added to a specification needs it: the fingerprints of runs that were recorded before
+    the key existed must stay what they are.
+    """
+    return {**rules, "omitted_at_default": True}
 
 
 @dataclass(frozen=True)
@@ -72,10 +85,14 @@ class Model:
 
     Attributes:
         name: a built-in network, ``timm:NAME``, ``torchvision:NAME``, or your own ``module:callable``.
+        initialization: ``"default"``: the network's own; ``"fan-out"``: every convolution's weight normal
+            with variance 2 / (k k O), its k x k kernel and O output channels, and its bias 0 (He et al.
+            2015).
         arguments: all other keys are the callable's keyword arguments.
     """
 
     name: str = field(metadata=one_of(*MODELS, importable=True))
+    initialization: str = field(default="default", metadata=_later(one_of(*INITIALIZATIONS)))
     arguments: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
@@ -87,7 +104,10 @@ class Schedule:
         epochs: passes over the training images.
         batch: images per step of the optimizer.
         warmup: epochs in which the learning rate rises linearly to its initial value.
-        decay: what it does afterwards: fall to 0 along a ``"cosine"``, or stay (``"none"``).
+        decay: what it does afterwards: fall to 0 along a ``"cosine"``, fall in ``"steps"``, or stay
+            (``"none"``).
+        step_epochs: with decay ``"steps"``, epochs from one step to the next, counted from the start.
+        step_factor: with decay ``"steps"``, what each step multiplies the learning rate by.
         label_smoothing: share of the target spread evenly over all classes.
         ema: decay per step of the exponential moving average whose weights are evaluated; 0: none.
         accumulate: micro-batches that a batch is cut into; their gradients add up to the batch's.
@@ -95,12 +115,15 @@ class Schedule:
         precision: of the forward pass; ``"bfloat16"`` by autocast, the weights stay float32.
         compile: run the network through torch.compile.
         channels_last: keep images and weights in that memory format.
+        test_every_epoch: measure the test error after every epoch, and record beside the last one the
+            smallest and the mean of the last ten. Choosing an epoch by the test set is a selection effect:
+            the reported error stays that of the last epoch, and trials never read the test set.
     """
 
     epochs: int = field(metadata=at_least(1))
     batch: int = field(metadata=at_least(1))
     warmup: int = field(default=0, metadata=at_least(0))
-    decay: str = field(default="cosine", metadata=one_of("cosine", "none"))
+    decay: str = field(default="cosine", metadata=one_of("cosine", "steps", "none"))
     label_smoothing: float = field(default=0.0, metadata=within(0, 1))
     ema: float = field(default=0.0, metadata=within(0, 1))
     accumulate: int = field(default=1, metadata=at_least(1))
@@ -108,8 +131,16 @@ class Schedule:
     precision: str = field(default="float32", metadata=one_of("float32", "bfloat16"))
     compile: bool = False
     channels_last: bool = False
+    step_epochs: int = field(default=0, metadata=_later(at_least(0)))
+    step_factor: float = field(default=0.1, metadata=_later(within(0, 1)))
+    test_every_epoch: bool = field(default=False, metadata=_later())
 
     def __post_init__(self) -> None:
+        if (self.decay == "steps") != (self.step_epochs > 0):
+            raise ValueError(
+                f'step_epochs belongs to decay = "steps", and the reverse; got decay = "{self.decay}" and '
+                f"step_epochs = {self.step_epochs}"
+            )
         if self.warmup >= self.epochs:
             raise ValueError(f"warmup must be below epochs = {self.epochs}; got {self.warmup}")
         if self.accumulate > self.batch:
@@ -140,6 +171,10 @@ class Arm:
         direction, rescale, linear: as in `cdgrad.attach`.
         permute: apply the metric to the channels in a random order, fixed by the run's seed.
         centralize: subtract the mean of each output filter's gradient first.
+        rounding: k computes the step with the learning rate k lr and divides the update by k: the same method
+            in exact arithmetic, if the optimizer's update is proportional to its learning rate, with other
+            rounding errors. Such an arm shows what rounding alone changes (arXiv 2206.02001). 1: the ordinary
+            step.
         optimizer: keys that replace those of the study's optimizer.
         values: what the user's own training code (`entry`) reads of the arm.
         tuning: where the arm's setting comes from in a study with tuning: trials of its ``"own"``,
@@ -152,6 +187,7 @@ class Arm:
     linear: bool = False
     permute: bool = False
     centralize: bool = False
+    rounding: int = field(default=1, metadata=at_least(1))
     optimizer: dict[str, Any] = field(default_factory=dict[str, Any])
     values: dict[str, Any] = field(default_factory=dict[str, Any])
     tuning: str = field(default="own", metadata=one_of(*TUNINGS))
@@ -189,6 +225,7 @@ class Setting:
     evaluate: str
     permute: bool = False
     centralize: bool = False
+    rounding: int = field(default=1, metadata=_later())
     entry: str = ""
     values: dict[str, Any] = field(default_factory=dict[str, Any])
 
@@ -209,8 +246,19 @@ class Setting:
 
 
 def as_json(setting: Setting) -> dict[str, Any]:
-    """The setting as a record keeps it: tuples are lists."""
-    return json.loads(json.dumps(asdict(setting)))
+    """The setting as a record keeps it: tuples are lists, and later keys at their defaults are left out."""
+    values = asdict(setting)
+    for key, value in vars(setting).items():
+        if is_dataclass(value):
+            _omit_defaults(value, values[key])
+    _omit_defaults(setting, values)
+    return json.loads(json.dumps(values))
+
+
+def _omit_defaults(table: Any, values: dict[str, Any]) -> None:
+    for key in fields(table):
+        if key.metadata.get("omitted_at_default") and getattr(table, key.name) == key.default:
+            del values[key.name]
 
 
 def first_difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:

@@ -103,7 +103,7 @@ Tables = Mapping[str, Mapping[str, Any]]
 TABLES = {"task": Task, "model": Model, "schedule": Schedule, "optimizer": Optimizer}
 
 
-OPTIONS = ("direction", "rescale", "linear", "permute", "centralize")
+OPTIONS = ("direction", "rescale", "linear", "permute", "centralize", "rounding")
 
 
 TUNABLE = (*OPTIONS, "lam")

@@ -101,7 +101,10 @@ class _Run:
         self.data = datasets.load(task, seed)
         self.training, self.validation = self._here(self.data.train), self._here(self.data.validation)
         shape, classes = self.data.image_shape, self.data.classes
-        self.model = models.build(network.name, shape, classes, network.arguments).to(device)
+        self.model = models.build(network.name, shape, classes, network.arguments)
+        if network.initialization == "fan-out":
+            models.initialize_fan_out(self.model)
+        self.model.to(device)
         if schedule.channels_last:
             self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportUnknownMemberType]
         self.average = WeightAverage(self.model, schedule.ema) if schedule.ema else None
@@ -123,6 +126,8 @@ class _Run:
         self.rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
         self.order = streams.generator(seed, streams.ORDER)
         self.changes = torch.Generator(device).manual_seed(streams.number(seed, streams.AUGMENTATION))
+        every = schedule.test_every_epoch and setting.evaluate == "test"
+        self.test = self._here(self.data.test) if every else None  # None: not read before the end
         self.epochs: list[Epoch] = []
         self.finite = True  # the weights after the last step, which no loss has seen
 
@@ -149,7 +154,7 @@ class _Run:
         for index, rows in enumerate(_batches(n, schedule.batch, self.order)):
             factor = rate_factor(schedule, len(self.epochs) * steps + index, steps)
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-                group["lr"] = rate * factor
+                group["lr"] = rate * factor * self.setting.rounding
             self.optimizer.zero_grad()
             for part in self._micro_batches(rows):
                 images, labels, count = self.ranks.share(*part)
@@ -167,7 +172,7 @@ class _Run:
                 self.handle.apply()
             if schedule.clip:
                 clip_grad_norm_(self.model.parameters(), schedule.clip)
-            self.optimizer.step()
+            step_with_rounding(self.optimizer, self.setting.rounding)
             if self.average:
                 self.average.update()
         self.ranks.add_up(loss_sum, wrong)
@@ -183,6 +188,8 @@ class _Run:
             "norm_ratio": compared[1],
             "lr": self.rates[0] * factor,
         }
+        if self.test is not None:
+            measured["test_error"] = self._error(self.test)
         self.epochs.append(measured)
         infinite = torch.zeros((), device=self.device)
         for parameter in self.model.parameters():
@@ -191,10 +198,12 @@ class _Run:
         self.finite = not infinite
 
     def outcome(self) -> Outcome:
-        """Evaluate the end of the schedule; the only place that reads the test part."""
+        """Evaluate the end of the schedule; without `test_every_epoch` the only place that reads the test
+        part.
+        """
         part = self._here(self.data.test) if self.setting.evaluate == "test" else self.validation
         status = "diverged" if self.diverged else "ok"
-        return Outcome(status, self._error(part), self.epochs, model=self.evaluated)
+        return Outcome(status, self._error(part), self.epochs, selected_errors(self.epochs), self.evaluated)
 
     def state(self) -> dict[str, Any]:
         """All that the next epoch depends on; the learning rate follows from the number of epochs."""
@@ -258,7 +267,40 @@ def rate_factor(schedule: Schedule, step: int, steps: int) -> float:
         return (step + 1) / warmup
     if schedule.decay == "none":
         return 1.0
+    if schedule.decay == "steps":
+        return schedule.step_factor ** (step // (schedule.step_epochs * steps))
     return (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+
+
+@torch.no_grad()
+def step_with_rounding(optimizer: torch.optim.Optimizer, k: int) -> None:
+    """One step of `optimizer`, whose learning rates are k times the intended ones, with its updates divided
+    by k.
+
+    w + (w' - w) / k, with w' the weights after the step: the step of the intended learning rate in exact
+    arithmetic, if the update is proportional to the learning rate. Costs a copy of the weights where k > 1.
+    """
+    if k == 1:
+        optimizer.step()
+        return
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    before = [p.detach().clone() for p in weights]
+    optimizer.step()
+    for weight, old in zip(weights, before, strict=True):
+        weight.sub_(old).div_(k).add_(old)
+
+
+def selected_errors(epochs: list[Epoch]) -> dict[str, float]:
+    """The smallest test error of any epoch and the mean of the last ten, where the epochs have test errors.
+
+    Both choose by the test set: they belong beside the error of the last epoch, to show what such a choice
+    gains, and never in its place.
+    """
+    errors = [epoch["test_error"] for epoch in epochs if "test_error" in epoch]
+    if not errors:
+        return {}
+    last = errors[-10:]
+    return {"best_epoch_test_error": min(errors), "last_ten_epochs_test_error": math.fsum(last) / len(last)}
 
 
 def _batches(n: int, size: int, order: np.random.Generator) -> Iterator[Tensor]:
