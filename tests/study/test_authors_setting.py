@@ -49,10 +49,9 @@ def test_fan_out_draws_with_variance_two_over_k_k_o():
     linear = model[2].weight.clone()
     models.initialize_fan_out(model)
     for layer, kernel in ((model[0], 9), (model[1], 25)):
-        assert float(layer.weight.detach().var()) == pytest.approx(
-            2 / (kernel * layer.out_channels), rel=0.03
-        )
-        assert float(layer.weight.detach().mean()) == pytest.approx(0, abs=1e-3)
+        weight = layer.weight.detach()
+        assert float(weight.var()) == pytest.approx(2 / (kernel * layer.out_channels), rel=0.03)
+        assert float(weight.mean()) == pytest.approx(0, abs=1e-3)
         assert not layer.bias.any()
     assert torch.equal(model[2].weight, linear)
 

@@ -92,8 +92,8 @@ class Model:
     """
 
     name: str = field(metadata=one_of(*MODELS, importable=True))
-    initialization: str = field(default="default", metadata=_later(one_of(*INITIALIZATIONS)))
     arguments: dict[str, Any] = field(default_factory=dict[str, Any])
+    initialization: str = field(default="default", metadata=_later(one_of(*INITIALIZATIONS)))
 
 
 @dataclass(frozen=True)
