@@ -1,5 +1,6 @@
 """What the CPU kernels promise beyond the contract: threads, forks, memory, bits, and a way back to eager."""
 
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from cdgrad import MeanSobolev, ReweightedL2, Sobolev, channel_directed_, select_backend
-from cdgrad.ops import eager
+from cdgrad.ops import eager, sobolev_weights
 from cdgrad.ops.cpu import kernels
 from cdgrad.ops.cpu import launch as cpu
 
@@ -86,13 +87,13 @@ def test_the_same_bits_whatever_the_number_of_threads(metric, threads):
 
 def test_the_thread_count_of_torch_is_obeyed(threads, monkeypatch):
     counts = []
-    together = cpu._together
+    fork_join = cpu._fork_join
 
-    def counted(team, job, number, held):
+    def counted(worker, job, number, held):
         counts.append(number)
-        together(team, job, number, held)
+        fork_join(worker, job, number, held)
 
-    monkeypatch.setattr(cpu, "_together", counted)
+    monkeypatch.setattr(cpu, "_fork_join", counted)
     for count in (1, 2, 4):
         threads(count)
         channel_directed_(weights(), "reweighted:lam=3")
@@ -110,12 +111,12 @@ def test_as_many_threads_work_as_were_asked_for(own_pool, threads, monkeypatch):
     threads(3)
     begun = []
 
-    def seen(team, job, number, held):
-        together(team, job, number, held)
+    def seen(worker, job, number, held):
+        fork_join(worker, job, number, held)
         begun.append((number, int(held[-2][1])))
 
-    together = cpu._together
-    monkeypatch.setattr(cpu, "_together", seen)
+    fork_join = cpu._fork_join
+    monkeypatch.setattr(cpu, "_fork_join", seen)
     grads = weights()
     channel_directed_(grads, "reweighted:lam=3")
     ((number, present),) = begun
@@ -222,6 +223,24 @@ def test_every_16_bit_number_is_read_and_written_as_torch_does(dtype):
     assert torch.equal(mixed, want)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_deviations_beyond_the_largest_float_stay_finite(dtype):
+    """A deviation of 4.5e38 has no float32; divided by lam it has one, and so has the result."""
+    grad = torch.tensor([3e38, -3e38, -3e38, -3e38]).repeat(20, 1).T.contiguous().to(dtype)
+    for metric in (ReweightedL2(3), Sobolev(1.0), MeanSobolev(1.0), Sobolev(1e308), ReweightedL2(1e308)):
+        out, want = grad.clone(), grad.double()
+        channel_directed_([out], metric, backend="cpu")
+        channel_directed_([want], metric, backend="cpu")
+        torch.testing.assert_close(out.double(), want, rtol=2 * torch.finfo(dtype).eps, atol=1e32)
+
+
+def test_the_smallest_lam_leaves_a_constant_column_alone():
+    for metric in (ReweightedL2(1e-308), Sobolev(1e-308)):
+        grad = torch.full((4, 20), 1.5)
+        channel_directed_([grad], metric, backend="cpu")
+        assert torch.equal(grad, torch.full((4, 20), 1.5))
+
+
 def test_large_gradients_do_not_overflow_between_the_sweeps():
     grad = torch.full((1024, 3), 1e36)
     channel_directed_([grad], "sobolev:lam=1000", backend="cpu")
@@ -244,10 +263,10 @@ class Wrapped(torch.Tensor):
 @pytest.mark.parametrize(
     ("grad", "reason"),
     [
-        (torch.randn(4, 3, device="meta"), "plain torch"),
+        (torch.randn(4, 3, device="meta"), "no fused kernel"),
         (torch.randn(4, 3).as_subclass(Wrapped), "a Wrapped may not be plain memory"),
         (torch._neg_view(torch.randn(4, 3)), "lazily negated"),
-        (torch.randn(20).as_strided((4, 3), (1, 1)), "overlap"),
+        (torch.randn(20).as_strided((3, 2), (2, 3)), "overlap"),
         (torch.randn(9, 8, 8, 8, 8)[:, ::2, ::2, ::2, ::2], "more than three axes"),
         (torch.randn(4, 3).to(torch.float8_e4m3fn), "no torch.float8_e4m3fn"),
     ],
@@ -260,20 +279,63 @@ def test_what_the_kernels_cannot_take_is_left_to_eager(grad, reason):
         channel_directed_([grad], "sobolev:lam=1", backend="cpu")
 
 
-def test_without_numba_eager_runs_and_the_reason_is_told(monkeypatch):
+def test_without_numba_eager_runs_with_a_warning_and_a_reason(monkeypatch):
     def no_numba(name):
         raise ImportError("No module named 'numba'")
 
     monkeypatch.setattr(cpu, "import_module", no_numba)
     cpu._unavailable.cache_clear()
+    cpu._worker.cache_clear()
     try:
         grad = torch.randn(4, 3)
-        assert select_backend(grad, "sobolev:lam=1") == (
-            "eager",
-            "numba cannot compile here (ImportError: No module named 'numba')",
-        )
+        with pytest.warns(UserWarning, match="numba cannot compile .* eager backend"):
+            assert select_backend(grad, "sobolev:lam=1") == (
+                "eager",
+                "numba cannot compile the CPU kernels (ImportError: No module named 'numba')",
+            )
         want = eager.directed(grad[None], Sobolev(1))[0]
         channel_directed_([grad], "sobolev:lam=1")
         assert torch.equal(grad, want)
     finally:
         cpu._unavailable.cache_clear()
+
+
+def test_with_a_damaged_cache_on_disk_the_kernels_are_compiled_with_a_warning(tmp_path):
+    script = """
+import torch, warnings, cdgrad
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("always")
+    grads = [torch.ones(4, 3)]
+    for _ in range(2):
+        cdgrad.channel_directed_(grads, "reweighted:lam=3", backend="cpu")
+print(cdgrad.select_backend(grads[0], "reweighted:lam=3")[0], [str(w.message) for w in said])
+"""
+
+    def run(folder):
+        done = subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "NUMBA_CACHE_DIR": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    assert run(tmp_path) == "cpu []"
+    files = list(tmp_path.rglob("*.nb?"))
+    assert files
+    for file in files:
+        file.write_bytes(file.read_bytes()[:20])
+    said = run(tmp_path)
+    assert said.startswith("cpu [")
+    assert said.count("set NUMBA_CACHE_DIR to an empty, writable folder") == 1
+
+
+def test_weights_are_cached_within_bytes():
+    for i in range(40):
+        cpu._weights(Sobolev(1.0 + i), (50_000,), False)
+    assert cpu._weights.cache_bytes() <= 32 * 2**20
+    assert sobolev_weights.sobolev.cache_bytes() <= 32 * 2**20
+    again = cpu._weights(Sobolev(40.0), (50_000,), False)
+    assert again[0] is cpu._weights(Sobolev(40.0), (50_000,), False)[0]

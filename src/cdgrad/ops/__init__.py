@@ -10,6 +10,7 @@ from torch._compile import _disable_dynamo  # pyright: ignore[reportPrivateUsage
 from cdgrad.dtensors import is_dtensor, local_part
 from cdgrad.metrics import Metric, as_metric
 from cdgrad.ops import eager, local
+from cdgrad.ops.overlaps import refuse_overlaps
 from cdgrad.ops.sharded import operator as sharded
 
 
@@ -90,7 +91,8 @@ def channel_directed_(
 
     Raises:
         TypeError, IndexError, ValueError: as `channel_directed`; also an unknown backend or one that
-            cannot take a gradient, or a number of dims or groups that is not the number of gradients.
+            cannot take a gradient, a number of dims or groups that is not the number of gradients, or
+            gradients that overlap in memory.
         RuntimeError: a CUDA graph is being captured before the same step ran once outside.
 
     Cost: linear in the number of elements.
@@ -107,6 +109,7 @@ def channel_directed_(
     all_groups = _one_each(groups, len(grads), "groups")
     for i, (grad, dim, count) in enumerate(zip(grads, all_dims, all_groups, strict=True)):
         _check(grad, dim, count, f"grads[{i}]")
+    refuse_overlaps([local_part(grad) for grad in grads])
     all_dims = [dim % grad.ndim for grad, dim in zip(grads, all_dims, strict=True)]
     if any(map(is_dtensor, grads)):
         sharded.directed_(grads, metric, all_dims, all_groups, backend)
@@ -120,7 +123,7 @@ def select_backend(
     """The backend that ``backend="auto"`` uses for this gradient, and the reason, as a sentence.
 
     >>> select_backend(torch.ones(4, 3), "sobolev:lam=0.01")
-    ('cpu', 'fused sweeps, each element from memory once')
+    ('cpu', 'fused CPU kernels, one read and one write per element')
     """
     _check(grad, dim, groups, "grad")
     if is_dtensor(grad):

@@ -57,7 +57,7 @@ def choose(backend: str, metric: Metric, grad: Tensor, dim: int, groups: int) ->
     if backend == "cpu" or (backend == "auto" and grad.device.type == "cpu"):
         refusal = cpu.refusal(grad, metric, dim, groups)
         if refusal is None:
-            return "cpu", "fused sweeps, each element from memory once"
+            return "cpu", "fused CPU kernels, one read and one write per element"
     elif backend == "triton":
         refusal = _triton_refusal(grad, dim, groups)
         if refusal is None:
@@ -66,7 +66,7 @@ def choose(backend: str, metric: Metric, grad: Tensor, dim: int, groups: int) ->
         # A kernel is chosen by itself only where a committed benchmark has it ahead.
         refusal = "the Triton kernels have not been measured on a GPU yet; backend='triton' uses them"
     else:
-        refusal = "plain torch runs on every device"
+        refusal = "no fused kernel for this device"
     if backend != "auto":
         raise ValueError(f"backend={backend!r} cannot take this gradient: {refusal}; use backend='auto'")
     return "eager", refusal

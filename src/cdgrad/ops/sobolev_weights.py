@@ -11,12 +11,12 @@ would lose the 1, which is what makes T invertible, once c nears 1e11 (n = 16384
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from cdgrad.metrics import Array
+from cdgrad.ops.byte_cache import cached_by_bytes
 
 # Beyond these c the operator is the identity, or the mean, to rounding; within them nothing overflows.
 _SMALLEST, _LARGEST = 1e-300, 1e300
@@ -45,7 +45,7 @@ class Sobolev(NamedTuple):
     wrap: Array  # T^-1 - T_periodic^-1 = wrap wrap^T; odd about the middle
 
 
-@lru_cache(maxsize=512)
+@cached_by_bytes(32 * 2**20)
 def sobolev(n: int, lam: float) -> Sobolev:
     """The weights for n channels; computed once per (n, lam), read-only.
 

@@ -5,8 +5,8 @@ second finds it there. A tile is `ROWS` channels of `LANES` columns;
 the running values of its columns stay in registers from its first row to its last. They are float64, which
 is what keeps float32 gradients within 1e-6 of the exact result.
 
-A row often lies a page or more from the next, where the hardware prefetcher does not follow: both sweeps ask
-for the rows of the next tiles, one after the other, as memory likes it, while they work on the present ones.
+A row often lies a page or more from the next, where the hardware prefetcher does not follow: both sweeps prefetch
+the rows of the next tiles, one after the other, as memory likes it, while they work on the present ones.
 """
 
 # numba compiles these functions from types that only it knows.
@@ -27,8 +27,8 @@ from cdgrad.ops.cpu.vectors import (
     FLOAT64,
     INT64,
     LANES,
-    ask,
-    claim,
+    prefetch,
+    fetch_add,
     load,
     pointer,
     rounded,
@@ -66,7 +66,7 @@ FIELDS = 13
     TOTAL,  # a number: the channels of all tensors
     SCALE,  # float64 (TENSORS,), the same
     PERIODIC,  # 0 or 1: the boundary
-    COUNTERS,  # int64 (2,): blocks claimed so far, threads begun so far
+    COUNTERS,  # int64 (2,): blocks taken so far, threads begun so far
     SCRATCH,  # memory of the threads, each with
     SCRATCH_BYTES,  # a number: as many bytes
 ) = range(9)
@@ -79,14 +79,15 @@ SUMS = 3  # running values of a column, at most
 
 
 @lru_cache(maxsize=32)
-def team(family: str, dtype: str) -> Any:
+def worker(family: str, dtype: str, *, cache: bool) -> Any:
     """The compiled function that any number of threads may run at once, on the address of one job.
 
-    Each claims blocks and directs them until none is left. It raises nothing and allocates nothing.
+    Each call takes blocks and directs them until none is left. It raises nothing and allocates nothing.
 
     Args:
         family: of the metric.
         dtype: of what is stored: float32, float64, uint16 (bfloat16 bits) or int16 (half).
+        cache: keep the machine code on disk, for the processes to come.
     """
     like = np.empty(0, dtype)
     # numba's cache on disk knows this file and what a closure holds, but not the other file.
@@ -95,11 +96,11 @@ def team(family: str, dtype: str) -> Any:
     def run(address):
         _direct(address, like, family, source)
 
-    return cfunc(types.void(types.intp), cache=True)(run)
+    return cfunc(types.void(types.intp), cache=cache)(run)
 
 
 def _direct(address, like, family, source):
-    """Claim and direct blocks until none is left."""
+    """Take blocks and direct them until none is left."""
     raise NotImplementedError
 
 
@@ -114,11 +115,11 @@ def _direct_of(address, like, family, source):
         table = carray(pointer(job[TABLE], INT64), (job[TENSORS], FIELDS))
         weights = carray(pointer(job[WEIGHT], FLOAT64), (4, job[TOTAL]))
         scales = carray(pointer(job[SCALE], FLOAT64), (job[TENSORS],))
-        run = job[SCRATCH] + claim(job[COUNTERS] + 8) * job[SCRATCH_BYTES]
+        run = job[SCRATCH] + fetch_add(job[COUNTERS] + 8) * job[SCRATCH_BYTES]
         periodic = job[PERIODIC] != 0
         tensor = 0
         while True:
-            block = claim(job[COUNTERS])
+            block = fetch_add(job[COUNTERS])
             if block >= table[-1, END]:
                 return
             while block >= table[tensor, END]:
@@ -163,31 +164,31 @@ def _shape(t, like, width, run):
 def _reweighted(x, like, t, stride, count, width, periodic, w, scale, run):
     """mean + (x - mean) scale."""
     n, step, width = _shape(t, like, width, run)
+    share = 1.0 / float(n)
     for first in range(0, n, ROWS):
         ahead, left = x + (first + ROWS) * step, width
         for j in range(0, width, LANES):
-            row, there = _tile(x, like, first * step, j, stride), _there(count, j)
-            total = _get(run + 8 * j)
+            row, mask = _tile(x, like, first * step, j, stride), _mask(count, j)
+            mean = _get(run + 8 * j)
             for _ in range(first, min(first + ROWS, n)):
-                ahead, left = _ask(ahead, like, stride, left, width, step)
-                total += wide(load(row, like, stride, there))
+                ahead, left = _prefetch(ahead, like, stride, left, width, step)
+                mean += wide(load(row, like, stride, mask)) * share
                 row += step
-            _put(total, run + 8 * j)
-    for j in range(0, width, LANES):
-        _put(_get(run + 8 * j) / float(n), run + 8 * j)
+            _put(mean, run + 8 * j)
     # Backwards: the last rows are the likeliest to be in the nearest cache.
     for first in range((n - 1) // ROWS * ROWS, -1, -ROWS):
         ahead, left = x + (first - ROWS) * step, width
         for j in range(0, width, LANES):
-            row, there = _tile(x, like, first * step, j, stride), _there(count, j)
+            row, mask = _tile(x, like, first * step, j, stride), _mask(count, j)
             mean = _get(run + 8 * j)
             # In two parts, so that float32 is enough from here on: the first difference is nearly exact.
             high = rounded(mean, like)
-            low = rounded(mean - wide(high), like)
+            # Halves: a deviation may be twice the largest float where the result is finite.
+            half_high, half_low = high * 0.5, rounded(mean - wide(high), like) * 0.5
             for _ in range(first, min(first + ROWS, n)):
-                ahead, left = _ask(ahead, like, stride, left, width, step)
-                deviation = rounded(wide(load(row, like, stride, there)), like) - high - low
-                store(deviation * scale + high, row, like, stride, there)
+                ahead, left = _prefetch(ahead, like, stride, left, width, step)
+                half = rounded(wide(load(row, like, stride, mask)), like) * 0.5 - half_high - half_low
+                store(half * (2 * scale) + high, row, like, stride, mask)
                 row += step
 
 
@@ -201,19 +202,19 @@ def _sobolev(x, like, t, stride, count, width, periodic, w, scale, run):
     """
     n, step, width = _shape(t, like, width, run)
     before, inverse, wrap, ratio = w[0], w[1], w[2], w[3]
-    wrapped, aside = run + 8 * width, run + 16 * width
+    wrapped, spilled = run + 8 * width, run + 16 * width
     for first in range(0, n, ROWS):
         ahead, left = x + (first + ROWS) * step, width
         for j in range(0, width, LANES):
-            row, there = _tile(x, like, first * step, j, stride), _there(count, j)
+            row, mask = _tile(x, like, first * step, j, stride), _mask(count, j)
             value, product = _get(run + 8 * j), _get(wrapped + 8 * j)
             for m in range(first, min(first + ROWS, n)):
-                ahead, left = _ask(ahead, like, stride, left, width, step)
-                g = wide(load(row, like, stride, there))
+                ahead, left = _prefetch(ahead, like, stride, left, width, step)
+                g = wide(load(row, like, stride, mask))
                 value = g + value * before[m]
                 if periodic:
                     product += g * wrap[m]
-                _keep(value * inverse[m], row, like, stride, there, aside + 4 * (m * width + j))
+                _spill(value * inverse[m], row, like, stride, mask, spilled + 4 * (m * width + j))
                 row += step
             _put(value, run + 8 * j)
             _put(product, wrapped + 8 * j)
@@ -223,13 +224,13 @@ def _sobolev(x, like, t, stride, count, width, periodic, w, scale, run):
         last = min(first + ROWS, n) - 1
         ahead, left = x + (first - ROWS) * step, width
         for j in range(0, width, LANES):
-            row, there = _tile(x, like, last * step, j, stride), _there(count, j)
+            row, mask = _tile(x, like, last * step, j, stride), _mask(count, j)
             value, product = _get(run + 8 * j), _get(wrapped + 8 * j)
             for m in range(last, first - 1, -1):
-                ahead, left = _ask(ahead, like, stride, left, width, step)
-                kept = _kept(row, like, stride, there, aside + 4 * (m * width + j))
-                value = wide(kept) + value * ratio[m]
-                store(value - product * wrap[m] if periodic else value, row, like, stride, there)
+                ahead, left = _prefetch(ahead, like, stride, left, width, step)
+                reloaded = _reload(row, like, stride, mask, spilled + 4 * (m * width + j))
+                value = wide(reloaded) + value * ratio[m]
+                store(value - product * wrap[m] if periodic else value, row, like, stride, mask)
                 row -= step
             _put(value, run + 8 * j)
 
@@ -247,11 +248,11 @@ def _mean_sobolev(x, like, t, stride, count, width, periodic, w, scale, run):
     for first in range(0, n, ROWS):
         ahead, left = x + (first + ROWS) * step, width
         for j in range(0, width, LANES):
-            row, there = _tile(x, like, first * step, j, stride), _there(count, j)
+            row, mask = _tile(x, like, first * step, j, stride), _mask(count, j)
             total, value, slope = _get(run + 8 * j), _get(values + 8 * j), _get(slopes + 8 * j)
             for m in range(first, min(first + ROWS, n)):
-                ahead, left = _ask(ahead, like, stride, left, width, step)
-                g = wide(load(row, like, stride, there))
+                ahead, left = _prefetch(ahead, like, stride, left, width, step)
+                g = wide(load(row, like, stride, mask))
                 total += g
                 value += g * start[m]
                 if periodic:
@@ -267,12 +268,12 @@ def _mean_sobolev(x, like, t, stride, count, width, periodic, w, scale, run):
     for first in range(0, n, ROWS):
         ahead, left = x + (first + ROWS) * step, width
         for j in range(0, width, LANES):
-            row, there = _tile(x, like, first * step, j, stride), _there(count, j)
+            row, mask = _tile(x, like, first * step, j, stride), _mask(count, j)
             mean, value, slope = _get(run + 8 * j), _get(values + 8 * j), _get(slopes + 8 * j)
             for _ in range(first, min(first + ROWS, n)):
-                ahead, left = _ask(ahead, like, stride, left, width, step)
-                slope += (mean - wide(load(row, like, stride, there))) * scale
-                store(value, row, like, stride, there)
+                ahead, left = _prefetch(ahead, like, stride, left, width, step)
+                slope += (mean - wide(load(row, like, stride, mask))) * scale
+                store(value, row, like, stride, mask)
                 value += slope
                 row += step
             _put(value, values + 8 * j)
@@ -280,9 +281,9 @@ def _mean_sobolev(x, like, t, stride, count, width, periodic, w, scale, run):
 
 
 @compiled
-def _ask(address, like, stride, left, width, step):
-    """Ask for lanes; returns the address of the next, in this row or the one after, and the columns left."""
-    ask(address, like, stride)
+def _prefetch(address, like, stride, left, width, step):
+    """Prefetch lanes; returns the address of the next, in this row or the one after, and the columns left."""
+    prefetch(address, like, stride)
     if left == LANES:
         return address + LANES * like.itemsize + step - width * like.itemsize, width
     return address + LANES * like.itemsize, left - LANES
@@ -313,37 +314,37 @@ def _tile_of(x, like, offset, j, stride):
     return lambda x, like, offset, j, stride: x + offset + j * stride * like.itemsize
 
 
-def _there(count, j):
-    """How many columns of the tile at column j are there; None for all."""
+def _mask(count, j):
+    """How many lanes of the tile at column j hold a column; None for all."""
     raise NotImplementedError
 
 
-@overload(_there)
-def _there_of(count, j):
+@overload(_mask)
+def _mask_of(count, j):
     if isinstance(count, types.NoneType):
         return lambda count, j: None
     return lambda count, j: min(LANES, count - j)
 
 
-def _keep(value, row, like, stride, there, aside):
-    """Keep a value from sweep to sweep: in place, unless that would round to 16 bits."""
+def _spill(value, row, like, stride, mask, spilled):
+    """Store a value for the second sweep: in place, unless that would round to 16 bits."""
     raise NotImplementedError
 
 
-@overload(_keep)
-def _keep_of(value, row, like, stride, there, aside):
+@overload(_spill)
+def _spill_of(value, row, like, stride, mask, spilled):
     if isinstance(like.dtype, types.Float):
-        return lambda value, row, like, stride, there, aside: store(value, row, like, stride, there)
-    return lambda value, row, like, stride, there, aside: store(value, aside, FLOAT32, None, None)
+        return lambda value, row, like, stride, mask, spilled: store(value, row, like, stride, mask)
+    return lambda value, row, like, stride, mask, spilled: store(value, spilled, FLOAT32, None, None)
 
 
-def _kept(row, like, stride, there, aside):
-    """What `_keep` kept."""
+def _reload(row, like, stride, mask, spilled):
+    """What `_spill` stored."""
     raise NotImplementedError
 
 
-@overload(_kept)
-def _kept_of(row, like, stride, there, aside):
+@overload(_reload)
+def _reload_of(row, like, stride, mask, spilled):
     if isinstance(like.dtype, types.Float):
-        return lambda row, like, stride, there, aside: load(row, like, stride, there)
-    return lambda row, like, stride, there, aside: load(aside, FLOAT32, None, None)
+        return lambda row, like, stride, mask, spilled: load(row, like, stride, mask)
+    return lambda row, like, stride, mask, spilled: load(spilled, FLOAT32, None, None)

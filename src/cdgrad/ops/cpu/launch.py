@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -29,16 +30,17 @@ from torch import Tensor
 
 from cdgrad.metrics import Array, MeanSobolev, Metric, ReweightedL2, Sobolev
 from cdgrad.ops import sobolev_weights
+from cdgrad.ops.byte_cache import cached_by_bytes
 from cdgrad.ops.memory_layout import Columns, columns_of
 
 # A block is at most 6 MiB, which a core's share of the last cache holds where this was measured: there the
 # second sweep finds what the first has read. Wide rows are what memory is fast at: with blocks of 768 KiB,
 # the second level's size, ResNet-18's sweeps took 1.4 times as long.
 _BLOCK_BYTES, _LEAST_BYTES = 6 * 2**20, 768 * 2**10
-# At least so many, for threads to end together, unless they fell below the least or narrowest.
+# Several blocks per thread let threads finish at about the same time; fewer where blocks would become
+# smaller than _LEAST_BYTES or _NARROWEST.
 _BLOCKS_PER_THREAD = 4
 _WIDEST, _NARROWEST, _STRIDED = 8192, 64, 64  # columns; running values of more would crowd the caches
-_FIELDS = 13
 _WORTH_A_THREAD = 1 << 15  # elements: below, waking a thread takes as long as the work
 
 # The dtype numba sees. numpy has no bfloat16; numba's half is for GPUs.
@@ -84,7 +86,7 @@ def directed_(jobs: Sequence[tuple[Tensor, int, int]], metric: Metric) -> None:
 
 
 class _Plan(NamedTuple):
-    table: NDArray[np.int64]  # (tensors, FIELDS) without addresses, see `cdgrad.ops.cpu.kernels`
+    table: NDArray[np.int64]  # (tensors, fields) without addresses, see `cdgrad.ops.cpu.kernels`
     tensors: tuple[int, ...]  # which gradient each row is; those with nothing to smooth have none
     channels: tuple[int, ...]  # per row
     threads: int
@@ -92,7 +94,7 @@ class _Plan(NamedTuple):
 
 
 def _run(grads: list[Tensor], dtype: torch.dtype, plan: _Plan, metric: Metric) -> None:
-    weights, scale = _weights(metric, plan.channels)
+    weights, scale = _weights(metric, plan.channels, dtype == torch.float64)
     table = plan.table.copy()
     table[:, 0] = [grad.data_ptr() for grad in grads]
     counters = np.zeros(2, np.int64)
@@ -113,18 +115,18 @@ def _run(grads: list[Tensor], dtype: torch.dtype, plan: _Plan, metric: Metric) -
     )
     # Each thread's call holds what it works on, should this one be interrupted while another still writes.
     held = (grads, table, weights, scale, counters, scratch)
-    _together(_team(metric.family, dtype), job, plan.threads, held)
+    _fork_join(_worker(metric.family, dtype), job, plan.threads, held)
 
 
-def _together(team: Any, job: NDArray[np.int64], threads: int, held: object) -> None:
+def _fork_join(worker: Any, job: NDArray[np.int64], threads: int, held: object) -> None:
     """Run the compiled function on that many threads at once, this one among them, and wait for all."""
-    fork_join = _openmp() if threads > 1 and not _forked else None
-    if fork_join is not None:
-        fork_join(team.address, job.ctypes.data, threads, 0)
+    openmp = _openmp() if threads > 1 and not _forked else None
+    if openmp is not None:
+        openmp(worker.address, job.ctypes.data, threads, 0)
         return
 
     def work(_: object) -> None:
-        team.ctypes(job.ctypes.data)
+        worker.ctypes(job.ctypes.data)
 
     futures = [_pool().submit(work, held) for _ in range(threads - 1)]
     work(held)
@@ -165,17 +167,38 @@ if hasattr(os, "register_at_fork"):  # absent on Windows, which has no fork
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def _team(family: str, dtype: torch.dtype) -> Any:
-    """From `cdgrad.ops.cpu.kernels`, which is imported on first use: numba takes half a second."""
-    return import_module("cdgrad.ops.cpu.kernels").team(family, _STORED[dtype])
+@lru_cache(maxsize=32)
+def _worker(family: str, dtype: torch.dtype) -> Any:
+    """The compiled function of `cdgrad.ops.cpu.kernels`, which is imported on first use.
+
+    Importing numba takes half a second. Where its cache on disk is damaged or has no writable place,
+    the function is compiled for this process alone, with a warning.
+    """
+    worker = import_module("cdgrad.ops.cpu.kernels").worker
+    try:
+        return worker(family, _STORED[dtype], cache=True)
+    # Whatever pickle, the file system or numba raise for the cache; without it, an error is about the compiler.
+    except Exception as error:
+        compiled = worker(family, _STORED[dtype], cache=False)
+        warnings.warn(
+            f"numba's cache cannot be used ({one_line(error)}), so cdgrad compiles its CPU kernels again in "
+            "every process, some seconds each; set NUMBA_CACHE_DIR to an empty, writable folder",
+            stacklevel=2,
+        )
+        return compiled
+
+
+def one_line(error: BaseException) -> str:
+    """The exception as one line: its kind and the first line of its message."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 @lru_cache(maxsize=64)
 def _plan(forms: tuple[_Form, ...], itemsize: int, most_threads: int) -> _Plan:
-    """The blocks of tensors of these forms, in the order in which they will be claimed."""
-    found = [(i, columns) for i, form in enumerate(forms) if (columns := columns_of(*form)) is not None]
-    sizes = [columns.n for _, columns in found]
-    elements = sum(columns.n * columns.number for _, columns in found)
+    """The blocks of tensors of these forms, in the order in which they will be taken."""
+    smoothed = [(i, columns) for i, form in enumerate(forms) if (columns := columns_of(*form)) is not None]
+    sizes = [columns.n for _, columns in smoothed]
+    elements = sum(columns.n * columns.number for _, columns in smoothed)
     if elements < _WORTH_A_THREAD:
         most_threads = 1
     share = elements * _bytes_per_element(itemsize) // (_BLOCKS_PER_THREAD * most_threads)
@@ -183,13 +206,13 @@ def _plan(forms: tuple[_Form, ...], itemsize: int, most_threads: int) -> _Plan:
     starts = np.cumsum([0, *sizes]).tolist()
     rows: list[list[int]] = []
     end = scratch = 0
-    for (_, columns), start in zip(found, starts, strict=False):
+    for (_, columns), start in zip(smoothed, starts, strict=False):
         row, blocks = _blocks(columns, itemsize, block_bytes)
         end += blocks
         scratch = max(scratch, _scratch_bytes(columns.n, row[4], itemsize))
         rows.append([0, *row, start, end])
-    table = np.array(rows, dtype=np.int64).reshape(-1, _FIELDS)
-    return _Plan(table, tuple(i for i, _ in found), tuple(sizes), min(most_threads, end), scratch)
+    table = np.array(rows, dtype=np.int64).reshape(len(rows), len(rows[0]) if rows else 0)
+    return _Plan(table, tuple(i for i, _ in smoothed), tuple(sizes), min(most_threads, end), scratch)
 
 
 def _bytes_per_element(itemsize: int) -> int:
@@ -224,22 +247,26 @@ def _blocks(columns: Columns, itemsize: int, block_bytes: int) -> tuple[list[int
     return row, across * -(-outer // outer_block)
 
 
-@lru_cache(maxsize=64)
-def _weights(metric: Metric, channels: tuple[int, ...]) -> tuple[Array, Array]:
-    """float64 weights (4, channels of all tensors), and a scalar per tensor."""
+@cached_by_bytes(32 * 2**20)
+def _weights(metric: Metric, channels: tuple[int, ...], double: bool) -> tuple[Array, Array]:
+    """float64 weights (4, channels of all tensors), and a scalar per tensor.
+
+    The scalar stays finite in the dtype computed in, so that a deviation of 0 stays 0 for the smallest lam.
+    """
+    largest = 1e300 if double else 1e37
     weights = np.zeros((4, sum(channels)))
     scale = np.ones(len(channels))
     each = np.split(weights, np.cumsum(channels)[:-1], axis=1)
     for i, (n, w) in enumerate(zip(channels, each, strict=True)):
         match metric:
             case ReweightedL2(lam=lam):
-                scale[i] = 1 / lam
+                scale[i] = min(1 / lam, largest)
             case Sobolev(lam=lam):
                 solve = sobolev_weights.sobolev(n, lam)
                 w[0, 1:] = solve.ratio[:-1]
                 w[1:] = solve.inverse_pivot, solve.wrap, solve.ratio
             case MeanSobolev(lam=lam, boundary=boundary):
-                scale[i] = 1 / (lam * float(n) ** 2)
+                scale[i] = min(1 / lam / float(n) ** 2, largest)
                 w[:2] = _integrals(n, scale[i], boundary == "periodic")
             case _:
                 raise TypeError(f"no fused operator is known for {metric!r}")
@@ -281,10 +308,12 @@ def _unfit(form: _Form) -> str | None:
 
 @lru_cache(maxsize=32)
 def _unavailable(family: str, dtype: torch.dtype) -> str | None:
-    """Why the sweeps of this family and dtype do not run here; compiles them if they are not cached."""
+    """Why the kernels of this family and dtype cannot run; compiles them if they are not cached."""
     try:
-        _team(family, dtype)
-    # Whatever numba, LLVM or the cache directory raise: eager is there, and the reason is told.
+        _worker(family, dtype)
+    # Whatever numba or LLVM raise: the eager backend works everywhere, and `select_backend` gives the reason.
     except Exception as error:
-        return f"numba cannot compile here ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        reason = f"numba cannot compile the CPU kernels ({one_line(error)})"
+        warnings.warn(f"{reason}; the eager backend replaces them and is several times slower", stacklevel=2)
+        return reason
     return None

@@ -123,12 +123,12 @@ _STORED = {types.float64: _FLOATS[64], types.float32: _FLOATS[32], types.uint16:
 
 
 @intrinsic
-def load(typing, address, like, stride, there):
-    """Elements `stride` apart, as float32 or float64; zero where no column is there."""
+def load(typing, address, like, stride, mask):
+    """Elements `stride` apart, as float32 or float64; zero where the mask has no column."""
     kind = _DOUBLE if like.dtype == types.float64 else _SINGLE
 
     def build(context, builder, signature, arguments):
-        bits = _moved(context, builder, signature, arguments, like, stride, there)
+        bits = _moved(context, builder, signature, arguments, like, stride, mask)
         if like.dtype == types.uint16:  # bfloat16: the upper half of a float32
             wide = builder.zext(bits, _vector(_I32))
             bits = builder.bitcast(builder.shl(wide, _splat(builder, _I32(16))), _vector(_FLOATS[32]))
@@ -137,11 +137,11 @@ def load(typing, address, like, stride, there):
             bits = builder.fpext(half, _vector(_FLOATS[32]))
         return bits
 
-    return kind(address, like, stride, there), build
+    return kind(address, like, stride, mask), build
 
 
 @intrinsic
-def store(typing, value, address, like, stride, there):
+def store(typing, value, address, like, stride, mask):
     """Write lanes as elements `stride` apart, rounded to nearest even, to 16 bits by way of float32."""
 
     def build(context, builder, signature, arguments):
@@ -155,23 +155,23 @@ def store(typing, value, address, like, stride, there):
             odd = builder.and_(builder.lshr(bits, sixteen), one)
             bits = builder.add(builder.add(bits, almost), odd)
             x = builder.trunc(builder.lshr(bits, sixteen), _vector(_I16))
-        _moved(context, builder, signature, arguments[1:], like, stride, there, x)
+        _moved(context, builder, signature, arguments[1:], like, stride, mask, x)
         return context.get_dummy_value()
 
-    return types.void(value, address, like, stride, there), build
+    return types.void(value, address, like, stride, mask), build
 
 
-def _moved(context, builder, signature, arguments, like, stride, there, value=None):
+def _moved(context, builder, signature, arguments, like, stride, mask, value=None):
     """The elements at an address, or `value` written there."""
     address, _, by, count = arguments
     vector, size = _vector(_STORED[like.dtype]), like.dtype.bitwidth // 8
-    if isinstance(stride, types.NoneType) and isinstance(there, types.NoneType):
+    if isinstance(stride, types.NoneType) and isinstance(mask, types.NoneType):
         pointer = builder.inttoptr(address, vector.as_pointer())
         return builder.store(value, pointer, size) if value is not None else builder.load(pointer, align=size)
     lanes = ir.Constant(_vector(_I64), list(range(LANES)))
-    mask = ir.Constant(_vector(_I1), [1] * LANES)
-    if not isinstance(there, types.NoneType):
-        mask = builder.icmp_signed("<", lanes, _splat(builder, count))
+    present = ir.Constant(_vector(_I1), [1] * LANES)
+    if not isinstance(mask, types.NoneType):
+        present = builder.icmp_signed("<", lanes, _splat(builder, count))
     name = f"v{LANES}{'f' if isinstance(like.dtype, types.Float) else 'i'}{8 * size}"
     if isinstance(stride, types.NoneType):
         kind, name, pointers = ("load", "store"), f"{name}.p0", builder.inttoptr(address, vector.as_pointer())
@@ -181,9 +181,9 @@ def _moved(context, builder, signature, arguments, like, stride, there, value=No
         pointers = builder.inttoptr(places, _vector(_STORED[like.dtype].as_pointer()))
         kind, name = ("gather", "scatter"), f"{name}.v{LANES}p0"
     if value is None:
-        arguments, returned = [pointers, _I32(size), mask, ir.Constant(vector, None)], vector
+        arguments, returned = [pointers, _I32(size), present, ir.Constant(vector, None)], vector
     else:
-        arguments, returned = [value, pointers, _I32(size), mask], ir.VoidType()
+        arguments, returned = [value, pointers, _I32(size), present], ir.VoidType()
     function = cgutils.get_or_insert_function(
         builder.module,
         ir.FunctionType(returned, [argument.type for argument in arguments]),
@@ -193,7 +193,7 @@ def _moved(context, builder, signature, arguments, like, stride, there, value=No
 
 
 @intrinsic
-def ask(typing, address, like, stride):
+def prefetch(typing, address, like, stride):
     """Start to load contiguous lanes at the address into the second-level cache."""
 
     def build(context, builder, signature, arguments):
@@ -222,7 +222,7 @@ def pointer(typing, address, like):
 
 
 @intrinsic
-def claim(typing, address):
+def fetch_add(typing, address):
     """The number at the address, which becomes one more: atomically, so each block has one thread."""
 
     def build(context, builder, signature, arguments):

@@ -33,6 +33,7 @@ import torch
 
 from cdgrad.metrics import Array, MeanSobolev, Sobolev
 from cdgrad.ops import eager
+from cdgrad.ops.byte_cache import cached_by_bytes
 
 NUMBERS = 3
 """Numbers per column that a piece tells the others: its mean, its first and its last value alone."""
@@ -84,7 +85,7 @@ def alone(metric: Sobolev | MeanSobolev, n: int, length: int) -> Sobolev | MeanS
     return replace(metric, lam=metric.lam * (n / length) ** 2, boundary="free")
 
 
-@lru_cache(maxsize=512)
+@cached_by_bytes(32 * 2**20)
 def coupling(metric: Sobolev | MeanSobolev, lengths: tuple[int, ...], index: int) -> Coupling:
     """The correction of piece `index` of an interval cut into pieces of these lengths.
 
@@ -131,7 +132,7 @@ def coupling(metric: Sobolev | MeanSobolev, lengths: tuple[int, ...], index: int
     return Coupling(rows, responses[index])
 
 
-@lru_cache(maxsize=512)
+@cached_by_bytes(32 * 2**20)
 def _response(metric: Sobolev | MeanSobolev, n: int, length: int) -> Array:
     """c w: the piece's response, of mean 0, to a jump of 1 after its last channel."""
     unit = torch.full((1, length), -1 / length, dtype=torch.float64)
