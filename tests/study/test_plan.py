@@ -46,17 +46,13 @@ def ended(job, error, status="ok"):
 def played(spec, error=lambda job: 5.0 + (job.trial or 0), runs=(), until=lambda job: False):
     """All the jobs of a study in the order that one worker makes them; their runs' errors are given."""
     plan, order, made = Plan(spec, runs, "here"), [], list(runs)
-    jobs = plan.next_jobs()
-    while jobs:
-        job = jobs.pop(0)
+    while job := plan.take():
         if until(job):
             break
         run = ended(job, error(job))
         plan.add(run)
         made.append(run)
         order.append(job)
-        jobs += plan.next_jobs()
-        plan.sort(jobs)
     return order, made
 
 

@@ -45,9 +45,9 @@ def test_under_ray_a_study_gives_the_local_numbers_though_a_node_is_killed(clust
     spec = parse(tiny_text.replace("epochs = 1", "epochs = 3").replace("seeds = 2", "seeds = 5"), "tiny")
     epochs = []
 
-    def and_a_node_is_killed(jobs, workers):
+    def and_a_node_is_killed(take, workers):
         ended = 0
-        for event in ray_engine.run_all(jobs, workers, address=cluster.address):
+        for event in ray_engine.run_all(take, workers, address=cluster.address):
             if isinstance(event, EpochDone):
                 epochs.append((event.job.key, event.epoch))
             ended += isinstance(event, RunDone)
@@ -72,7 +72,7 @@ def test_a_run_that_kills_every_worker_is_recorded_with_the_reason(cluster, tiny
     deadly = parse(tiny.text.replace("small-cnn", "deadly:net").replace("width = 2", ""), "tiny")
     monkeypatch.setattr(ray_engine, "ATTEMPTS", 2)
     jobs = [Job("", "dead", None, 0, deadly.setting("", "sgd"))]
-    (event,) = ray_engine.run_all(jobs, 1, address=cluster.address)
+    (event,) = ray_engine.run_all(lambda: jobs.pop() if jobs else None, 1, address=cluster.address)
     assert (event.run.status, event.run.key) == ("failed", ("", "dead", None, 0))
     assert event.run.message.startswith("lost 2 times by the Ray cluster: ")
 
@@ -80,7 +80,7 @@ def test_a_run_that_kills_every_worker_is_recorded_with_the_reason(cluster, tiny
 @pytest.mark.filterwarnings("ignore")
 def test_a_gpu_that_no_node_has_is_missed_at_once(cluster, tiny):
     with pytest.raises(StudyError, match="the Ray cluster has no GPU; leave out --device cuda"):
-        list(ray_engine.run_all([], 1, address=cluster.address, gpus_per_run=0.5))
+        list(ray_engine.run_all(lambda: None, 1, address=cluster.address, gpus_per_run=0.5))
 
 
 def test_no_cluster_is_said_in_a_line(tiny_text, tmp_path, capsys):

@@ -29,11 +29,11 @@ def spec(tiny_text):
 def engine(stop=1000, size=2000):
     """An engine that trains nothing and is interrupted after some runs; an epoch's record has a size."""
 
-    def run_all(jobs, workers):
+    def run_all(take, workers):
         for _ in range(stop):
-            if not jobs:
+            job = take()
+            if job is None:
                 return
-            job = jobs.pop(0)
             made = job.run(
                 datetime.now(UTC),
                 status="ok",
@@ -58,10 +58,9 @@ def records(folder):
 def whole(spec):
     """The records of the study, if nothing happens to it."""
     plan, found = Plan(spec, [], "here"), []
-    while jobs := plan.next_jobs():
-        for event in engine()(jobs, 1):
-            plan.add(event.run)
-            found.append(event.run)
+    for event in engine()(plan.take, 1):
+        plan.add(event.run)
+        found.append(event.run)
     return sorted(found, key=order)
 
 

@@ -109,7 +109,9 @@ def test_a_run_that_kills_its_process_costs_that_run_alone(tiny, tmp_path, monke
     monkeypatch.syspath_prepend(tmp_path)
     deadly = dataclasses.replace(tiny.setting("", "sgd"), model=Model("deadly:net"))
     jobs = [Job("", "dead", None, 0, deadly), Job("", "sgd", None, 0, tiny.setting("", "sgd"))]
-    runs = [event.run for event in run_all(jobs, 1) if isinstance(event, RunDone)]
+    runs = [
+        event.run for event in run_all(lambda: jobs.pop(0) if jobs else None, 1) if isinstance(event, RunDone)
+    ]
     assert [(run.arm, run.status) for run in runs] == [("dead", "failed"), ("sgd", "ok")]
     assert "killed by signal 9" in runs[0].message
 
@@ -118,7 +120,7 @@ def test_no_run_is_lost_where_workers_die_at_the_same_time(tiny, monkeypatch):
     monkeypatch.setattr(local_engine, "_serve", print)  # a worker that ends at once
     jobs = [Job("", "sgd", None, seed, tiny.setting("", "sgd")) for seed in range(16)]
     expected = {job.key for job in jobs}
-    runs = [event.run for event in run_all(jobs, 2)]
+    runs = [event.run for event in run_all(lambda: jobs.pop(0) if jobs else None, 2)]
     assert {run.key for run in runs} == expected
     assert len(runs) == 16
     assert {(run.status, run.message) for run in runs} == {

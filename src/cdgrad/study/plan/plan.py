@@ -34,7 +34,7 @@ class Plan:
         self.spec = spec
         self._place = place
         self._done = {run.key: run for run in runs if run.status != "failed" and self._is_part(run)}
-        self._handed_out: set[Key] = set()
+        self._taken = set[Key]()
         for run in self._done.values():
             self._check_trial(run) if run.trial is not None else self._check_final(run)
 
@@ -55,30 +55,30 @@ class Plan:
         """How many of `keys` are recorded."""
         return sum(key in self._done for key in self.keys)
 
-    def next_jobs(self) -> list[Job]:
-        """The runs that can be made now and were not handed out yet, in the order of `keys`.
+    def take(self) -> Job | None:
+        """The first of `keys` that can be run now and was not taken yet; None where there is none.
 
-        The final runs of an arm in a cell can once all its trials are done.
+        The final runs of an arm in a cell can be run once all its trials are done, so None may be followed
+        by a job after `add`.
         """
-        jobs: list[Job] = []
         for key in self.keys:
-            cell, arm, trial, seed = key
-            if key in self._done or key in self._handed_out:
+            if key in self._done or key in self._taken:
                 continue
+            cell, arm, trial, seed = key
             values = self._values(cell, arm, trial)
             if values is None:
                 continue
+            self._taken.add(key)
             setting = self.spec.setting(cell, arm, values, trial=trial is not None)
-            jobs.append(Job(cell, arm, trial, seed, setting, dict(values)))
-        self._handed_out |= {job.key for job in jobs}
-        return jobs
+            return Job(cell, arm, trial, seed, setting, dict(values))
+        return None
 
-    def sort(self, jobs: list[Job]) -> None:
-        """Put `jobs` in the order of `keys`."""
-        jobs.sort(key=lambda job: self._rank[job.key])
+    def next_jobs(self) -> list[Job]:
+        """Take all that can be run now."""
+        return list(iter(self.take, None))
 
     def add(self, run: Run) -> None:
-        """A run of `next_jobs` has ended."""
+        """A run that was taken has ended."""
         if run.status != "failed":
             self._done[run.key] = run
 
@@ -93,10 +93,6 @@ class Plan:
         errors = {t: [ranked_error(self._done[key]) for key in of_trial] for t, of_trial in keys.items()}
         trial = best(errors)
         return Choice(trial, self._points[arm][trial], errors)
-
-    @cached_property
-    def _rank(self) -> dict[Key, int]:
-        return {key: rank for rank, key in enumerate(self.keys)}
 
     @cached_property
     def _points(self) -> dict[str, list[dict[str, Any]]]:

@@ -6,6 +6,7 @@ SQLite's rollback journal makes each row atomic and durable, leaves a single fil
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import sqlite3
@@ -148,7 +149,11 @@ class Store:
         try:
             yield
         except (sqlite3.Error, OSError, json.JSONDecodeError) as error:
-            raise StudyError(f"the records in {self.path} cannot be used: {error}{_remedy(error)}") from error
+            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            why = "the disk is full" if full else str(error)
+            raise StudyError(
+                f"the records in {self.path} cannot be used: {why}{_remedy(error, why)}"
+            ) from error
 
 
 def _locked(folder: Path) -> sqlite3.Connection:
@@ -174,10 +179,10 @@ def _locked(folder: Path) -> sqlite3.Connection:
     return lock
 
 
-def _remedy(error: Exception) -> str:
-    if "full" in str(error) or "disk I/O" in str(error):
+def _remedy(error: Exception, why: str) -> str:
+    if "full" in why or "disk I/O" in why:
         return "; make room and run the same command again"
-    if "malformed" in str(error) or "not a database" in str(error) or isinstance(error, json.JSONDecodeError):
+    if "malformed" in why or "not a database" in why or isinstance(error, json.JSONDecodeError):
         return "; the file is damaged: restore a copy, or move it away to start anew"
     return ""
 

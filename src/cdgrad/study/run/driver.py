@@ -1,4 +1,4 @@
-"""Makes the runs of a study that are missing, and keeps each as soon as it ends."""
+"""Executes the remaining runs of a study, and records each as soon as it ends."""
 
 from __future__ import annotations
 
@@ -38,20 +38,18 @@ def run_study(spec: Spec, folder: Path, workers: int, engine: Engine | None = No
         plan = Plan(spec, store.runs(), str(folder))
         spec_hash = store.use_spec(spec.name, spec.text)
         made: list[Run] = []
-        jobs = plan.next_jobs()
         engine = engine or partial(run_all, checkpoints=folder / CHECKPOINTS)
-        workers = min(workers, len(plan.keys) - plan.done)
-        # With nothing to make, nothing is shown: the last driver may have been killed after the last run.
-        if jobs:
-            with display(plan, workers) as shown, closing(engine(jobs, workers)) as events:
+        remaining = len(plan.keys) - plan.done
+        workers = min(workers, remaining)
+        # Nothing is shown where no run remains: the last driver may have been killed after the last run.
+        if remaining:
+            with display(plan, workers) as shown, closing(engine(plan.take, workers)) as events:
                 for event in events:
                     if isinstance(event, EpochDone):
                         shown.epoch(event)
                         continue
                     store.add(event.run, spec_hash)
                     plan.add(event.run)
-                    jobs += plan.next_jobs()
-                    plan.sort(jobs)
                     made.append(event.run)
                     shown.run(event)
         if plan.done == len(plan.keys):  # what is left there is of runs that the study does not have

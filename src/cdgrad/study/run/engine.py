@@ -1,13 +1,13 @@
-"""What every engine has in common: jobs in, events of their runs out.
+"""What every engine has in common: it pulls jobs and yields the events of their runs.
 
-An engine is a generator ``run_all(jobs, workers) -> EpochDone | RunDone``. It takes jobs from the front of
-the list whenever a worker is free; its consumer may change the list between two events, because what
-comes of a run may be more of them. The consumer alone touches the records.
+An engine calls ``take()`` whenever a worker is free. None means that no job can start now; after the next
+event there may be one, because the final runs of an arm follow from its trials. The engine ends when
+``take()`` gives None and no run is under way. Its consumer alone touches the records.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,9 @@ from cdgrad.study.records.run import Run
 ONE_THREAD: Mapping[str, str] = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
 )
+
+
+Take = Callable[[], Job | None]
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,6 @@ class RunDone:
 
 
 class Engine(Protocol):
-    """Makes runs somewhere, up to `workers` at once. Leaving the iterator ends all that is under way."""
+    """Executes runs, up to `workers` at once. Leaving the iterator ends all that are under way."""
 
-    def __call__(self, jobs: list[Job], workers: int) -> Generator[EpochDone | RunDone]: ...
+    def __call__(self, take: Take, workers: int) -> Generator[EpochDone | RunDone]: ...

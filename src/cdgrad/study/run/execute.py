@@ -1,9 +1,4 @@
-"""What every engine has in common: jobs, the events of their runs, and the making of one run.
-
-An engine is a generator ``run_all(jobs, workers) -> EpochDone | RunDone``. It takes jobs from the front of
-the list whenever a worker is free; its consumer may change the list between two events, because what
-comes of a run may be more of them. The consumer alone touches the records.
-"""
+"""The execution of one run, in whichever process an engine gives it."""
 
 from __future__ import annotations
 

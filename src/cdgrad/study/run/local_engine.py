@@ -21,12 +21,12 @@ from cdgrad.study import StudyError
 from cdgrad.study.plan.job import Job
 from cdgrad.study.records.environment import environment
 from cdgrad.study.records.run import Run
-from cdgrad.study.run.engine import ONE_THREAD, EpochDone, RunDone
+from cdgrad.study.run.engine import ONE_THREAD, EpochDone, RunDone, Take
 from cdgrad.study.run.execute import execute
 
 
 def run_all(
-    jobs: list[Job], workers: int, *, gpus: Sequence[str] = (), checkpoints: Path | None = None
+    take: Take, workers: int, *, gpus: Sequence[str] = (), checkpoints: Path | None = None
 ) -> Generator[EpochDone | RunDone]:
     """Make the runs in up to `workers` processes of one thread each; yield what happens, as it does.
 
@@ -34,7 +34,7 @@ def run_all(
     exception or by closing it, ends all workers.
 
     Args:
-        jobs: taken from its front; the consumer may change it between two events.
+        take: gives the next job, or None where none can start now.
         workers: how many at once.
         gpus: identifiers as in CUDA_VISIBLE_DEVICES. Worker k trains on number k modulo their count, and
             sees no other; several workers may share one. None: on the CPU.
@@ -44,14 +44,16 @@ def run_all(
     try:
         while True:
             for index in range(workers):
-                if not jobs:
-                    break
                 worker = pool.get(index)
-                # A dead worker with a job is still to be heard of: `receive` tells what became of it.
-                if worker is None or (worker.job is None and not worker.alive):
+                # A dead worker may still have a job: `receive` then reports how it ended.
+                if worker is not None and worker.job is not None:
+                    continue
+                job = take()
+                if job is None:
+                    break
+                if worker is None or not worker.alive:
                     worker = pool[index] = _Worker(gpu_of(index, gpus), checkpoints)
-                if worker.job is None:
-                    worker.take(jobs.pop(0))
+                worker.take(job)
             busy = {index: worker for index, worker in pool.items() if worker.job is not None}
             if not busy:
                 return

@@ -22,21 +22,21 @@ from cdgrad.study import StudyError
 from cdgrad.study.plan.job import Job
 from cdgrad.study.records.environment import environment
 from cdgrad.study.records.run import Run
-from cdgrad.study.run.engine import ONE_THREAD, EpochDone, RunDone
+from cdgrad.study.run.engine import ONE_THREAD, EpochDone, RunDone, Take
 from cdgrad.study.run.execute import execute
 
 ATTEMPTS = 3
 
 
 def run_all(
-    jobs: list[Job], workers: int, *, address: str = "auto", gpus_per_run: float = 0.0
+    take: Take, workers: int, *, address: str = "auto", gpus_per_run: float = 0.0
 ) -> Generator[EpochDone | RunDone]:
     """Make the runs in up to `workers` tasks at once; yield what happens, as it does.
 
     Leaving the iterator cancels what is under way and leaves the cluster.
 
     Args:
-        jobs: taken from its front; the consumer may change it between two events.
+        take: gives the next job, or None where none can start now.
         workers: how many at once; those that find no free CPU wait.
         address: of the cluster, as for ``ray.init``; ``"auto"`` is the one that this machine is part of.
         gpus_per_run: the share of a GPU that a run takes, such as 0.25; 0: it trains on the CPU.
@@ -55,8 +55,8 @@ def run_all(
         try:
             while True:
                 for index in range(workers):
-                    if jobs and index not in slots:
-                        slots[index] = _Slot(jobs.pop(0), remote, device)
+                    if index not in slots and (job := take()) is not None:
+                        slots[index] = _Slot(job, remote, device)
                 if not slots:
                     return
                 ready, _ = ray.wait([slot.stream for slot in slots.values()], num_returns=1, timeout=1)
