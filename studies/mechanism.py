@@ -116,7 +116,7 @@ def look(model: nn.Module, data: datasets.Data, setting: Setting, seed: int) -> 
 
 
 def independent_gradients(
-    model: nn.Module, part: datasets.Part, batch: int, random: np.random.Generator
+    model: nn.Module, part: datasets.Split, batch: int, random: np.random.Generator
 ) -> dict[str, list[Tensor]]:
     """Gradients at the present weights from `BATCHES` batches drawn independently, by parameter name.
 

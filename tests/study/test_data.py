@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from cdgrad.study import StudyError, data
-from cdgrad.study.data.parts import channel_statistics
+from cdgrad.study.data.splits import channel_statistics
 from cdgrad.study.spec import Task
 
 
@@ -49,7 +49,7 @@ def test_batches_are_rows_of_the_part_in_the_wanted_layout():
     part = data.load(Task("fake", 100, 50), seed=0).validation
     rows = torch.tensor([7, 0, 7])
     assert torch.equal(part.images(rows), part.images()[rows])
-    colored = data.Part(part.pixels.expand(-1, 3, -1, -1), part.rows, part.labels, part.mean, part.std)
+    colored = data.Split(part.pixels.expand(-1, 3, -1, -1), part.rows, part.labels, part.mean, part.std)
     last = colored.to(torch.device("cpu"), torch.channels_last).images(rows)
     assert last.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(last, colored.images(rows))

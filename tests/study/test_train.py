@@ -114,13 +114,13 @@ def test_the_test_images_are_read_at_the_end_or_never(setting, monkeypatch, eval
     def watched(task, seed):
         parts = load(task, seed)
 
-        class Watched(data.Part):
+        class Watched(data.Split):
             def __getattribute__(self, name):
                 if name == "pixels":
                     seen.append(len(epochs))
                 return super().__getattribute__(name)
 
-        test = {f.name: getattr(parts.test, f.name) for f in dataclasses.fields(data.Part)}
+        test = {f.name: getattr(parts.test, f.name) for f in dataclasses.fields(data.Split)}
         return dataclasses.replace(parts, test=Watched(**test))
 
     epochs = []
@@ -154,7 +154,7 @@ def test_augmentation_is_drawn_from_a_stream_of_its_own(setting, monkeypatch):
 def test_the_error_is_the_share_of_wrong_answers():
     logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0], [torch.nan, 1.0]])
     labels = torch.tensor([0, 1, 1, 1])
-    part = data.Part(logits, torch.arange(4), labels, mean=torch.tensor(0.0), std=torch.tensor(1.0))
+    part = data.Split(logits, torch.arange(4), labels, mean=torch.tensor(0.0), std=torch.tensor(1.0))
     assert error_percent(torch.nn.Identity(), part) == 50.0
 
 

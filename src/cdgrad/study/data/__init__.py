@@ -1,4 +1,4 @@
-"""Images and labels of a task, split by a seed and normalized by the training part."""
+"""Images and labels of a task, split by a seed and normalized by the training split."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from dataclasses import dataclass
 import numpy as np
 
 from cdgrad.study import StudyError, streams
-from cdgrad.study.data import hub
+from cdgrad.study.data import decoding
 from cdgrad.study.data.augment import AUGMENTATIONS, augment
 from cdgrad.study.data.builtin import SOURCES
 from cdgrad.study.data.cache import Decoded
-from cdgrad.study.data.parts import Part, channel_statistics, part
+from cdgrad.study.data.splits import Split, channel_statistics, take
 from cdgrad.study.spec import Task
 
-__all__ = ["AUGMENTATIONS", "SOURCES", "Data", "Part", "augment", "has_test_split", "identity", "load"]
+__all__ = ["AUGMENTATIONS", "SOURCES", "Data", "Split", "augment", "has_test_split", "identity", "load"]
 
 
 @dataclass(frozen=True)
 class Data:
-    """Three disjoint parts. Training never looks at `test`; it is read once, when a run is over."""
+    """Three disjoint splits. Training never looks at `test`; it is read once, when a run is over."""
 
-    train: Part
-    validation: Part
-    test: Part
+    train: Split
+    validation: Split
+    test: Split
     classes: int
 
     @property
@@ -34,13 +34,13 @@ class Data:
 
 
 def load(task: Task, seed: int) -> Data:
-    """The images of `task`, split by `seed`, each channel normalized by the training part.
+    """The images of `task`, split by `seed`, each channel normalized by the training split.
 
     Where the data set has an official test split, the seed draws training and validation images from
-    the other one; otherwise it draws all three parts from all images.
+    the other one; otherwise it draws all three splits from all images.
 
     Raises:
-        StudyError: the data set cannot be had, or has too few images for the parts.
+        StudyError: the data set cannot be read, or has too few images for the splits.
     """
     decoded = _decoded(task)
     source, official = decoded.train, decoded.test
@@ -51,8 +51,9 @@ def load(task: Task, seed: int) -> Data:
         rows[2] = streams.generator(seed, streams.TEST).permutation(len(official.labels))
     rows[2] = rows[2][:test]
     mean, std = channel_statistics(source.pixels, rows[0])
-    parts = [part(s, r, mean, std) for s, r in zip((source, source, official or source), rows, strict=True)]
-    return Data(*parts, classes=decoded.classes)
+    arrays = (source, source, official or source)
+    splits = [take(a, r, mean, std) for a, r in zip(arrays, rows, strict=True)]
+    return Data(*splits, classes=decoded.classes)
 
 
 def has_test_split(task: Task) -> bool:
@@ -62,11 +63,11 @@ def has_test_split(task: Task) -> bool:
 
 def identity(task: Task) -> str:
     """What a record says of its images: a built-in name, or a name with a hash of what was decoded."""
-    return task.data if task.data in SOURCES else hub.identity(task)
+    return task.data if task.data in SOURCES else decoding.identity(task)
 
 
 def _decoded(task: Task) -> Decoded:
-    return SOURCES[task.data]() if task.data in SOURCES else hub.load(task)
+    return SOURCES[task.data]() if task.data in SOURCES else decoding.load(task)
 
 
 def _sizes(task: Task, images: int, official: int | None) -> tuple[int, int, int]:

@@ -1,4 +1,4 @@
-"""Data sets that need no download: hand-written digits, and noise for smoke tests."""
+"""Data sets that need no download: handwritten digits, and noise for smoke tests."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdgrad.study.data.cache import Decoded, Split
+from cdgrad.study.data.cache import About, Arrays, Decoded
 
 
 @lru_cache(maxsize=1)
 def digits() -> Decoded:
-    """1,797 hand-written digits of 8 x 8 pixels with values 0 to 16, embedded in scikit-learn."""
+    """1,797 handwritten digits of 8 x 8 pixels with values 0 to 16, embedded in scikit-learn."""
     datasets: Any = import_module("sklearn.datasets")  # it ships no types
     bunch = datasets.load_digits()
     images = torch.tensor(bunch.images, dtype=torch.float32)
@@ -32,8 +32,8 @@ def fake() -> Decoded:
 
 
 def _unsplit(images: Tensor, labels: Any) -> Decoded:
-    split = Split(images, torch.tensor(labels, dtype=torch.int64))
-    return Decoded(split, None, int(split.labels.max()) + 1)
+    arrays = Arrays(images, torch.tensor(labels, dtype=torch.int64))
+    return Decoded(arrays, None, About({"train": "train"}, int(arrays.labels.max()) + 1))
 
 
 SOURCES = {"digits": digits, "fake": fake}

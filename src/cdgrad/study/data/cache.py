@@ -12,8 +12,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,29 @@ from torch import Tensor
 
 from cdgrad.study import StudyError
 
+LAYOUT = 2  # of entries; 1 had images as they were stored, not turned as their EXIF orientation says
 _ABOUT = "about.json"
-_LAYOUT = 1  # a change of what entries contain makes new ones
-_READ_WHOLE = 2**30  # bytes of a folder up to which its files are read to recognize it
 
 
 @dataclass(frozen=True)
-class Split:
+class About:
+    """What an entry holds and how it came about.
+
+    Attributes:
+        titles: what the data set calls the split that serves as ``train`` and, where there is one, ``test``.
+        classes: how many there are.
+        turned: how many images were turned or mirrored, as their EXIF orientation says.
+        notes: what was found in the data set and is not read, or not covered by its hash; a clause each.
+    """
+
+    titles: Mapping[str, str]
+    classes: int
+    turned: int = 0
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Arrays:
     """Pixels, uint8 or float32 of shape (n, channels, height, width), and labels, int64 of shape (n,)."""
 
     pixels: Tensor
@@ -40,9 +55,13 @@ class Split:
 class Decoded:
     """A data set as arrays. `test` is None where there is no official test split."""
 
-    train: Split
-    test: Split | None
-    classes: int
+    train: Arrays
+    test: Arrays | None
+    about: About
+
+    @property
+    def classes(self) -> int:
+        return self.about.classes
 
 
 def folder() -> Path:
@@ -53,9 +72,9 @@ def folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "cdgrad"
 
 
-def entry_name(name: str, identity: Mapping[str, Any]) -> str:
+def entry_name(name: str, identity: Mapping[str, Any], layout: int = LAYOUT) -> str:
     """A folder's name, which begins with `name`; `identity` is all that decides the arrays, JSON-able."""
-    key = hashlib.sha256(json.dumps([_LAYOUT, identity], sort_keys=True).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([layout, identity], sort_keys=True).encode()).hexdigest()[:16]
     return f"{name}-{key}"
 
 
@@ -96,9 +115,9 @@ def _build(entry: Path, build: Callable[[Path], None]) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def describe(entry: Path, splits: list[str], classes: int) -> None:
-    """Say which of ``train`` and ``test`` an entry holds, and how many classes; after its arrays."""
-    (entry / _ABOUT).write_text(json.dumps({"splits": splits, "classes": classes}), encoding="utf-8")
+def describe(entry: Path, about: About) -> None:
+    """Write what an entry holds; after its arrays."""
+    (entry / _ABOUT).write_text(json.dumps(asdict(about)), encoding="utf-8")
 
 
 def images_file(entry: Path, split: str) -> Path:
@@ -113,36 +132,17 @@ def labels_file(entry: Path, split: str) -> Path:
 
 def _read(entry: Path) -> Decoded:
     try:
-        about = json.loads((entry / _ABOUT).read_text(encoding="utf-8"))
-        splits = {name: _split(entry, name) for name in about["splits"]}
-        return Decoded(splits["train"], splits.get("test"), about["classes"])
-    except (OSError, ValueError, KeyError) as error:
+        content = json.loads((entry / _ABOUT).read_text(encoding="utf-8"))
+        about = About(**content | {"notes": tuple(content["notes"])})
+        arrays = {role: _arrays(entry, role) for role in about.titles}
+        return Decoded(arrays["train"], arrays.get("test"), about)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StudyError(
             f"the cache entry {entry} is damaged ({error}); delete it to build it anew"
         ) from error
 
 
-def _split(entry: Path, name: str) -> Split:
+def _arrays(entry: Path, name: str) -> Arrays:
     # Copy-on-write, because torch warns of arrays that it could not write to.
     images = np.load(images_file(entry, name), mmap_mode="c")
-    return Split(torch.as_tensor(images), torch.as_tensor(np.load(labels_file(entry, name))))
-
-
-@lru_cache
-def digest(source: Path) -> str:
-    """A hash of the names, sizes and contents of all files below a folder, once a process.
-
-    Beyond 1 GiB the times of the last changes stand for the contents, which would take minutes to read.
-    """
-    files = sorted(p for p in source.rglob("*") if p.is_file())
-    facts = [(p, p.stat()) for p in files]
-    whole = sum(stat.st_size for _, stat in facts) <= _READ_WHOLE
-    found = hashlib.sha256()
-    for path, stat in facts:
-        found.update(f"{path.relative_to(source)}\0{stat.st_size}\0".encode())
-        if whole:
-            with path.open("rb") as file:
-                found.update(hashlib.file_digest(file, "sha256").digest())
-        else:
-            found.update(str(stat.st_mtime_ns).encode())
-    return found.hexdigest()
+    return Arrays(torch.as_tensor(images), torch.as_tensor(np.load(labels_file(entry, name))))

@@ -12,7 +12,7 @@ from cdgrad.study import data as datasets
 
 
 @torch.no_grad()
-def error_percent(model: nn.Module, part: datasets.Part) -> float:
+def error_percent(model: nn.Module, part: datasets.Split) -> float:
     """Misclassified images of `part` in percent, in evaluation mode."""
     model.eval()
     wrong = 0

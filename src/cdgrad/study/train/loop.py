@@ -242,11 +242,11 @@ class _Run:
         else:
             yield from zip(images.chunk(parts), labels.chunk(parts), strict=True)
 
-    def _error(self, part: datasets.Part) -> float:
+    def _error(self, part: datasets.Split) -> float:
         with self._precision():
             return error_percent(self.evaluated, part)
 
-    def _here(self, part: datasets.Part) -> datasets.Part:
+    def _here(self, part: datasets.Split) -> datasets.Split:
         layout = torch.channels_last if self.schedule.channels_last else torch.contiguous_format
         return part.to(self.device, layout)
 

@@ -1,4 +1,4 @@
-"""The images of a part as batches: kept as they were decoded, normalized when they are asked for.
+"""The images of a split as batches: kept as they were decoded, normalized when they are read.
 
 Decoded images are uint8 and memory-mapped: two workers share one copy, an epoch never copies the data
 set, and normalizing a batch of 128 takes well below 1 % of a step of the smallest ResNet.
@@ -12,18 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdgrad.study.data.cache import Split
+from cdgrad.study.data.cache import Arrays
+
+_AT_ONCE = 2048  # images whose values are counted together
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some rows of a split.
+class Split:
+    """Rows of the data set's arrays: the training, validation or test split of a run.
 
     Attributes:
-        pixels: all images of the split, uint8 or float32 of shape (N, channels, height, width).
-        rows: which of them are the part's, int64 of shape (n,).
-        labels: of the part, int64 of shape (n,).
-        mean, std: of the training part's pixels, float32 of shape (channels, 1, 1).
+        pixels: all images of the arrays, uint8 or float32 of shape (N, channels, height, width).
+        rows: which of them are the split's, int64 of shape (n,).
+        labels: of the split, int64 of shape (n,).
+        mean, std: of the training split's pixels, float32 of shape (channels, 1, 1).
         layout: memory format of the batches.
     """
 
@@ -43,15 +45,15 @@ class Part:
         return self.pixels.device
 
     def images(self, some: Tensor | slice = slice(None)) -> Tensor:
-        """Images `some` of the part, normalized: float32 of shape (count, channels, height, width)."""
+        """Images `some` of the split, normalized: float32 of shape (count, channels, height, width)."""
         images = self.pixels.index_select(0, self.rows[some]).to(torch.float32)
         return images.sub_(self.mean).div_(self.std).contiguous(memory_format=self.layout)
 
-    def to(self, device: torch.device, layout: torch.memory_format = torch.contiguous_format) -> Part:
-        """The part on a device, of whose memory it takes its own pixels, as they are; `self` on its own."""
+    def to(self, device: torch.device, layout: torch.memory_format = torch.contiguous_format) -> Split:
+        """The split on a device, with a copy of its own pixels there; `self` where it is there already."""
         if device == self.device:
             return replace(self, layout=layout)
-        return Part(
+        return Split(
             self.pixels.index_select(0, self.rows).to(device),
             torch.arange(len(self), device=device),
             self.labels.to(device),
@@ -61,10 +63,10 @@ class Part:
         )
 
 
-def part(split: Split, rows: Any, mean: Tensor, std: Tensor) -> Part:
-    """The part of a split that `rows`, an array of integers, names."""
+def take(arrays: Arrays, rows: Any, mean: Tensor, std: Tensor) -> Split:
+    """The split of the rows whose numbers `rows`, an array of integers, holds."""
     chosen = torch.tensor(rows)
-    return Part(split.pixels, chosen, split.labels[chosen], mean, std)
+    return Split(arrays.pixels, chosen, arrays.labels[chosen], mean, std)
 
 
 def channel_statistics(pixels: Tensor, rows: Any) -> tuple[Tensor, Tensor]:
@@ -88,6 +90,3 @@ def channel_statistics(pixels: Tensor, rows: Any) -> tuple[Tensor, Tensor]:
         std = torch.stack([images[:, c].std() for c in channels])
     std = std.where(std > 0, 1)  # a channel without contrast stays finite
     return mean.float()[:, None, None], std.float()[:, None, None]
-
-
-_AT_ONCE = 2048

@@ -1,0 +1,101 @@
+"""Which splits and columns of a data set are read, and the number of each class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from cdgrad.study import StudyError
+from cdgrad.study.data.source import SourceSplit
+from cdgrad.study.spec import Task
+
+_TEST_SPLITS = ("test", "validation", "valid", "val")
+_LABELS = ("label", "labels", "fine_label")  # CIFAR-100 has a coarse_label, too
+
+
+def choose_splits(task: Task, found: Iterable[str]) -> dict[str, str]:
+    """Which split serves as ``train``, and as ``test`` where there is one."""
+    names = list(found)
+    for key in ("train_split", "test_split"):
+        if (named := getattr(task, key)) and named not in names:
+            raise StudyError(f"task.{key}: {task.data} has the splits {', '.join(names)}; got {named!r}")
+    train = task.train_split or (names[0] if len(names) == 1 else "train")
+    if train not in names:
+        raise StudyError(f"{task.data} has the splits {', '.join(names)}: name one as task.train_split")
+    others = [name for name in names if name != train]
+    test = task.test_split or next((name for name in _TEST_SPLITS if name in others), "")
+    if others and not test:
+        raise StudyError(f"{task.data} has the splits {', '.join(names)}: name one as task.test_split")
+    if test == train:
+        raise StudyError(f"task.test_split must differ from the training split; both are {train!r}")
+    return {"train": train, "test": test} if test else {"train": train}
+
+
+def choose_columns(task: Task, features: Mapping[str, Any]) -> tuple[str, str]:
+    """The columns of the images and the labels."""
+    images = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
+    classes = [name for name, kind in features.items() if type(kind).__name__ == "ClassLabel"]
+    labels = [name for name in _LABELS if name in features] or classes
+    chosen: list[str] = []
+    for key, named, candidates in (("image", task.image, images), ("label", task.label, labels)):
+        if named and named not in features:
+            raise StudyError(f"task.{key}: {task.data} has the columns {', '.join(features)}; got {named!r}")
+        if not named and (not candidates or (key == "image" and len(candidates) > 1)):
+            raise StudyError(f"{task.data} has the columns {', '.join(features)}: name one as task.{key}")
+        chosen.append(named or candidates[0])
+    return chosen[0], chosen[1]
+
+
+def number_classes(task: Task, splits: Mapping[str, SourceSplit]) -> tuple[dict[str, Any], int]:
+    """Class numbers from 0 of the images of every split, and how many classes there are.
+
+    Raises:
+        StudyError: a label is missing or is no class, or two splits name their classes differently.
+    """
+    training = splits["train"]
+    for role, split in splits.items():
+        _check_labels(task, role, split)
+        if split.names != training.names:
+            raise StudyError(
+                f"{task.data}: column {split.column} numbers other classes in the {role} images "
+                f"({_first(split.names)}) than in the training images ({_first(training.names)}); write all "
+                f"splits with one list of classes, or the classes' names instead of numbers"
+            )
+    names = training.names
+    order: Sequence[Any] = range(len(names)) if names else sorted(set(training.labels))
+    number = {value: index for index, value in enumerate(order)}
+    for role, split in splits.items():
+        for row, value in enumerate(split.labels):
+            if value not in number:
+                raise _refused(task, role, split, row, f"{value!r}, which is no class of the training images")
+    return {role: np.array([number[v] for v in split.labels]) for role, split in splits.items()}, len(order)
+
+
+def _check_labels(task: Task, role: str, split: SourceSplit) -> None:
+    """Each label is an integer or a word, as a class is."""
+    for row, value in enumerate(split.labels):
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            raise _refused(task, role, split, row, "no label")
+        if isinstance(value, float) and not value.is_integer():
+            raise _refused(task, role, split, row, f"{value!r}, and a class is an integer or a word")
+        if not isinstance(value, str | int | float):
+            kind = type(value).__name__
+            raise _refused(task, role, split, row, f"a {kind}, and a class is an integer or a word")
+    if len({isinstance(value, str) for value in split.labels}) > 1:
+        raise StudyError(f"{task.data}: column {split.column} of the {role} images mixes numbers and words")
+
+
+def _refused(task: Task, role: str, split: SourceSplit, row: int, what: str) -> StudyError:
+    return StudyError(
+        f"{task.data}: column {split.column} of the {role} images holds {what} (row {row}, counted from 0); "
+        f"correct or remove such rows, or name another column as task.label or split as task.{role}_split"
+    )
+
+
+def _first(names: Sequence[str] | None) -> str:
+    if names is None:
+        return "without names"
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,0 +1,125 @@
+"""The data set of a task, from the cache or decoded into it, with a name that changes with its contents.
+
+Only decoding needs Pillow and, where it is not images in folders, ``datasets``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from functools import lru_cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cdgrad.study import StudyError
+from cdgrad.study.data import cache, image_folder, images, tables
+from cdgrad.study.data.choice import number_classes
+from cdgrad.study.data.files import contents, digest, shown
+from cdgrad.study.data.source import Source
+from cdgrad.study.spec import Task
+
+
+def load(task: Task) -> cache.Decoded:
+    """The splits of ``task.data`` from the cache, or decoded into it.
+
+    Raises:
+        StudyError: no such folder or name, no network, no ``datasets``, or contents that do not fit;
+            the message says what was looked for.
+
+    Warns:
+        UserWarning: something that was found is not read; once a process.
+    """
+    folder = _folder(task)
+    if folder is None and _is_path(task.data):
+        looked_for = Path(task.data).expanduser().absolute()
+        raise StudyError(f"task.data: there is no folder {task.data} (looked for {looked_for})")
+    decoded = cache.load(_entry(task, cache.LAYOUT), lambda entry: _decode(task, folder, entry))
+    if decoded.about.notes:
+        _warn(f"{task.data}: {'; '.join(decoded.about.notes)}")
+    return decoded
+
+
+def identity(task: Task) -> str:
+    """What a record says of its images: a name that changes with their contents and with the task."""
+    turned = load(task).about.turned
+    return _entry(task, 1) + ("-upright" if turned else "")
+
+
+def _entry(task: Task, layout: int) -> str:
+    """The name of a cache entry of a layout. Layout 1, of the first records, did not turn images upright."""
+    folder = _folder(task)
+    try:
+        source = digest(folder) if folder else task.data
+    except OSError as error:
+        place = shown(error.filename or task.data)
+        raise StudyError(f"task.data: {place} cannot be read: {error.strerror or error}") from error
+    decides: dict[str, Any] = {
+        "source": source,
+        **{key: getattr(task, key) for key in ("train_split", "test_split", "image", "label", "size")},
+    }
+    if folder and contents(folder).of_images:
+        decides["reader"] = "image folder"
+    return cache.entry_name(shown(folder.name) if folder else task.data.replace("/", "--"), decides, layout)
+
+
+def _folder(task: Task) -> Path | None:
+    """The local folder that is meant, or None for a name on the hub."""
+    folder = Path(task.data).expanduser()
+    return folder.resolve() if task.data and folder.is_dir() else None
+
+
+def _is_path(data: str) -> bool:
+    """Whether `data` is no name on the hub, which is ``name`` or ``owner/name``.
+
+    Where `owner` is a folder here, a path was meant, and a mistyped one is not looked for on the hub.
+    """
+    owner, slash, name = data.partition("/")
+    is_name = not slash or (owner and name and "/" not in name and not Path(owner).is_dir())
+    return data.startswith((".", "~", os.sep)) or "\\" in data or Path(data).is_file() or not is_name
+
+
+@lru_cache
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=3)
+
+
+def _decode(task: Task, folder: Path | None, entry: Path) -> None:
+    """Write the arrays of a task into the folder of its cache entry."""
+    _import("PIL.Image", task)
+    source = _source(task, folder, entry / "arrow")
+    for role, split in source.splits.items():
+        if not len(split.labels):
+            raise StudyError(f"{task.data}: split {source.titles[role]} has no images")
+    labels, classes = number_classes(task, source.splits)
+    channels, height, width = images.common_shape(task, [split.images for split in source.splits.values()])
+    turned = 0
+    for role, split in source.splits.items():
+        np.save(cache.labels_file(entry, role), labels[role])
+        arrays: Any = np.lib.format.open_memmap(
+            cache.images_file(entry, role), "w+", np.uint8, (len(split.labels), channels, height, width)
+        )
+        turned += images.decode(task, split.images, arrays)
+        arrays.flush()
+    cache.describe(entry, cache.About(source.titles, classes, turned, source.notes))
+    shutil.rmtree(entry / "arrow", ignore_errors=True)
+
+
+def _source(task: Task, folder: Path | None, arrow: Path) -> Source:
+    found = contents(folder) if folder else None
+    if found and found.of_images:
+        return image_folder.read(task, found)
+    return tables.read(task, _import("datasets", task), found, arrow)
+
+
+def _import(module: str, task: Task) -> Any:
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise StudyError(
+            f"task.data {task.data!r} is not in the cache {cache.folder()}, and decoding it needs "
+            f"{error.name}: pip install 'cdgrad[data]', or copy the cache from a machine that has it"
+        ) from error

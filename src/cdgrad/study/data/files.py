@@ -1,0 +1,143 @@
+"""The files of a folder that are data, and a hash of them.
+
+Left aside without a word are hidden files and those of desktops, and what a study writes: a study whose data
+is the folder that it lies in must not find its own figures among the images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import unicodedata
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from cdgrad.study import StudyError
+
+# fmt: off
+IMAGES = frozenset((
+    ".apng", ".avif", ".bmp", ".dib", ".gif", ".ico", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe",
+    ".jpeg", ".jpf", ".jpg", ".jpx", ".pbm", ".pcx", ".pgm", ".png", ".pnm", ".ppm", ".sgi",
+    ".tga", ".tif", ".tiff", ".webp",
+))
+TABLES = frozenset((
+    ".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".lance", ".h5", ".hdf5",
+))
+ARCHIVES = frozenset((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"))
+# fmt: on
+_METADATA = frozenset(f"metadata{suffix}" for suffix in (".csv", ".jsonl", ".parquet"))
+_CARDS = frozenset(("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"))
+_DESKTOP = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"))
+_RECORDS = "study.sqlite"  # a folder that holds this is a study's
+_READ_WHOLE = 2**30  # bytes of a folder up to which its files are read to recognize it
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The data files below `folder`, sorted, by their paths relative to it.
+
+    Attributes:
+        folder: the folder.
+        data: images where `of_images`, else all files but hidden ones.
+        others: where `of_images`, the files that are no images by their names.
+        of_images: whether the data are images in folders, and no table describes them.
+    """
+
+    folder: Path
+    data: tuple[Path, ...]
+    others: tuple[Path, ...]
+    of_images: bool
+
+
+@lru_cache
+def contents(folder: Path) -> Contents:
+    """What lies below a folder, once a process; links to folders are followed.
+
+    Raises:
+        StudyError: a link leads nowhere.
+    """
+    found = tuple(sorted(_visible(folder), key=normalized))
+    images = [path for path in found if path.suffix.lower() in IMAGES]
+    tables = [p for p in found if p.suffix.lower() in TABLES and p.name.lower() not in _CARDS]
+    described = any(path.name.lower() in _METADATA for path in found)
+    if described or len(images) <= len(tables) or not any(path.parent.parts for path in images):
+        return Contents(folder, found, (), of_images=False)
+    others = tuple(path for path in found if path.suffix.lower() not in IMAGES)
+    return Contents(folder, tuple(images), others, of_images=True)
+
+
+def normalized(path: Path) -> tuple[str, ...]:
+    """The parts of a path, composed: macOS decomposes accents, other systems keep what they are given."""
+    return tuple(unicodedata.normalize("NFC", part) for part in path.parts)
+
+
+def is_data(path: Path) -> bool:
+    """Whether a file looks like data by its name, so that leaving it out must be said."""
+    known = IMAGES | TABLES | ARCHIVES
+    return path.suffix.lower() in known and path.name.lower() not in _CARDS
+
+
+def shown(path: Path | str) -> str:
+    """A path as text that can be printed: bytes that are no UTF-8 become escapes."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
+def listed(paths: Iterable[Path | str], most: int = 3) -> str:
+    """The first few paths, and how many there are beyond them."""
+    every = [shown(path) for path in paths]
+    return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
+
+
+@lru_cache
+def digest(folder: Path) -> str:
+    """A hash of the names, sizes and contents of the data below a folder, once a process.
+
+    Beyond 1 GiB the times of the last changes stand for the contents, which would take minutes to read.
+    """
+    facts = [(path, (folder / path).stat()) for path in contents(folder).data]
+    whole = sum(stat.st_size for _, stat in facts) <= _READ_WHOLE
+    found = hashlib.sha256()
+    for path, stat in facts:
+        found.update(os.fsencode(path) + f"\0{stat.st_size}\0".encode())
+        if whole:
+            with (folder / path).open("rb") as file:
+                found.update(hashlib.file_digest(file, "sha256").digest())
+        else:
+            found.update(str(stat.st_mtime_ns).encode())
+    return found.hexdigest()
+
+
+def _visible(folder: Path) -> Iterator[Path]:
+    """Files below the folder, relative to it, without hidden ones and those of studies."""
+    own = (folder / _RECORDS).exists()
+    for path in _walk(folder, Path(), frozenset({_inode(folder)})):
+        if own and not path.parent.parts and _is_output(path):
+            continue
+        yield path
+
+
+def _walk(root: Path, below: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    """`above` holds the folders that lead to `below`: a link back to one of them ends there."""
+    for entry in sorted((root / below).iterdir()):
+        path, name = below / entry.name, entry.name
+        if name.startswith(".") or name.lower() in _DESKTOP:
+            continue
+        if entry.is_dir():
+            if not name.startswith("__") and not (entry / _RECORDS).exists() and _inode(entry) not in above:
+                yield from _walk(root, path, above | {_inode(entry)})
+        elif entry.is_file():
+            yield path
+        elif entry.is_symlink():
+            raise StudyError(f"{shown(root / path)} is a link that leads nowhere; repair or remove it")
+
+
+def _inode(folder: Path) -> tuple[int, int]:
+    stat = folder.stat()
+    return stat.st_dev, stat.st_ino
+
+
+def _is_output(path: Path) -> bool:
+    """Whether a file beside a study's records is one that a report writes."""
+    return path.name.startswith((_RECORDS, "report.", "runs.", "trials.")) or path.suffix in (".png", ".svg")

@@ -1,0 +1,124 @@
+"""Images in a folder for each class, those in a folder for each split or not.
+
+The folder in which an image lies is its class. Folders above that one are splits where all names of a level
+are: ``train``, ``Testing``, ``my_val``. A file's name decides nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from cdgrad.study import StudyError
+from cdgrad.study.data.choice import choose_splits
+from cdgrad.study.data.files import ARCHIVES, TABLES, Contents, listed, normalized, shown
+from cdgrad.study.data.source import ImageFile, Source, SourceSplit
+from cdgrad.study.spec import Task
+
+_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+}
+
+
+def read(task: Task, contents: Contents) -> Source:
+    """The splits and classes that the folders' names say.
+
+    Raises:
+        StudyError: images lie at different depths, or it is not clear which folders are splits.
+    """
+    _check_depths(task, contents)
+    splits = _splits(task, contents.data)
+    roles = choose_splits(task, splits)
+    unread = [name for name in splits if name not in roles.values()]
+    notes = [f"the {len(splits[name])} images of split {shown(name)} are not read" for name in unread]
+    if others := [path for path in contents.others if _is_noteworthy(path)]:
+        notes.append(f"{len(others)} files without the name of an image are not read ({listed(others)})")
+    return Source(
+        {role: _split(contents.folder, splits[name]) for role, name in roles.items()},
+        {role: shown(name) for role, name in roles.items()},
+        tuple(notes),
+    )
+
+
+def _split(folder: Path, paths: Sequence[Path]) -> SourceSplit:
+    def images() -> Iterator[tuple[str, ImageFile]]:
+        return ((shown(path), folder / path) for path in paths)
+
+    labels = [shown(normalized(path)[-2]) for path in paths]
+    return SourceSplit(labels, images, None, "folder")
+
+
+def _check_depths(task: Task, contents: Contents) -> None:
+    """All images lie equally deep, in a class folder each: otherwise some would be in a class by mistake."""
+    depths = Counter(len(path.parts) for path in contents.data)
+    usual = max(depths, key=lambda depth: (depths[depth], depth))
+    example = next(path for path in contents.data if len(path.parts) == usual)
+    if strange := [path for path in contents.data if len(path.parts) != usual]:
+        raise StudyError(
+            f"{task.data}: {listed(strange)} {'does' if len(strange) == 1 else 'do'} not lie in a class "
+            f"folder as {shown(example)} does; move or remove {'it' if len(strange) == 1 else 'them'}"
+        )
+
+
+def _splits(task: Task, paths: Sequence[Path]) -> dict[str, list[Path]]:
+    """The images of each split, by the split's name; all of them as ``train`` where no folder is a split."""
+    named = [name for name in (task.train_split, task.test_split) if name]
+    for level in range(len(paths[0].parts) - 2):
+        folders = sorted({path.parts[level] for path in paths})
+        kinds = {folder: _kind(folder) for folder in folders}
+        if all(kinds.values()) or any(_is_named(name, folder) for name in named for folder in folders):
+            return _grouped(task, paths, level, kinds)
+        if "train" in kinds.values() and {"test", "validation"} & {*kinds.values()}:
+            others = [folder for folder, kind in kinds.items() if not kind]
+            raise StudyError(
+                f"{task.data} has the folders {listed(folders, 8)}: name the splits to read as "
+                f"task.train_split and task.test_split, or move {listed(others)} elsewhere"
+            )
+    classes = sorted({path.parts[-2] for path in paths})
+    if len(classes) > 1 and all(map(_kind, classes)):
+        raise StudyError(
+            f"{task.data} has the folders {listed(classes)}, and their images are in no folders of classes; "
+            f"put each image into a folder named like its class"
+        )
+    return {"train": list(paths)}
+
+
+def _grouped(
+    task: Task, paths: Iterable[Path], level: int, kinds: dict[str, str | None]
+) -> dict[str, list[Path]]:
+    """Each folder of a level as a split, under the name by which the specification or custom knows it."""
+    kept = Counter(kinds.values())
+    titles: dict[str, str] = {}
+    for folder, kind in kinds.items():
+        by_name = [name for name in (task.train_split, task.test_split) if _is_named(name, folder)]
+        titles[folder] = by_name[0] if by_name else kind or folder
+        if kind and kept[kind] > 1 and not by_name:
+            same = [other for other, k in kinds.items() if k == kind]
+            raise StudyError(
+                f"{task.data} has several splits for {kind}, the folders {listed(same)}: put their images "
+                f"into one, or name the one to read as task.{'train' if kind == 'train' else 'test'}_split"
+            )
+    groups: dict[str, list[Path]] = {}
+    for path in paths:
+        groups.setdefault(titles[path.parts[level]], []).append(path)
+    return groups
+
+
+def _is_named(name: str, folder: str) -> bool:
+    return bool(name) and name in (folder, _kind(folder))
+
+
+def _kind(folder: str) -> str | None:
+    """The split that a folder's name stands for, if it stands for exactly one."""
+    words = re.split(r"[-._ 0-9]+", folder.lower())
+    kinds = {_WORDS[word] for word in words if word in _WORDS}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def _is_noteworthy(path: Path) -> bool:
+    """Whether leaving a file out must be said: it lies among the images, or holds data by its name."""
+    return bool(path.parent.parts) or path.suffix.lower() in TABLES | ARCHIVES

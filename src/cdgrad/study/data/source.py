@@ -1,0 +1,44 @@
+"""A data set before it is decoded: its splits, each with the labels and the files of its images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+ImageFile = str | Path | BinaryIO | None
+Images = Callable[[], Iterator[tuple[str, ImageFile]]]
+
+
+@dataclass(frozen=True)
+class SourceSplit:
+    """One split.
+
+    Attributes:
+        labels: of each image, a number or a word.
+        images: a function; what it returns goes through the images in the order of the labels: where
+            each is, in words for a message, and its file, or None where it is missing.
+        names: of the classes that the labels number; None where the labels are the classes.
+        column: what holds the labels, for a message.
+    """
+
+    labels: list[Any]
+    images: Images
+    names: tuple[str, ...] | None
+    column: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """The splits that are read, as ``train`` and, where there is one, ``test``.
+
+    Attributes:
+        splits: by the role that they play.
+        titles: what the data set calls each of them.
+        notes: as in `cdgrad.study.data.cache.About`.
+    """
+
+    splits: dict[str, SourceSplit]
+    titles: dict[str, str]
+    notes: tuple[str, ...]

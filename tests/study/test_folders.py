@@ -1,0 +1,403 @@
+"""Folders as people have them: cameras, damaged files, desktops, splits by name; nothing dropped unsaid."""
+
+import io
+import os
+import socket
+import struct
+import unicodedata
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cdgrad.study import StudyError, data
+from cdgrad.study.data import decoding, files
+from cdgrad.study.spec import Task
+
+datasets = pytest.importorskip("datasets", reason="the extra data is not installed")
+pillow = pytest.importorskip("PIL.Image", reason="the extra data is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path, monkeypatch):
+    """A cache of the test's own, and no network."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setenv("CDGRAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.chdir(tmp_path)
+    new_process()
+
+
+def new_process():
+    files.contents.cache_clear()
+    files.digest.cache_clear()
+    decoding._warn.cache_clear()
+
+
+def draw(seed, shape=(8, 8, 3)):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def png(pixels):
+    buffer = io.BytesIO()
+    pillow.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def images(folder, names):
+    """Images of the given names in a folder."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for seed, name in enumerate(names):
+        pillow.fromarray(draw(seed)).save(Path(folder) / f"{name}.png")
+
+
+def table(path, labels, names=None, rows=None):
+    """A Parquet file of images with labels."""
+    rows = rows if rows is not None else [{"bytes": png(draw(i)), "path": None} for i in range(len(labels))]
+    found = datasets.Dataset.from_dict({"image": rows, "label": labels}).cast_column(
+        "image", datasets.Image()
+    )
+    if names:
+        found = found.cast_column("label", datasets.ClassLabel(names=names))
+    Path(path).parent.mkdir(exist_ok=True)
+    found.to_parquet(str(path))
+
+
+def load(folder, **options):
+    return decoding.load(Task(str(folder), 1, 1, **options))
+
+
+# Cameras.
+
+
+def test_an_image_is_turned_as_its_exif_orientation_says():
+    for kind in ("cat", "dog"):
+        Path("set", kind).mkdir(parents=True)
+        for orientation in range(1, 9):
+            image = pillow.fromarray(draw(orientation, (6, 8, 3) if orientation < 5 else (8, 6, 3)))
+            exif = image.getexif()
+            exif[0x0112] = orientation
+            image.save(f"set/{kind}/{orientation}.png", exif=exif)
+    expected = [np.asarray(i) for i in datasets.load_dataset("set", split="train", cache_dir="hf")["image"]]
+    found = load("set")
+    assert np.array_equal(found.train.pixels.numpy().transpose(0, 2, 3, 1), expected)
+    assert found.about.turned == 14
+    assert decoding.identity(Task("set", 1, 1)).endswith("-upright")
+
+
+def test_the_name_of_images_that_nothing_turns_is_that_of_the_first_records():
+    table("set/train.parquet", [0, 1])
+    with Path("set/train.parquet").open("rb") as file:
+        assert file.read(4) == b"PAR1"
+    source = files.digest(Path("set").resolve())
+    keys = {"source": source, "train_split": "", "test_split": "", "image": "", "label": "", "size": 0}
+    assert decoding.identity(Task("set", 1, 1)) == decoding.cache.entry_name("set", keys, layout=1)
+
+
+# Files that cannot be read.
+
+
+def with_text_chunk(image):
+    text = b"zTXtComment\0\0" + zlib.compress(b"x" * 2**21)
+    chunk = struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text))
+    return image[:33] + chunk + image[33:]
+
+
+def enormous():
+    buffer = io.BytesIO()
+    pillow.new("1", (20000, 10000)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+BAD = {
+    "truncated": lambda: png(draw(0, (64, 64, 3)))[:6000],
+    "empty": lambda: b"",
+    "no image": lambda: b"<html>404</html>",
+    "large text": lambda: with_text_chunk(png(draw(0))),
+    "enormous": enormous,
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_file_that_cannot_be_read_is_named(kind):
+    for name in ("cat", "dog"):
+        images(f"set/{name}", range(4))
+    Path("set/dog/2.png").write_bytes(BAD[kind]())
+    with pytest.raises(StudyError, match=r"unreadable image: dog/2.png: .+; replace or remove it$") as caught:
+        load("set", size=8)
+    assert "\n" not in str(caught.value)
+
+
+def test_all_files_that_cannot_be_read_are_counted():
+    for name in ("cat", "dog"):
+        images(f"set/{name}", range(4))
+        Path(f"set/{name}/9.png").write_bytes(b"")
+    with pytest.raises(StudyError, match=r"contains 2 unreadable images: cat/9.png, dog/9.png; the first: "):
+        load("set")
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [(None, "there is no image"), ({"bytes": b"GIF", "path": None}, "no image that Pillow")],
+)
+def test_a_row_that_cannot_be_read_is_named(bad, reason):
+    good = {"bytes": png(draw(0)), "path": None}
+    table("set/train.parquet", [0, 1] * 10, rows=[good] * 17 + [bad] + [good] * 2)
+    with pytest.raises(StudyError, match=f"unreadable image: row 17 of split train: .*{reason}"):
+        load("set")
+
+
+# What is no data.
+
+
+def test_what_desktops_and_tools_leave_in_a_folder_changes_nothing():
+    for name in ("cat", "dog"):
+        images(f"set/{name}", range(3))
+    before = decoding.identity(Task("set", 1, 1))
+    for name in (".DS_Store", "cat/.DS_Store", "cat/Thumbs.db", "dog/desktop.ini", "cat/._0.png", "Icon\r"):
+        Path("set", name).write_bytes(b"\0")
+    images("set/.thumbnails", range(2))
+    images("set/__MACOSX/cat", range(2))
+    new_process()
+    assert decoding.identity(Task("set", 1, 1)) == before
+    assert len(load("set").train.labels) == 6
+
+
+@pytest.mark.parametrize("out", ["runs/s", "."])
+def test_the_figures_of_a_study_beside_its_images_are_no_images(out):
+    for name in ("cat", "dog"):
+        images(name, range(3))
+    before = decoding.identity(Task(".", 1, 1))
+    Path(out).mkdir(parents=True, exist_ok=True)
+    Path(out, "study.sqlite").write_bytes(b"")
+    Path(out, "runs.csv").write_text("arm\n")
+    images(out, ["differences", "epochs"])
+    new_process()
+    assert decoding.identity(Task(".", 1, 1)) == before
+    assert len(load(".").train.labels) == 6
+
+
+def test_the_records_of_a_study_beside_tables_are_no_rows():
+    table("train.parquet", [0, 1, 0])
+    Path("runs/s").mkdir(parents=True)
+    Path("runs/s/study.sqlite").write_bytes(b"")
+    table("runs/s/train-runs.parquet", [5])
+    assert load(".").train.labels.tolist() == [0, 1, 0]
+
+
+# Splits and classes.
+
+
+def test_a_file_name_decides_nothing():
+    for name in ("cat", "dog"):
+        images(f"set/{name}", [*range(5), "lab test 1", "test", "val_3"])
+    found = load("set")
+    assert (len(found.train.labels), found.test, dict(found.about.titles)) == (16, None, {"train": "train"})
+
+
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("train", "test"),
+        ("Training", "Testing"),
+        ("seg_train", "seg_test"),
+        ("train", "val"),
+        ("TRAIN", "dev-1"),
+    ],
+)
+def test_folders_named_like_splits_are_splits(train, test):
+    for name in ("cat", "dog"):
+        images(f"set/{train}/{name}", range(4))
+        images(f"set/{test}/{name}", range(3))
+    options = {"test_split": "dev-1"} if test == "dev-1" else {}
+    found = load("set", **options)
+    assert (len(found.train.labels), len(found.test.labels), found.classes) == (8, 6, 2)
+
+
+def test_a_class_may_be_called_like_a_split():
+    for name in ("bus", "car", "train"):
+        images(f"set/{name}", range(4))
+    found = load("set")
+    assert (found.train.labels.bincount().tolist(), found.test) == ([4, 4, 4], None)
+
+
+def test_a_linked_folder_is_a_folder(tmp_path):
+    images("elsewhere/fox", range(4))
+    images("set/cat", range(4))
+    os.symlink(tmp_path / "elsewhere" / "fox", "set/fox")
+    os.symlink(tmp_path / "set", "set/cat/around")  # no end of it
+    assert load("set").train.labels.tolist() == [0] * 4 + [1] * 4
+    images("elsewhere/fox", range(5))
+    before = decoding.identity(Task("set", 1, 1))
+    new_process()
+    assert decoding.identity(Task("set", 1, 1)) != before
+
+
+def test_a_link_that_leads_nowhere_is_named(tmp_path):
+    images("set/cat", range(2))
+    os.symlink(tmp_path / "gone.png", "set/cat/7.png")
+    with pytest.raises(StudyError, match=r"cat/7.png is a link that leads nowhere; repair or remove it"):
+        load("set")
+
+
+def test_an_image_outside_the_class_folders_is_named():
+    for name in ("cat", "dog"):
+        images(f"set/{name}", range(4))
+    images("set", ["cover"])
+    with pytest.raises(StudyError, match=r"set: cover.png does not lie in a class folder as cat/0.png does"):
+        load("set")
+
+
+def test_splits_without_class_folders_are_explained():
+    for name in ("train", "test"):
+        images(f"set/{name}", range(4))
+    with pytest.raises(
+        StudyError, match="has the folders test, train, and their images are in no folders of"
+    ):
+        load("set")
+
+
+def test_a_folder_beside_the_splits_must_be_named_or_moved():
+    for split in ("train", "test", "extra"):
+        for name in ("cat", "dog"):
+            images(f"set/{split}/{name}", range(2))
+    with pytest.raises(StudyError, match=r"folders extra, test, train: .* or move extra elsewhere"):
+        load("set")
+    with pytest.warns(UserWarning, match="set: the 4 images of split extra are not read"):
+        found = load("set", train_split="train", test_split="test")
+    assert (len(found.train.labels), len(found.test.labels)) == (4, 4)
+
+
+def test_two_folders_for_one_split_are_not_pooled():
+    for split in ("train", "val", "valid"):
+        images(f"set/{split}/cat", range(2))
+    with pytest.raises(StudyError, match=r"several splits for validation, the folders val, valid"):
+        load("set")
+
+
+def test_what_is_not_read_is_said_once():
+    for name in ("cat", "dog"):
+        for split in ("train", "test", "val"):
+            images(f"set/{split}/{name}", range(2))
+    Path("set/train/cat/notes.txt").write_text("sharp")
+    Path("set/train/dog/IMG_1.HEIC").write_bytes(b"")
+    Path("set/README.md").write_text("# Pets")
+    Path("set/labels.csv").write_text("a,b")
+    with pytest.warns(UserWarning, match="the 4 images of split validation are not read; 3 files") as caught:
+        load("set")
+    assert "(labels.csv, train/cat/notes.txt, train/dog/IMG_1.HEIC)" in str(caught[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load("set")
+
+
+def test_tables_that_belong_to_no_split_are_named():
+    table("set/train.parquet", [0, 1])
+    table("set/test.parquet", [0, 1])
+    table("set/lab.parquet", [0, 1])
+    with pytest.warns(UserWarning, match=r"1 files are not read: no split has their names \(lab.parquet\)"):
+        load("set")
+
+
+def test_images_that_a_table_names_outside_the_folder_are_named(tmp_path):
+    images("elsewhere", range(2))
+    rows = [{"bytes": None, "path": str(tmp_path / "elsewhere" / f"{i}.png")} for i in range(2)]
+    table("set/train.parquet", [0, 1], rows=rows)
+    with pytest.warns(UserWarning, match=r"the 2 images outside the folder are not part of its hash"):
+        found = load("set")
+    assert torch.equal(found.train.pixels[1], torch.tensor(draw(1)).permute(2, 0, 1))
+
+
+# Names.
+
+
+def test_accents_are_one_class_however_they_are_written():
+    for split, form in (("train", "NFC"), ("test", "NFD")):
+        for name in ("café", "zoo"):
+            images(f"set/{split}/{unicodedata.normalize(form, name)}", range(2))
+    found = load("set")
+    assert (found.train.labels.tolist(), found.test.labels.tolist()) == ([0, 0, 1, 1], [0, 0, 1, 1])
+
+
+def test_names_that_are_no_utf_8_are_read_and_shown():
+    latin = os.fsdecode("caf\xe9".encode("latin-1"))
+    images(f"set/{latin}", range(2))
+    images("set/zoo", range(2))
+    assert load("set").train.labels.tolist() == [0, 0, 1, 1]
+    Path("set", latin, "9.png").write_bytes(b"")
+    new_process()
+    with pytest.raises(StudyError, match=r"unreadable image: caf.*9\.png") as caught:
+        load("set")
+    str(caught.value).encode()
+
+
+# Labels.
+
+
+@pytest.mark.parametrize(
+    ("labels", "reason"),
+    [
+        ([0, 1, None, 1], "no label"),
+        (["a", "b", None, "b"], "no label"),
+        ([0.0, 1.0, float("nan"), 1.0], "no label"),
+        ([0.0, 1.0, 0.37, 1.0], "0.37, and a class is an integer or a word"),
+        ([[0], [1], [0], [1]], "a list, and a class is an integer or a word"),
+        ([{"x": 0}, {"x": 1}, {"x": 0}, {"x": 1}], "a dict, and a class"),
+    ],
+)
+def test_labels_that_are_no_classes_are_named_by_split_and_row(labels, reason):
+    table("set/train.parquet", labels)
+    row = 0 if isinstance(labels[0], list | dict) else 2
+    with pytest.raises(StudyError, match=rf"column label of the train images holds {reason}.* \(row {row}, "):
+        load("set")
+
+
+def test_numbers_with_gaps_are_classes_in_order():
+    table("set/train.parquet", [7.0, 0.0, 3.0, 7.0])
+    found = load("set")
+    assert (found.train.labels.tolist(), found.classes) == ([2, 0, 1, 2], 3)
+
+
+@pytest.mark.parametrize("other", [["dog", "cat"], ["cat", "dog", "fox"]])
+def test_splits_that_number_their_classes_differently_are_refused(other):
+    table("set/train.parquet", [0, 1], ["cat", "dog"])
+    table("set/test.parquet", [0, 1], other)
+    with pytest.raises(
+        StudyError, match=r"differently in (train|test).parquet \(.*\) and (train|test).parquet"
+    ):
+        load("set")
+
+
+def test_a_class_that_training_images_lack_is_named():
+    images("set/train/cat", range(2))
+    images("set/train/dog", range(2))
+    images("set/test/fox", range(2))
+    with pytest.raises(StudyError, match="of the test images holds 'fox', which is no class of the training"):
+        load("set")
+
+
+def test_a_split_without_images_is_named():
+    table("set/train.parquet", [0, 1])
+    none = datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")})
+    datasets.Dataset.from_dict({"image": [], "label": []}, none).to_parquet("set/test.parquet")
+    with pytest.raises(StudyError, match='"test" corresponds to no data'):
+        load("set")
+
+
+# Paths.
+
+
+@pytest.mark.parametrize("name", ["photos/cats", "photos/", "spec.toml", "set/train/cat"])
+def test_a_mistyped_folder_is_not_looked_for_on_the_hub(name):
+    Path("photos").mkdir()
+    Path("spec.toml").write_text("")
+    Path(name.rstrip("/")).is_dir() and Path(name.rstrip("/")).rmdir()
+    with pytest.raises(StudyError, match=f"there is no folder {name}"):
+        data.load(Task(name, 1, 1), seed=0)
