@@ -9,10 +9,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cdgrad.metrics import L2, MeanSobolev, Metric, ReweightedL2, Sobolev, parse_metric
-
 if TYPE_CHECKING:
     from cdgrad.attachment import Attachment, attach
+    from cdgrad.metrics import L2, MeanSobolev, Metric, ReweightedL2, Sobolev, parse_metric
     from cdgrad.ops import channel_directed, channel_directed_, select_backend
     from cdgrad.selection import Selection, Target, select
 
@@ -34,7 +33,8 @@ __all__ = [
     "select_backend",
 ]
 
-_HOME = {
+_METRICS = ("L2", "MeanSobolev", "Metric", "ReweightedL2", "Sobolev", "parse_metric")
+_HOME = dict.fromkeys(_METRICS, "cdgrad.metrics") | {
     "Attachment": "cdgrad.attachment",
     "Selection": "cdgrad.selection",
     "Target": "cdgrad.selection",
@@ -47,6 +47,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "metrics":
+        return import_module("cdgrad.metrics")
     if name not in _HOME:
         raise AttributeError(f"module 'cdgrad' has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_HOME[name]), name)

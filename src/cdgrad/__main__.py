@@ -1,6 +1,11 @@
 """``python -m cdgrad`` is the ``cdgrad`` command."""
 
+import os
 import sys
+
+# -m puts the working directory first, where a file of the user's would pass for a module of some package.
+if __name__ == "__main__" and sys.path[0] in ("", os.getcwd()):
+    del sys.path[0]
 
 from cdgrad.cli import main
 

@@ -9,7 +9,6 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import cdgrad
 from cdgrad.commands import bench, inspect, report, study, train
@@ -26,9 +25,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows ? for it
             stream.reconfigure(errors="replace")
     options = parser().parse_args(arguments)
-    # As under python -m: "mynet:build" finds mynet.py in the folder of the user, here and in workers.
-    if str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
     try:
         return options.command(options)
     except UsageError as error:

@@ -77,6 +77,7 @@ def run(options: argparse.Namespace) -> int:
     """Train, print every epoch and the final error, and save the weights."""
     import torch
 
+    from cdgrad.study.callables import modules_beside
     from cdgrad.study.train.ranks import join
 
     spec = specification(options.spec)
@@ -94,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
             check_new_file(file, flag)
     setting = setting_of(spec, cell, arm, options.set or ())
     torch.set_num_threads(options.threads)
-    with join(options.parallel, options.device) as ranks:
+    with modules_beside(spec.folder), join(options.parallel, options.device) as ranks:
         outcome = run_single(
             arm,
             setting,

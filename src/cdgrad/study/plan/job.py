@@ -14,7 +14,8 @@ from cdgrad.study.spec import Setting, as_json
 class Job:
     """One run to make: a trial's, or a final one, where `trial` is None.
 
-    `values` are those that a trial or the choice among trials put in the setting.
+    `values` are those that a trial or the choice among trials put in the setting, `folder` is the one in
+    which modules that the specification names may be.
     """
 
     cell: str
@@ -23,6 +24,7 @@ class Job:
     seed: int
     setting: Setting
     values: dict[str, Any] = field(default_factory=dict[str, Any])
+    folder: str = ""
 
     @property
     def key(self) -> Key:

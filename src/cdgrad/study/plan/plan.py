@@ -70,7 +70,7 @@ class Plan:
                 continue
             self._taken.add(key)
             setting = self.spec.setting(cell, arm, values, trial=trial is not None)
-            return Job(cell, arm, trial, seed, setting, dict(values))
+            return Job(cell, arm, trial, seed, setting, dict(values), self.spec.folder)
         return None
 
     def next_jobs(self) -> list[Job]:

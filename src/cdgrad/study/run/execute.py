@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cdgrad.study import StudyError
+from cdgrad.study.callables import modules_beside
 from cdgrad.study.plan.job import Job
 from cdgrad.study.records.environment import environment
 from cdgrad.study.records.run import Run, Status
@@ -43,12 +44,13 @@ def execute(
     if job.trial is not None and job.setting.evaluate == "test":
         raise ValueError(f"trial {job.trial} of arm {job.arm} would read the test part")
     try:
-        place |= _data(job.setting)
-        if job.setting.entry:
-            outcome = run_entry(job.arm, job.setting, job.seed, on_epoch)
-        else:
-            kept = checkpoints and checkpoints / job.file(device)
-            outcome = train(job.setting, job.seed, on_epoch, device=device, checkpoint=kept)
+        with modules_beside(job.folder):
+            place |= _data(job.setting)
+            if job.setting.entry:
+                outcome = run_entry(job.arm, job.setting, job.seed, on_epoch)
+            else:
+                kept = checkpoints and checkpoints / job.file(device)
+                outcome = train(job.setting, job.seed, on_epoch, device=device, checkpoint=kept)
         status, error, epochs = outcome.status, outcome.error, outcome.epochs
         measures |= outcome.measures
     except ConnectionError:  # the driver is gone; nobody would hear of a failure

@@ -97,7 +97,8 @@ class _Worker:
             target=_serve, args=(theirs, gpu is not None, checkpoints)
         )
         visible = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-        with _environment({**ONE_THREAD, **visible}), _interrupts_ignored():
+        # Unsafe, the interpreter would look for its own modules in the working directory first.
+        with _environment({**ONE_THREAD, **visible, "PYTHONSAFEPATH": "1"}), _interrupts_ignored():
             self._process.start()
         theirs.close()
         self.job: Job | None = None
@@ -150,6 +151,7 @@ _GRACE = 5  # seconds
 def _serve(pipe: Connection, on_gpu: bool, checkpoints: Path | None) -> None:
     """A worker's life: receive a job, send each epoch's number and then the run, until the pipe ends."""
     threading.Thread(target=_leave_with_the_driver, daemon=True).start()
+    os.environ.pop("PYTHONSAFEPATH", None)  # not for what the user's code starts
     import torch
 
     torch.set_num_threads(1)

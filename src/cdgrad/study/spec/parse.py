@@ -45,9 +45,10 @@ def load(source: str) -> Spec:
         known = ", ".join(builtin_names())
         raise FileNotFoundError(f"no study {source!r}: neither a TOML file nor one of the built-in {known}")
     try:
-        return parse(path.read_text(encoding="utf-8"), path.stem)
+        spec = parse(path.read_text(encoding="utf-8"), path.stem)
     except (OSError, UnicodeDecodeError) as error:
         raise StudyError(f"{source} cannot be read: {error}") from None
+    return replace(spec, folder=str(path.absolute().parent))
 
 
 def parse(text: str, name: str) -> Spec:

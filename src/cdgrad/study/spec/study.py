@@ -32,7 +32,8 @@ class Spec:
     ``schedule`` and ``optimizer`` as read; a study without cells has one, named ``""``. `entry` is the
     user's own training code, ``module:callable``, or empty; with it there is one cell without tables.
     `out` is the folder of its records, relative to where the command runs. `evaluate` is ``"test"``, or
-    ``"validation"`` for a study that never reads a test set.
+    ``"validation"`` for a study that never reads a test set. `folder` is the one of the TOML file, in which
+    modules that it names may be; empty for a study that is not read from a file.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Spec:
     arms: dict[str, Arm]
     tuning: Tuning | None
     text: str
+    folder: str = ""
 
     def setting(self, cell: str, arm: str, values: Values = _NOTHING, *, trial: bool = False) -> Setting:
         """The setting of an arm in a cell: the cell's own, with the arm's changes, with `values`.

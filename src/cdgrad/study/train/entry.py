@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 
 from cdgrad.attachment import Attachment
 from cdgrad.study import StudyError
-from cdgrad.study.callables import load_callable
+from cdgrad.study.callables import load_callable, users_modules
 from cdgrad.study.spec import Setting
 from cdgrad.study.train.arms import attach_arm
 from cdgrad.study.train.outcome import Epoch, Outcome
@@ -93,7 +93,11 @@ def run_entry(arm: str, setting: Setting, seed: int, on_epoch: Callable[[int, Ep
         torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
         np.random.seed(seed % 2**32)  # noqa: NPY002, the user's code may use it
         random.seed(seed)
-        result = run(seed, seen)
+        try:
+            with users_modules():
+                result = run(seed, seen)
+        except SystemExit as error:
+            raise StudyError(f"{setting.entry} ended the process (exit status {error.code!r})") from error
     if not isinstance(result, Mapping) or "error" not in result:
         raise StudyError(f'{setting.entry} must return a dict with "error" in percent; got {result!r:.60}')
     if not seen.attached:
