@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: quickstart test lint docs evidence clean
+.PHONY: quickstart test lint docs pages evidence release clean
 
 quickstart: $(VENV)/.study
 	$(BIN)/cdgrad study quickstart --out runs/quickstart
@@ -22,8 +22,15 @@ docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
-evidence: $(VENV)/.dev
-	$(BIN)/python -m evidence.build
+# Every generated part of README and docs, from the records: nothing is trained.
+pages evidence: $(VENV)/.dev
+	$(BIN)/python -m tools.generated
+
+# A wheel and a source distribution, checked in an empty environment. Tag and upload by hand afterwards.
+release: $(VENV)/.dev
+	rm -rf dist
+	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir dist .
+	$(BIN)/python -m tools.release
 
 clean:
 	rm -rf $(VENV) docs/_build .pytest_cache .ruff_cache .hypothesis

@@ -80,12 +80,12 @@ def bare(setting, on_epoch, device):
     torch.manual_seed(0)
     parts = data.load(task, 0)
     layout = torch.channels_last if schedule.channels_last else torch.contiguous_format
-    images = parts.train.images().to(device, memory_format=layout)
+    images = parts.train.images().to(device).contiguous(memory_format=layout)
     labels = parts.train.labels.to(device)
-    held_out = parts.validation.images().to(device, memory_format=layout)
+    held_out = parts.validation.images().to(device).contiguous(memory_format=layout)
     answers = parts.validation.labels.to(device)
     model = models.build(network.name, parts.image_shape, parts.classes, network.arguments)
-    model.to(device, memory_format=layout)
+    model.to(device, memory_format=layout)  # pyright: ignore[reportCallIssue]  torch types only tensors so
     optimizer = torch.optim.SGD(model.parameters(), lr=base.lr, **base.arguments)
     if setting.metric != "none":
         attach(optimizer, model, setting.metric)
@@ -154,7 +154,7 @@ def row(case, arm, setting, device, rounds):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()

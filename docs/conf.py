@@ -27,6 +27,7 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
+    "sphinx_copybutton",
     "drawn",
     "mathml",
     "spec_keys",
@@ -34,7 +35,8 @@ extensions = [
 exclude_patterns = ["_build", "_ext"]
 nitpicky = True
 
-myst_enable_extensions = ["dollarmath", "deflist", "attrs_inline"]
+myst_enable_extensions = ["dollarmath", "deflist", "attrs_inline", "substitution"]
+myst_substitutions = {"version": version}
 myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # the API pages begin with an object, not with a heading of level 2
 
@@ -55,6 +57,8 @@ maximum_signature_line_length = 88
 napoleon_use_ivar = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
+
+copybutton_exclude = ".linenos, .gp, .go"  # prompts and output of examples
 
 smartquotes_action = "D"  # dashes, not quotes, which are often a part of what is quoted
 

@@ -1,8 +1,8 @@
 """Every optimizer at hand, built as its documentation says, and what becomes of attaching to it.
 
-`outcome` is the judge: an attached run equals a run whose gradients are directed by hand, bit for bit,
-and differs from an ordinary one; or `attach` refuses. Nothing else is an outcome. Run as a program, it
-writes the table in docs/optimizers.md.
+`outcome` decides: an attached run equals, bit for bit, a run whose gradients are directed by hand, and
+differs from an ordinary one; or `attach` refuses. Nothing else is an outcome. Run as a program, it writes
+benchmarks/results/optimizers.json, from which ``make pages`` writes the table of docs/optimizers.md.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,8 +27,7 @@ from torch.optim import SGD, Optimizer
 
 import cdgrad
 
-PAGE = Path(__file__).parents[1] / "docs" / "optimizers.md"
-MARKER = "<!-- written by: python tests/optimizer_catalogue.py -->"
+RECORD = Path(__file__).parents[1] / "benchmarks" / "results" / "optimizers.json"
 TORCH, PYTORCH_OPTIMIZER = torch.__version__.split("+")[0], version("pytorch_optimizer")
 CREATE_GRAPH = "Using backward\\(\\) with create_graph=True"
 IMAGES = torch.randn(6, 2, 6, 6, generator=torch.Generator().manual_seed(1))
@@ -281,40 +281,26 @@ def gsam(model: nn.Module) -> Any:
 CASES = (*torch_cases(), *listed_cases(), *wrapper_cases())
 
 
-# The table. ----------------------------------------------------------------------------------------
-
-HEAD = "| optimizer | variant | outcome | why |\n| --- | --- | --- | --- |\n"
-
-
-def render(outcomes: dict[tuple[str, str], Outcome]) -> str:
-    """The counts and the table; variants of one optimizer that fare alike share a row."""
-    rows: dict[tuple[str, Outcome], list[str]] = {}
-    for (name, variant), result in outcomes.items():
-        rows.setdefault((name, result), []).append(variant)
-    works = sum(result.works for result in outcomes.values())
-    head = f"torch {TORCH}, pytorch_optimizer {PYTORCH_OPTIMIZER}, on a CPU: "
-    head += f"{works} works, {len(outcomes) - works} refuses.\n\n"
-    return (
-        head
-        + HEAD
-        + "".join(
-            f"| {name} | {', '.join(variants)} | {'works' if result.works else 'refuses'} | {result.why} |\n"
-            for (name, result), variants in rows.items()
-        )
-    )
+# The record. ---------------------------------------------------------------------------------------
 
 
 def committed() -> dict[tuple[str, str], Outcome]:
-    """The table in the docs, read back."""
-    outcomes: dict[tuple[str, str], Outcome] = {}
-    for line in PAGE.read_text().split(HEAD)[1].splitlines():
-        name, variants, result, why = (cell.strip() for cell in line.strip("|").split("|"))
-        outcomes |= {(name, v): Outcome(result == "works", why) for v in variants.split(", ")}
-    return outcomes
+    """The committed record, from which docs/optimizers.md is generated."""
+    rows = json.loads(RECORD.read_text(encoding="utf-8"))["outcomes"]
+    return {(row["name"], row["variant"]): Outcome(row["works"], row["why"]) for row in rows}
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore", CREATE_GRAPH)
+    rows = [
+        {"name": case.name, "variant": case.variant, **outcome(case)._asdict()}
+        for case in CASES
+        if runs_here(case)
+    ]
+    found = {"torch": TORCH, "pytorch_optimizer": PYTORCH_OPTIMIZER, "outcomes": rows}
+    RECORD.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(f"written: {RECORD}; now run make pages")
 
 
 if __name__ == "__main__":
-    warnings.filterwarnings("ignore", CREATE_GRAPH)
-    found = {(case.name, case.variant): outcome(case) for case in CASES if runs_here(case)}
-    prose = PAGE.read_text().split(MARKER)[0]
-    PAGE.write_text(f"{prose}{MARKER}\n\n{render(found)}")
+    main()

@@ -10,14 +10,12 @@ from optimizer_catalogue import (
     IMAGES,
     LABELS,
     METRIC,
-    PAGE,
     WRAPPERS,
     Case,
     committed,
     direct_by_hand,
     network,
     outcome,
-    render,
     runs_here,
 )
 from torch.nn import functional
@@ -25,7 +23,7 @@ from torch.optim import SGD, Optimizer
 
 from cdgrad import attach, select
 
-REGENERATE = "run: python tests/optimizer_catalogue.py"
+REGENERATE = "run: python tests/optimizer_catalogue.py, then make pages"
 TABLE = committed()
 
 
@@ -36,9 +34,8 @@ def test_the_table_says_what_happens(case: Case):
     assert listed == (outcome(case) if runs_here(case) else None), REGENERATE
 
 
-def test_the_table_has_no_other_row_and_the_right_counts():
+def test_the_record_has_no_other_row():
     assert TABLE.keys() <= {(case.name, case.variant) for case in CASES}, REGENERATE
-    assert render(TABLE) in PAGE.read_text(), REGENERATE
     assert len({name for name, _ in TABLE}) > 140
 
 

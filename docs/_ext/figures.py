@@ -1,7 +1,9 @@
 """The panels that the site draws: every curve is computed by cdgrad when the site is built."""
 
 import io
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -209,6 +211,45 @@ def length(axes: Any, look: Look) -> None:
     axes.set(xlabel="lam", ylabel="|directed| / |ordinary|")
     axes.legend(loc="upper right")
     axes.xaxis.set_major_locator(LogLocator(base=100, numticks=9))
+
+
+def _cost() -> dict[str, Any]:
+    file = Path(__file__).parents[2] / "benchmarks" / "results" / "cost.json"
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+_SHAPES = {"reweighted": "s", "sobolev": "o", "mean-sobolev": "^"}
+
+
+@panel
+def cost_floor(axes: Any, look: Look) -> None:
+    """Cold time over the floor: a row a network, a mark a metric."""
+    networks = {name: of for name, of in _cost()["networks"].items() if not name.startswith("wide")}
+    for y, network in enumerate(networks.values()):
+        rows = {row["name"]: row["cold_over_floor"] for row in network["rows"]}
+        for (family, shape), color in zip(_SHAPES.items(), look.curves[1:], strict=False):
+            (metric,) = (m for m in network["chosen"] if m.startswith(f"{family}:") and "periodic" not in m)
+            ratio = rows[f"{metric} | {network['chosen'][metric]}"]
+            label = family if y == 0 else None
+            axes.plot(ratio, y, shape, color=color, markersize=5.5, label=label, linestyle="")
+    axes.axvline(1, color=look.ink, linewidth=0.8)
+    axes.set_yticks(range(len(networks)), list(networks))
+    axes.set(xlim=(0, 3), ylim=(len(networks) - 0.5, -1.6), title="cold time over the floor")
+    axes.set(xlabel="times the floor (1: read and write once)")
+    axes.legend(loc="upper left", ncols=3, columnspacing=0.8, handletextpad=0.2)
+
+
+@panel
+def cost_step(axes: Any, look: Look) -> None:
+    """The operator in percent of a training step, a bar a metric."""
+    steps = [row for row in _cost()["steps"] if row["operator_over_step"] and "periodic" not in row["name"]]
+    for y, (row, color) in enumerate(zip(steps, look.curves[1:], strict=False)):
+        share = 100 * row["operator_over_step"]
+        axes.barh(y, share, color=color, height=0.55)
+        axes.annotate(f" {share:.2f} %", (share, y), va="center", fontsize=8)
+    axes.set_yticks(range(len(steps)), [row["name"].partition(":")[0] for row in steps])
+    axes.set(xlim=(0, 0.2), ylim=(len(steps) - 0.4, -0.6), title="share of a training step")
+    axes.set(xlabel="percent of a step of ResNet-18")
 
 
 def _plain_log(axes: Any) -> None:

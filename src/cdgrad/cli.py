@@ -11,11 +11,18 @@ import sys
 from collections.abc import Sequence
 
 import cdgrad
-from cdgrad.commands import bench, inspect, report, study, train
+from cdgrad.commands import bench, inspect, record, report, study, train
 from cdgrad.commands.arguments import UsageError, failed, unexpected
 from cdgrad.study import StudyError
 
-_COMMANDS = {"study": study, "report": report, "train": train, "inspect": inspect, "bench": bench}
+_COMMANDS = {
+    "study": study,
+    "report": report,
+    "record": record,
+    "train": train,
+    "inspect": inspect,
+    "bench": bench,
+}
 _EXTRAS = {"matplotlib", "optuna", "pyarrow", "rich", "sklearn", "scipy"}
 
 

@@ -1,6 +1,6 @@
 """Is the gradient's signal smoother along the output channel than its noise? Measured along training.
 
-    python studies/mechanism.py studies/mechanism.toml evidence/records
+    python measure_mechanism.py mechanism.toml ../records
 
 trains every cell, arm and seed of the specification and stops at some epochs to look: at fixed weights it
 takes independent mini-batches, from the training images and from images never trained on, and separates

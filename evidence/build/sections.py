@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
-from cdgrad.study.report.figures.drawing import Drawing
 from cdgrad.study.statistics import paired as stats
+from cdgrad.study.report.figures.drawing import Drawing
 from cdgrad.study.statistics.results import Results
-from evidence import claims, figures, mechanism, tables
-from evidence.records import (
+from evidence.build import claims, figures, mechanism, tables
+from evidence.build.loading import (
     CLAIMS,
     OTHERS,
     PHOTOS,
     RATES,
     RECORDS,
-    ROOT,
+    STUDIES,
     Row,
     baselines,
     rows,
@@ -133,6 +134,7 @@ def photographs() -> tuple[dict[str, str], list[Drawing]]:
     worse = [f"{row.cell} ({claims.METHODS[row.arm]})" for row in table if row.worse]
     parts = {
         "photos_about": "\n".join(f"- {_about(study)}" for study in found),
+        "photos_jpeg": _variety([study for study in found if study.spec.name != "tiny-imagenet-50"]),
         "photos_count": str(len(table)),
         "photos_better": "; ".join(better) or "none",
         "photos_worse": "; ".join(worse) or "none",
@@ -147,6 +149,19 @@ def photographs() -> tuple[dict[str, str], list[Drawing]]:
         "photos_table": tables.matrix(table, base, {arm: claims.METHODS[arm] for arm in claims.STRENGTHS}),
     }
     return parts, []
+
+
+def _variety(found: Sequence[Results]) -> str:
+    """How many networks, optimizers and batch sizes the studies compare, in a sentence."""
+    settings = [study.spec.setting(cell, study.spec.baseline) for study in found for cell in study.spec.cells]
+    tables_of = [setting.tables() for setting in settings]
+    counts = {
+        "network": len({model.name for _, model, *_ in tables_of}),
+        "optimizer": len({optimizer.name for *_, optimizer in tables_of}),
+        "batch size": len({schedule.batch for _, _, schedule, _ in tables_of}),
+    }
+    words = [f"{count} {noun}{'s' if count > 1 else ''}" for noun, count in counts.items()]
+    return f"The records hold {', '.join(words[:-1])} and {words[-1]}."
 
 
 def _about(study: Results) -> str:
@@ -265,7 +280,7 @@ def ledger() -> tuple[dict[str, str], list[Drawing]]:
 
 def _not_run() -> list[str]:
     """Specifications without records."""
-    names = sorted(path.stem for path in (ROOT / "studies").glob("*.toml"))
+    names = sorted(path.stem for path in STUDIES.glob("*.toml"))
     recorded = {path.stem.removesuffix("-modes") for path in RECORDS.glob("*.parquet")}
     return [name for name in names if name not in recorded]
 
@@ -273,4 +288,4 @@ def _not_run() -> list[str]:
 def _base(study: Results) -> str:
     """Error and spread of the baseline of a study with one cell."""
     ((error, spread),) = baselines([study]).values()
-    return f"{error:.2f} % (spread {spread:.2f})"
+    return f"{error:.2f} % (SD {spread:.2f})"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cdgrad.study.statistics import paired as stats
-from evidence.records import Row
+from evidence.build.loading import Row
 
 SIZES = (0.1, 0.2, 0.5)  # points
 
@@ -16,7 +16,7 @@ def matrix(table: Sequence[Row], base: Mapping[str, tuple[float, float]], names:
     """A cell a row, an arm a column: difference and interval; bold where a difference is shown."""
     cells = list(dict.fromkeys(row.cell for row in table))
     found = {(row.cell, row.arm): difference(row.comparison, row.differs) for row in table}
-    head = ["network and optimizer", "baseline error (spread), %", *names.values()]
+    head = ["network and optimizer", "baseline error (SD), %", *names.values()]
     lines = [
         [cell_name(cell), "{:.2f} ({:.2f})".format(*base[cell])]
         + [found.get((cell, arm), "not run") for arm in names]
@@ -27,7 +27,7 @@ def matrix(table: Sequence[Row], base: Mapping[str, tuple[float, float]], names:
 
 def listing(table: Sequence[Row], about: Mapping[str, str]) -> str:
     """An arm a row: what it is, what was chosen, its error, its difference and how sure it is."""
-    head = ["arm", "chosen", "error (spread), %", "difference, points", "Holm p", "could see"]
+    head = ["arm", "chosen", "error (SD), %", "difference, points", "Holm p", "MDD"]
     lines = [
         [
             about[row.arm],
@@ -44,8 +44,8 @@ def listing(table: Sequence[Row], about: Mapping[str, str]) -> str:
 
 def full(table: Sequence[Row]) -> str:
     """Every number of every comparison."""
-    head = ["cell", "arm", "chosen", "error", "spread", "difference", "95 % t", "95 % BCa", "p", "Holm p"]
-    head += ["wins", "corr.", "seeds", "could see", *(f"for {size}" for size in SIZES), "diverged"]
+    head = ["cell", "arm", "chosen", "error", "SD", "difference", "95 % t", "95 % BCa", "p", "Holm p"]
+    head += ["win rate", "corr.", "seeds", "MDD", *(f"for {size}" for size in SIZES), "diverged"]
     lines = [
         [
             row.cell,

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cdgrad.study.statistics import paired as stats
-from evidence.records import RECORDS
+from evidence.build.loading import RECORDS
 
 SPECS = ("mechanism", "mechanism-cifar10-jpeg")
 BINS = 6  # of the relative mode number k / n, for k > 0

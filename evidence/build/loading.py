@@ -14,7 +14,8 @@ from cdgrad.study.spec import load
 from cdgrad.study.statistics import paired as stats
 from cdgrad.study.statistics.results import Results
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
+STUDIES = ROOT / "evidence" / "studies"
 RECORDS = ROOT / "evidence" / "records"
 CLAIMS = ("claims-momentum", "claims-small-cnn", "claims-plain", "claims-resnet8")
 RATES = ("rates-momentum", "rates-attempts", "rates-small-cnn", "rates-adaptive", "rates-cifar10")
@@ -62,7 +63,7 @@ class Row:
 def studies(names: Iterable[str]) -> list[Results]:
     """The studies of `names` that have records."""
     return [
-        Results.of(load(str(ROOT / "studies" / f"{name}.toml")), from_parquet(path))
+        Results.of(load(str(STUDIES / f"{name}.toml")), from_parquet(path))
         for name in names
         if (path := RECORDS / f"{name}.parquet").is_file()
     ]

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from cdgrad.study.report.figures.drawing import Drawing
 from cdgrad.study.statistics import paired as stats
-from evidence import mechanism
-from evidence.mechanism import Array, Curve
-from evidence.records import Row
+from cdgrad.study.report.figures.drawing import Drawing
+from evidence.build import mechanism
+from evidence.build.mechanism import Array, Curve
+from evidence.build.loading import Row
 
+_DIFFERENCE = "better  \u2190  error minus the baseline's on the same seed, points  \u2192  worse"
 BLACK, ORANGE, BLUE, GREEN = "#000000", "#E69F00", "#0072B2", "#009E73"
 
 
@@ -30,7 +32,8 @@ def forest(name: str, table: Sequence[Row], arms: Mapping[str, str], labels: Map
                 _row(axes, y, shown[cell].comparison, BLUE if shown[cell].differs else BLACK)
         axes.set_title(title, fontsize=10)
         _finish(axes, len(cells), [labels.get(cell, cell) for cell in cells])
-    figure.supxlabel("error minus the baseline's on the same seed, points", fontsize=9)
+    figure.supxlabel(_DIFFERENCE, fontsize=9)
+    _legend(figure)
     return Drawing(name, figure, "", "")
 
 
@@ -40,7 +43,8 @@ def one_forest(name: str, table: Sequence[Row], labels: Mapping[str, str]) -> Dr
     for y, row in enumerate(table):
         _row(axes, y, row.comparison, BLUE if row.differs else BLACK)
     _finish(axes, len(table), [labels.get(row.arm, row.arm) for row in table])
-    axes.set_xlabel("error minus the baseline's on the same seed, points", fontsize=9)
+    axes.set_xlabel(_DIFFERENCE, fontsize=9)
+    _legend(figure)
     return Drawing(name, figure, "", "")
 
 
@@ -119,6 +123,16 @@ def training(
     handles = panels[0, 0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     return Drawing(name, figure, "", "")
+
+
+def _legend(figure: Figure) -> None:
+    handles = [
+        Line2D([], [], color="0.6", marker="o", markersize=3, linestyle=""),
+        Line2D([], [], color=BLACK, linewidth=2.5),
+        Line2D([], [], color=BLUE, linewidth=2.5),
+    ]
+    labels = ["one seed", "mean's 95 % interval: no difference shown", "difference shown"]
+    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
 
 
 def _row(axes: Any, y: int, comparison: stats.Comparison, color: str) -> None:

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cdgrad.study.report.figures.drawing import Drawing
 from cdgrad.study.statistics import paired as stats
-from evidence import figures, tables
-from evidence.records import CLAIMS, RATES, Row, average, baselines, rows, studies
+from cdgrad.study.report.figures.drawing import Drawing
+from evidence.build import figures, tables
+from evidence.build.loading import CLAIMS, RATES, Row, average, baselines, rows, studies
 
 METHODS = {"reweighted": "re-weighted", "sobolev": "Sobolev", "mean-sobolev": "mean-weighted Sobolev"}
 STRENGTHS = ("reweighted", "sobolev")  # some lam is the ordinary gradient: compared at equal rates
@@ -91,7 +91,7 @@ def _still_says_no(averages: Iterable[stats.Comparison], controls: Iterable[Cont
         ValueError: a metric made fewer errors, on average or at equal rates.
     """
     if any(c.interval.high < 0 for c in averages) or any(c.against.better for c in controls):
-        raise ValueError("a metric made fewer errors: evidence/page.md must say something else")
+        raise ValueError("a metric made fewer errors: evidence/pages/evidence.md must say something else")
 
 
 def _averages(table: Sequence[Row]) -> str:
@@ -112,7 +112,7 @@ def _averages(table: Sequence[Row]) -> str:
                 str(sum(row.worse for row in own)),
             ]
         )
-    head = ["metric", "cells", "mean ± over the seeds", "could see", "mean ± over the cells", "could see"]
+    head = ["metric", "cells", "mean ± over the seeds", "MDD", "mean ± over the cells", "MDD"]
     return tables.markdown([*head, "fewer errors in", "more in"], lines, right=1)
 
 
@@ -130,5 +130,5 @@ def rates_table(controls: Iterable[Control]) -> str:
         for row, errors, against in controls
     ]
     head = ["network and optimizer", "arm", "chosen", "baseline at the arm's rate, %"]
-    head += ["against the tuned baseline", "against the baseline at the arm's rate", "could see"]
+    head += ["against the tuned baseline", "against the baseline at the arm's rate", "MDD"]
     return tables.markdown(head, lines, right=3)

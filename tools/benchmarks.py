@@ -1,0 +1,76 @@
+"""The tables and sentences of the benchmarks' records: cost, accuracy, optimizers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cdgrad.bench.page import tables
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def record(name: str) -> dict[str, Any]:
+    """A committed record of the benchmarks."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def cost() -> str:
+    """Every table of the cost record."""
+    return tables(record("cost"))
+
+
+def cost_sentence() -> str:
+    """The cost in percent of a training step, and over the floor."""
+    cost = record("cost")
+    shares = [100 * row["operator_over_step"] for row in cost["steps"] if row["operator_over_step"]]
+    ratios = [
+        row["cold_over_floor"]
+        for name in ("resnet18", "resnet50")
+        for metric, backend in cost["networks"][name]["chosen"].items()
+        for row in cost["networks"][name]["rows"]
+        if row["name"] == f"{metric} | {backend}"
+    ]
+    return (
+        f"On a CPU the operator takes {min(shares):.2f} to {max(shares):.2f} % of a training step of ResNet-18, and\n"
+        f"{min(ratios):.1f} to {max(ratios):.1f} times as long as reading and writing the gradient once.\n"
+        "GPU times have not been measured.\n"
+    )
+
+
+def accuracy() -> str:
+    """The float32 error of each backend and metric."""
+    rows = record("accuracy")["rows"]
+    kinds = list(dict.fromkeys(row["columns"] for row in rows))
+    lines = [f"| backend | metric | {' | '.join(kinds)} |", "| --- " * (2 + len(kinds)) + "|"]
+    cells = {(r["backend"], r["metric"], r["columns"]): f"{r['error']:.1e}" for r in rows}
+    for backend, metric in dict.fromkeys((r["backend"], r["metric"]) for r in rows):
+        lines.append(f"| {backend} | {metric} | {' | '.join(cells[backend, metric, k] for k in kinds)} |")
+    return "\n".join(lines) + "\n"
+
+
+def optimizers() -> str:
+    """Outcomes by optimizer; variants of one optimizer with equal outcomes share a row."""
+    found = record("optimizers")
+    rows: dict[tuple[str, bool, str], list[str]] = {}
+    for row in found["outcomes"]:
+        rows.setdefault((row["name"], row["works"], row["why"]), []).append(row["variant"])
+    works = sum(row["works"] for row in found["outcomes"])
+    lines = [
+        f"torch {found['torch']}, pytorch_optimizer {found['pytorch_optimizer']}, on a CPU: {works} variants work, "
+        f"{len(found['outcomes']) - works} are refused.",
+        "",
+        "| optimizer | variant | outcome | why |",
+        "| --- | --- | --- | --- |",
+    ]
+    for (name, ok, why), variants in rows.items():
+        lines.append(f"| {name} | {', '.join(variants)} | {'works' if ok else 'refused'} | {why} |")
+    return "\n".join(lines) + "\n"
+
+
+def optimizer_count() -> str:
+    """The row of the README's table of pages."""
+    names = {row["name"] for row in record("optimizers")["outcomes"]}
+    return f"cdgrad is tested with [{len(names)} optimizers](docs/optimizers.md) of torch and pytorch_optimizer.\n"

@@ -1,0 +1,40 @@
+"""Check the distributions in dist/: ``make release`` builds them and runs this.
+
+Builds the source distribution beside the wheel, installs the wheel in an empty environment, and there runs the
+command line and one short training run from another folder.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+DIST = ROOT / "dist"
+
+
+def main() -> None:
+    """Build, install, run; an error of any command ends it."""
+    _run(sys.executable, "-c", "from hatchling.build import build_sdist; build_sdist('dist')", cwd=ROOT)
+    (wheel,) = DIST.glob("*.whl")
+    (source,) = DIST.glob("*.tar.gz")
+    with tempfile.TemporaryDirectory() as folder:
+        venv.create(Path(folder, "venv"), with_pip=True)
+        binaries = Path(folder, "venv", "bin")
+        constraints = ("--constraint", str(ROOT / "constraints.txt"))
+        _run(str(binaries / "pip"), "install", "--quiet", *constraints, f"{wheel}[study]", cwd=Path(folder))
+        _run(str(binaries / "cdgrad"), "--version", cwd=Path(folder))
+        short = ("--set", "schedule.epochs=1")
+        _run(str(binaries / "cdgrad"), "train", "quickstart", *short, cwd=Path(folder))
+    print(f"checked: {wheel.name}, {source.name}. Next: update CHANGELOG.md and tag the commit.")
+
+
+def _run(*command: str, cwd: Path) -> None:
+    subprocess.run(command, cwd=cwd, check=True)
+
+
+if __name__ == "__main__":
+    main()
