@@ -20,6 +20,5 @@ if __name__ == "__main__":
     args = parser.parse_args()
     record = measure.record(args)
     print(tables(record))
-    (args.out or RECORD).write_text(json.dumps(record, indent=1) + "
-")
+    (args.out or RECORD).write_text(json.dumps(record, indent=1) + "\n")
     print("now run make pages")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cdgrad.commands.arguments import UsageError, check_folder_of
+from cdgrad.commands.arguments import check_new_file
 
 HELP = "write the runs of a study to one Parquet file"
 DESCRIPTION = (
@@ -20,27 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         metavar="FILE",
         required=True,
-        help="file to write, such as evidence/records/NAME.parquet; only an earlier record is replaced",
+        help="file to write, such as evidence/records/NAME.parquet; it must not exist yet",
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Read the runs and write the file.
-
-    Raises:
-        UsageError: FILE exists and is not a record, or its folder does not exist.
-    """
-    from cdgrad.study import StudyError
+    """Read the runs and write the file, which must be new."""
+    file = Path(options.to)
+    check_new_file(file, "--to")
     from cdgrad.study.records import parquet
     from cdgrad.study.statistics import results
 
-    file = Path(options.to)
-    check_folder_of(file, "--to")
-    if file.exists():
-        try:
-            parquet.from_parquet(file)
-        except StudyError as error:
-            raise UsageError(f"--to {file} is not a record of a study and is not replaced: {error}") from None
     study = results.read(Path(options.folder))
     parquet.to_parquet(study.runs, file)
     print(f"{len(study.runs)} runs written to {file}")
