@@ -11,13 +11,16 @@ import sys
 from collections.abc import Sequence
 
 import cdgrad
-from cdgrad.commands import bench, inspect, record, report, study, train
+from cdgrad.commands import bench, export, init, inspect, plan, record, report, study, train
 from cdgrad.commands.arguments import UsageError, failed, unexpected
 from cdgrad.study import StudyError
 
 _COMMANDS = {
+    "init": init,
+    "plan": plan,
     "study": study,
     "report": report,
+    "export": export,
     "record": record,
     "train": train,
     "inspect": inspect,

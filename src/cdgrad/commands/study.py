@@ -8,11 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cdgrad.commands import report
+from cdgrad.commands import plan, report
 from cdgrad.commands.arguments import UsageError, count, failed, specification
 
 if TYPE_CHECKING:
     from cdgrad.study.run.engine import Engine
+    from cdgrad.study.spec import Spec
 
 
 HELP = "run or resume a paired study"
@@ -55,9 +56,10 @@ def run(options: argparse.Namespace) -> int:
 
     spec = specification(options.spec)
     folder = Path(options.out or spec.out)
-    engine = _engine(options, folder)
+    engine, workers = _engine(options, folder), options.workers or spec.workers
+    _first_screen(spec, folder, workers)
     try:
-        executed = run_study(spec, folder, options.workers or spec.workers, engine)
+        executed = run_study(spec, folder, workers, engine)
     except KeyboardInterrupt:
         return failed(
             130, f"interrupted; {folder} keeps the finished runs; the same command resumes the study"
@@ -67,6 +69,17 @@ def run(options: argparse.Namespace) -> int:
     if failures:
         return failed(1, f"{len(failures)} of {len(executed)} runs failed, the first: {failures[0].message}")
     return status
+
+
+def _first_screen(spec: Spec, folder: Path, workers: int) -> None:
+    """Print the plan on standard error, as all progress, unless every run is recorded already."""
+    from cdgrad.study.plan import Plan
+    from cdgrad.study.report.preview import recorded_seconds
+
+    runs = plan.recorded(folder)
+    planned = Plan(spec, runs, str(folder))
+    if planned.done < len(planned.keys):
+        plan.show(spec, runs, folder, workers, recorded_seconds(spec, runs), stderr=True)
 
 
 def _engine(options: argparse.Namespace, folder: Path) -> Engine:

@@ -55,6 +55,10 @@ class Plan:
         """How many of `keys` are recorded."""
         return sum(key in self._done for key in self.keys)
 
+    def is_done(self, key: Key) -> bool:
+        """Whether a run is recorded."""
+        return key in self._done
+
     def take(self) -> Job | None:
         """The first of `keys` that can be run now and was not taken yet; None where there is none.
 

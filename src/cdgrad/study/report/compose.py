@@ -7,7 +7,7 @@ from pathlib import Path
 from cdgrad.study import StudyError, files
 from cdgrad.study.records import FILE, csv_file
 from cdgrad.study.report import html_page, tables, text
-from cdgrad.study.report.document import Document, Section
+from cdgrad.study.report.document import Document, Figure, Section, Table
 from cdgrad.study.report.figures import curves, differences, settings
 from cdgrad.study.report.figures.drawing import Drawing
 from cdgrad.study.report.remarks import environments, remarks
@@ -23,11 +23,11 @@ def document(results: Results) -> Document:
     several = len(spec.cells) > 1
     sections: list[Section] = []
     if several and results.comparisons:
-        overview = Section("All cells", (), (differences.overview(results),), (tables.summary(results),))
+        overview = Section("All cells", (), (tables.summary(results), differences.overview(results)))
         sections.append(overview)
     sections += [_cell(results, cell, several) for cell in spec.cells]
     if results.searches:
-        sections.append(Section("Tuning", (), (), (tables.tuning(results),)))
+        sections.append(Section("Tuning", (), (tables.tuning(results),)))
     sections.append(_details(results))
     return Document(
         title=spec.title,
@@ -81,13 +81,17 @@ def write(results: Results, folder: Path, found: Document | None = None) -> list
 def _cell(results: Results, cell: str, several: bool) -> Section:
     """What was measured in a cell; its verdicts, too, where there are several cells."""
     compared = results.in_cell(cell)
-    drawn = [differences.paired_differences(results, cell)] if compared else []
-    others = (curves.learning_curves, settings.lam_sweep, settings.tuning_scatter, curves.gradient_curves)
-    drawn += [drawing for draw in others if (drawing := draw(results, cell))]
-    found = [tables.errors(results, cell)]
+    parts: list[Table | Figure] = []
     if compared:
-        found += [tables.differences(results, cell), tables.power(results, cell)]
-    return Section(cell, verdicts(results, cell) if several else (), drawn, found)
+        parts += [tables.differences(results, cell), differences.paired_differences(results, cell)]
+    parts.append(tables.errors(results, cell))
+    over_epochs = (curves.difference_curves, curves.learning_curves)
+    parts += [drawing for draw in over_epochs if (drawing := draw(results, cell))]
+    if compared:
+        parts.append(tables.power(results, cell))
+    others = (settings.lam_sweep, settings.tuning_scatter, curves.gradient_curves)
+    parts += [drawing for draw in others if (drawing := draw(results, cell))]
+    return Section(cell, verdicts(results, cell) if several else (), parts)
 
 
 def _details(results: Results) -> Section:
@@ -95,7 +99,7 @@ def _details(results: Results) -> Section:
     cells = results.spec.cells
     found = [tables.seeds(results, cell) for cell in cells]
     found += [tables.trials(search, *place) for place, search in results.searches.items() if search.runs]
-    return Section("Every run", (), (), [*found, tables.parts(results)], detail=True)
+    return Section("Every run", (), [*found, tables.parts(results)], detail=True)
 
 
 def _progress(results: Results) -> str:

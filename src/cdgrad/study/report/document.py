@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-_WORDS = ("arm", "what", "cell", "part", "chosen")
+_WORDS = ("arm", "what", "cell", "part", "chosen", "product", "range", "time")
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,25 @@ class Figure(Protocol):
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a document; its sentences are for the files, and so is all of a `detail`."""
+    """A part of a document: tables and figures in reading order.
+
+    A terminal leaves out the sentences, the figures, and all of a section that is a `detail`.
+    """
 
     title: str
     sentences: Sequence[str] = ()
-    figures: Sequence[Figure] = ()
-    tables: Sequence[Table] = ()
+    parts: Sequence[Table | Figure] = ()
     detail: bool = False
+
+    @property
+    def tables(self) -> list[Table]:
+        """The tables among the parts."""
+        return [part for part in self.parts if isinstance(part, Table)]
+
+    @property
+    def figures(self) -> list[Figure]:
+        """The figures among the parts."""
+        return [part for part in self.parts if not isinstance(part, Table)]
 
 
 @dataclass(frozen=True)

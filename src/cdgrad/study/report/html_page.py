@@ -23,7 +23,7 @@ def html(document: Document) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>{escape(document.title)}</title>
-<style>{_STYLE}</style>
+<style>{_STYLE.replace("PAGE-TITLE", _css_string(document.title))}</style>
 </head>
 <body>
 <h1>{escape(document.title)}</h1>
@@ -42,9 +42,11 @@ def html(document: Document) -> str:
 
 
 _STYLE = """
-:root { --ink: #222; --dim: #555; --line: #ddd; --ground: #fff; --raised: #f4f4f4; --link: #0b5394; }
+:root { --ink: #222; --dim: #555; --line: #ddd; --ground: #fff; --raised: #f4f4f4; --link: #0b5394;
+  --shade: #0003; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e4e4; --dim: #aaa; --line: #444; --ground: #181818; --raised: #242424; --link: #8ab4f8; }
+  :root { --ink: #e4e4e4; --dim: #aaa; --line: #444; --ground: #181818; --raised: #242424; --link: #8ab4f8;
+    --shade: #fff3; }
   figure img { background: #fff; padding: .5rem; border-radius: .3rem; }
 }
 * { box-sizing: border-box; }
@@ -57,25 +59,41 @@ a { color: var(--link); }
 ul { padding-left: 1.2rem; } .verdict { font-weight: 600; } .verdict li, .said li { margin: .3rem 0; }
 .note { color: var(--dim); font-size: .9rem; margin: .4rem 0; }
 nav ul { columns: 16rem; list-style: none; padding: 0; } nav li { padding: .25rem 0; }
-.scroll { overflow-x: auto; }
+/* A shadow at an edge behind which a table goes on: the ground covers it where the table ends. */
+.scroll { overflow-x: auto; background:
+    linear-gradient(to right, var(--ground) 40%, transparent) left / 2.5rem 100% no-repeat local,
+    linear-gradient(to left, var(--ground) 40%, transparent) right / 2.5rem 100% no-repeat local,
+    linear-gradient(to right, var(--shade), transparent) left / .8rem 100% no-repeat scroll,
+    linear-gradient(to left, var(--shade), transparent) right / .8rem 100% no-repeat scroll; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem; }
 th, td { padding: .3rem .9rem .3rem 0; text-align: right; white-space: nowrap; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 th { border-bottom-width: 2px; } .group { padding-top: .8rem; border-bottom-width: 1px; }
 .text { text-align: left; }
 td.what, td.chosen { white-space: normal; min-width: 11rem; }
+@media (max-width: 30rem) {
+  table { font-size: .85rem; } th, td { padding-right: .6rem; }
+  td.what, td.chosen { white-space: nowrap; }
+}
 figure { margin: 1.5rem 0; break-inside: avoid; } figure img { width: 100%; max-width: 38rem; height: auto; }
 pre { background: var(--raised); padding: 1rem; overflow-x: auto; font-size: .85rem; }
 @media print {
-  @page { margin: 15mm; }
+  @page { margin: 15mm 15mm 18mm;
+    @bottom-right { content: counter(page) " / " counter(pages); font-size: 8pt; }
+    @bottom-left { content: "PAGE-TITLE"; font-size: 8pt; } }
   :root { --ink: #000; --dim: #333; --line: #bbb; --ground: #fff; --raised: #f4f4f4; --link: #000; }
   body { max-width: none; margin: 0; font-size: 10pt; }
-  nav { display: none; } .scroll { overflow: visible; } table { font-size: 8.5pt; }
+  nav { display: none; } .scroll { overflow: visible; } table { font-size: 10pt; }
   th, td { padding-right: .5rem; } tr { break-inside: avoid; } thead { display: table-header-group; }
   h2, h3, .group { break-after: avoid; } figure img { max-width: 30rem; padding: 0; }
   pre { white-space: pre-wrap; overflow: visible; font-size: 8pt; }
 }
 """
+
+
+def _css_string(text: str) -> str:
+    """Text inside a quoted CSS string in a <style> element: all but letters, digits and spaces escaped."""
+    return "".join(c if c.isalnum() or c == " " else f"\\{ord(c):x} " for c in text)
 
 
 def _contents(sections: Sequence[Section]) -> str:
@@ -94,8 +112,7 @@ def _section(section: Section, anchor: str) -> str:
     parts = [
         title,
         _sentences(section.sentences, "said"),
-        *map(_figure, section.figures),
-        *(_table(table, level) for table in section.tables),
+        *(_table(p, level) if isinstance(p, Table) else _figure(p) for p in section.parts),
     ]
     return f'<section id="{anchor}">{"".join(parts)}</section>'
 

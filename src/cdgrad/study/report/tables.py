@@ -24,15 +24,14 @@ def errors(results: Results, cell: str) -> Table:
     for arm in spec.arms:
         of_arm, runs = results.errors(cell, arm), results.finished[cell, arm].values()
         count = [str(sum(run.status == "diverged" for run in runs))] if diverged else []
-        row = [arm, _what(results, cell, arm), str(len(of_arm)), *count]
+        measured = ["-", "-", "-"]
         if of_arm:
             mean, interval = math.fsum(of_arm) / len(of_arm), paired.mean_interval(of_arm)
-            rows.append((*row, number(mean), _interval(interval, ""), number(paired.spread(of_arm))))
-        else:
-            rows.append((*row, "-", "-", "-"))
+            measured = [number(mean), _interval(interval, ""), number(paired.spread(of_arm))]
+        rows.append((arm, *measured, str(len(of_arm)), *count, _what(results, cell, arm)))
     return Table(
         f"Error on the {spec.evaluate} images, in percent",
-        ("arm", "what", "seeds", *(["div."] if diverged else []), "mean", "95 % interval", "spread"),
+        ("arm", "mean", "95 % interval", "spread", "seeds", *(["div."] if diverged else []), "what"),
         rows,
         "mean over the seeds, its interval by Student's t, standard deviation of a run"
         + ("; div.: runs that diverged, which count with the error they ended with" if diverged else ""),

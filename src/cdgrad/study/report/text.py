@@ -37,8 +37,10 @@ def to_terminal(document: Document, console: Console) -> None:
             told.add(table.note)
     console.print()
     points = RichTable.grid(padding=(0, 1, 0, 0))
-    for sentence in (*document.verdicts, *document.remarks):
+    for sentence in document.remarks:
         points.add_row("-", Text(printable(sentence)))
+    for sentence in document.verdicts:  # last, where a reader's eye is when the command has ended
+        points.add_row("-", Text(printable(sentence), style="bold"))
     console.print(points)
 
 
@@ -51,11 +53,12 @@ def markdown(document: Document) -> str:
             lines += ["", f"## {_plain(section.title)}"]
         if section.sentences:
             lines += ["", *(f"- {_plain(sentence)}" for sentence in section.sentences)]
-        for figure in section.figures:
-            lines += ["", f"![{_plain(figure.alt)}]({figure.name}.png)", "", _plain(figure.caption)]
-        for table in section.tables:
-            lines += ["", f"{'###' if section.title else '##'} {_plain(table.title)}", ""]
-            lines += [*markdown_rows(table), "", _plain(table.note)]
+        for part in section.parts:
+            if isinstance(part, Table):
+                lines += ["", f"{'###' if section.title else '##'} {_plain(part.title)}", ""]
+                lines += [*markdown_rows(part), "", _plain(part.note)]
+            else:
+                lines += ["", f"![{_plain(part.alt)}]({part.name}.png)", "", _plain(part.caption)]
     lines += ["", "## Environment", "", *(f"- {_plain(line)}" for line in document.environment)]
     # A fence longer than any in the text, so that nothing in it ends the block.
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", document.spec)), default=0))

@@ -24,19 +24,18 @@ _GRADIENT = {
 
 
 def learning_curves(results: Results, cell: str) -> Drawing | None:
-    """Error over the epochs: mean over the seeds, and its 95 % interval as a band. None if not measured."""
+    """Error over the epochs: mean over the seeds. None if not measured.
+
+    Without bands: those of unpaired means overlap where the pairs differ clearly; see `difference_curves`.
+    """
     runs = {arm: list(results.finished[cell, arm].values()) for arm in results.spec.arms}
-    measured = _measured(run for of_arm in runs.values() for run in of_arm)
-    key = next((key for key in _ERRORS if key in measured), None)
+    key = _error_key(run for of_arm in runs.values() for run in of_arm)
     if key is None:
         return None
     figure, (axes,) = canvas(3.8)
-    bands = _draw(axes, results, cell, key)
+    _draw(axes, results, cell, key)
     lowest, highest = _range(axes)
     error_axis(axes.yaxis, lowest, highest)
-    if axes.get_yscale() == "log":
-        # On a logarithmic axis an interval that reaches 0 would take up all the height.
-        axes.set_ylim(bottom=max(lowest / 1.5, 0.05))
     axes.set_xlabel("epoch")
     what = key.replace("_", " ")
     axes.set_ylabel(f"{what}, %")
@@ -45,9 +44,54 @@ def learning_curves(results: Results, cell: str) -> Drawing | None:
         name("learning_curves", cell),
         figure,
         f"Mean {what} of each arm over the epochs.",
-        f"{what[0].upper()}{what[1:]}: mean over the seeds"
-        + (", with the 95 % interval of the mean as a band." if bands else "."),
+        f"{what[0].upper()}{what[1:]}: mean over the seeds.",
     )
+
+
+def difference_curves(results: Results, cell: str) -> Drawing | None:
+    """Paired difference of the error to the baseline over the epochs, with the 95 % interval of its mean.
+
+    None where it was not measured, or no arm shares two seeds with the baseline.
+    """
+    base = results.finished[cell, results.spec.baseline]
+    drawn: dict[str, tuple[paired.Array, paired.Array]] = {}
+    key = _error_key(base.values())
+    for arm in results.in_cell(cell) if key else ():
+        seeds, _, _ = results.pairs(cell, arm)
+        curves = _curves([results.finished[cell, arm][seed] for seed in seeds], key or "")
+        against = _curves([base[seed] for seed in seeds], key or "")
+        if len(seeds) > 1 and curves and against and len(curves[1]) == len(against[1]) == len(seeds):
+            epochs, mine, theirs = np.intersect1d(curves[0], against[0], return_indices=True)
+            drawn[arm] = epochs, curves[1][:, mine] - against[1][:, theirs]
+    if key is None or not drawn:
+        return None
+    figure, (axes,) = canvas(3.8)
+    axes.axhline(0, color="0.4", linewidth=1)
+    for arm, (epochs, differences) in drawn.items():
+        color, _, dash = look(results.spec, arm)
+        mark = {"marker": "o", "markersize": 4} if len(epochs) == 1 else {}
+        axes.plot(epochs, differences.mean(axis=0), dash, color=color, linewidth=1.8, label=arm, **mark)
+        if len(drawn) <= _BANDS_AT_MOST:
+            ends = np.array([paired.mean_interval(column) for column in differences.T])
+            axes.fill_between(epochs, ends[:, 0], ends[:, 1], color=color, alpha=0.18, linewidth=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("epoch")
+    what = key.replace("_", " ")
+    axes.set_ylabel(f"{what} minus that of {results.spec.baseline}")
+    legend(figure, axes)
+    bands = " The band is the 95 % interval of the mean." if len(drawn) <= _BANDS_AT_MOST else ""
+    return Drawing(
+        name("difference_curves", cell),
+        figure,
+        f"Mean paired difference in {what} to {results.spec.baseline} over the epochs.",
+        f"Paired difference in {what} to {results.spec.baseline}, in points: mean over the seeds.{bands}",
+    )
+
+
+def _error_key(runs: Iterable[Run]) -> str | None:
+    """The error that the epochs measured: the first of `_ERRORS` that is there."""
+    measured = _measured(runs)
+    return next((key for key in _ERRORS if key in measured), None)
 
 
 def gradient_curves(results: Results, cell: str) -> Drawing | None:
@@ -77,24 +121,18 @@ def _measured(runs: Iterable[Run]) -> set[str]:
     return {k for run in runs for epoch in run.epochs for k, value in epoch.items() if math.isfinite(value)}
 
 
-def _draw(axes: Any, results: Results, cell: str, key: str) -> bool:
-    """A line an arm; returns whether bands were drawn."""
-    drawn = {
-        arm: curves
-        for arm in results.spec.arms
-        if (curves := _curves(list(results.finished[cell, arm].values()), key))
-    }
-    bands = len(drawn) <= _BANDS_AT_MOST
-    for arm, (epochs, curves) in drawn.items():
+def _draw(axes: Any, results: Results, cell: str, key: str) -> None:
+    """The mean of each arm over the epochs."""
+    for arm in results.spec.arms:
+        found = _curves(list(results.finished[cell, arm].values()), key)
+        if not found:
+            continue
+        epochs, curves = found
         color, _, dash = look(results.spec, arm)
         # A mark where a single epoch has no line.
         mark = {"marker": "o", "markersize": 4} if len(epochs) == 1 else {}
         axes.plot(epochs, curves.mean(axis=0), dash, color=color, linewidth=1.8, label=arm, **mark)
-        if bands and len(curves) > 1:
-            ends = np.array([paired.mean_interval(column) for column in curves.T])
-            axes.fill_between(epochs, ends[:, 0], ends[:, 1], color=color, alpha=0.18, linewidth=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return bands
 
 
 def _curves(runs: Sequence[Run], key: str) -> tuple[paired.Array, paired.Array] | None:

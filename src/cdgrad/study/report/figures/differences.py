@@ -5,7 +5,7 @@ Colors are Okabe and Ito's, which color-blind readers tell apart; arms differ in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,15 +26,30 @@ def paired_differences(results: Results, cell: str) -> Drawing:
         shown = np.clip(comparison.differences, *ends)
         spots = row + 0.2 + _swarm(shown, (ends[1] - ends[0]) / 80)
         axes.scatter(shown, spots, s=28, color=color, marker=marker, alpha=0.6, linewidth=0, clip_on=False)
+        detectable = paired.detectable_difference(comparison.pairs, comparison.sd)
+        axes.fill_betweenx([row - 0.32, row - 0.08], -detectable, detectable, color="0.88", zorder=0)
         _mean_and_interval(axes, row, comparison, color, ends)
     _difference_axis(axes, spec, dict(enumerate(found)), ends)
+    _numbers(axes, [comparison for comparison, _ in found.values()])
     return Drawing(
         name("paired_differences", cell),
         figure,
         f"Paired differences in {spec.evaluate} error to {spec.baseline}, seed by seed, with their means.",
-        f"Paired differences to {spec.baseline}: a mark is a seed; bars are 95 % intervals of the mean."
+        f"Paired differences to {spec.baseline}: a mark is a seed; bars and the numbers on the right are the "
+        "mean and its 95 % interval; grey: the minimum detectable difference around 0."
         f"{_of_arrows(found.values(), ends, seeds_too=True)}",
     )
+
+
+def _numbers(axes: Any, found: Sequence[paired.Comparison]) -> None:
+    """The mean and its interval of each row, to the right of the axis."""
+    words = [
+        f"{c.mean:+.2f}" + f"\n{c.interval.low:+.2f} to {c.interval.high:+.2f}" * (c.pairs > 1) for c in found
+    ]
+    right = axes.secondary_yaxis("right")
+    right.set_yticks(range(len(words)), words, fontsize=8)
+    right.tick_params(axis="y", length=0)
+    right.spines["right"].set_visible(False)
 
 
 def overview(results: Results) -> Drawing:

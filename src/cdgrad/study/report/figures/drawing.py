@@ -49,6 +49,10 @@ class Drawing:
         ):
             return self._saved("svg", metadata={"Date": None})
 
+    def pdf(self) -> bytes:
+        """The figure as a page of a PDF, the same bytes every time."""
+        return self._saved("pdf", metadata={"CreationDate": None})
+
     def _saved(self, kind: str, **options: Any) -> bytes:
         buffer = io.BytesIO()
         self.figure.savefig(buffer, format=kind, **options)

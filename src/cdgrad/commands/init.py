@@ -1,0 +1,56 @@
+"""``cdgrad init``: a commented specification to start from, and the code that it names."""
+
+from __future__ import annotations
+
+import argparse
+import keyword
+import sys
+from importlib import resources
+from pathlib import Path
+
+from cdgrad.commands.arguments import UsageError
+from cdgrad.study import StudyError
+
+HELP = "write a commented specification to start from"
+DESCRIPTION = (
+    "Write NAME.toml and NAME.py into the current folder: a study to be edited, which runs as it stands, on "
+    "the embedded digits. Existing files are left alone."
+)
+TEMPLATES = {
+    "network": "a network of your own in the built-in training loop, on your folder of images",
+    "training": "your own training code, with and without a metric",
+    "optimizers": "two optimizers in your own training code",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("name", metavar="NAME", help="name of the study: letters, digits and underscores")
+    parser.add_argument(
+        "--template",
+        choices=tuple(TEMPLATES),
+        default="network",
+        help="; ".join(f"{name}: {words}" for name, words in TEMPLATES.items()) + " (default: network)",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write the two files, unless one exists."""
+    name: str = options.name
+    if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name):
+        raise UsageError(f"NAME must be letters, digits and underscores, as a module's name; got {name!r}")
+    if name in sys.stdlib_module_names or name == "cdgrad":
+        raise UsageError(f"{name!r} is the name of an installed module; choose another NAME")
+    files = [Path(f"{name}.toml"), Path(f"{name}.py")]
+    if existing := [str(file) for file in files if file.exists() or file.is_symlink()]:
+        raise StudyError(f"{' and '.join(existing)} exists already; choose another NAME, or move it away")
+    folder = resources.files("cdgrad.commands") / "templates"
+    for file in files:
+        text = (folder / f"{options.template}{file.suffix}").read_text(encoding="utf-8")
+        try:
+            with file.open("x", encoding="utf-8") as stream:  # never over a file that has just appeared
+                stream.write(text.replace("NAME", name))
+        except OSError as error:
+            raise StudyError(f"cannot write {file}: {error.strerror}") from error
+    print(f"written: {files[0]}, {files[1]}\nedit them, then run: cdgrad study {files[0]}")
+    return 0

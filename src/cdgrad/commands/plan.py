@@ -1,0 +1,102 @@
+"""``cdgrad plan``: what a study would do, take and be able to show, before its first run."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cdgrad.commands.arguments import count, specification
+
+if TYPE_CHECKING:
+    from cdgrad.study.records import Run
+    from cdgrad.study.report.preview import Seconds
+    from cdgrad.study.spec import Spec
+
+HELP = "show what a study would do, take and be able to show"
+DESCRIPTION = (
+    "Print the runs of a study, its splits, the time it would take and the differences it could detect, with "
+    "a warning where it cannot show anything. Nothing is recorded."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("spec", metavar="SPEC", help="a TOML file, or a built-in name such as quickstart")
+    parser.add_argument(
+        "--out", metavar="DIR", help="output directory (default: `out` in SPEC, else runs/NAME)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=count,
+        metavar="N",
+        help="number of parallel workers (default: `workers` in SPEC)",
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="device of the timed epoch (default: cpu)"
+    )
+    parser.add_argument(
+        "--sd",
+        type=_positive,
+        metavar="X",
+        help="standard deviation of a paired difference, in points (default: from the recorded runs)",
+    )
+    parser.add_argument(
+        "--no-timing",
+        action="store_true",
+        help="do not time an epoch; the estimate then needs recorded runs",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the plan."""
+    from cdgrad.study.report import preview
+
+    spec = specification(options.spec)
+    folder = Path(options.out or spec.out)
+    runs = recorded(folder)
+    seconds = preview.recorded_seconds(spec, runs)
+    if seconds is None and not options.no_timing and not spec.entry:
+        seconds = preview.timed_seconds(spec, options.device)
+    show(spec, runs, folder, options.workers or spec.workers, seconds, options.sd)
+    return 0
+
+
+def show(
+    spec: Spec,
+    runs: list[Run],
+    folder: Path,
+    workers: int,
+    seconds: Seconds | None,
+    sd: float | None = None,
+    *,
+    stderr: bool = False,
+) -> None:
+    """Print the plan of `spec`, given the recorded `runs`."""
+    from rich.console import Console
+
+    from cdgrad.study.report import preview, text
+
+    document = preview.preview(spec, runs, str(folder), workers=workers, seconds=seconds, sd=sd)
+    text.to_terminal(document, Console(highlight=False, soft_wrap=False, stderr=stderr))
+
+
+def recorded(folder: Path) -> list[Run]:
+    """The runs recorded in `folder`; none where there is no study yet."""
+    from cdgrad.study import records
+
+    if not (folder / records.FILE).exists():
+        return []
+    with records.Store(folder, write=False) as store:
+        return store.runs()
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return value

@@ -1,0 +1,216 @@
+"""A study for a publication: figures as SVG and PDF, tables in LaTeX and Markdown, a methods paragraph,
+references, and the runs as CSV and Parquet.
+
+Every sentence and number follows from the specification and the records.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cdgrad.study import StudyError
+from cdgrad.study.records import csv_text, to_parquet
+from cdgrad.study.report.document import Document, Table
+from cdgrad.study.report.figures.drawing import Drawing
+from cdgrad.study.report.remarks import environments
+from cdgrad.study.report.text import markdown_rows, printable
+from cdgrad.study.spec import Setting, Spec
+from cdgrad.study.statistics import Results
+from cdgrad.study.statistics import paired as stats
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    **{c: f"\\{c}" for c in "&%$#_{}"},
+}
+BIBTEX = """@article{lao2020channel,
+  title   = {Channel-Directed Gradients for Optimization of Convolutional Neural Networks},
+  author  = {Lao, Dong and Zhu, Peihao and Wonka, Peter and Sundaramoorthi, Ganesh},
+  journal = {arXiv preprint arXiv:2008.10766},
+  year    = {2020}
+}
+
+@article{holm1979simple,
+  title   = {A Simple Sequentially Rejective Multiple Test Procedure},
+  author  = {Holm, Sture},
+  journal = {Scandinavian Journal of Statistics},
+  volume  = {6},
+  number  = {2},
+  pages   = {65--70},
+  year    = {1979}
+}
+"""
+
+
+def write(results: Results, document: Document, folder: Path) -> list[Path]:
+    """Write every file into `folder`, which is created; their paths.
+
+    Raises:
+        StudyError: a file of one of the names exists, or the folder cannot be written.
+    """
+    texts = {
+        "methods.md": methods(results) + "\n",
+        "methods.tex": latex(methods(results)) + "\n",
+        "references.bib": BIBTEX,
+        "runs.csv": csv_text(results.final_runs),
+    }
+    if results.searches:
+        texts["trials.csv"] = csv_text(results.trial_runs)
+    for section in document.sections:
+        for table in section.tables:
+            name = "-".join(filter(None, [_slug(section.title), _slug(table.title.partition(",")[0])]))
+            texts[f"tables/{name}.tex"] = latex_table(table)
+            texts[f"tables/{name}.md"] = "\n".join([*markdown_rows(table), "", table.note, ""])
+    drawings = [figure for figure in document.figures if isinstance(figure, Drawing)]
+    figures = {f"figures/{d.name}.{kind}": d for d in drawings for kind in ("svg", "pdf")}
+    names = [*texts, *figures, "runs.parquet"]
+    if existing := [name for name in names if (folder / name).exists()]:
+        raise StudyError(f"{folder / existing[0]} exists already; choose another --to, or move it away")
+    try:
+        for name in ("tables", "figures"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8", newline="")
+        for name, drawing in figures.items():
+            (folder / name).write_bytes(drawing.svg() if name.endswith("svg") else drawing.pdf())
+        to_parquet(results.runs, folder / "runs.parquet")
+    except OSError as error:
+        raise StudyError(f"cannot write in {folder}: {error.strerror}; choose another --to") from error
+    return [folder / name for name in names]
+
+
+def methods(results: Results) -> str:
+    """The methods section as one paragraph, from the specification and the records."""
+    return " ".join(
+        [
+            *_design(results),
+            *_settings(results.spec),
+            *_budget(results.spec),
+            *_tests(results),
+            *_software(results),
+        ]
+    )
+
+
+def _design(results: Results) -> Iterator[str]:
+    spec = results.spec
+    others = [arm for arm in spec.arms if arm != spec.baseline]
+    cells = f" in {len(spec.cells)} settings ({', '.join(spec.cells)})" if len(spec.cells) > 1 else ""
+    yield (
+        f"We compared {_listed(others)} with {spec.baseline}{cells} over {len(spec.seeds)} paired seeds. "
+        "A seed fixes the initialization and the order of the data, alike for all arms."
+    )
+    if spec.evaluate == "test":
+        yield "The test split was read once per run, after its last epoch."
+    else:
+        yield "All runs were evaluated on validation data; no test data was read."
+    diverged = sum(run.status == "diverged" for runs in results.finished.values() for run in runs.values())
+    if diverged:
+        yield f"{diverged} runs diverged; they are included with the value that they ended with."
+
+
+def _settings(spec: Spec) -> Iterator[str]:
+    if spec.entry:
+        yield f"Each run was executed by the training function {spec.entry}."
+        return
+    for cell in spec.cells:
+        setting = spec.setting(cell, spec.baseline)
+        where = f"In {cell}, " if cell else ""
+        yield where + _trained(setting, first=not where)
+
+
+def _trained(setting: Setting, *, first: bool) -> str:
+    task, model, schedule, optimizer = setting.tables()
+    data = f"{task.train} training, {task.validation} validation and {task.test} test images of {task.data}"
+    options = [f"batch size {schedule.batch}", f"{schedule.epochs} epochs", f"{schedule.decay} decay"]
+    options += [f"augmentation by {_listed(task.augment)}"] if task.augment else []
+    options += [f"{key} {value}" for key, value in optimizer.arguments.items()]
+    return (
+        f"{'The' if first else 'the'} network {model.name} was trained on {data} with {optimizer.name} at an "
+        f"initial learning rate of {optimizer.lr:g} ({', '.join(options)})."
+    )
+
+
+def _budget(spec: Spec) -> Iterator[str]:
+    if spec.tuning is None:
+        yield "No hyperparameter was searched."
+        return
+    tuned = [arm for arm, options in spec.arms.items() if options.tuning == "own"]
+    seeds = len(spec.tuning.seeds)
+    yield (
+        f"For each of {_listed(tuned)}, {spec.tuning.trials} trials of a scrambled Sobol sequence were "
+        f"executed on {seeds} seed{'s' * (seeds > 1)} that no final run uses, and the trial with the lowest "
+        "mean validation error was chosen."
+    )
+    for arm in tuned:
+        space = ", ".join(
+            f"{key} in {set(d.choices)}"
+            if d.choices
+            else f"{key} from {d.low:g} to {d.high:g}{' (logarithmic)' * d.log}"
+            for key, d in spec.tuning.of(arm).items()
+        )
+        yield f"The search space of {arm} was {space}."
+
+
+def _tests(results: Results) -> Iterator[str]:
+    count = len(results.comparisons)
+    yield (
+        f"We report the mean paired difference with its {100 * stats.LEVEL:.0f} % Student t interval, and p "
+        "of a two-sided sign-flip permutation test"
+        + (f", corrected by Holm's method over {count} comparisons [holm1979simple]." if count > 1 else ".")
+    )
+
+
+def _software(results: Results) -> Iterator[str]:
+    found = environments(results)
+    software = [f"{key} {' and '.join(found[key])}" for key in ("python", "torch", "cdgrad") if key in found]
+    hardware = [" and ".join(found[key]) for key in ("processor",) if key in found]
+    yield f"Software: {', '.join(software)}." + (f" Hardware: {', '.join(hardware)}." if hardware else "")
+    if any(options.metric != "none" for options in results.spec.arms.values()):
+        yield "The metrics are channel-directed gradients [lao2020channel]."
+
+
+def latex(text: str) -> str:
+    """Text for LaTeX: special characters escaped, references in brackets as citations."""
+    escaped = "".join(_TEX.get(c, c) for c in printable(text))
+    return re.sub(r"\[(\w+)\]", r"\\cite{\1}", escaped)
+
+
+def latex_table(table: Table) -> str:
+    """A table that needs no package; its title is the caption, its note follows."""
+    columns = "".join("l" if table.is_text(c) else "r" for c in range(len(table.header)))
+
+    def row(cells: Sequence[str]) -> str:
+        return " & ".join("".join(_TEX.get(c, c) for c in printable(cell)) for cell in cells) + r" \\"
+
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{latex(table.title)}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\hline",
+            row(table.header),
+            r"\hline",
+            *map(row, table.rows),
+            r"\hline",
+            r"\end{tabular}",
+            "",
+            rf"\footnotesize {latex(table.note)}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]

@@ -1,0 +1,257 @@
+"""What a study would do, take and be able to show: known before its first run.
+
+All but the timed epoch follows from the specification, the data and the recorded runs.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cdgrad.study.plan import Plan
+from cdgrad.study.records import Run
+from cdgrad.study.report.document import Document, Section, Table
+from cdgrad.study.spec import Dimension, Spec
+from cdgrad.study.statistics import Results
+from cdgrad.study.statistics import paired as stats
+
+_SIZES = (0.1, 0.2, 0.5, 1.0)  # true differences in points, for the number of seeds needed
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Expected seconds of a run, by cell, and where they come from."""
+
+    by_cell: Mapping[str, float]
+    source: str
+
+
+def recorded_seconds(spec: Spec, runs: Sequence[Run]) -> Seconds | None:
+    """The mean duration of the finished runs of each cell; None where a cell has none yet."""
+    found = {
+        cell: [run.seconds for run in runs if run.cell == cell and run.status == "ok"] for cell in spec.cells
+    }
+    if not all(found.values()):
+        return None
+    means = {cell: math.fsum(seconds) / len(seconds) for cell, seconds in found.items()}
+    return Seconds(means, f"the mean of {sum(map(len, found.values()))} recorded runs")
+
+
+def timed_seconds(spec: Spec, device: str) -> Seconds:
+    """One epoch of the baseline in each cell, times its epochs; validation images only. Takes that long.
+
+    Raises:
+        StudyError: the data, the network or the optimizer cannot be used.
+        ValueError: the study has an `entry`, whose epochs cannot be told apart from outside.
+    """
+    from cdgrad.study.train import train  # imports torch
+
+    if spec.entry:
+        raise ValueError("an entry trains in its own code: no single epoch can be timed")
+    means: dict[str, float] = {}
+    for cell in spec.cells:
+        setting = spec.setting(cell, spec.baseline, trial=True)
+        _, _, schedule, _ = setting.tables()
+        once = replace(setting, schedule=replace(schedule, epochs=1, warmup=0))
+        start = time.perf_counter()
+        train(once, 0, _ignore, device=device)
+        means[cell] = (time.perf_counter() - start) * schedule.epochs
+    return Seconds(means, "one timed epoch of the baseline")
+
+
+def _ignore(epoch: int, measured: Mapping[str, float]) -> None:
+    """No one follows the timed epoch."""
+
+
+def preview(
+    spec: Spec, runs: Sequence[Run], place: str, *, workers: int, seconds: Seconds | None, sd: float | None
+) -> Document:
+    """The plan of a study as a document.
+
+    Args:
+        spec: the study.
+        runs: what is recorded already.
+        place: the output directory, for messages.
+        workers: number of parallel runs.
+        seconds: expected seconds of a run; None where they are not known.
+        sd: standard deviation of a paired difference in points, for the minimum detectable difference;
+            None: that of the recorded pairs, where there are any.
+
+    Raises:
+        StudyError: the recorded runs belong to another specification, or the data cannot be used.
+    """
+    plan = Plan(spec, runs, place)
+    tables = [_runs(plan), *_splits(spec), *_time(plan, workers, seconds)]
+    tables += [*_power(spec, runs, sd), *_search(spec)]
+    remaining = len(plan.keys) - plan.done
+    return Document(
+        title=f"Plan of {spec.title}",
+        summary=f"{len(plan.keys)} runs, {plan.done} of them recorded in {place}, {remaining} remain",
+        verdicts=[],
+        remarks=list(warnings(spec)),
+        sections=[Section("", (), tables)],
+        environment=[],
+        spec=spec.text,
+    )
+
+
+def warnings(spec: Spec) -> Iterator[str]:
+    """Why the study could not show anything, or less than it seems; empty for a sound one."""
+    pairs, comparisons = len(spec.seeds), _comparisons(spec)
+    if not comparisons:
+        yield f"{spec.baseline} is the only arm: there is nothing to compare; add another arm."
+    elif pairs < 2:
+        yield "With 1 seed no interval and no p can be computed: use at least 6 seeds."
+    elif (smallest := _smallest_p(spec)) >= 1 - stats.LEVEL:
+        enough = next(n for n in range(2, 64) if 2.0 ** (1 - n) * comparisons < 1 - stats.LEVEL)
+        yield (
+            f"With {pairs} seeds and {comparisons} comparison{'s' * (comparisons > 1)} no p after Holm's "
+            f"correction can be below {smallest:.2g}: no difference, however large, can be shown. "
+            f"Use at least {enough} seeds."
+        )
+    if spec.tuning and spec.tuning.trials < 3:
+        trials = spec.tuning.trials
+        yield f"A search of {trials} trial{'s' * (trials > 1)} chooses hardly anything: use more trials."
+    for arm, options in spec.arms.items():
+        changed = options.metric != "none" and options.rescale == "none" and not options.optimizer
+        if changed and not spec.entry and (spec.tuning is None or options.tuning != "own"):
+            yield (
+                f"{arm} has the baseline's learning rate, but its metric changes the size of the step: a "
+                f'difference may be one of step size. Tune the arm, or set rescale = "norm".'
+            )
+
+
+def _comparisons(spec: Spec) -> int:
+    return len(spec.cells) * (len(spec.arms) - 1)
+
+
+def _smallest_p(spec: Spec) -> float:
+    """The smallest p that Holm's correction leaves, where every comparison is as clear as it can be."""
+    return min(1.0, stats.smallest_p(len(spec.seeds)) * _comparisons(spec))
+
+
+def _runs(plan: Plan) -> Table:
+    spec = plan.spec
+    final = len(spec.cells) * len(spec.arms) * len(spec.seeds)
+    rows = [
+        ("final runs", f"{len(spec.cells)} x {len(spec.arms)} x {len(spec.seeds)}", str(final)),
+    ]
+    if spec.tuning:
+        searched = (len(plan.keys) - final) // (len(spec.cells) * spec.tuning.trials * len(spec.tuning.seeds))
+        product = f"{len(spec.cells)} x {searched} x {spec.tuning.trials} x {len(spec.tuning.seeds)}"
+        rows.insert(0, ("trials", product, str(len(plan.keys) - final)))
+    note = "final runs: cells x arms x seeds; trials: cells x tuned arms x trials x tuning seeds"
+    return Table("Runs", ("part", "product", "runs"), rows, note if spec.tuning else note.partition(";")[0])
+
+
+def _splits(spec: Spec) -> Iterator[Table]:
+    """Number of images in each split, and where the test images come from."""
+    if spec.entry:
+        return
+    from cdgrad.study import data  # imports torch
+
+    rows: list[Sequence[str]] = []
+    for cell, tables in spec.cells.items():
+        task = spec.setting(cell, spec.baseline).tables()[0]
+        drawn = data.load(task, spec.seeds[0])
+        counts = [f"{len(part):,}" for part in (drawn.train, drawn.validation, drawn.test)]
+        official = "official" if data.has_test_split(task) else "drawn"
+        step = 100 / len(drawn.test if spec.evaluate == "test" else drawn.validation)
+        rows.append((cell or str(tables["task"]["data"]), *counts, official, f"{step:.3g}"))
+    yield Table(
+        "Images in each split",
+        ("cell", "train", "validation", "test", "test split", "one image"),
+        rows,
+        "test split: the data set's own, or drawn by each seed from all images; one image: points of error "
+        f"that one image of the {spec.evaluate} split is worth",
+    )
+
+
+def _time(plan: Plan, workers: int, seconds: Seconds | None) -> Iterator[Table]:
+    remaining = [key for key in plan.keys if not plan.is_done(key)]
+    if not remaining:
+        return
+    if seconds is None:
+        rows = [("not known before the first run", "-", "-")]
+        source = "cdgrad plan times an epoch where the training loop is cdgrad's"
+    else:
+        total = math.fsum(seconds.by_cell[key[0]] for key in remaining)
+        each = total / len(remaining)
+        rows = [(duration(total / workers), str(workers), duration(each))]
+        source = f"estimated from {seconds.source}"
+    yield Table("Time for the remaining runs", ("time", "workers", "per run"), rows, source)
+
+
+def _power(spec: Spec, runs: Sequence[Run], sd: float | None) -> Iterator[Table]:
+    """What the seeds can show: the smallest p, the minimum detectable difference, and seeds needed."""
+    pairs = len(spec.seeds)
+    if not _comparisons(spec) or pairs < 2:
+        return
+    recorded = [
+        c.comparison.sd for c in Results.of(spec, runs).comparisons.values() if c.comparison.pairs > 2
+    ]
+    source = "as stated"
+    if sd is None and recorded:
+        sd, source = max(recorded), "the largest of the recorded comparisons"
+    row = [f"{pairs}", f"{_comparisons(spec)}", f"{_smallest_p(spec):.2g}"]
+    if sd is None:
+        row += ["-"] * (2 + len(_SIZES))
+        source = "not known yet: state one with --sd"
+    else:
+        needed = (f"{stats.required_pairs(size, sd):,}" for size in _SIZES)
+        row += [f"{sd:.2f}", f"{stats.detectable_difference(pairs, sd):.2f}", *needed]
+    yield Table(
+        "What the seeds can show",
+        ("seeds", "comparisons", "smallest p", "SD", "MDD", *(f"for {size:g}" for size in _SIZES)),
+        [row],
+        f"smallest p: after Holm's correction; SD: of a paired difference in points, {source}; MDD: minimum "
+        f"detectable difference, found in {100 * stats.POWER:.0f} % of studies by a two-sided paired t-test "
+        "at 5 %, uncorrected; for x: seeds needed to detect x points",
+    )
+
+
+def _search(spec: Spec) -> Iterator[Table]:
+    """For each arm and key: the range that is searched, or who pins the value."""
+    rows: list[Sequence[str]] = []
+    for arm, options in spec.arms.items():
+        if spec.tuning and options.tuning == "own":
+            points = spec.tuning.points(arm)
+            rows += [
+                (arm, key, _range(dimension), _tried([point[key] for point in points]))
+                for key, dimension in spec.tuning.of(arm).items()
+            ]
+        elif spec.tuning and options.tuning == "baseline":
+            keys = ", ".join(spec.tuning.of(spec.baseline))
+            rows.append((arm, keys, f"pinned by the choice for {spec.baseline}", "-"))
+        else:
+            keys = ", ".join((*options.optimizer, *options.values)) or "all"
+            rows.append((arm, keys, "pinned by the specification", "-"))
+    yield Table(
+        "What is searched, and what is pinned",
+        ("arm", "what", "range", "tried"),
+        rows,
+        "tried: smallest and largest value of the trials, which are known beforehand",
+    )
+
+
+def _range(dimension: Dimension) -> str:
+    if dimension.choices:
+        return "one of " + ", ".join(map(str, dimension.choices))
+    return f"{dimension.low:g} to {dimension.high:g}{', logarithmic' if dimension.log else ''}"
+
+
+def _tried(values: Sequence[Any]) -> str:
+    if any(isinstance(value, str | bool) for value in values):
+        return f"{len(set(values))} choices"
+    return f"{min(values):.3g} to {max(values):.3g}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that a person would use."""
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"

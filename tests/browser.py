@@ -1,0 +1,50 @@
+"""Headless Chromium for tests: what a page measures at a width, and what it asks of the network."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+needs_browser = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+]
+
+
+def run(folder, *arguments):
+    profile = f"--user-data-dir={folder / 'profile'}"
+    command = [CHROMIUM, *_FLAGS, profile, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+
+
+def measure(page, script, folder, width):
+    """The value of the JavaScript expression `script` on `page`, in a frame of `width` pixels.
+
+    The frame's window is `w`, its document `d`. A window of Chromium is never narrower than 500 pixels.
+    """
+    wrapper = folder / "wrapper.html"
+    wrapper.write_text(
+        f'<html><body><iframe id="f" srcdoc="{html.escape(page)}" '
+        f'style="border:0;width:{width}px;height:3000px"></iframe><pre id="r"></pre><script>'
+        'const f = document.getElementById("f"); f.onload = () => {'
+        "const w = f.contentWindow, d = w.document;"
+        f'document.getElementById("r").textContent = "found:" + JSON.stringify({script}) + ":found"; }};'
+        "</script></body></html>",
+        encoding="utf-8",
+    )
+    done = run(folder, "--virtual-time-budget=5000", "--dump-dom", wrapper.as_uri())
+    found = re.search("found:(.*?):found", done.stdout)
+    assert found, done.stderr[-2000:]
+    return json.loads(html.unescape(found[1]))

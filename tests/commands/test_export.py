@@ -1,0 +1,97 @@
+"""`cdgrad export`: every number and sentence of a study, ready for a paper."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cdgrad import cli
+from cdgrad.study.report import compose, paper
+from cdgrad.study.report.document import Table
+
+SPEC = """
+baseline = "sgd"
+seeds = 2
+workers = 1
+[task]
+data = "fake"
+train = 50
+validation = 50
+[model]
+name = "small-cnn"
+width = 4
+[schedule]
+epochs = 1
+batch = 50
+[optimizer]
+name = "torch.optim:SGD"
+lr = 0.1
+momentum = 0.9
+[tuning]
+trials = 2
+seeds = [7]
+space."optimizer.lr" = { low = 0.01, high = 1.0, log = true }
+[arms.sgd]
+[arms.directed_1]
+metric = "sobolev:lam=0.01"
+"""
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    (folder / "tiny.toml").write_text(SPEC)
+    assert cli.main(["study", str(folder / "tiny.toml"), "--out", str(folder / "out")]) == 0
+    return folder / "out"
+
+
+def test_every_kind_of_file_is_written_and_none_is_overwritten(study, tmp_path, capsys):
+    to = tmp_path / "paper"
+    assert cli.main(["export", str(study), "--to", str(to)]) == 0
+    files = {str(p.relative_to(to)) for p in to.rglob("*") if p.is_file()}
+    assert {"methods.md", "methods.tex", "references.bib", "runs.csv", "trials.csv", "runs.parquet"} <= files
+    assert {"figures/paired_differences.svg", "figures/paired_differences.pdf"} <= files
+    assert any(re.fullmatch(r"tables/paired-difference-to-sgd\.tex", name) for name in files)
+    assert (to / "figures/paired_differences.pdf").read_bytes().startswith(b"%PDF")
+    printed = capsys.readouterr().out.splitlines()
+    assert {str(to / name) for name in files} == set(printed[1:])
+    (to / "methods.md").write_text("edited")
+    assert cli.main(["export", str(study), "--to", str(to)]) == 1
+    assert "exists already; choose another --to" in capsys.readouterr().err
+    assert (to / "methods.md").read_text() == "edited"
+
+
+def test_methods_state_design_search_tests_and_software(study):
+    text = paper.methods(compose.read(study))
+    assert "We compared directed_1 with sgd over 2 paired seeds." in text
+    assert "The test split was read once per run, after its last epoch." in text
+    assert "small-cnn was trained on 50 training, 50 validation and all test images of fake" in text
+    assert "2 trials of a scrambled Sobol sequence were executed on 1 seed that no final run uses" in text
+    assert "The search space of sgd was optimizer.lr from 0.01 to 1 (logarithmic)." in text
+    assert "two-sided sign-flip permutation test." in text  # one comparison: no correction
+    assert "torch 2." in text
+    assert "[lao2020channel]" in text
+
+
+def test_latex_escapes_what_is_special_and_cites():
+    assert paper.latex(r"a_b 5 % {x} \ [holm1979simple]") == (
+        r"a\_b 5 \% \{x\} \textbackslash{} \cite{holm1979simple}"
+    )
+    table = paper.latex_table(Table("T & U", ("arm", "mean"), [("a_b", "<.001")], "n"))
+    assert r"\begin{tabular}{lr}" in table
+    assert r"a\_b & \textless{}.001 \\" in table
+    assert r"\caption{T \& U}" in table
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
+def test_the_latex_compiles(study, tmp_path):
+    assert cli.main(["export", str(study), "--to", str(tmp_path)]) == 0
+    names = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.tex")]
+    body = "\n".join(rf"\input{{{name}}}" for name in names)
+    main = rf"\documentclass{{article}}\begin{{document}}{body}\end{{document}}"
+    Path(tmp_path / "main.tex").write_text(main)
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "main.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]

@@ -1,0 +1,59 @@
+"""`cdgrad init`: its studies run as they are written, and no file of the user's is touched."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cdgrad import cli
+from cdgrad.commands.init import TEMPLATES
+from cdgrad.study import spec
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_template_is_a_valid_study_of_the_given_name(here, template):
+    assert cli.main(["init", "mine", "--template", template]) == 0
+    study = spec.load("mine.toml")
+    assert study.title.startswith("mine: ")
+    assert len(study.seeds) == 10
+    assert "NAME" not in Path("mine.toml").read_text() + Path("mine.py").read_text()
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_template_runs_as_it_stands(here, template):
+    assert cli.main(["init", "mine", "--template", template]) == 0
+    text = Path("mine.toml").read_text()
+    small = text.replace("seeds = 10 ", "seeds = 2 ").replace("trials = 5", "trials = 1")
+    small = small.replace("[1000, 1001]", "[1000]").replace("epochs = 10", "epochs = 1")
+    Path("mine.toml").write_text(small)
+    command = [sys.executable, "-m", "cdgrad", "study", "mine.toml", "--workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
+    assert done.returncode == 0, done.stderr
+    assert (here / "runs" / "mine" / "report.html").exists()
+
+
+@pytest.mark.parametrize("taken", ["mine.toml", "mine.py"])
+def test_an_existing_file_is_left_alone_and_nothing_else_is_written(here, taken, capsys):
+    Path(taken).write_text("keep me")
+    assert cli.main(["init", "mine"]) == 1
+    assert capsys.readouterr().err == (
+        f"cdgrad: {taken} exists already; choose another NAME, or move it away\n"
+    )
+    assert {p.name: p.read_text() for p in here.iterdir()} == {taken: "keep me"}
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "my study", "class", "random", "cdgrad", "", "9lives", "na\u00efve"]
+)
+def test_a_name_that_cannot_be_a_module_is_refused(here, name, capsys):
+    assert cli.main(["init", name]) == 2
+    assert "NAME" in capsys.readouterr().err
+    assert not list(here.iterdir())

@@ -1,0 +1,119 @@
+"""`cdgrad plan`: runs, splits, time and power are known before the first run, and nothing is recorded."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cdgrad import cli
+from cdgrad.study import spec
+from cdgrad.study.report import preview
+from cdgrad.study.statistics import paired
+
+SMALL = """
+baseline = "sgd"
+seeds = 6
+workers = 2
+[task]
+data = "digits"
+train = 100
+validation = 100
+[model]
+name = "small-cnn"
+width = 4
+[schedule]
+epochs = 4
+batch = 50
+[optimizer]
+name = "torch.optim:SGD"
+lr = 0.1
+[arms.sgd]
+[arms.one]
+metric = "reweighted:lam=3"
+rescale = "norm"
+[arms.two]
+metric = "sobolev:lam=0.01"
+optimizer.lr = 0.3
+"""
+TUNED = (
+    SMALL.replace("seeds = 6", "seeds = 10")
+    + """
+[tuning]
+trials = 4
+seeds = [100, 101]
+space."optimizer.lr" = { low = 0.01, high = 1.0, log = true }
+"""
+)
+
+
+@pytest.fixture
+def plan(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def run(text, *arguments):
+        Path("mine.toml").write_text(text)
+        assert cli.main(["plan", "mine.toml", *arguments]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    return run
+
+
+def test_a_study_that_cannot_show_anything_is_warned_of(plan):
+    out = plan(SMALL, "--no-timing")
+    assert "With 6 seeds and 2 comparisons no p after Holm's correction can be below 0.062" in out
+    assert "Use at least 7 seeds." in out
+    assert list(preview.warnings(replace(spec.parse(SMALL, "mine"), seeds=tuple(range(7))))) == []
+
+
+def test_runs_and_splits_are_counted(plan):
+    out = plan(TUNED, "--no-timing")
+    assert "54 runs, 0 of them recorded in runs/mine, 54 remain" in out
+    assert "trials 1 x 3 x 4 x 2 24" in out
+    assert "final runs 1 x 3 x 10 30" in out
+    assert "digits 100 100 1,597 drawn 0.0626" in out  # 1,797 digits, 100 / 1597 points an image
+
+
+def test_the_minimum_detectable_difference_is_that_of_the_stated_sd(plan):
+    out = plan(TUNED, "--no-timing", "--sd", "0.5")
+    assert f"10 2 0.0039 0.50 {paired.detectable_difference(10, 0.5):.2f}" in out
+    assert "not known yet: state one with --sd" in plan(TUNED, "--no-timing")
+
+
+def test_time_is_estimated_from_a_timed_epoch_and_nothing_is_recorded(plan, tmp_path):
+    out = plan(SMALL)
+    assert "estimated from one timed epoch of the baseline" in out
+    assert {file.name for file in tmp_path.iterdir()} == {"mine.toml"}
+
+
+def test_time_is_estimated_from_recorded_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text(SMALL.replace("seeds = 6", "seeds = 1").replace("epochs = 4", "epochs = 1"))
+    assert cli.main(["study", "mine.toml", "--workers", "1"]) == 0
+    out = " ".join(capsys.readouterr().err.split())
+    assert "Plan of mine" in out  # the first screen
+    assert "With 1 seed no interval" in out
+    Path("mine.toml").write_text(SMALL.replace("epochs = 4", "epochs = 1"))
+    assert cli.main(["plan", "mine.toml"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "18 runs, 3 of them recorded in runs/mine, 15 remain" in out
+    assert "estimated from the mean of 3 recorded runs" in out
+
+
+def test_search_ranges_and_pins_are_listed(plan):
+    text = TUNED.replace('metric = "sobolev:lam=0.01"', 'metric = "sobolev:lam=0.01"\ntuning = "none"')
+    text = text.replace('rescale = "norm"', 'rescale = "norm"\ntuning = "baseline"')
+    out = plan(text, "--no-timing")
+    assert "sgd optimizer.lr 0.01 to 1, logarithmic" in out
+    assert "one optimizer.lr pinned by the choice for sgd" in out
+    assert "two lr pinned by the specification" in out
+
+
+def test_an_arm_whose_metric_changes_the_step_at_an_equal_rate_is_warned_of():
+    text = SMALL.replace('rescale = "norm"', "")
+    (_, found) = preview.warnings(spec.parse(text, "mine"))
+    assert found.startswith("one has the baseline's learning rate, but its metric changes the size")
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(3, "3 s"), (89, "89 s"), (90, "1.5 min"), (7200, "2.0 h")])
+def test_durations(seconds, words):
+    assert preview.duration(seconds) == words
