@@ -1,4 +1,4 @@
-"""Memory of computed weights, bounded by bytes: a count of entries would not bound it, weights grow with n."""
+"""A cache of computed weights, bounded by bytes: a count of entries is no bound, as weights grow with n."""
 
 from __future__ import annotations
 

@@ -5,8 +5,8 @@ second finds it there. A tile is `ROWS` channels of `LANES` columns;
 the running values of its columns stay in registers from its first row to its last. They are float64, which
 is what keeps float32 gradients within 1e-6 of the exact result.
 
-A row often lies a page or more from the next, where the hardware prefetcher does not follow: both sweeps prefetch
-the rows of the next tiles, one after the other, as memory likes it, while they work on the present ones.
+A row often lies a page or more from the next, where the hardware prefetcher does not follow: both sweeps
+prefetch the rows of the next tiles, in the order of memory, while they work on the present ones.
 """
 
 # numba compiles these functions from types that only it knows.

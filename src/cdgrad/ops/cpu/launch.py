@@ -177,7 +177,7 @@ def _worker(family: str, dtype: torch.dtype) -> Any:
     worker = import_module("cdgrad.ops.cpu.kernels").worker
     try:
         return worker(family, _STORED[dtype], cache=True)
-    # Whatever pickle, the file system or numba raise for the cache; without it, an error is about the compiler.
+    # The cache can raise what pickle, the file system or numba raise; without it, an error is the compiler's.
     except Exception as error:
         compiled = worker(family, _STORED[dtype], cache=False)
         warnings.warn(
