@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import random
+import sys
+from argparse import ArgumentParser
 
 import numpy as np
 import pytest
@@ -130,6 +132,14 @@ def test_the_generators_are_seeded_and_torchs_restored():
         ("sgd", lambda seed, arm: {"error": math.nan}, "returned error nan; a diverged run is a result"),
         ("sgd", lambda seed, arm: arm.report(2, loss=1), "expects epoch 1 next, counted from 1; got 2"),
         ("sgd", lambda seed, arm: arm.report(1, loss="x"), "arm.report gave loss = 'x'"),
+        (
+            "sgd",
+            lambda seed, arm: {"error": 100.5},
+            "returned error 100.5; it is in percent, between 0 and 100",
+        ),
+        ("sgd", lambda seed, arm: {"error": -1}, "returned error -1; it is in percent"),
+        ("sgd", lambda seed, arm: sys.exit(2), r"ended the process \(exit status 2\); return a dict"),
+        ("sgd", lambda seed, arm: ArgumentParser().parse_args(["--x"]), "ended the process"),
         ("directed", lambda seed, arm: {"error": 1}, r"never called arm.attach\(optimizer, model\)"),
     ],
 )
@@ -156,3 +166,81 @@ def test_a_study_of_it_is_a_study_like_any_other(spec, tmp_path):
     # The pair of a seed starts from the same network and images.
     losses = {run.arm: run.epochs[0]["loss"] for run in kept if run.seed == 1}
     assert losses["sgd"] == losses["directed"]
+
+
+def test_the_command_line_of_the_study_is_not_the_codes(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["cdgrad", "study", "x.toml"])
+
+    def function(seed, arm):
+        ArgumentParser().parse_args()
+        return {"error": 1}
+
+    assert ran(function).error == 1
+    assert sys.argv == ["cdgrad", "study", "x.toml"]
+
+
+TUNED = """
+[tuning]
+trials = 2
+seeds = [10]
+space = {{ {key} = {{ low = 0.01, high = 0.1 }} }}
+"""
+
+
+@pytest.mark.parametrize("key", ["lr", '"values.lr"', "values.lr"])
+def test_a_tuned_value_is_read_with_or_without_its_table(spec, key):
+    tuned = parse(spec.text + TUNED.format(key=key), "mine")
+    values = tuned.tuning.points("sgd")[0]
+    assert tuned.setting("", "sgd", values).values["lr"] == next(iter(values.values()))
+    job = Job("", "sgd", 0, 10, tuned.setting("", "sgd", values, trial=True), values)
+    assert execute(job, lambda epoch, measured: None).status == "ok"
+
+
+@pytest.mark.parametrize("key", ["dd", '"optimizer.lr"'])
+def test_tuning_a_value_that_the_code_does_not_read_is_refused(spec, key):
+    tuned = parse(spec.text + TUNED.format(key=key), "mine")
+    values = tuned.tuning.points("sgd")[0]
+    run = execute(Job("", "sgd", 0, 10, tuned.setting("", "sgd", values, trial=True), values), print)
+    assert run.status == "failed"
+    assert "so that tuning it changes nothing; it read lr; did you mean 'lr'?" in run.message
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        dict,
+        lambda v: {**v},
+        lambda v: v | {},
+        lambda v: list(v.items()),
+        lambda v: v.get("lr"),
+        lambda v: v.copy(),
+    ],
+)
+def test_every_way_of_reading_counts(read):
+    from cdgrad.study.train.entry import ReadValues
+
+    values = ReadValues({"lr": 0.1})
+    read(values)
+    values.check("mine:run", {"lr"})
+    with pytest.raises(StudyError, match="never read"):
+        ReadValues({"lr": 0.1}).check("mine:run", {"lr"})
+
+
+def test_one_runs_default_dtype_is_not_the_next_ones(spec, tmp_path):
+    (tmp_path / "mytrain.py").write_text(
+        CODE.replace("def run(seed, arm):", "def run(seed, arm):\n    torch.set_default_dtype(torch.float64)")
+    )
+    job = Job("", "sgd", None, 0, spec.setting("", "sgd"))
+    assert execute(job, lambda epoch, measured: None).status == "ok"
+    assert torch.get_default_dtype() == torch.float32
+
+
+def test_a_network_without_anything_to_direct_is_refused():
+    def function(seed, arm):
+        net = nn.Conv2d(1, 4, 3).requires_grad_(False)
+        optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1)), *net.parameters()], lr=0.1)
+        arm.attach(optimizer, net)
+        return {"error": 1}
+
+    with pytest.raises(StudyError, match="has nothing to direct in this network"):
+        ran(function, "directed")

@@ -158,3 +158,11 @@ def test_the_names_a_spec_allows_are_the_names_that_exist():
     assert tuple(data.SOURCES) == spec.DATA
     assert tuple(models.BUILTIN) == spec.MODELS
     assert tuple(data.AUGMENTATIONS) == spec.AUGMENTATIONS
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_specification_may_come_from_any_editor(tmp_path, tiny_text, encoding, end):
+    file = tmp_path / "tiny.toml"
+    file.write_bytes(tiny_text.replace("\n", end).encode(encoding))
+    assert spec.load(str(file)).text == tiny_text

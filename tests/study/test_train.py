@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from typing import ClassVar
 
 import pytest
 import torch
@@ -185,3 +186,76 @@ def test_training_leaves_the_global_random_state_alone(setting):
 def test_what_cannot_be_built_is_explained(setting, change, message):
     with pytest.raises(StudyError, match=message):
         trained(dataclasses.replace(setting, **change))
+
+
+def split_decay(parameters, lr):
+    decay = [p for p in parameters if p.ndim > 1]
+    return torch.optim.SGD([{"params": decay}, {"params": [p for p in parameters if p.ndim <= 1]}], lr=lr)
+
+
+def without_biases(parameters, lr):
+    return torch.optim.SGD([p for p in parameters if p.ndim > 1], lr=lr)
+
+
+def test_an_optimizer_may_go_through_its_parameters_twice_and_must_hold_all(setting):
+    one = dataclasses.replace(setting, optimizer=Optimizer(f"{__name__}:split_decay", 0.1))
+    plain = dataclasses.replace(setting, optimizer=Optimizer("torch.optim:SGD", 0.1))
+    assert trained(one).epochs == trained(plain).epochs
+    partial = dataclasses.replace(setting, optimizer=Optimizer(f"{__name__}:without_biases", 0.1))
+    with pytest.raises(StudyError, match=r"holds \d+ of the \d+ trainable parameters, not .*bias"):
+        trained(partial)
+
+
+class TwoPoints(torch.optim.SGD):
+    """Trains at one point and is evaluated at another, as schedule-free optimizers do."""
+
+    calls: ClassVar[list[str]] = []
+
+    def train(self):
+        self.calls.append("train")
+
+    def eval(self):
+        self.calls.append("eval")
+
+    def step(self, closure=None):
+        assert self.calls[-1] == "train"
+        return super().step(closure)
+
+
+def test_an_optimizer_with_two_points_is_evaluated_at_the_right_one(setting, monkeypatch):
+    monkeypatch.setattr(TwoPoints, "calls", [])
+    original = error_percent
+
+    def watched(model, part):
+        assert TwoPoints.calls[-1] == "eval"
+        return original(model, part)
+
+    monkeypatch.setattr("cdgrad.study.train.loop.error_percent", watched)
+    trained(dataclasses.replace(setting, optimizer=Optimizer(f"{__name__}:TwoPoints", 0.1)))
+    assert TwoPoints.calls[:2] == ["train", "eval"]
+
+
+def flat_batch_norm(shape, classes):
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(shape[0], 4, shape[1:]),
+        torch.nn.BatchNorm2d(4),
+        torch.nn.Flatten(),
+        torch.nn.Linear(4, classes),
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "accumulate", "fails"), [(33, 1, True), (34, 1, False), (34, 2, True), (33, 3, True)]
+)
+def test_a_batch_of_one_image_under_batch_norm_is_refused_before_training(setting, count, accumulate, fails):
+    changed = dataclasses.replace(
+        setting,
+        task=Task("fake", count, 32),
+        model=Model(f"{__name__}:flat_batch_norm"),
+        schedule=dataclasses.replace(setting.schedule, batch=16, accumulate=accumulate),
+    )
+    if fails:
+        with pytest.raises(StudyError, match="leave a batch of 1 image, on which batch norm cannot train"):
+            trained(changed)
+    else:
+        assert trained(changed).status == "ok"

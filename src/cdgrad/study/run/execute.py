@@ -43,11 +43,12 @@ def execute(
     place = environment(device) | {"threads": torch.get_num_threads()}
     if job.trial is not None and job.setting.evaluate == "test":
         raise ValueError(f"trial {job.trial} of arm {job.arm} would read the test part")
+    dtype = torch.get_default_dtype()
     try:
         with modules_beside(job.folder):
             place |= _data(job.setting)
             if job.setting.entry:
-                outcome = run_entry(job.arm, job.setting, job.seed, on_epoch)
+                outcome = run_entry(job.arm, job.setting, job.seed, on_epoch, tuned=job.values)
             else:
                 kept = checkpoints and checkpoints / job.file(device)
                 outcome = train(job.setting, job.seed, on_epoch, device=device, checkpoint=kept)
@@ -57,6 +58,8 @@ def execute(
         raise
     except Exception as problem:
         message = str(problem) if isinstance(problem, StudyError) else f"{type(problem).__name__}: {problem}"
+    finally:
+        torch.set_default_dtype(dtype)  # the run's own code may have set another, which is not the next run's
     return job.run(
         started,
         status=status,

@@ -5,6 +5,7 @@ A `Spec` names the cells, arms and seeds, and makes of each the `Setting` of its
 
 from __future__ import annotations
 
+import codecs
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -45,10 +46,16 @@ def load(source: str) -> Spec:
         known = ", ".join(builtin_names())
         raise FileNotFoundError(f"no study {source!r}: neither a TOML file nor one of the built-in {known}")
     try:
-        spec = parse(path.read_text(encoding="utf-8"), path.stem)
-    except (OSError, UnicodeDecodeError) as error:
+        spec = parse(_decoded(path.read_bytes()), path.stem)
+    except (OSError, UnicodeError) as error:
         raise StudyError(f"{source} cannot be read: {error}") from None
     return replace(spec, folder=str(path.absolute().parent))
+
+
+def _decoded(content: bytes) -> str:
+    """Text from an editor of any system: UTF-8, or UTF-16 with its mark, and either kind of line ends."""
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n")
 
 
 def parse(text: str, name: str) -> Spec:

@@ -71,7 +71,7 @@ class Spec:
         for key, value in values.items():
             table, _, inner = key.partition(".")
             if self.entry and key not in TUNABLE:
-                own[key] = value
+                own[key.removeprefix("values.")] = value
             elif inner and table in ("model", "schedule", "optimizer"):
                 changes.setdefault(table, {})[inner] = value
             else:

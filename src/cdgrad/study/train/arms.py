@@ -35,7 +35,7 @@ def attach_arm(setting: Setting, optimizer: Optimizer, model: nn.Module, seed: i
     also leave biases and norm parameters alone).
 
     Raises:
-        StudyError: permuted or centralized parameters that are sharded.
+        StudyError: permuted or centralized parameters that are sharded; or nothing to direct.
         ValueError, TypeError: as `cdgrad.attach`.
     """
     plain = setting.metric == BASELINE_METRIC
@@ -45,7 +45,7 @@ def attach_arm(setting: Setting, optimizer: Optimizer, model: nn.Module, seed: i
         "rescale": setting.rescale,
     }
     if not (setting.permute or setting.centralize):
-        return None if plain else attach(optimizer, model, setting.metric, **options)
+        return None if plain else _effective(attach(optimizer, model, setting.metric, **options))
     if any(map(is_dtensor, model.parameters())):
         raise StudyError("permute and centralize need whole parameters, and these are sharded; use DDP")
     # `attach` checks the optimizer and the model; an attachment with the arm's operator takes over.
@@ -54,7 +54,25 @@ def attach_arm(setting: Setting, optimizer: Optimizer, model: nn.Module, seed: i
             warnings.simplefilter("ignore", UserWarning)  # a model without convolutions has linear weights
         checked = attach(optimizer, model, L2() if plain else setting.metric, **options)
     checked.remove()
-    return _ArmAttachment(optimizer, model, checked, setting, seed)
+    return _effective(_ArmAttachment(optimizer, model, checked, setting, seed))
+
+
+def _effective(handle: Attachment) -> Attachment:
+    """The attachment, unless it has nothing to direct: its arm would equal the baseline.
+
+    Raises:
+        StudyError: no weight that is trained is selected.
+    """
+    if any(target.param.requires_grad for target in handle.selection.targets):
+        return handle
+    skipped = handle.selection.skipped
+    reason = f"; {skipped[0].name}: {skipped[0].reason}" if skipped else ""
+    metric = handle.metric
+    handle.remove()
+    raise StudyError(
+        f"metric {metric} has nothing to direct in this network, so that the arm would equal the baseline"
+        f"{reason}; give it trainable convolutions (lazy ones after a forward pass), or linear = true"
+    )
 
 
 def direct_and_compare(handle: Attachment | None) -> tuple[float, float]:

@@ -15,9 +15,12 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import random
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -46,7 +49,7 @@ class EntryArm:
         self, name: str, setting: Setting, seed: int, on_epoch: Callable[[int, Epoch], None]
     ) -> None:
         self.name = name
-        self.values: dict[str, Any] = dict(setting.values)
+        self.values = ReadValues(setting.values)
         self.evaluate = setting.evaluate
         self.attached = setting.metric == "none" and not setting.centralize
         self.epochs: list[Epoch] = []
@@ -77,33 +80,117 @@ class EntryArm:
         self._on_epoch(epoch, self.epochs[-1])
 
 
-def run_entry(arm: str, setting: Setting, seed: int, on_epoch: Callable[[int, Epoch], None]) -> Outcome:
-    """Call the user's training code once.
+class ReadValues(dict[str, Any]):
+    """An arm's values, with the keys that were read: tuning one that nothing reads changes nothing."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.read: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.read.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().get(key, default)
+
+    def pop(self, key: str, *default: Any) -> Any:
+        self.read.add(key)
+        return super().pop(key, *default)
+
+    def __iter__(self) -> Iterator[str]:
+        self.read.update(super().keys())
+        return super().__iter__()
+
+    def keys(self) -> Any:
+        self.read.update(super().keys())
+        return super().keys()
+
+    def items(self) -> Any:
+        self.read.update(super().keys())
+        return super().items()
+
+    def values(self) -> Any:
+        self.read.update(super().keys())
+        return super().values()
+
+    def copy(self) -> dict[str, Any]:
+        return dict(self.items())
+
+    def __or__(self, other: Any) -> Any:
+        return self.copy() | other
+
+    def __ror__(self, other: Any) -> Any:
+        return other | self.copy()
+
+    def check(self, entry: str, tuned: set[str]) -> None:
+        """Refuse a search over values that the run did not read: all its trials would be equal.
+
+        Raises:
+            StudyError: with the key, and the one that was probably meant.
+        """
+        own = set(super().keys())
+        unread = sorted((own & tuned) - self.read)
+        if not unread:
+            return
+        known = sorted(self.read - own) or sorted(self.read)
+        meant = difflib.get_close_matches(unread[0], known, 1, 0.4) or known[:1]
+        hint = f"; did you mean {meant[0]!r}?" if meant else ""
+        raise StudyError(
+            f"{entry} never read arm.values[{unread[0]!r}], so that tuning it changes nothing; it read "
+            f"{', '.join(sorted(self.read)) or 'no value'}{hint}"
+        )
+
+
+@contextmanager
+def _no_command_line(entry: str) -> Generator[None]:
+    """While an entry is imported and run, the command line is not its own, and exiting is a failure."""
+    arguments = sys.argv
+    sys.argv = arguments[:1]
+    try:
+        yield
+    except SystemExit as error:
+        raise StudyError(
+            f"{entry} ended the process (exit status {error.code!r:.40}); return a dict, and read the command "
+            f'line only under if __name__ == "__main__"'
+        ) from error
+    finally:
+        sys.argv = arguments
+
+
+def run_entry(
+    arm: str,
+    setting: Setting,
+    seed: int,
+    on_epoch: Callable[[int, Epoch], None],
+    tuned: Iterable[str] = (),
+) -> Outcome:
+    """Call the user's training code once; `tuned` are the keys of the search space that it must read.
 
     The generators of torch, numpy and random are seeded before, so that code which relies on them is
     paired over the arms; torch's, on the CPU, is left as it was.
 
     Raises:
-        StudyError: it cannot be imported, ignores the arm, or returns anything but numbers with a
-            finite ``error``.
+        StudyError: it cannot be imported, ends the process, ignores the arm or a tuned value, or returns
+            anything but numbers with an ``error`` from 0 to 100.
     """
-    run = load_callable(setting.entry)
-    seen = EntryArm(arm, setting, seed, on_epoch)
-    with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
-        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
-        np.random.seed(seed % 2**32)  # noqa: NPY002, the user's code may use it
-        random.seed(seed)
-        try:
+    with _no_command_line(setting.entry):
+        run = load_callable(setting.entry)
+        seen = EntryArm(arm, setting, seed, on_epoch)
+        with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
+            torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+            np.random.seed(seed % 2**32)  # noqa: NPY002, the user's code may use it
+            random.seed(seed)
             with users_modules():
                 result = run(seed, seen)
-        except SystemExit as error:
-            raise StudyError(f"{setting.entry} ended the process (exit status {error.code!r})") from error
     if not isinstance(result, Mapping) or "error" not in result:
         raise StudyError(f'{setting.entry} must return a dict with "error" in percent; got {result!r:.60}')
     if not seen.attached:
         raise StudyError(
             f"{setting.entry} never called arm.attach(optimizer, model): arm {arm} would equal the baseline"
         )
+    seen.values.check(setting.entry, {key.removeprefix("values.") for key in tuned})
     measures = _numbers(result, setting.entry)  # pyright: ignore[reportUnknownArgumentType]
     error = measures.pop("error")
     if not math.isfinite(error):
@@ -111,6 +198,8 @@ def run_entry(arm: str, setting: Setting, seed: int, on_epoch: Callable[[int, Ep
             f"{setting.entry} returned error {error}; a diverged run is a result: measure it, mistakes "
             'count 100 %, and add "diverged": True'
         )
+    if not 0 <= error <= 100:
+        raise StudyError(f"{setting.entry} returned error {error:.6g}; it is in percent, between 0 and 100")
     diverged = bool(measures.pop("diverged", 0))
     return Outcome("diverged" if diverged else "ok", error, seen.epochs, measures)
 

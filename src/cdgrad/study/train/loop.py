@@ -23,6 +23,7 @@ from cdgrad.study.spec import Schedule, Setting
 from cdgrad.study.train.arms import attach_arm, direct_and_compare
 from cdgrad.study.train.average import WeightAverage
 from cdgrad.study.train.checkpoint import Checkpoint
+from cdgrad.study.train.checks import check_holds_all, check_small_batches, set_mode
 from cdgrad.study.train.evaluate import convolution_norm, error_percent, mistakes
 from cdgrad.study.train.outcome import Epoch, OnEpoch, Outcome
 from cdgrad.study.train.ranks import ALONE, Ranks
@@ -110,8 +111,9 @@ class _Run:
         self.average = WeightAverage(self.model, schedule.ema) if schedule.ema else None
         self.wrapped = ranks.wrap(self.model, schedule)
         self.optimizer: torch.optim.Optimizer = call(
-            load_callable(base.name), base.name, self.model.parameters(), lr=base.lr, **base.arguments
+            load_callable(base.name), base.name, list(self.model.parameters()), lr=base.lr, **base.arguments
         )
+        check_holds_all(self.optimizer, self.model, base.name)
         if _needs_closure(self.optimizer):
             raise StudyError(
                 f"{base.name} evaluates the loss more than once a step, by a closure that this loop does not "
@@ -121,6 +123,8 @@ class _Run:
             self.handle = attach_arm(setting, self.optimizer, self.model, seed)
         except (TypeError, ValueError) as error:  # a refusal, in one line
             raise StudyError(str(error)) from error
+        if ranks.size == 1:
+            check_small_batches(self.model, self.training, schedule)
         if schedule.compile:
             self.wrapped.compile()  # pyright: ignore[reportUnknownMemberType]
         self.rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
@@ -151,6 +155,7 @@ class _Run:
         wrong = torch.zeros((), dtype=torch.int64, device=self.device)
         compared, factor = (1.0, 1.0), 1.0
         self.wrapped.train()
+        set_mode(self.optimizer, training=True)
         for index, rows in enumerate(_batches(n, schedule.batch, self.order)):
             factor = rate_factor(schedule, len(self.epochs) * steps + index, steps)
             for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
@@ -175,6 +180,7 @@ class _Run:
             step_with_rounding(self.optimizer, self.setting.rounding)
             if self.average:
                 self.average.update()
+        set_mode(self.optimizer, training=False)
         self.ranks.add_up(loss_sum, wrong)
         self.ranks.unite_buffers(self.model)
         if self.average:
