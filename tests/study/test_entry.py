@@ -138,7 +138,7 @@ def test_the_generators_are_seeded_and_torchs_restored():
             "returned error 100.5; it is in percent, between 0 and 100",
         ),
         ("sgd", lambda seed, arm: {"error": -1}, "returned error -1; it is in percent"),
-        ("sgd", lambda seed, arm: sys.exit(2), r"ended the process \(exit status 2\); return a dict"),
+        ("sgd", lambda seed, arm: sys.exit(2), r"ended the process \(exit status 2\); return a dict and"),
         ("sgd", lambda seed, arm: ArgumentParser().parse_args(["--x"]), "ended the process"),
         ("directed", lambda seed, arm: {"error": 1}, r"never called arm.attach\(optimizer, model\)"),
     ],

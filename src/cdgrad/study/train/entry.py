@@ -152,7 +152,7 @@ def _no_command_line(entry: str) -> Generator[None]:
         yield
     except SystemExit as error:
         raise StudyError(
-            f"{entry} ended the process (exit status {error.code!r:.40}); return a dict, and read the command "
+            f"{entry} ended the process (exit status {error.code!r:.40}); return a dict and read the command "
             f'line only under if __name__ == "__main__"'
         ) from error
     finally:
