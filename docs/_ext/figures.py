@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import imports
 import matplotlib
 import numpy as np
 import torch
@@ -256,3 +257,34 @@ def _plain_log(axes: Any) -> None:
     axes.set_xticks([1, 2, 4, 8, 16, 32, 63], ["1", "2", "4", "8", "16", "32", "63"])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.minorticks_off()
+
+
+@panel
+def imports_core(axes: Any, look: Look) -> None:
+    """Imports within the method."""
+    _layers(axes, look, imports.core(), "cdgrad: the method")
+
+
+@panel
+def imports_study(axes: Any, look: Look) -> None:
+    """Imports within the study tool."""
+    _layers(axes, look, imports.study(), "cdgrad.study and the commands")
+
+
+def _layers(axes: Any, look: Look, graph: imports.Graph, title: str) -> None:
+    """Boxes by layer, lowest at the bottom; an arrow from a module to what it imports."""
+    place: dict[str, tuple[float, float]] = {}
+    rows = imports.layers(graph)
+    for y, row in enumerate(rows):
+        for i, name in enumerate(row):
+            place[name] = ((i + 0.5 + 0.12 * (y % 2)) / (len(row) + 0.12), float(y))
+    arrow = {"arrowstyle": "-|>", "color": look.faint, "linewidth": 1.1, "shrinkA": 7, "shrinkB": 7}
+    for name, targets in imports.needed(graph).items():
+        for target in targets:
+            axes.annotate("", place[target], place[name], arrowprops=arrow, zorder=1)
+    box = {"boxstyle": "round,pad=0.25", "linewidth": 1.0, "edgecolor": look.curves[1]}
+    box["facecolor"] = "#ffffff" if look is LOOKS["light"] else "#131416"
+    for name, (x, y) in place.items():
+        axes.text(x, y, name, ha="center", va="center", fontsize=7.6, bbox=box, zorder=2)
+    axes.set(xlim=(-0.02, 1.02), ylim=(-0.5, len(rows) - 0.5), title=title)
+    axes.axis("off")
