@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 
 from cdgrad import attach
 from cdgrad.study import data, models
-from cdgrad.study.data.cache import Decoded, Split
+from cdgrad.study.data.cache import About, Arrays, Decoded
 from cdgrad.study.records.environment import environment
 from cdgrad.study.spec import parse
 from cdgrad.study.train.loop import train
@@ -71,7 +71,8 @@ def noise():
     """Images in the shape of CIFAR's: what is in them does not matter to the time."""
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.integers(0, 256, (30000, 3, 32, 32), dtype=np.uint8))
-    return Decoded(Split(pixels, torch.from_numpy(rng.integers(0, 10, 30000))), None, 10)
+    labels = torch.from_numpy(rng.integers(0, 10, 30000))
+    return Decoded(Arrays(pixels, labels), None, About({"train": "train"}, 10))
 
 
 def bare(setting, on_epoch, device):
