@@ -180,7 +180,7 @@ def _load_weights(model: nn.Module, name: str, path: Path) -> None:
         state = state["state_dict"]  # pyright: ignore[reportUnknownVariableType]
     try:
         model.load_state_dict(cast(Any, state))
-    except (RuntimeError, TypeError) as error:
+    except Exception as error:  # keys and values may be anything
         raise StudyError(f"--weights {path} does not fit {name}: {' '.join(str(error).split())}") from error
 
 

@@ -23,6 +23,7 @@ from cdgrad.commands.arguments import (
     write_new_file,
 )
 from cdgrad.study import StudyError
+from cdgrad.study.shown import one_line
 
 if TYPE_CHECKING:
     from cdgrad.study.spec import Setting, Spec
@@ -212,7 +213,7 @@ def run_single(
 
 def _short(key: str) -> str:
     """A heading that lets the usual columns fit in 80 characters."""
-    return key.replace("_", " ").replace("validation", "val").replace("error", "err")
+    return one_line(key).replace("_", " ").replace("validation", "val").replace("error", "err")
 
 
 def _toml(text: str) -> Any:

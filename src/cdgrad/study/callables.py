@@ -77,5 +77,9 @@ def call(make: Callable[..., Any], name: str, *args: Any, **arguments: Any) -> A
     except (TypeError, ValueError) as error:
         given = ", ".join(arguments) or "none"
         raise StudyError(f"{name} refuses its arguments ({given}): {error}") from error
+    except (StudyError, KeyboardInterrupt):
+        raise
+    except (RuntimeError, ArithmeticError, LookupError, AttributeError, MemoryError) as error:
+        raise StudyError(f"{name} failed: {type(error).__name__}: {error}") from error
     except SystemExit as error:
         raise StudyError(f"{name} ended the process (exit status {error.code!r})") from error

@@ -19,7 +19,9 @@ def one_line(text: object) -> str:
 
 def lines(text: str) -> str:
     """`text` with its lines and indentation, each made safe as by `one_line`."""
-    return "\n".join("".join(c if c.isprintable() else " " for c in line) for line in text.splitlines())
+    return "\n".join(
+        "".join(c if c.isprintable() or c == "\t" else " " for c in line) for line in text.splitlines()
+    )
 
 
 def published(text: str) -> str:

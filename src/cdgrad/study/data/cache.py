@@ -69,7 +69,10 @@ def folder() -> Path:
     if chosen := os.environ.get("CDGRAD_CACHE"):
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "cdgrad"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "cdgrad"
+    except RuntimeError:  # HOME is unset, and the user has no entry in the system
+        raise StudyError("there is no home folder for the cache; set CDGRAD_CACHE to a folder") from None
 
 
 def entry_name(name: str, identity: Mapping[str, Any], layout: int = LAYOUT) -> str:
@@ -105,7 +108,10 @@ def _build(entry: Path, build: Callable[[Path], None]) -> None:
     unfinished = Path(tempfile.mkdtemp(prefix=f".{entry.name}-", dir=entry.parent))
     try:
         build(unfinished)
-        unfinished.chmod(0o755)  # mkdtemp's folders are private; a cache may be shared
+        # mkdtemp's folders are private, and a umask may make files so; a cache may be shared.
+        for file in unfinished.iterdir():
+            file.chmod(0o644)
+        unfinished.chmod(0o755)
         try:
             unfinished.rename(entry)
         except OSError:
@@ -136,6 +142,11 @@ def _read(entry: Path) -> Decoded:
         about = About(**content | {"notes": tuple(content["notes"])})
         arrays = {role: _arrays(entry, role) for role in about.titles}
         return Decoded(arrays["train"], arrays.get("test"), about)
+    except PermissionError as error:
+        raise StudyError(
+            f"the cache entry {entry} may not be read by this user; ask its owner to run "
+            f"chmod -R a+rX on it, or set CDGRAD_CACHE to another folder"
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StudyError(
             f"the cache entry {entry} is damaged ({error}); delete it to build it anew"

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cdgrad.study.records.run import Run
+from cdgrad.study.shown import published
 
 
 def csv_text(runs: Iterable[Run]) -> str:
@@ -34,7 +35,7 @@ def csv_text(runs: Iterable[Run]) -> str:
 def _row(run: Run) -> dict[str, Any]:
     ended: Mapping[str, Any] = run.epochs[-1] if run.epochs else {}
     return {
-        **{key: _exact(value) for key, value in ended.items()},
+        **{_text(key): _exact(value) for key, value in ended.items()},
         **{f"value.{key}": _exact(value) for key, value in run.values.items()},
         **{f"measure.{key}": _exact(value) for key, value in run.measures.items()},
         "arm": run.arm,
@@ -48,10 +49,15 @@ def _row(run: Run) -> dict[str, Any]:
         "seconds": run.seconds,
         "started": run.started,
         "fingerprint": run.fingerprint,
-        "message": run.message,
+        "message": _text(published(run.message)),
     }
 
 
 def _exact(value: Any) -> Any:
     """A number that reads back as itself; nothing for None."""
-    return "" if value is None else repr(value) if isinstance(value, float) else value
+    return "" if value is None else repr(value) if isinstance(value, float) else _text(value)
+
+
+def _text(value: Any) -> Any:
+    """Text that a spreadsheet does not take for a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

@@ -11,10 +11,10 @@ import json
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cdgrad.study import StudyError
-from cdgrad.study.records.run import Run, order, to_json, with_nan
+from cdgrad.study.records.run import Run, Status, order, to_json, with_nan
 
 _JSON = ("values", "measures", "config", "environment")
 _CURVE = "curve."
@@ -62,11 +62,11 @@ def from_parquet(path: Path) -> list[Run]:
     Raises:
         StudyError: the file cannot be read, or is not one of those.
     """
-    pa, pq = _pyarrow()
+    _, pq = _pyarrow()
     try:
         rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
         return [_run(row) for row in rows]
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError, json.JSONDecodeError) as error:
+    except Exception as error:  # whatever the bytes lead pyarrow to
         raise StudyError(f"{path} cannot be read as the runs of a study: {error}") from error
 
 
@@ -79,7 +79,10 @@ def _run(row: dict[str, Any]) -> Run:
     for key in _JSON:
         row[key] = json.loads(row[key])
     row["measures"] = with_nan(row["measures"])
-    return Run(**row)
+    run = Run(**row)
+    if not (isinstance(run.arm, str) and isinstance(run.seed, int) and run.status in get_args(Status)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(f"not a run: arm {run.arm!r:.60}, seed {run.seed!r:.60}, status {run.status!r:.60}")
+    return run
 
 
 def _pyarrow() -> tuple[Any, Any]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sqlite3
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cdgrad.study.files import OWN
 
-VERSION = 2
+VERSION = 3
 SCHEMA = """
 CREATE TABLE specs (
     hash TEXT PRIMARY KEY,
@@ -34,6 +38,7 @@ CREATE TABLE runs (
     started TEXT NOT NULL,           -- ISO 8601, UTC
     seconds REAL NOT NULL,
     spec TEXT NOT NULL REFERENCES specs (hash),
+    digest TEXT NOT NULL DEFAULT '', -- of the columns up to seconds; empty in rows from before schema 3
     CHECK (trial IS NULL OR evaluated = 'validation') -- settings are never chosen by the test part
 ) STRICT;
 CREATE UNIQUE INDEX runs_key ON runs (cell, arm, ifnull(trial, -1), seed);
@@ -67,14 +72,15 @@ COLUMNS = (
 MIGRATION = f"""
 ALTER TABLE runs RENAME TO runs_1;
 {SCHEMA[SCHEMA.index("CREATE TABLE runs") :]}
-INSERT INTO runs SELECT {", ".join(OLD.get(c, c) for c in COLUMNS)}, spec FROM runs_1;
+INSERT INTO runs SELECT {", ".join(OLD.get(c, c) for c in COLUMNS)}, spec, '' FROM runs_1;
 DROP TABLE runs_1;
 """
 
 
 def columns(version: int) -> str:
     """What to select from ``runs`` so that rows of any version are alike."""
-    return ", ".join(OLD.get(column, column) if version == 1 else column for column in COLUMNS)
+    own = ", ".join(OLD.get(column, column) if version == 1 else column for column in COLUMNS)
+    return own + (", digest" if version > 2 else ", ''")
 
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:
@@ -102,5 +108,32 @@ def create(path: Path) -> None:
 
 
 def update(db: sqlite3.Connection) -> None:
-    """Bring the tables of version 1 to the present one, in one transaction; no value is lost."""
-    db.executescript(f"BEGIN;{MIGRATION}PRAGMA user_version = {VERSION};COMMIT;")
+    """Bring the tables of an older version to the present one, in one transaction; no value is lost."""
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    change = MIGRATION if version == 1 else "ALTER TABLE runs ADD COLUMN digest TEXT NOT NULL DEFAULT '';"
+    db.executescript(f"BEGIN;{change}PRAGMA user_version = {VERSION};COMMIT;")
+
+
+def check(db: sqlite3.Connection, version: int) -> None:
+    """Raise sqlite3.DatabaseError unless file and tables are whole, and of that version."""
+    (damage,) = db.execute("PRAGMA integrity_check(1)").fetchone()
+    if damage != "ok":
+        raise sqlite3.DatabaseError(f"malformed: {damage}")
+    present = {row[1] for row in db.execute("PRAGMA table_info(runs)")}
+    expected = {column.strip('"') for column in COLUMNS if version > 1 or column not in OLD} | {"spec"}
+    expected |= {"digest"} if version > 2 else set()
+    if present != expected:
+        raise sqlite3.DatabaseError(f"malformed: its table of runs is not that of schema {version}")
+
+
+def digest(row: Sequence[Any]) -> str:
+    """A hash of a row's values, in the order of `COLUMNS`."""
+    values = [
+        None
+        if value != value
+        else float(value)
+        if column in ("error", "seconds") and value is not None
+        else value
+        for column, value in zip(COLUMNS, row, strict=True)
+    ]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()

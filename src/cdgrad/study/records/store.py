@@ -69,13 +69,10 @@ class Store:
             missing = schema.size(db) - self.path.stat().st_size
             if missing > 0:
                 raise sqlite3.DatabaseError(f"malformed: {missing} bytes are missing at its end")
-            if write:
-                (damage,) = db.execute("PRAGMA integrity_check(1)").fetchone()
-                if damage != "ok":
-                    raise sqlite3.DatabaseError(f"malformed: {damage}")
-                if version < schema.VERSION:
-                    schema.update(db)
-                    version = schema.VERSION
+            schema.check(db, version)
+            if write and version < schema.VERSION:
+                schema.update(db)
+                version = schema.VERSION
         return db, version
 
     def __enter__(self) -> Store:
@@ -104,12 +101,16 @@ class Store:
     def spec(self) -> tuple[str, str]:
         """Name and text of the present specification."""
         with self._explained():
-            row = self._db.execute("SELECT name, text FROM specs ORDER BY last_used DESC LIMIT 1").fetchone()
+            row = self._db.execute(
+                "SELECT name, text, hash FROM specs ORDER BY last_used DESC LIMIT 1"
+            ).fetchone()
+            if row and len(row[2]) == 64 and hashlib.sha256(row[1].encode()).hexdigest() != row[2]:
+                raise sqlite3.DatabaseError("malformed: the specification differs from its digest")
         if row is None:
             raise StudyError(
                 f"{self.path} holds no study yet; run cdgrad study SPEC --out {self.path.parent}"
             )
-        return cast(tuple[str, str], row)
+        return cast(tuple[str, str], row[:2])
 
     def add(self, run: Run, spec_hash: str) -> None:
         """Keep a run, durably, before returning. A run of the same key is replaced.
@@ -131,8 +132,8 @@ class Store:
             to_json(run.environment),
             run.started,
             run.seconds,
-            spec_hash,
         )
+        row = (*row, spec_hash, schema.digest(row))
         with self._explained():
             self._db.execute(f"INSERT OR REPLACE INTO runs VALUES ({', '.join('?' * len(row))})", row)
 
@@ -148,7 +149,7 @@ class Store:
     def _explained(self) -> Generator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError, json.JSONDecodeError) as error:
+        except (sqlite3.Error, OSError, ValueError, TypeError, AttributeError) as error:
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC
             why = "the disk is full" if full else str(error)
             raise StudyError(
@@ -182,12 +183,18 @@ def _locked(folder: Path) -> sqlite3.Connection:
 def _remedy(error: Exception, why: str) -> str:
     if "full" in why or "disk I/O" in why:
         return "; make room and run the same command again"
-    if "malformed" in why or "not a database" in why or isinstance(error, json.JSONDecodeError):
+    if "malformed" in why or "not a database" in why or not isinstance(error, sqlite3.Error | OSError):
         return "; the file is damaged: restore a copy, or move it away to start anew"
     return ""
 
 
 def _run(row: tuple[Any, ...]) -> Run:
+    row, digest = row[:-1], row[-1]
+    if digest and schema.digest(row) != digest:
+        cell, arm, trial, seed = row[:4]
+        which = [f"cell {cell}"] if cell else []
+        which += [f"arm {arm}", *([] if trial is None else [f"trial {trial}"]), f"seed {seed}"]
+        raise sqlite3.DatabaseError(f"malformed: the row of {', '.join(which)} differs from its digest")
     names = (column.strip('"') for column in schema.COLUMNS)
     found: dict[str, Any] = dict(zip(names, row, strict=True))
     for column in ("values", "epochs", "measures", "config", "environment"):

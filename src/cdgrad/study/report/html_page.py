@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from base64 import b64encode
 from collections.abc import Sequence
-from html import escape
+from html import escape as html_escape
 
 from cdgrad.study.report.document import Document, Figure, Section, Table
+from cdgrad.study.shown import lines, one_line
+
+
+def escape(text: str) -> str:
+    """`text` on one line, for HTML."""
+    return html_escape(one_line(text))
 
 
 def html(document: Document) -> str:
@@ -35,7 +41,7 @@ def html(document: Document) -> str:
 <h2 id="environment">Environment</h2>
 <ul>{"".join(f"<li>{escape(line)}</li>" for line in document.environment)}</ul>
 <h2 id="specification">Specification</h2>
-<pre tabindex="0">{escape(document.spec.strip())}</pre>
+<pre tabindex="0">{html_escape(lines(document.spec.strip()))}</pre>
 </body>
 </html>
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cdgrad.study.shown import published
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.results import Results
 
@@ -145,8 +146,8 @@ def _unfinished(results: Results) -> Iterator[str]:
         kind = "" if first.trial is None else f", trial {first.trial}"
         which = f"{first.arm}{_in(first.cell)}{kind}, seed {first.seed}"
         yield (
-            f"{_count(len(failed), 'run')} failed and left out, the first {which}: {first.message}; the same "
-            f"command tries again."
+            f"{_count(len(failed), 'run')} failed and left out, the first {which}: "
+            f"{published(first.message)}; the same command tries again."
         )
     planned = results.total + results.trials_total
     if left := planned - results.count - results.trials_made - len(failed):

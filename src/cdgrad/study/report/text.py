@@ -11,6 +11,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from cdgrad.study.report.document import Document, Table
+from cdgrad.study.shown import lines as lines_of
+from cdgrad.study.shown import one_line
 
 
 def to_terminal(document: Document, console: Console) -> None:
@@ -62,7 +64,9 @@ def markdown(document: Document) -> str:
     lines += ["", "## Environment", "", *(f"- {_plain(line)}" for line in document.environment)]
     # A fence longer than any in the text, so that nothing in it ends the block.
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", document.spec)), default=0))
-    return "\n".join([*lines, "", "## Specification", "", f"{fence}toml", document.spec.strip(), fence, ""])
+    return "\n".join(
+        [*lines, "", "## Specification", "", f"{fence}toml", lines_of(document.spec.strip()), fence, ""]
+    )
 
 
 def markdown_rows(table: Table) -> list[str]:
@@ -73,7 +77,7 @@ def markdown_rows(table: Table) -> list[str]:
 
 def printable(text: str) -> str:
     """Text on one line, without characters that steer a terminal."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+    return one_line(text)
 
 
 def _grid(table: Table) -> RichTable:

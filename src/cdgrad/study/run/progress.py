@@ -14,6 +14,7 @@ from cdgrad.study.plan.job import Job
 from cdgrad.study.plan.plan import Plan
 from cdgrad.study.records.run import Run
 from cdgrad.study.run.engine import EpochDone, RunDone
+from cdgrad.study.shown import one_line
 
 
 class Display(Protocol):
@@ -122,7 +123,7 @@ class Lines:
 
 def describe(run: Run) -> str:
     """A run in a line."""
-    result = run.message if run.error is None else f"error {run.error:.2f} %"
+    result = one_line(run.message) if run.error is None else f"error {run.error:.2f} %"
     status = "" if run.status == "ok" else f"{run.status}: "
     return f"{name(run)}: {status}{result} ({run.seconds:.1f} s)"
 

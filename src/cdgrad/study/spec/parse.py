@@ -16,7 +16,16 @@ from typing import Any
 
 from cdgrad.metrics import parse_metric
 from cdgrad.study import StudyError
-from cdgrad.study.spec.rules import as_table, at_least, check_keys, error_at, one_of, read, seeds
+from cdgrad.study.spec.rules import (
+    as_table,
+    at_least,
+    check_keys,
+    check_values,
+    error_at,
+    one_of,
+    read,
+    seeds,
+)
 from cdgrad.study.spec.setting import (
     BASELINE_METRIC,
     Arm,
@@ -66,8 +75,9 @@ def parse(text: str, name: str) -> Spec:
     """
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # its own, and int's for thousands of digits
         raise StudyError(f"{name}: not valid TOML: {error}") from None
+    check_values(table, name)
     head = read(_Head, {k: v for k, v in table.items() if k in _HEAD}, "", name)
     tables = () if head.entry else (*TABLES, "cells")
     check_keys(table, (*_HEAD, "seeds", "arms", *tables, "tuning"), ("seeds", "arms"), "", name)

@@ -11,12 +11,15 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, fields
+from datetime import date, time
 from typing import Any, TypeVar, get_type_hints
 
 from cdgrad.study import StudyError
 
 T = TypeVar("T")
 POSITIVE = {"positive": True}
+MOST = 10**9  # of a count, such as epochs or images
+MOST_SEEDS = 100_000
 IMPORTABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -73,7 +76,7 @@ def check_keys(
 def _checked(value: Any, kind: Any, about: Field[Any], where: str, name: str) -> Any:
     rules = about.metadata
     if kind is float and is_a(value, int):
-        value = float(value)
+        value = float(value) if abs(value) < 2**1000 else math.inf
     if "choices" in rules:
         choices: tuple[str, ...] = rules["choices"]
         importable = isinstance(value, str) and bool(IMPORTABLE.fullmatch(value))
@@ -89,7 +92,9 @@ def _checked(value: Any, kind: Any, about: Field[Any], where: str, name: str) ->
             allowed = f"a number of at least {low:g}" + (f" and below {below:g}" if below < math.inf else "")
             raise error_at(name, where, value, allowed)
     elif "minimum" in rules:
-        if not (is_a(value, int) and value >= rules["minimum"]) and not (rules["or_all"] and value == "all"):
+        if not (is_a(value, int) and rules["minimum"] <= value <= MOST) and not (
+            rules["or_all"] and value == "all"
+        ):
             other = ' or "all"' if rules["or_all"] else ""
             raise error_at(name, where, value, f"an integer of at least {rules['minimum']}{other}")
     elif "some_of" in rules:
@@ -119,16 +124,35 @@ def as_table(value: Any, where: str, name: str) -> dict[str, Any]:
 
 def seeds(value: Any, where: str, name: str) -> tuple[int, ...]:
     """A count n for the seeds 0..n-1, or a list of them."""
-    allowed = "a count of at least 1, or a list of different integers of at least 0"
-    if is_a(value, int) and value >= 1:
+    allowed = (
+        f"a count of at least 1 and at most {MOST_SEEDS}, or a list of different integers from 0 to 2**63 - 1"
+    )
+    if is_a(value, int) and 1 <= value <= MOST_SEEDS:
         return tuple(range(value))
     if not isinstance(value, list) or not value:
         raise error_at(name, where, value, allowed)
     given: list[Any] = value  # pyright: ignore[reportUnknownVariableType]
-    if not all(is_a(s, int) and s >= 0 for s in given) or len(set(given)) < len(given):
+    if not all(is_a(s, int) and 0 <= s < 2**63 for s in given) or len(set(given)) < len(given):
         raise error_at(name, where, given, allowed)
     return tuple(given)
 
 
 def error_at(name: str, where: str, value: Any, allowed: str) -> StudyError:
-    return StudyError(f"{name}: {where} must be {allowed}; got {value!r}")
+    return StudyError(f"{name}: {where} must be {allowed}; got {value!r:.200}")
+
+
+def check_values(table: Mapping[str, Any], name: str, where: str = "", depth: int = 1) -> None:
+    """Refuse what TOML can say and no setting can be: dates, integers beyond 64 bits, very deep tables."""
+    if depth > 20:
+        raise StudyError(f"{name}: {where:.60} has more than 20 levels of tables and lists; use fewer")
+    for key, value in table.items():
+        path = f"{where}.{key}" if where else str(key)
+        if isinstance(value, dict):
+            check_values(value, name, path, depth + 1)  # pyright: ignore[reportUnknownArgumentType]
+        elif isinstance(value, list):
+            each: list[Any] = value  # pyright: ignore[reportUnknownVariableType]
+            check_values({str(k): v for k, v in enumerate(each)}, name, path, depth + 1)
+        elif isinstance(value, date | time):
+            raise error_at(name, path, str(value), "a string, number or truth value; put a date in quotes")
+        elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise StudyError(f"{name}: {path} must be an integer of at most 64 bits; got a longer one")

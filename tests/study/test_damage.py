@@ -1,0 +1,107 @@
+"""A damaged record is one line or no difference at all; hostile specifications and files end in one line."""
+
+import io
+import random
+import sqlite3
+from contextlib import closing, suppress
+
+import pytest
+
+from cdgrad.study import StudyError
+from cdgrad.study.records.csv_file import csv_text
+from cdgrad.study.records.parquet import from_parquet, to_parquet
+from cdgrad.study.records.store import FILE, Store
+from cdgrad.study.spec import parse
+
+
+def add(folder, runs, text="text"):
+    with Store(folder, write=True) as store:
+        digest = store.use_spec("tiny", text)
+        for run in runs:
+            store.add(run, digest)
+
+
+def read(folder):
+    with Store(folder, write=False) as store:
+        return store.runs()
+
+
+@pytest.mark.parametrize("column", ["error", "seed", "epochs", "fingerprint", "started"])
+def test_a_changed_value_of_a_row_is_named(tmp_path, make_run, column):
+    add(tmp_path, [make_run("sgd", 0, 3), make_run("directed", 1, 2.5)])
+    assert len(read(tmp_path)) == 2
+    with closing(sqlite3.connect(tmp_path / FILE)) as db, db:
+        change = "'[]'" if column == "epochs" else 7 if column in ("error", "seed") else "'x'"
+        db.execute(f"UPDATE runs SET {column} = {change} WHERE arm = 'directed'")
+    with pytest.raises(StudyError, match=r"of arm directed, seed \d differs from its digest; the file is"):
+        read(tmp_path)
+
+
+def test_records_of_schema_2_are_read_and_brought_up_to_date(tmp_path, make_run):
+    add(tmp_path, [make_run("sgd", 0, 3.0)])
+    with closing(sqlite3.connect(tmp_path / FILE)) as db, db:
+        db.execute("ALTER TABLE runs DROP COLUMN digest")
+        db.execute("PRAGMA user_version = 2")
+    before = read(tmp_path)
+    add(tmp_path, [make_run("sgd", 1, 2.0)])
+    assert read(tmp_path)[:1] == before
+    assert len(read(tmp_path)) == 2
+
+
+def test_a_flipped_bit_never_changes_the_runs_without_a_word(tmp_path, make_run):
+    add(tmp_path, [make_run("sgd", seed, 3.0 + seed) for seed in range(8)])
+    whole, path = read(tmp_path), tmp_path / FILE
+    content, chance = path.read_bytes(), random.Random(0)
+    for _ in range(60):
+        damaged = bytearray(content)
+        damaged[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            found = read(tmp_path)
+        except StudyError:
+            continue
+        assert found == whole
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seeds = 2", "seeds = [9223372036854775808]", "from 0 to 2"),
+        ("seeds = 2", "seeds = 100000000", "at least 1 and at most 100000"),
+        ("seeds = 2", "seeds = " + "9" * 5000, "not valid TOML"),
+        ("seeds = 2", "seeds = 0x" + "f" * 5000, "at most 64 bits"),
+        ("width = 2", "width = 1979-05-27", "put a date in quotes"),
+        ("width = 2", "width = " + "[" * 30 + "]" * 30, "more than 20 levels"),
+        ("width = 2", "width = " + "[" * 5000 + "]" * 5000, "not valid TOML"),
+        ("lr = 0.1", "lr = " + "9" * 400, "at most 64 bits"),
+        ("epochs = 1", "epochs = 10000000000", "schedule.epochs must be"),
+    ],
+)
+def test_a_value_that_no_setting_can_have_is_refused_in_a_line(tiny_text, old, new, message):
+    with pytest.raises(StudyError, match=message) as caught:
+        parse(tiny_text.replace(old, new, 1), "tiny")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_a_damaged_parquet_file_is_a_study_error(tmp_path, make_run):
+    path = tmp_path / "runs.parquet"
+    to_parquet([make_run("sgd", 0, 3.0)], path)
+    content, chance = path.read_bytes(), random.Random(0)
+    for _ in range(60):
+        damaged = bytearray(content)
+        for _ in range(chance.randrange(1, 20)):
+            damaged[chance.randrange(len(content))] = chance.randrange(256)
+        path.write_bytes(damaged)
+        with suppress(StudyError):
+            from_parquet(path)
+
+
+def test_what_is_published_names_no_folder_and_holds_no_formula(make_run):
+    run = make_run(
+        "sgd", 0, None, status="failed", message="=cmd() in /home/ada/x.py", epochs=[{"=1+1": -2.0}]
+    )
+    (header, row) = io.StringIO(csv_text([run])).readlines()
+    assert "'=1+1" in header.split(",")
+    assert "-2.0" in row.split(",")
+    assert "'=cmd() in x.py" in row
