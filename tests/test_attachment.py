@@ -159,6 +159,7 @@ def test_enabled_and_remove():
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
         if model is attached:
             handle = attach(optimizer, model, "sobolev:lam=0.1")
+            attached_optimizer = optimizer
             handle.remove()
             handle.remove()
         backward(model, optimizer)
@@ -166,8 +167,8 @@ def test_enabled_and_remove():
     assert torch.equal(weights(attached), weights(manual))
     with pytest.raises(RuntimeError, match=r"was removed, or is a copy; call cdgrad\.attach again"):
         handle.apply()
-    optimizer = handle.optimizer
-    attach(optimizer, attached, "l2")
+    assert handle.optimizer is attached_optimizer
+    attach(attached_optimizer, attached, "l2")
 
 
 def test_missing_and_frozen_gradients_and_groups():
@@ -516,7 +517,3 @@ def test_a_backend_can_be_forced(backend, monkeypatch):
     backward(model, optimizer)
     optimizer.step()
     assert used == [backend] * 3
-
-
-def test_the_docstring_of_the_root_names_what_is_exported():
-    assert cdgrad.attach is attach

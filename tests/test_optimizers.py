@@ -133,6 +133,7 @@ def test_a_reference_back_to_the_wrapper_is_not_an_optimizer_inside():
     wrapper = WRAPPERS["Lookahead"](model)
     wrapper.optimizer.wrapper = wrapper
     attach(wrapper.optimizer, model, METRIC)
+    assert_one_step_directs(model, wrapper.optimizer)
 
 
 def test_a_wrapper_whose_inner_optimizer_holds_other_parameters_is_attached_itself():
@@ -140,6 +141,19 @@ def test_a_wrapper_whose_inner_optimizer_holds_other_parameters_is_attached_itse
     optimizer = SGD(model[:4].parameters(), lr=0.1)
     optimizer.helper = SGD(model[4].parameters(), lr=0.1)
     attach(optimizer, model, METRIC)
+    assert_one_step_directs(model, optimizer)
+
+
+def assert_one_step_directs(model, optimizer):
+    """Against plain SGD at the same rate, directed by hand."""
+    manual = network()
+    functional.cross_entropy(model(IMAGES), LABELS).backward()
+    functional.cross_entropy(manual(IMAGES), LABELS).backward()
+    direct_by_hand(manual)
+    optimizer.step()
+    SGD(manual.parameters(), lr=0.1).step()
+    assert torch.equal(model[0].weight, manual[0].weight)
+    assert torch.equal(model[2].weight, manual[2].weight)
 
 
 class Searching(Optimizer):
@@ -162,7 +176,7 @@ def test_a_gradient_that_no_hook_sees_is_an_error_at_the_first_step():
 
     for _ in range(2):  # without and with a gradient left over from before
         with pytest.raises(
-            RuntimeError, match=r"computed the gradient of 0\.weight where no hook sees it.*handle\.apply\(\)"
+            RuntimeError, match=r"recomputed the gradient of 0\.weight inside step\(\).*handle\.apply\(\)"
         ):
             optimizer.step(forward=forward)
     handle.enabled = False

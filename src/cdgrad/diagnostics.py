@@ -7,11 +7,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from cdgrad.dtensors import is_dtensor
+from cdgrad.selection import Target
 
 
 @torch.no_grad()
@@ -38,13 +40,19 @@ def roughness(weight: Tensor, dim: int = 0, groups: int = 1) -> float:
     0.3
     """
     columns = _columns(weight, dim, groups)
-    steps = columns.diff(dim=1).square().sum()
-    deviations = (columns - columns.mean(1, keepdim=True)).square().sum()
+    steps, deviations = _energies(columns)
     return float(steps / (2 * deviations))
 
 
+class Alignment(NamedTuple):
+    """How a directed gradient lies to the ordinary one: their cosine, and the ratio of their L2 norms."""
+
+    cosine: float
+    norm_ratio: float
+
+
 @torch.no_grad()
-def agreement(raw: Sequence[Tensor], directed: Sequence[Tensor]) -> tuple[float, float]:
+def agreement(raw: Sequence[Tensor], directed: Sequence[Tensor]) -> Alignment:
     """``cos(g, P g)`` and ``|P g| / |g|`` of the ordinary gradient g and the directed, as one long vector.
 
     A metric's operator is positive definite, so the cosine is positive: P g is a descent direction.
@@ -54,10 +62,10 @@ def agreement(raw: Sequence[Tensor], directed: Sequence[Tensor]) -> tuple[float,
         directed: the gradients P g, of the same shapes.
 
     Returns:
-        (cosine, ratio); nan where g or P g is zero, and both nan for empty lists.
+        An `Alignment`; nan where g or P g is zero, and both nan for empty lists.
 
     >>> agreement([torch.tensor([3.0, 4.0])], [torch.tensor([6.0, 8.0])])
-    (1.0, 2.0)
+    Alignment(cosine=1.0, norm_ratio=2.0)
     """
     inner, g_square, directed_square = 0.0, 0.0, 0.0
     for g, Pg in zip(raw, directed, strict=True):
@@ -66,9 +74,50 @@ def agreement(raw: Sequence[Tensor], directed: Sequence[Tensor]) -> tuple[float,
         g_square += _sum(g.square())
         directed_square += _sum(Pg.square())
     if g_square == 0:
-        return math.nan, math.nan
+        return Alignment(math.nan, math.nan)
     ratio = math.sqrt(directed_square / g_square)
-    return (inner / (g_square * ratio) if ratio else math.nan), ratio
+    return Alignment(inner / (g_square * ratio) if ratio else math.nan, ratio)
+
+
+@torch.no_grad()
+def gradient_statistics(jobs: Sequence[tuple[Target, Tensor, Tensor]]) -> dict[str, float]:
+    """`cdgrad.Attachment.statistics` of (target, ordinary gradient g, directed gradient P g)."""
+    sums: list[Tensor] = []
+    for target, raw, directed in jobs:
+        g, Pg = raw.double(), directed.double()
+        steps, deviations = zip(*map(_energies, _blocks(target)), strict=True)
+        parts = (g * Pg).sum(), g.square().sum(), Pg.square().sum(), *steps, *deviations
+        whole = [part.full_tensor() if is_dtensor(part) else part for part in parts]
+        half = len(steps)
+        energies = [torch.stack(energy).sum() for energy in (whole[3 : 3 + half], whole[3 + half :])]
+        sums.append(torch.stack([*whole[:3], *energies]).cpu())
+    statistics: dict[str, float] = {}
+    rows: list[list[float]] = torch.stack(sums).tolist() if sums else []  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    total = [sum(column) for column in zip(*rows, strict=True)] if rows else [0.0] * 5
+    for name, (inner, g_square, Pg_square, step, deviation) in zip(
+        ["", *(f"{target.name}/" for target, _, _ in jobs)], [total, *rows], strict=True
+    ):
+        lengths = math.sqrt(g_square) * math.sqrt(Pg_square)
+        statistics[f"{name}norm_ratio"] = math.sqrt(Pg_square / g_square) if g_square else math.nan
+        statistics[f"{name}cosine"] = inner / lengths if lengths else math.nan
+        if name:
+            statistics[f"{name}roughness"] = step / (2 * deviation) if deviation else math.nan
+    return statistics
+
+
+def _blocks(target: Target) -> list[Tensor]:
+    """The weight's channel intervals, each of shape (groups, n, columns)."""
+    weight = target.param.detach()
+    weight = weight.full_tensor() if is_dtensor(weight) else weight
+    if not target.sizes:
+        return [_columns(weight, target.dim, target.groups)]
+    return [_columns(block, target.dim, 1) for block in torch.split(weight, list(target.sizes), target.dim)]
+
+
+def _energies(columns: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared steps between neighbors, and squared deviations from the mean."""
+    steps = columns.diff(dim=1).square().sum()
+    return steps, (columns - columns.mean(1, keepdim=True)).square().sum()
 
 
 def _sum(x: Tensor) -> float:

@@ -6,20 +6,68 @@ nothing. So whatever can be seen in advance is refused here, each time with the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-# Optimizer.__init__ replaces a class's `step` by this wrapper, which is what runs the hooks.
-_HOOKED_STEP = Optimizer.profile_hook_step(Optimizer.step).__code__
+from cdgrad._torch_private import runs_hooks, unwrapped
+
+_FSDP2 = "use torch.distributed.fsdp.fully_shard (FSDP2), which keeps every weight's axes, or DDP"
 
 
-def check_optimizer(optimizer: object, names: Mapping[nn.Parameter, str]) -> None:
-    """Refuse unless a hook of `optimizer` comes right before its own update of parameters in `names`."""
-    inside = [(path, names.keys() & parameters(inner)) for path, inner in _inside(optimizer)]
+def refuse_partitions(optimizer: object, model: nn.Module) -> None:
+    """Refuse what keeps a weight as a stretch of a flat buffer, or updates it on one rank only.
+
+    Known by their marks, so that nothing is imported: FSDP1 flags what it flattens, DeepSpeed's ZeRO
+    stage 3 numbers parameters, stages 1 and 2 have optimizers of their own.
+
+    Raises:
+        ValueError: such a parameter or optimizer, with what to use instead.
+    """
+    named: Any = model.named_parameters() if isinstance(model, nn.Module) else ()  # pyright: ignore[reportUnnecessaryIsInstance]
+    for name, param in named:
+        if getattr(param, "_fsdp_flattened", False):
+            raise ValueError(
+                f"{name} of shape {tuple(param.shape)} is a piece of an FSDP1 flat parameter: its channels "
+                f"are lost; {_FSDP2}"
+            )
+        if hasattr(param, "ds_id"):
+            raise ValueError(
+                f"{name} of shape {tuple(param.shape)} is partitioned by DeepSpeed's ZeRO stage 3, flat: its "
+                f"channels are lost; {_FSDP2}"
+            )
+    kind = type(optimizer)
+    if kind.__module__.startswith("deepspeed.runtime.zero"):
+        raise ValueError(f"{kind.__name__} updates flat partitions, not the model's weights; {_FSDP2}")
+    if any(base.__name__ == "ZeroRedundancyOptimizer" for base in kind.__mro__):
+        raise ValueError(
+            f"{kind.__name__} assigns each weight to one rank, so every rank would direct all gradients and "
+            f"use a part of them; {_FSDP2} with the plain optimizer"
+        )
+
+
+def check_optimizer(
+    optimizer: object,
+    names: Mapping[nn.Parameter, str],
+    attached: Callable[[Optimizer], set[Tensor]] = lambda optimizer: set(),
+) -> None:
+    """Refuse unless a hook of `optimizer` comes right before its own update of parameters in `names`.
+
+    `attached` names what is attached to an optimizer already.
+    """
+    inside: list[tuple[str, set[Any]]] = []
+    for path, inner in _inside(optimizer):
+        shared = names.keys() & parameters(inner)
+        if shared and shared <= attached(inner):
+            raise ValueError(
+                f"already attached: {path}, the optimizer inside this {type(optimizer).__name__}, directs "
+                f"{names[next(iter(shared))]} and {len(shared) - 1} more; keep its handle, or call "
+                "handle.remove() first"
+            )
+        inside.append((path, shared))
     _check_hooks_fire(optimizer, _attach_to([path for path, shared in inside if shared]))
     assert isinstance(optimizer, Optimizer)
     kind = type(optimizer).__name__
@@ -38,10 +86,17 @@ def check_optimizer(optimizer: object, names: Mapping[nn.Parameter, str]) -> Non
             f"{kind} leaves the update of {first} to an optimizer inside it, and only {kind} knows which "
             f"gradients it takes or changes before; {_attach_to(list(left))}"
         )
+    # Horovod, BytePS and their kin wait for the sums over workers, and write them, inside their step.
+    if callable(getattr(optimizer, "synchronize", None)) and hasattr(optimizer, "skip_synchronize"):
+        raise ValueError(
+            f"{kind} writes the gradients summed over workers inside its step, after every hook; call "
+            "optimizer.synchronize(), then cdgrad.channel_directed_ on the gradients, then optimizer.step() "
+            "within optimizer.skip_synchronize(); or use DistributedDataParallel"
+        )
     if any(group.get("differentiable") for group in optimizer.param_groups):
         raise ValueError(
-            f"{kind}(differentiable=True) differentiates through its step, and the operator in place leaves "
-            "no trace there; assign param.grad = cdgrad.channel_directed(param.grad, ...), which is "
+            f"{kind}(differentiable=True) differentiates through step(), which the in-place operator does "
+            "not support; assign param.grad = cdgrad.channel_directed(param.grad, ...), which is "
             "differentiable, before each step"
         )
     for param, name in names.items():
@@ -59,18 +114,18 @@ def _check_hooks_fire(optimizer: object, remedy: str) -> None:
         raise TypeError(
             f"expected a torch.optim.Optimizer, got {kind}; {remedy or 'pass the optimizer that steps'}"
         )
-    codes = [getattr(function, "__code__", None) for function in _unwrapped(type(optimizer).step)]
-    if _HOOKED_STEP not in codes or not hasattr(optimizer, "_optimizer_step_pre_hooks"):
+    if not runs_hooks(optimizer):
         raise ValueError(
             f"{kind}.step never runs the optimizer's hooks; "
             f"{remedy or 'call cdgrad.channel_directed_ on the gradients before each step'}"
         )
     # The step that torch's base class has, and those of others: `raise NotImplementedError`.
-    if codes[-1] is not None and codes[-1].co_names == ("NotImplementedError",):
+    code = getattr(list(unwrapped(type(optimizer).step))[-1], "__code__", None)
+    if code is not None and code.co_names == ("NotImplementedError",):
         raise ValueError(
-            f"{kind} has no step of its own: it updates elsewhere, as in the backward pass, where no hook "
-            "comes first; choose an optimizer that updates in step(), or one per parameter, attached each, "
-            "stepped by Tensor.register_post_accumulate_grad_hook"
+            f"{kind} does not update parameters in step() but, for example, during the backward pass, where "
+            "cdgrad cannot intervene; choose an optimizer that does, or one optimizer per parameter, each "
+            "attached and stepped from Tensor.register_post_accumulate_grad_hook"
         )
 
 
@@ -125,10 +180,3 @@ def _optimizers(value: Any) -> Iterator[tuple[str, Optimizer]]:
     elif isinstance(value, list | tuple):
         pairs = enumerate(cast(list[object], value))
     yield from ((f"[{key!r}]", item) for key, item in pairs if isinstance(item, Optimizer))
-
-
-def _unwrapped(function: Any) -> Iterator[Any]:
-    """The function and what it wraps, the one that does the work last."""
-    while function is not None:
-        yield function
-        function = getattr(function, "__wrapped__", None)

@@ -8,7 +8,7 @@ from torch import nn
 
 from cdgrad import channel_directed, parse_metric, select
 from cdgrad.diagnostics import agreement
-from cdgrad.study.train.arms import attach_arm, direct_and_compare
+from cdgrad.study.train.arms import attach_arm, channel_orders, direct_and_compare
 
 SOBOLEV = "sobolev:lam=0.01"
 step_kinds = pytest.mark.parametrize("closure", [False, True], ids=["step", "closure"])
@@ -70,13 +70,14 @@ def test_permute_conjugates_the_operator_by_one_order_per_tensor(setting, closur
     raw, seen, handle = stepped(setting(SOBOLEV, permute=True, direction=direction), closure=closure)
     metric = parse_metric(SOBOLEV)
     targets = {t.name: t for t in handle.selection.targets}
+    orders = channel_orders(handle.selection, 0)
     assert {"plain.weight", "grouped.weight", "up.weight"} <= targets.keys()
     for name, g in raw.items():
         if name not in targets:
             assert_close(seen[name], g)
             continue
         target = targets[name]
-        order = handle._orders[target.param]
+        order = orders[target.param]
         size, each = g.shape[target.dim], g.shape[target.dim] // target.groups
         assert order.sort().values.tolist() == list(range(size))
         assert (order // each).tolist() == [g for g in range(target.groups) for _ in range(each)]

@@ -1,28 +1,31 @@
 """What an arm does to the gradient: centralize it, then direct it, perhaps over permuted channels.
 
-`attach` knows hooks, closures and what was directed already; here its `Attachment` gets another
-operator. Centralization removes what is common to all weights of a filter, so it comes first: the
-metric, and ``rescale``, see the centralized gradient.
+`attach` knows hooks, closures and what was directed already; an arm gives it another operator.
+Centralization removes what is common to all weights of a filter, so it comes first: the metric, and
+``rescale``, see the centralized gradient.
 """
 
 from __future__ import annotations
 
-import warnings
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd  # pyright: ignore[reportPrivateUsage]
 from torch.optim import Optimizer
 
-from cdgrad.attachment import Attachment, attach
-from cdgrad.diagnostics import agreement
+from cdgrad.attachment import Attachment, Options, attach, attach_operator
+from cdgrad.diagnostics import Alignment, agreement
 from cdgrad.dtensors import is_dtensor
 from cdgrad.metrics import L2, as_metric
-from cdgrad.selection import Selection, Target
+from cdgrad.selection import Direction, Selection, Target, is_convolution
 from cdgrad.study import StudyError, streams
 from cdgrad.study.spec import BASELINE_METRIC, Setting
+from cdgrad.target_operator import Job, Operate, Rescale, directed_in_metrics
+
+_FilterAxes = Mapping[nn.Parameter, tuple[int, int]]
 
 
 def attach_arm(setting: Setting, optimizer: Optimizer, model: nn.Module, seed: int) -> Attachment | None:
@@ -38,23 +41,29 @@ def attach_arm(setting: Setting, optimizer: Optimizer, model: nn.Module, seed: i
         StudyError: permuted or centralized parameters that are sharded; or nothing to direct.
         ValueError, TypeError: as `cdgrad.attach`.
     """
-    plain = setting.metric == BASELINE_METRIC
-    options: dict[str, Any] = {
-        "direction": setting.direction,
-        "linear": setting.linear,
-        "rescale": setting.rescale,
-    }
+    has_metric = setting.metric != BASELINE_METRIC
+    options = Options(
+        direction=cast(Direction, setting.direction),
+        linear=setting.linear,
+        rescale=cast(Rescale, setting.rescale),
+    )
     if not (setting.permute or setting.centralize):
-        return None if plain else _effective(attach(optimizer, model, setting.metric, **options))
+        if not has_metric:
+            return None
+        return _effective(attach(optimizer, model, setting.metric, **asdict(options)))
     if any(map(is_dtensor, model.parameters())):
         raise StudyError("permute and centralize need whole parameters, and these are sharded; use DDP")
-    # `attach` checks the optimizer and the model; an attachment with the arm's operator takes over.
-    with warnings.catch_warnings():
-        if plain:
-            warnings.simplefilter("ignore", UserWarning)  # a model without convolutions has linear weights
-        checked = attach(optimizer, model, L2() if plain else setting.metric, **options)
-    checked.remove()
-    return _effective(_ArmAttachment(optimizer, model, checked, setting, seed))
+    selection = options.select(model)
+    directed = {target.param for target in selection.targets} if has_metric else set[nn.Parameter]()
+    operate = directed_in_metrics(options.rescale)
+    if setting.permute:
+        operate = permuted(operate, channel_orders(selection, seed))
+    if setting.centralize:
+        axes = _filter_axes(model)
+        operate = centralized(operate, axes, directed)
+        selection = _with_filters(selection, axes, model)
+    metric = as_metric(setting.metric) if has_metric else L2()
+    return _effective(attach_operator(optimizer, model, metric, options, selection, operate))
 
 
 def _effective(handle: Attachment) -> Attachment:
@@ -75,67 +84,68 @@ def _effective(handle: Attachment) -> Attachment:
     )
 
 
-def direct_and_compare(handle: Attachment | None) -> tuple[float, float]:
+def direct_and_compare(handle: Attachment | None) -> Alignment:
     """Direct the gradients ahead of the step; the cosine of g and P g, and |P g| / |g|.
 
     Over all weights that the arm changes, as one vector. (1, 1) where nothing is attached.
     """
     if handle is None:
-        return 1.0, 1.0
+        return Alignment(1.0, 1.0)
     grads = [t.param.grad for t in handle.selection.targets if t.param.grad is not None]
     raw = [grad.clone() for grad in grads]
     handle.apply()
     return agreement(raw, grads)
 
 
-class _ArmAttachment(Attachment):
-    """An attachment whose operator centralizes, and permutes the channels around the metric's."""
+def permuted(operate: Operate, orders: Mapping[nn.Parameter, Tensor]) -> Operate:
+    """The operator over the channels in another order: Q^T P Q, one gradient at a time."""
 
-    def __init__(
-        self, optimizer: Optimizer, model: nn.Module, checked: Attachment, setting: Setting, seed: int
-    ) -> None:
-        self._filters = _filter_axes(model) if setting.centralize else {}
-        self._metric_targets = {t.param for t in checked.selection.targets}
-        known = {t.param: t for t in checked.selection.targets}
-        names = {param: name for name, param in model.named_parameters()}
-        targets = [*known.values(), *(Target(names[p], p, 0, 1) for p in self._filters if p not in known)]
-        self._orders: dict[nn.Parameter, Tensor] = {}
-        if setting.permute:
-            random = streams.generator(seed, streams.PERMUTATION)
-            for target in checked.selection.targets:
-                order = _permutation(target.param.shape[target.dim], target.groups, random)
-                self._orders[target.param] = order.to(target.param.device)
-        covered = {t.name for t in targets}
-        skipped = tuple(s for s in checked.selection.skipped if s.name not in covered)
-        options = {key: value for key, value in checked.options.items() if key != "metric"}
-        super().__init__(
-            optimizer, model, Selection(tuple(targets), skipped), as_metric(checked.metric), options
-        )
+    def operate_permuted(jobs: Sequence[Job]) -> None:
+        for target, grad, metric in jobs:  # so that one shuffled copy is alive at a time
+            if metric != L2():
+                shuffled = grad.index_select(target.dim, orders[target.param])
+                operate([(target, shuffled, metric)])
+                grad.index_copy_(target.dim, orders[target.param], shuffled)
 
-    def _active(self) -> bool:
-        return self.enabled and (bool(self._filters) or super()._active())
+    return operate_permuted
 
-    def _operate(self, pending: list[tuple[Target, Tensor]]) -> None:
-        for target, grad in pending:
-            if target.param in self._filters:
-                _centralize_(grad, *self._filters[target.param])
-        directed = [(t, g) for t, g in pending if t.param in self._metric_targets]
-        if self._metric == L2():
-            return
-        if not self._orders:
-            super()._operate(directed)
-            return
-        for target, grad in directed:  # one by one, so that one shuffled copy is alive at a time
-            order = self._orders[target.param]
-            shuffled = grad.index_select(target.dim, order)
-            super()._operate([(target, shuffled)])
-            grad.index_copy_(target.dim, order, shuffled)
+
+def centralized(operate: Operate, axes: _FilterAxes, directed: set[nn.Parameter]) -> Operate:
+    """The operator on the parameters in `directed`, after every filter's gradient lost its mean."""
+
+    def operate_centralized(jobs: Sequence[Job]) -> None:
+        for target, grad, _ in jobs:
+            if target.param in axes:
+                _centralize_(grad, *axes[target.param])
+        if rest := [job for job in jobs if job[0].param in directed and job[2] != L2()]:
+            operate(rest)
+
+    return operate_centralized
+
+
+def channel_orders(selection: Selection, seed: int) -> dict[nn.Parameter, Tensor]:
+    """The permutation of the channels of each target, drawn from the seed."""
+    random = streams.generator(seed, streams.PERMUTATION)
+    return {
+        t.param: _permutation(t.param.shape[t.dim], t.groups, random).to(t.param.device)
+        for t in selection.targets
+    }
 
 
 def _permutation(size: int, groups: int, random: np.random.Generator) -> Tensor:
     """A permutation of `size` channels that keeps every group's channels in the group."""
     each = size // groups
     return torch.tensor(np.concatenate([g * each + random.permutation(each) for g in range(groups)]))
+
+
+def _with_filters(selection: Selection, axes: _FilterAxes, model: nn.Module) -> Selection:
+    """The selection, with the centralized weights as further targets."""
+    selected = {target.param for target in selection.targets}
+    names = {param: name for name, param in model.named_parameters()}
+    further = [Target(names[param], param, 0, 1) for param in axes if param not in selected]
+    covered = {target.name for target in further}
+    skipped = tuple(s for s in selection.skipped if s.name not in covered)
+    return Selection((*selection.targets, *further), skipped)
 
 
 def _filter_axes(model: nn.Module) -> dict[nn.Parameter, tuple[int, int]]:
@@ -146,11 +156,13 @@ def _filter_axes(model: nn.Module) -> dict[nn.Parameter, tuple[int, int]]:
     """
     axes: dict[nn.Parameter, tuple[int, int]] = {}
     for layer in model.modules():
-        if isinstance(layer, _ConvNd | nn.Linear):
-            weight = layer._parameters.get("weight")  # pyright: ignore[reportPrivateUsage]
-            transposed = isinstance(layer, _ConvNd) and layer.transposed
-            if weight is not None:
-                axes[weight] = (1, cast(_ConvNd, layer).groups) if transposed else (0, 1)
+        weight = dict(layer.named_parameters(recurse=False)).get("weight")
+        if weight is None:
+            continue
+        if is_convolution(layer):
+            axes[weight] = (1, layer.groups) if layer.transposed else (0, 1)
+        elif isinstance(layer, nn.Linear):
+            axes[weight] = (0, 1)
     return axes
 
 

@@ -1,0 +1,71 @@
+"""One metric or several by parameter names, and how they change with the step. Values and functions only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
+from fnmatch import fnmatchcase
+
+from cdgrad.metrics import L2, Metric, as_metric
+from cdgrad.selection import Selection
+
+Metrics = Metric | Mapping[str, Metric]
+"""A metric, or metrics by shell patterns of parameter names."""
+Schedule = Callable[[int], float | Metric | str | Mapping[str, Metric | str]]
+
+
+def as_metrics(metrics: Metric | str | Mapping[str, Metric | str]) -> Metrics:
+    """A metric, or a dict of them, of metrics and their texts."""
+    if isinstance(metrics, Mapping):
+        if not metrics:
+            raise ValueError("expected at least one pattern with a metric, got an empty mapping")
+        return {pattern: as_metric(metric) for pattern, metric in metrics.items()}
+    return as_metric(metrics)
+
+
+def text_of(metrics: Metrics) -> str | dict[str, str]:
+    """What `as_metrics` reads back."""
+    if isinstance(metrics, Mapping):
+        return {pattern: str(metric) for pattern, metric in metrics.items()}
+    return str(metrics)
+
+
+def metric_of(metrics: Metrics, selection: Selection) -> list[Metric]:
+    """The metric of each target: that of the first pattern that matches its name, else L2.
+
+    Raises:
+        ValueError: a pattern matches no parameter.
+    """
+    if not isinstance(metrics, Mapping):
+        return [metrics] * len(selection.targets)
+    names = [part.name for part in (*selection.targets, *selection.skipped)]
+    for pattern in metrics:
+        if selection.targets and not any(fnmatchcase(name, pattern) for name in names):
+            raise ValueError(
+                f"metric pattern {pattern!r} matches no parameter; names are {', '.join(names[:4])}"
+                f"{', ...' if len(names) > 4 else ''} (shell patterns of whole names, such as 'layer1.*')"
+            )
+    return [
+        next((m for pattern, m in metrics.items() if fnmatchcase(target.name, pattern)), L2())
+        for target in selection.targets
+    ]
+
+
+def scheduled(schedule: Schedule, step: int, present: Metrics) -> Metrics:
+    """What a schedule gives for a step; a number replaces the lam of the present metrics.
+
+    Raises:
+        ValueError: lam for a metric that has none, or out of range.
+    """
+    value = schedule(step)
+    if isinstance(value, Metric | str | Mapping):
+        return as_metrics(value)
+    if isinstance(present, Mapping):
+        return {pattern: _with_lam(metric, value) for pattern, metric in present.items()}
+    return _with_lam(present, value)
+
+
+def _with_lam(metric: Metric, lam: float) -> Metric:
+    if "lam" not in {field.name for field in fields(metric)}:
+        raise ValueError(f"the schedule gave lam={lam!r}, and {metric} has no lam; let it return a metric")
+    return replace(metric, lam=float(lam))  # pyright: ignore[reportCallIssue]

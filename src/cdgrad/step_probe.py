@@ -1,0 +1,96 @@
+"""Whether an optimizer's step overwrites the directed gradient, found out in the first step.
+
+Many optimizers write `param.grad` inside their step, and most may: they add weight decay or clip. One that
+writes what it has reduced over workers there throws the directed gradient away. The smallest gradient tells
+them apart: what the step left derives from the directed gradient and the weight, or it does not.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from cdgrad._torch_private import version
+from cdgrad.dtensors import local_part
+from cdgrad.selection import Target
+from cdgrad.target_operator import Job
+
+_TOLERANCE = 1e-2  # relative; half-precision gradients are rounded to 4e-3
+_REMEDY = (
+    "if it exchanges gradients between workers, do that before the step and call handle.apply() after it, or "
+    "call cdgrad.channel_directed_ on the gradients that the update reads"
+)
+
+
+class StepProbe:
+    """Copies of one small gradient, from before the operator and before the update."""
+
+    def __init__(self) -> None:
+        self._target: Target | None = None
+        self._raw = self._directed = self._weight = torch.empty(0)
+        self._seen: tuple[Tensor, int] | None = None
+
+    def before_operator(self, jobs: Sequence[Job]) -> None:
+        """Copy the smallest of the ordinary gradients."""
+        target, grad, _ = min(jobs, key=lambda job: job[1].numel())
+        self._target, self._raw, self._seen = target, local_part(grad).clone(), None
+
+    @torch.no_grad()
+    def before_update(self) -> None:
+        """Copy the same gradient, now directed, and its weight."""
+        if self._target is not None and (grad := self._target.param.grad) is not None:
+            self._directed, self._weight = local_part(grad).clone(), local_part(self._target.param).clone()
+            self._seen = grad, version(grad)
+
+    @torch.no_grad()
+    def check_update(self, kind: str) -> bool:
+        """Whether the question is answered, after the update.
+
+        Raises:
+            RuntimeError: the step put the ordinary gradient in the place of the directed one.
+
+        Warns:
+            UserWarning: the step wrote something that does not derive from the directed gradient.
+        """
+        if self._target is None or self._seen is None:
+            return False
+        grad = self._target.param.grad
+        if grad is None or (grad is self._seen[0] and version(grad) == self._seen[1]):
+            return True
+        written = local_part(grad)
+        if not written.isfinite().all() or not written.any():
+            return False
+        if _is_derived(written, self._directed, self._weight):
+            return True
+        name = self._target.name
+        if _is_combination(written, self._raw, self._weight):
+            raise RuntimeError(
+                f"{kind}.step replaced the directed gradient of {name} by the ordinary one; {_REMEDY}"
+            )
+        warnings.warn(
+            f"{kind}.step wrote the gradient of {name} after it was directed, and the update may have used "
+            f"the ordinary one; {_REMEDY}",
+            stacklevel=4,
+        )
+        return True
+
+
+def _is_derived(x: Tensor, grad: Tensor, weight: Tensor) -> bool:
+    """Whether x is what optimizers make of a gradient: decayed, scaled, centralized, or scaled by element."""
+    centralized = grad - grad.mean(tuple(range(1, grad.ndim)), keepdim=True) if grad.ndim > 1 else grad
+    if _is_combination(x, grad, weight, centralized):
+        return True
+    return any(torch.equal(x.sign(), like.sign()) for like in (grad, -grad, centralized, -centralized))
+
+
+def _is_combination(x: Tensor, *of: Tensor) -> bool:
+    """Whether x is a linear combination of the others, to rounding."""
+    basis = torch.stack([part.detach().double().flatten() for part in of], 1)
+    target = x.detach().double().flatten()
+    inverse = cast(Tensor, torch.linalg.pinv(basis))  # pyright: ignore[reportUnknownMemberType]
+    residual = (target - basis @ (inverse @ target)).square().sum()
+    return bool(residual <= _TOLERANCE**2 * target.square().sum())

@@ -1,0 +1,323 @@
+"""What counts as directed already, whatever happens between the backward pass and the update."""
+
+import gc
+import threading
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import cdgrad
+from cdgrad import attach, channel_directed
+
+METRIC = "reweighted:lam=3"
+IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def convolution(kind=torch.optim.SGD, **options):
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 8, 3)
+    optimizer = kind(model.parameters(), lr=1.0)
+    return model, optimizer, attach(optimizer, model, METRIC, **options)
+
+
+def backward(model, zero=False):
+    if zero:
+        model.zero_grad(set_to_none=False)
+    model(IMAGES).square().mean().backward()
+    return model.weight.grad.clone()
+
+
+def moved_by(optimizer, weight):
+    before = weight.detach().clone()
+    optimizer.step()
+    return before - weight.detach()
+
+
+def assert_close(a, b):
+    torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def clamp(grad):
+    return grad.clamp(-0.01, 0.01)
+
+
+def test_a_gradient_exchanged_after_apply_is_directed_once():
+    model, optimizer, handle = convolution()
+    g = backward(model)
+    handle.apply()
+    model.weight.grad = clamp(model.weight.grad)
+    assert_close(moved_by(optimizer, model.weight), clamp(channel_directed(g, METRIC)))
+
+
+class FailsOnce(torch.optim.SGD):
+    failing = False
+
+    def step(self, closure=None):
+        if self.failing:
+            self.failing = False
+            raise RuntimeError("out of memory")
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("new_gradient", ["backward", "by hand"])
+def test_the_step_after_one_that_failed_directs(new_gradient):
+    model, optimizer, _ = convolution(FailsOnce)
+    backward(model)
+    optimizer.failing = True
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step()
+    if new_gradient == "backward":
+        g = backward(model, zero=True)
+    else:
+        model.weight.grad.copy_(g := torch.randn_like(model.weight))
+    assert_close(moved_by(optimizer, model.weight), channel_directed(g, METRIC))
+
+
+def test_a_step_repeated_after_it_failed_does_not_direct_twice():
+    model, optimizer, _ = convolution(FailsOnce)
+    g = backward(model)
+    optimizer.failing = True
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step()
+    assert_close(moved_by(optimizer, model.weight), channel_directed(g, METRIC))
+
+
+def test_a_step_skipped_after_apply_leaves_the_next_one_right_in_the_same_memory():
+    model, optimizer, handle = convolution()
+    backward(model)
+    handle.apply()
+    g = backward(model, zero=True)
+    assert_close(moved_by(optimizer, model.weight), channel_directed(g, METRIC))
+
+
+class ClampsThenSteps(torch.optim.SGD):
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for param in group["params"]:
+                param.grad = clamp(param.grad)
+        return super().step(closure)
+
+
+class StepsTwice(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step()
+        return super().step()
+
+
+def test_a_gradient_exchanged_between_a_step_and_its_parents_is_directed_once():
+    torch.optim.SGD([torch.zeros(1)])
+    model, optimizer, _ = convolution(ClampsThenSteps)
+    g = backward(model)
+    assert_close(moved_by(optimizer, model.weight), clamp(channel_directed(g, METRIC)))
+
+
+def test_a_step_that_steps_its_parent_twice_directs_once():
+    torch.optim.SGD([torch.zeros(1)])
+    model, optimizer, handle = convolution(StepsTwice)
+    g = backward(model)
+    assert_close(moved_by(optimizer, model.weight), 2 * channel_directed(g, METRIC))
+    assert handle.steps == 1
+
+
+class Communicating(torch.optim.SGD):
+    """Writes what it reduced elsewhere inside its step, in place or as a new tensor."""
+
+    reduced, in_place = None, True
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for param in self.param_groups[0]["params"]:
+            if param.ndim == 4:
+                if self.in_place:
+                    param.grad.copy_(self.reduced)
+                else:
+                    param.grad = self.reduced.clone()
+            param.add_(param.grad, alpha=-1.0)
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+def test_an_optimizer_whose_step_overwrites_the_directed_gradient_is_noticed(in_place):
+    model, optimizer, _ = convolution(Communicating)
+    optimizer.in_place = in_place
+    optimizer.reduced = backward(model)
+    with pytest.raises(
+        RuntimeError, match=r"Communicating\.step replaced the directed gradient of weight by"
+    ):
+        optimizer.step()
+    model, optimizer, _ = convolution(Communicating)
+    optimizer.in_place = in_place
+    optimizer.reduced = backward(model) + torch.randn_like(model.weight)
+    with pytest.warns(UserWarning, match=r"Communicating\.step wrote the gradient of weight.*handle\.apply"):
+        optimizer.step()
+
+
+class Horovod(torch.optim.SGD):
+    def synchronize(self):
+        pass
+
+    def skip_synchronize(self):
+        pass
+
+
+def test_an_optimizer_that_synchronizes_inside_its_step_is_refused():
+    with pytest.raises(ValueError, match=r"Horovod writes .* inside its step.*optimizer\.synchronize\(\)"):
+        convolution(Horovod)
+
+
+class ClearsGradients(torch.optim.SGD):
+    """As HeavyBall's optimizers do by default."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        self.zero_grad(set_to_none=True)
+
+
+def test_an_optimizer_that_clears_gradients_in_its_step():
+    model, optimizer, handle = convolution(ClearsGradients)
+    for _ in range(2):
+        g = backward(model)
+        assert_close(moved_by(optimizer, model.weight), channel_directed(g, METRIC))
+        assert model.weight.grad is None
+    assert handle.steps == 2
+
+
+def test_a_weight_exchanged_in_its_group_is_noticed():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    attach(optimizer, model, METRIC)
+    model[1] = nn.Conv2d(8, 6, 3)
+    optimizer.param_groups[0]["params"] = list(model.parameters())
+    model(IMAGES).square().mean().backward()
+    with pytest.warns(UserWarning, match="SGD holds 2 parameters .* not directed"):
+        optimizer.step()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_lazy_layers_are_selected_in_the_first_step(beside):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3) if beside else nn.Identity(), nn.LazyConv2d(8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    handle = attach(optimizer, model, METRIC)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(IMAGES).square().mean().backward()
+        g = model[1].weight.grad.clone()
+        assert_close(moved_by(optimizer, model[1].weight), channel_directed(g, METRIC))
+    assert "1.weight" in [target.name for target in handle.selection.targets]
+
+
+def test_masking_after_apply_keeps_pruned_weights_at_zero():
+    model, optimizer, handle = convolution()
+    mask = (torch.rand_like(model.weight) > 0.5).float()
+    model.weight.data.mul_(mask)
+    for _ in range(3):
+        optimizer.zero_grad()
+        backward(model)
+        handle.apply()
+        model.weight.grad.mul_(mask)
+        optimizer.step()
+    assert not model.weight[mask == 0].any()
+
+
+def test_a_removed_handle_keeps_neither_optimizer_nor_weights():
+    model, optimizer, handle = convolution()
+    backward(model)
+    optimizer.step()
+    text = str(handle)
+    handle.remove()
+    assert str(handle) == text.replace(" on SGD", " on SGD, not attached")
+    gone = weakref.ref(optimizer), weakref.ref(model.weight)
+    del model, optimizer
+    gc.collect()
+    assert [ref() for ref in gone] == [None, None]
+    assert not handle.selection.targets
+
+
+def test_attachments_leave_no_hook_on_parameters():
+    model, optimizer, handle = convolution()
+    handle.remove()
+    del optimizer, handle
+    attach(torch.optim.SGD(model.parameters()), model, METRIC)
+    gc.collect()
+    assert not model.weight._post_accumulate_grad_hooks
+
+
+def test_two_threads_in_one_optimizers_step_are_told():
+    class Waits(torch.optim.SGD):
+        def step(self, closure=None):
+            entered.set()
+            leave.wait(30)
+            return super().step(closure)
+
+    entered, leave = threading.Event(), threading.Event()
+    model, optimizer, _ = convolution(Waits)
+    backward(model)
+    thread = threading.Thread(target=optimizer.step)
+    thread.start()
+    entered.wait(30)
+    with pytest.raises(RuntimeError, match=r"Waits\.step is running in another thread"):
+        optimizer.step()
+    leave.set()
+    thread.join()
+    g = backward(model, zero=True)
+    assert_close(moved_by(optimizer, model.weight), channel_directed(g, METRIC))  # from this thread, later
+
+
+def test_what_is_attached_inside_a_wrapper_is_said_to_be():
+    class Wrapper(torch.optim.Optimizer):
+        def __init__(self, optimizer):
+            self.optimizer = optimizer
+
+    model, optimizer, _ = convolution()
+    with pytest.raises(ValueError, match=r"already attached: optimizer\.optimizer, .*keep its handle"):
+        attach(Wrapper(optimizer), model, METRIC)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_modules_say_what_to_pass():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3))
+    scripted = torch.jit.script(model)
+    optimizer = torch.optim.SGD(scripted.parameters(), lr=1.0)
+    with pytest.warns(UserWarning, match=r"nothing to direct.*the module that torch\.jit\.script was given"):
+        cdgrad.select(scripted)
+    attach(optimizer, model, METRIC)
+    scripted(IMAGES).square().mean().backward()
+    g = model[0].weight.grad.clone()
+    assert_close(moved_by(optimizer, model[0].weight), channel_directed(g, METRIC))
+
+
+def test_traced_modules_are_attached_like_any():
+    model = torch.fx.symbolic_trace(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
+    assert [target.name for target in cdgrad.select(model).targets] == ["0.weight"]
+
+
+class Functional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.randn(8, 3, 3, 3))
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.kernel)
+
+
+def test_a_kernel_for_a_functional_convolution_is_named_in_blocks():
+    model = Functional()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    with pytest.warns(UserWarning, match="nothing to direct"):
+        assert "blocks={'kernel': 1} processes it" in cdgrad.select(model).skipped[0].reason
+    attach(optimizer, model, METRIC, blocks={"kernel": 1})
+    model(IMAGES).square().mean().backward()
+    g = model.kernel.grad.clone()
+    assert_close(moved_by(optimizer, model.kernel), channel_directed(g, METRIC))
+
+
+def test_patterns_that_match_nothing_that_can_be_processed():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2))
+    with pytest.raises(
+        ValueError, match=r"include pattern '3\.\*' matches only .*3\.weight \(Linear: off by"
+    ):
+        cdgrad.select(model, include=["0.*", "3.*"])
+    with pytest.raises(ValueError, match=r"blocks pattern '1\.\*' matches only parameters that cannot"):
+        cdgrad.select(model, blocks={"1.*": 2})
