@@ -33,6 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of parallel workers, one thread each (default: `workers` in SPEC)",
     )
     parser.add_argument(
+        "--allow-code-change",
+        action="store_true",
+        help="add runs although modules of your own changed since the recorded runs; the report says so",
+    )
+    parser.add_argument(
         "--engine",
         choices=("local", "ray"),
         default="local",
@@ -59,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     engine, workers = _engine(options, folder), options.workers or spec.workers
     _first_screen(spec, folder, workers)
     try:
-        executed = run_study(spec, folder, workers, engine)
+        executed = run_study(spec, folder, workers, engine, allow_code_change=options.allow_code_change)
     except KeyboardInterrupt:
         return failed(
             130, f"interrupted; {folder} keeps the finished runs; the same command resumes the study"

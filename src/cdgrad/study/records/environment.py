@@ -67,6 +67,17 @@ def _commit() -> str | None:
         return None
 
 
+@lru_cache(maxsize=4)
+def folder_commit(folder: str) -> str | None:
+    """The commit of the user's own folder, marked where tracked files differ; None outside a checkout."""
+    place = Path(folder)
+    try:
+        changed = _git(place, "status", "--porcelain", "--untracked-files=no", "--", ".")
+        return _git(place, "rev-parse", "HEAD") + (" with changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
 def _git(folder: Path, *arguments: str) -> str:
     command = ["git", "-C", str(folder), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)

@@ -21,6 +21,11 @@ def remarks(results: Results) -> list[str]:
         *_shared_images(results),
         *_environment(results),
         *_images(results),
+        *_code(results),
+        *_identical(results),
+        *_equal_trials(results),
+        *_shares(results),
+        *_not_in_the_study(results),
         *_unfinished(results),
     ]
 
@@ -137,6 +142,60 @@ def _images(results: Results) -> Iterator[str]:
                 f"The runs differ in data{_in(cell)} ({', '.join(found)}): the images changed between them, "
                 f"and they are not comparable; run the study again with another --out."
             )
+
+
+def _code(results: Results) -> Iterator[str]:
+    """Whether modules of the user changed between the runs."""
+    runs = [*results.final_runs, *results.trial_runs]
+    codes = [run.environment.get("code", {}) for run in runs if run.status != "failed"]
+    files = sorted({name for code in codes for name in code})
+    changed = [name for name in files if len({code[name] for code in codes if name in code}) > 1]
+    if changed:
+        yield (
+            f"The code changed between the runs ({', '.join(changed)}): they are compared as if it "
+            f"were the same."
+        )
+
+
+def _identical(results: Results) -> Iterator[str]:
+    """Whether an arm made the baseline's errors: then it probably changes nothing."""
+    for (cell, arm), (found, _) in results.comparisons.items():
+        if found.pairs > 1 and found.sd == 0:
+            yield (
+                f"{arm}{_in(cell)} differs from {results.spec.baseline} by {found.mean:.2f} points in every "
+                f"seed: check that the arm changes the training; nothing is estimated from this."
+            )
+
+
+def _equal_trials(results: Results) -> Iterator[str]:
+    """Whether a search found no difference at all: then its keys probably change nothing."""
+    for (cell, arm), search in results.searches.items():
+        runs = {trial: {s: r.error for s, r in of.items()} for trial, of in search.runs.items()}
+        seeds = {seed for of in runs.values() for seed in of}
+        equal = all(len({of[s] for of in runs.values() if s in of}) == 1 for s in seeds)
+        if len(runs) > 1 and seeds and equal:
+            yield f"All {len(runs)} trials of {arm}{_in(cell)} agree: check that the tuned keys are used."
+
+
+def _shares(results: Results) -> Iterator[str]:
+    """Whether errors look like shares instead of percent."""
+    errors = [run.error for run in results.final_runs if run.error is not None]
+    if results.spec.entry and len(errors) > 1 and 0 < max(errors) <= 1:
+        yield (
+            f"All errors are at most {max(errors):.3g} %: is the entry's error a share from 0 to 1? It is "
+            f"taken for percent; return 100 times the share."
+        )
+
+
+def _not_in_the_study(results: Results) -> Iterator[str]:
+    """Recorded seeds and arms that the present specification leaves out, perhaps after a look."""
+    spec = results.spec
+    final = [run for run in results.runs if run.trial is None and run.status != "failed"]
+    if seeds := sorted({run.seed for run in final} - {*spec.seeds}):
+        listed = ", ".join(map(str, seeds[:8])) + (", ..." if len(seeds) > 8 else "")
+        yield f"Recorded but left out of this report: seed {listed}."
+    if arms := sorted({run.arm for run in final} - {*spec.arms}):
+        yield f"Recorded but left out of this report: arm {', '.join(arms)}."
 
 
 def _unfinished(results: Results) -> Iterator[str]:

@@ -57,6 +57,11 @@ def verdict(name: str, baseline: str, comparison: Comparison, p: float) -> str:
             f"{name} makes {size:.2f} points {more} errors than {baseline} "
             f"(95 % interval {between[0]:.2f} to {between[1]:.2f}, p = {p:.2g})."
         )
+    if comparison.sd == 0:
+        return (
+            f"{name} against {baseline}: all {pairs} differences are {comparison.mean:+.2f} points, so that "
+            f"nothing can be estimated; check that the arm changes the training."
+        )
     seen = detectable_difference(pairs, comparison.sd)
     # Where a diverged run or two stretch the interval, the test of signs may still see a difference.
     but = ", but the interval of the mean includes 0" if p < 1 - LEVEL else ""

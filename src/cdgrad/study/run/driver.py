@@ -6,8 +6,10 @@ from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
+from cdgrad.study import StudyError
 from cdgrad.study.files import CHECKPOINTS
 from cdgrad.study.plan.plan import Plan
+from cdgrad.study.records.code import changed_files
 from cdgrad.study.records.run import Run
 from cdgrad.study.records.store import Store
 from cdgrad.study.run.engine import Engine, EpochDone
@@ -16,7 +18,14 @@ from cdgrad.study.run.progress import display
 from cdgrad.study.spec import Spec
 
 
-def run_study(spec: Spec, folder: Path, workers: int, engine: Engine | None = None) -> list[Run]:
+def run_study(
+    spec: Spec,
+    folder: Path,
+    workers: int,
+    engine: Engine | None = None,
+    *,
+    allow_code_change: bool = False,
+) -> list[Run]:
     """Run what is missing of `spec` in `folder`; seeds and arms may have been added since.
 
     Trials come first, and the final runs of an arm in a cell as soon as all its trials there are done.
@@ -26,16 +35,20 @@ def run_study(spec: Spec, folder: Path, workers: int, engine: Engine | None = No
         folder: where its records are, or will be.
         workers: how many runs at once.
         engine: what makes them; None: processes of this machine, of one thread each.
+        allow_code_change: add runs of changed modules of the user to those recorded; the report says so.
 
     Returns:
         The runs made now.
 
     Raises:
-        StudyError: the folder holds runs of another specification, or cannot be used.
+        StudyError: the folder holds runs of another specification or of other code, or cannot be used.
         KeyboardInterrupt: all finished runs are kept.
     """
     with Store(folder, write=True) as store:
-        plan = Plan(spec, store.runs(), str(folder))
+        recorded = store.runs()
+        plan = Plan(spec, recorded, str(folder))
+        if plan.done < len(plan.keys) and not allow_code_change:
+            _check_code(spec, [run for run in recorded if run.status != "failed"], folder)
         spec_hash = store.use_spec(spec.name, spec.text)
         made: list[Run] = []
         engine = engine or partial(run_all, checkpoints=folder / CHECKPOINTS)
@@ -55,6 +68,17 @@ def run_study(spec: Spec, folder: Path, workers: int, engine: Engine | None = No
         if plan.done == len(plan.keys):  # what is left there is of runs that the study does not have
             _clear(folder / CHECKPOINTS)
         return made
+
+
+def _check_code(spec: Spec, recorded: list[Run], folder: Path) -> None:
+    """Refuse to add runs of changed code to recorded ones: they are not comparable."""
+    codes = [run.environment["code"] for run in recorded if run.environment.get("code")]
+    if changed := changed_files(codes, spec.folder):
+        names = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
+        raise StudyError(
+            f"{names} changed since {folder} recorded {len(codes)} runs, and further runs would not be "
+            f"comparable; choose another --out, or add --allow-code-change if the change cannot matter"
+        )
 
 
 def _clear(checkpoints: Path) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from cdgrad.study import StudyError
-from cdgrad.study.callables import modules_beside
+from cdgrad.study.callables import load_callable, modules_beside
 from cdgrad.study.plan.job import Job
-from cdgrad.study.records.environment import environment
+from cdgrad.study.records.code import user_code
+from cdgrad.study.records.environment import environment, folder_commit
 from cdgrad.study.records.run import Run, Status
 from cdgrad.study.spec import Setting
 
@@ -46,12 +47,15 @@ def execute(
     dtype = torch.get_default_dtype()
     try:
         with modules_beside(job.folder):
-            place |= _data(job.setting)
+            _import_callables(job.setting)
+            place |= _code(job.folder) | _data(job.setting)
+            dtype = torch.get_default_dtype()
             if job.setting.entry:
                 outcome = run_entry(job.arm, job.setting, job.seed, on_epoch, tuned=job.values)
             else:
                 kept = checkpoints and checkpoints / job.file(device)
                 outcome = train(job.setting, job.seed, on_epoch, device=device, checkpoint=kept)
+        place |= _code(job.folder)  # what was imported only during the run, too
         status, error, epochs = outcome.status, outcome.error, outcome.epochs
         measures |= outcome.measures
     except ConnectionError:  # the driver is gone; nobody would hear of a failure
@@ -70,6 +74,22 @@ def execute(
         seconds=round(time.perf_counter() - clock, 3),
         message=" ".join(message.split()),
     )
+
+
+def _import_callables(setting: Setting) -> None:
+    """Import the user's modules first: they are recorded as they were when the run began."""
+    model, optimizer = setting.model, setting.optimizer
+    names = [setting.entry, model.name if model else "", optimizer.name if optimizer else ""]
+    for name in names:
+        if ":" in name and not name.startswith(("timm:", "torchvision:", "torch.")):
+            load_callable(name)
+
+
+def _code(folder: str) -> dict[str, Any]:
+    code = user_code(folder)
+    if not code:
+        return {}
+    return {"code": code, "code_commit": folder_commit(folder or ".")}
 
 
 def _data(setting: Setting) -> dict[str, str]:

@@ -1,0 +1,60 @@
+"""Which of the user's own modules a run used, by the hashes of their files.
+
+A network or an entry that was edited between two calls of a study gives runs that are not comparable, and
+nothing in the specification shows it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import sysconfig
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import cdgrad
+
+_LIBRARY = sysconfig.get_path("stdlib")
+_SEEN: dict[str, str] = {}  # a module stays as it was imported, whatever becomes of its file
+
+
+def user_code(folder: str) -> dict[str, str]:
+    """The imported modules whose files lie below `folder` or the working directory, each with a hash.
+
+    Installed packages and cdgrad are left out: records have their versions. Call it soon after an import.
+    """
+    found: dict[str, str] = {}
+    package = Path(cdgrad.__file__).parent
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if not isinstance(file, str) or not file.endswith(".py"):
+            continue
+        path = Path(file).absolute()
+        installed = {"site-packages", "dist-packages"} & {*path.parts} or path.is_relative_to(_LIBRARY)
+        if installed or path.is_relative_to(package):
+            continue
+        if (name := _name(path, folder)) and (value := _SEEN.get(file) or _hash(path)):
+            found[name] = _SEEN[file] = value
+    return found
+
+
+def changed_files(recorded: Iterable[Mapping[str, str]], folder: str) -> list[str]:
+    """The files that are now others than those of some recorded run, or missing."""
+    roots = [Path(root) for root in (folder, os.getcwd()) if root]
+    names = {(name, value) for code in recorded for name, value in code.items()}
+    return sorted({name for name, value in names if value not in {_hash(root / name) for root in roots}})
+
+
+def _name(path: Path, folder: str) -> str | None:
+    for root in filter(None, (folder, os.getcwd())):
+        if path.is_relative_to(root):
+            return path.relative_to(root).as_posix()
+    return None
+
+
+def _hash(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    except OSError:
+        return None

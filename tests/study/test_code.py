@@ -1,0 +1,105 @@
+"""Code that changes between two calls of a study, and other hollow comparisons: refused or remarked."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cdgrad.study.report.remarks import remarks
+from cdgrad.study.report.verdicts import verdict
+from cdgrad.study.spec import parse
+from cdgrad.study.statistics.paired import compare
+from cdgrad.study.statistics.results import Results
+
+SPEC = """
+baseline = "sgd"
+seeds = {seeds}
+workers = 1
+task = {{ data = "fake", train = 40, validation = 20 }}
+model = {{ name = "mynet:build", width = 2 }}
+schedule = {{ epochs = 1, batch = 20 }}
+optimizer = {{ name = "torch.optim:SGD", lr = 0.05 }}
+arms.sgd = {{}}
+"""
+NET = """
+from torch import nn
+
+from blocks import activation
+
+def build(shape, classes, width):
+    return nn.Sequential(nn.Conv2d(1, width, 3), activation(), nn.Flatten(), nn.Linear(36 * width, classes))
+"""
+
+
+def study(folder, seeds, *options):
+    (folder / "s.toml").write_text(SPEC.format(seeds=seeds))
+    return subprocess.run(
+        [sys.executable, "-m", "cdgrad", "study", "s.toml", *options],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_study_does_not_mix_runs_of_changed_code(tmp_path):
+    (tmp_path / "mynet.py").write_text(NET)
+    (tmp_path / "blocks.py").write_text("from torch.nn import ReLU as activation\n")
+    assert study(tmp_path, 1).returncode == 0
+    (tmp_path / "blocks.py").write_text("from torch.nn import Tanh as activation\n")
+    assert study(tmp_path, 1).returncode == 0  # nothing is added
+    refused = study(tmp_path, 2)
+    assert refused.returncode == 1
+    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("cdgrad:")]
+    assert "blocks.py changed since runs/s recorded 1 runs" in line
+    assert "add --allow-code-change" in line
+    allowed = study(tmp_path, 2, "--allow-code-change")
+    assert allowed.returncode == 0
+    assert "The code changed between the runs (blocks.py)" in Path(tmp_path, "runs/s/report.md").read_text()
+
+
+def test_identical_arms_are_no_tight_null():
+    found = verdict("b", "a", compare([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]), 1.0)
+    assert "all 3 differences are +0.00 points, so that nothing can be estimated" in found
+    assert "% of studies" not in found
+
+
+def test_what_makes_a_comparison_hollow_is_remarked(tiny, make_run):
+    runs = [make_run(arm, seed, 5.0 + seed) for arm in ("sgd", "directed") for seed in (0, 1)]
+    found = " ".join(remarks(Results.of(tiny, [*runs, make_run("sgd", 7, 1.0), make_run("sgd", 8, 1.0)])))
+    assert "directed differs from sgd by 0.00 points in every seed" in found
+    assert "Recorded but left out of this report: seed 7, 8." in found
+    fewer = dataclasses.replace(tiny, arms={"sgd": tiny.arms["sgd"]})
+    assert "Recorded but left out of this report: arm directed." in " ".join(remarks(Results.of(fewer, runs)))
+
+
+TUNED = """
+baseline = "sgd"
+seeds = 2
+entry = "mytrain:run"
+arms.sgd = {}
+[tuning]
+trials = 3
+seeds = [10]
+space = { lr = { low = 0.01, high = 0.1 } }
+"""
+
+
+@pytest.mark.parametrize(("errors", "said"), [((4.0, 4.0, 4.0), True), ((4.0, 4.0, 3.0), False)])
+def test_trials_that_all_agree_are_remarked(make_run, errors, said):
+    spec = parse(TUNED, "s")
+    runs = [make_run("sgd", 10, e, trial=t, values={"lr": 0.1 * t}) for t, e in enumerate(errors)]
+    found = any("All 3 trials of sgd agree" in remark for remark in remarks(Results.of(spec, runs)))
+    assert found is said
+
+
+@pytest.mark.parametrize(("errors", "said"), [((0.11, 0.2), True), ((0.11, 3.0), False)])
+def test_errors_that_look_like_shares_are_asked_about(make_run, errors, said):
+    spec = parse(TUNED[: TUNED.index("[tuning]")], "s")
+    runs = [make_run("sgd", seed, error) for seed, error in enumerate(errors)]
+    found = any("a share from 0 to 1?" in remark for remark in remarks(Results.of(spec, runs)))
+    assert found is said
