@@ -24,7 +24,7 @@ from cdgrad import (
 )
 from cdgrad.dtensors import local_part, whole_norms
 from cdgrad.ops import eager
-from cdgrad.ops.sharded.interface_system import alone, coupling, cut
+from cdgrad.ops.sharded.interface_system import coupling, cut, standalone
 
 LAMS = [1e-8, 1e-1, 1e5]
 COUPLED = [
@@ -72,7 +72,7 @@ def by_pieces(g, metric, lengths):
     """The formula of cdgrad.ops.sharded.interface_system."""
     n, out, told = sum(lengths), [], []
     for x in g.split(lengths):
-        a = eager.directed((x - x.mean(0))[None], alone(metric, n, len(x)))[0]
+        a = eager.directed((x - x.mean(0))[None], standalone(metric, n, len(x)))[0]
         out.append(a - a.mean(0))
         told.append(torch.stack([x.mean(0), *out[-1][[0, -1]]]))
     told = torch.stack(told)

@@ -1,21 +1,41 @@
 """The operator in plain torch operations: any device, any floating dtype, differentiable.
 
-Linear in the number of elements for every metric. The tridiagonal solve is a cyclic reduction, so
-that a tensor takes about ten operations per doubling of the channel count, not a Python loop over
-channels.
+g~ = mean(g) + K (g - mean(g)) with K = P - 1 1^T / n, a small symmetric matrix that is known in closed form
+in the metric's eigenbasis. Up to `_DENSE` channels, a product with K is all. Beyond, the axis is cut into
+pieces of about `_PIECE` channels: each piece is solved alone, by a product with its own K, and an interface
+system over three numbers a piece (`cdgrad.ops.sharded.interface_system`) couples them. So there is no loop
+over channels, and a tensor takes five to nine operations.
+
+The weights are computed in float64 on the host, once per channel count and metric, and stay on the device,
+so a CUDA graph can hold the operations once they have run outside it.
+
+Everything between the first and the last operation is an eighth of its size, by an exact power of two: a
+deviation may be twice the largest float where the result is finite.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import NamedTuple
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cdgrad.metrics import L2, Array, MeanSobolev, Metric, ReweightedL2, Sobolev
-from cdgrad.ops import sobolev_weights
+from cdgrad.ops import cyclic_reduction
+from cdgrad.ops.byte_cache import cached_by_bytes
+from cdgrad.ops.full_precision import full_precision
+from cdgrad.ops.pieces import interface
+
+_DENSE = 128
+_PIECE = 64
+_MOST = 16384  # channels; the interface system grows with the square of the pieces
+_SHRINK = 0.125
+_ROWS = 1  # the weights of `_Pieces` that stay in float64
+_BATCH_BYTES = 256 * 2**20  # of gradients that are processed together
 
 
 def directed(x: Tensor, metric: Metric) -> Tensor:
@@ -23,142 +43,219 @@ def directed(x: Tensor, metric: Metric) -> Tensor:
 
     Dtypes narrower than float32 are computed in float32.
     """
-    wide = x.to(torch.float32) if x.dtype.itemsize < 4 else x
-    match metric:
-        case L2():
-            out = wide.clone()
-        case ReweightedL2(lam=lam):
-            mean, deviation = _split(wide)
-            out = deviation * (1 / lam) + mean.to(wide.dtype)
-        case Sobolev():
-            out = _sobolev(wide, metric)
-        case MeanSobolev():
-            out = _mean_sobolev(wide, metric)
-        case _:
-            raise TypeError(f"no operator is known for {metric!r}")
-    return out.to(x.dtype)
+    if isinstance(metric, L2) or x.shape[1] == 1 or not x.numel():
+        return x.clone()
+    return _Directed.apply(x, metric)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
-def _sobolev(x: Tensor, metric: Sobolev) -> Tensor:
-    """(I + lam A)^-1 x."""
+def directed_(xs: Sequence[Tensor], metric: Metric) -> None:
+    """`directed` in place on several tensors. On accelerators those of one channel count are one batch.
+
+    A launch there takes as long as the work on a small weight.
+    """
+    batches: dict[object, list[Tensor]] = defaultdict(list)
+    for i, x in enumerate(xs):
+        if x.numel() and x.shape[1] > 1:
+            batches[i if x.device.type == "cpu" else (x.device, x.dtype, x.shape[1])].append(x)
+    for batch in batches.values():
+        while batch:
+            size, members = 0, list[Tensor]()
+            while batch and (not members or size + batch[-1].nbytes <= _BATCH_BYTES):
+                size += batch[-1].nbytes
+                members.append(batch.pop())
+            _directed_batch_(members, metric)
+
+
+def _directed_batch_(xs: list[Tensor], metric: Metric) -> None:
+    if len(xs) == 1:
+        xs[0].copy_(_operator(xs[0], metric))
+        return
+    # (groups, n, ...) as (n, columns)
+    columns = [x.transpose(0, 1).reshape(x.shape[1], -1) for x in xs]
+    out = torch.split(_operator(torch.cat(columns, 1)[None], metric)[0], [c.shape[1] for c in columns], 1)  # pyright: ignore
+    views = [x.transpose(0, 1) for x in xs]
+    shaped = [part.reshape(x.shape) for part, x in zip(out, views, strict=True)]
+    torch._foreach_copy_(views, shaped)  # pyright: ignore
+
+
+class _Directed(torch.autograd.Function):
+    """The operator is symmetric and linear: its own derivative, both ways."""
+
+    @staticmethod
+    def forward(x: Tensor, metric: Metric) -> Tensor:
+        return _operator(x, metric)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Metric], output: Tensor) -> None:
+        ctx.metric = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> Any:
+        return directed(cotangents[0], ctx.metric), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return directed(tangents[0], ctx.metric)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
+        # Columns are independent, so a batch is more of them.
+        x, metric = args
+        return directed(x.movedim(in_dims[0], -1), metric), -1
+
+
+def _operator(x: Tensor, metric: Metric) -> Tensor:
     n = x.shape[1]
-    mean, deviation = _split(x)
-    y = _solve_free(deviation, metric.lam)
+    wide = x.to(torch.float32) if x.dtype.itemsize < 4 else x
+    if isinstance(metric, Sobolev | MeanSobolev) and n > _MOST:
+        return cyclic_reduction.directed(wide, metric).to(x.dtype)
+    columns = wide.transpose(0, 1)
+    shape = columns.shape
+    with full_precision(x.device.type):
+        match metric:
+            case ReweightedL2(lam=lam):
+                out = _reweighted(columns.reshape(n, -1), lam)
+            case Sobolev() | MeanSobolev() if n <= _DENSE:
+                out = _dense(columns.reshape(n, -1), metric)
+            case Sobolev() | MeanSobolev():
+                out = _by_pieces(columns.reshape(n, -1), metric)
+            case _:
+                raise TypeError(f"no operator is known for {metric!r}")
+    return out.view(shape).transpose(0, 1).to(x.dtype)
+
+
+def _reweighted(x: Tensor, lam: float) -> Tensor:
+    coarse, rest, deviation = _split(x)
+    factor = min(1 / lam, torch.finfo(x.dtype).max / 16)
+    row = coarse + (rest - rest * factor).to(x.dtype)
+    return torch.add(row, deviation, alpha=factor / _SHRINK, out=deviation)
+
+
+def _dense(x: Tensor, metric: Sobolev | MeanSobolev) -> Tensor:
+    """mean + K x."""
+    coarse, rest, deviation = _split(x)
+    (weights,) = _on_device(metric, x)
+    return torch.addmm((coarse + rest.to(x.dtype)) * _SHRINK, weights, deviation).mul_(1 / _SHRINK)
+
+
+def _by_pieces(x: Tensor, metric: Sobolev | MeanSobolev) -> Tensor:
+    """Each piece alone and three numbers of it, the interface system, then all at once."""
+    n = len(x)
+    ends, rows, weights = _on_device(metric, x)
+    pieces, length = weights.shape[0], weights.shape[1]
+    coarse, rest, _ = _split(x, subtract=False)
+    buffer = x.new_empty(pieces, length + 4, x.shape[1])
+    whole = n // length
+    torch.add(
+        coarse * -_SHRINK,
+        x[: whole * length].view(whole, length, -1),
+        alpha=_SHRINK,
+        out=buffer[:whole, :length],
+    )
+    if whole < pieces:
+        left = n - whole * length
+        torch.add(coarse * -_SHRINK, x[whole * length :], alpha=_SHRINK, out=buffer[whole, :left])
+        buffer[whole, left:length].zero_()
+    numbers = torch.bmm(ends, buffer[:, :length]).to(rows.dtype)
+    coupled = rows @ numbers.view(3 * pieces, -1)
+    buffer[:, length : length + 3] = coupled.view(pieces, 3, -1)
+    buffer[:, length + 3] = (coarse + rest.to(x.dtype)) * _SHRINK
+    return torch.bmm(weights, buffer).view(pieces * length, -1)[:n].mul_(1 / _SHRINK)
+
+
+def _split(x: Tensor, *, subtract: bool = True) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean along axis 0 in x's dtype, what rounding left over of it, and the shrunk deviation.
+
+    Every metric passes the mean unchanged, so only the deviation is solved for. Where lam mu is large the
+    result is all mean; where it is small, a rounding error of the mean is amplified like a deviation. Both
+    need the mean beyond float32. Sums are in float64, except on Apple's GPUs, which have none.
+    """
+    if x.dtype == torch.float32 and x.device.type != "mps":
+        mean = x.mean(0, keepdim=True, dtype=torch.float64)
+        coarse = mean.to(x.dtype)
+        rest = mean - coarse
+    else:
+        coarse = (x * (1 / len(x))).sum(0, keepdim=True)  # a sum of the elements could overflow
+        rest = torch.add(coarse * -_SHRINK, x, alpha=_SHRINK).mean(0, keepdim=True) / _SHRINK
+    return coarse, rest, torch.add(coarse * -_SHRINK, x, alpha=_SHRINK) if subtract else x
+
+
+def _deviation_kernel(metric: Sobolev | MeanSobolev, n: int) -> Array:
+    """P - 1 1^T / n, n x n: the eigenbasis is DCT-II for free ends and Fourier for periodic ones."""
+    factors = metric.spectrum(n)
+    factors[0] = 0.0
+    m = np.arange(n)
     if metric.boundary == "periodic":
-        # The wrap-around edge is a rank-one term of A.
-        wrap = _column(sobolev_weights.sobolev(n, metric.lam).wrap, y)
-        y = y - wrap * (wrap * deviation).sum(1, keepdim=True)
-    return _join(mean, y)
+        row = np.cos(2 * np.pi * (np.outer(m, m) % n) / n) @ factors / n
+        return row[(m[:, None] - m) % n]
+    basis = np.cos(np.pi * (np.outer(2 * m + 1, m) % (4 * n)) / (2 * n)) * np.sqrt(2 / n)
+    return (basis * factors) @ basis.T
 
 
-def _mean_sobolev(x: Tensor, metric: MeanSobolev) -> Tensor:
-    """mean + (lam A)^+ x: the deviation integrated twice, y_{m+1} = y_m - flux_m / (lam n^2).
+class _Pieces(NamedTuple):
+    """Weights for an axis cut into pieces of equal length, the last one perhaps shorter and filled up."""
 
-    All in the running dtype: in float32 the rounding of the deviation alone, twice integrated, would
-    be 1e-6 of the result at n = 8192.
+    ends: Array  # (pieces, 3, length): mean, first and last value of a piece alone
+    rows: Array  # (3 pieces, 3 pieces): v, theta_right, theta_left of every piece from these
+    weights: Array  # (pieces, length, length + 4): from the deviation, v, the two thetas and the mean
+
+
+def _pieces(metric: Sobolev | MeanSobolev, n: int) -> _Pieces:
+    # Equal pieces, if a length near the usual one divides n.
+    length = min(range(_PIECE // 2, 2 * _PIECE + 1), key=lambda size: (n % size > 0, abs(size - _PIECE)))
+    count = -(-n // length)
+    lengths = [length] * (n // length) + ([n % length] if n % length else [])
+    metric = replace(metric, lam=min(max(metric.lam, 1e-200), 1e200))
+    c = metric.lam * float(n) ** 2
+    alone = {
+        size: _deviation_kernel(replace(metric, lam=c / size**2, boundary="free"), size)
+        for size in set(lengths)
+    }
+    responses = [c * alone[size][:, -1] for size in lengths]
+    rows = interface(metric, tuple(lengths), responses)
+    # Means are relative to their own mean: a deviation rounded to float32 does not have mean 0, and the
+    # difference, integrated over all channels, would be 1e-6 of the result at n = 8192.
+    rows[..., 0] -= rows[..., 0].sum(-1, keepdims=True) * np.array(lengths) / n
+    rows = rows.reshape(3 * count, 3 * count)
+    ends, weights = np.zeros((count, 3, length)), np.zeros((count, length, length + 4))
+    for i, (size, response) in enumerate(zip(lengths, responses, strict=True)):
+        kernel = alone[size]
+        ends[i, :, :size] = np.full(size, 1 / size), kernel[0], kernel[-1]
+        weights[i, :size, :size] = kernel
+        weights[i, :size, length] = 1.0
+        weights[i, :size, length + 1] = response
+        weights[i, :size, length + 2] = -response[::-1]
+        weights[i, :size, length + 3] = 1.0
+    return _Pieces(ends, rows, weights)
+
+
+@cached_by_bytes(128 * 2**20)
+def _weights(metric: Sobolev | MeanSobolev, n: int, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """The weights on the device, finite in the dtype.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, which cannot hold a copy from the host.
     """
-    wide = x.to(_running_dtype(x))
-    mean = wide.mean(1, keepdim=True)
-    flux = (wide - mean).cumsum(1)
-    if metric.boundary == "periodic":
-        flux = flux - flux.mean(1, keepdim=True)
-    y = (flux - flux.cumsum(1)) * (1 / (metric.lam * x.shape[1] ** 2))
-    return (y + (mean - y.mean(1, keepdim=True))).to(x.dtype)
-
-
-def _split(x: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean along axis 1, in float64 where the device has it, and the deviation in x's dtype.
-
-    Every metric passes the mean unchanged, so only the deviation is solved for. Where lam mu is
-    large the result is all mean and the system close to singular on it; where it is small, a
-    rounding error of the mean is amplified like a deviation. Both need the mean beyond float32.
-    """
-    mean = _mean(x)
-    coarse = mean.to(x.dtype)
-    return mean, x - coarse - (mean - coarse).to(x.dtype)
-
-
-def _join(mean: Tensor, y: Tensor) -> Tensor:
-    """y shifted to have that mean along axis 1."""
-    return y + (mean - _mean(y)).to(y.dtype)
-
-
-def _mean(x: Tensor) -> Tensor:
-    return x.mean(1, keepdim=True, dtype=_running_dtype(x))
-
-
-def _running_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of sums along the channel: float64, except on Apple's GPUs, which have none."""
-    return x.dtype if x.device.type == "mps" else torch.float64
-
-
-class _Level(NamedTuple):
-    """Weights of one step of the cyclic reduction, which eliminates the odd unknowns."""
-
-    to_right: Array  # of odd j in the right-hand side of even j + 1
-    to_left: Array  # of odd j in the right-hand side of even j
-    pivot: Array  # 1 / diagonal of odd j
-    from_left: Array  # of even j in odd j
-    from_right: Array  # of even j + 1 in odd j
-
-
-def _solve_free(x: Tensor, lam: float) -> Tensor:
-    """(I + lam A)^-1 x along axis 1 with free ends, by cyclic reduction; about 4 n multiplications."""
-    levels, last_pivot = _reduction(x.shape[1], lam)
-    odds: list[Tensor] = []
-    for level in levels:
-        odd = x[:, 1::2]
-        odds.append(odd)
-        even = x[:, 0::2].clone()
-        m, k = even.shape[1], odd.shape[1]
-        even[:, :k] += _column(level.to_left, x) * odd
-        even[:, 1:] += _column(level.to_right, x) * odd[:, : m - 1]
-        x = even
-    x = x * last_pivot
-    for level, odd in zip(reversed(levels), reversed(odds), strict=True):
-        m, k = x.shape[1], odd.shape[1]
-        solved = odd * _column(level.pivot, x) + _column(level.from_left, x) * x[:, :k]
-        solved[:, : m - 1] += _column(level.from_right, x) * x[:, 1:]
-        both = x.new_empty((x.shape[0], m + k, *x.shape[2:]))
-        both[:, 0::2], both[:, 1::2] = x, solved
-        x = both
-    return x
-
-
-@lru_cache(maxsize=512)
-def _reduction(n: int, lam: float) -> tuple[list[_Level], float]:
-    """The levels for n unknowns, and the last pivot; computed in float64 without cancellation.
-
-    A row is kept as its sum and its couplings, never as its diagonal: with lam n^2 near 1e11 the
-    diagonal 1 + 2 lam n^2 would have lost the 1, which is what makes the matrix invertible. All
-    updates add positive numbers.
-    """
-    row_sum = np.ones(n)
-    coupling = np.full(n - 1, lam * float(n) ** 2)
-    levels: list[_Level] = []
-    while n > 1:
-        left = np.concatenate([[0.0], coupling])
-        right = np.concatenate([coupling, [0.0]])
-        pivot = 1 / (row_sum + left + right)[1::2]
-        left, right, odd_sum = left[1::2], right[1::2], row_sum[1::2]
-        m, k = (n + 1) // 2, n // 2
-        levels.append(
-            _Level(
-                to_right=(right * pivot)[: m - 1],
-                to_left=left * pivot,
-                pivot=pivot,
-                from_left=left * pivot,
-                from_right=(right * pivot)[: m - 1],
-            )
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"a CUDA graph is being captured, and the weights of {metric} for {n} channels are not on the "
+            "GPU yet; run the same step once before the capture"
         )
-        row_sum = row_sum[0::2].copy()
-        row_sum[:k] += left * pivot * odd_sum
-        row_sum[1:] += (right * pivot * odd_sum)[: m - 1]
-        coupling = (left * right * pivot)[: m - 1]
-        n = m
-    return levels, 1 / float(row_sum[0])
+    largest = torch.finfo(dtype).max / 16
+    exact = dtype if device.type == "mps" else torch.float64
+    arrays = [_deviation_kernel(metric, n)] if n <= _DENSE else [*_pieces(metric, n)]
+    return [
+        torch.tensor(array.clip(-largest, largest)).to(device, exact if i == _ROWS else dtype)
+        for i, array in enumerate(arrays)
+    ]
 
 
-def _column(weights: Array, like: Tensor) -> Tensor:
-    """`weights` along axis 1, broadcastable to `like`, in its dtype and on its device."""
-    return torch.tensor(weights, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.ndim - 2))
+# Weights that a captured graph reads must outlive it, and nothing says when it ends.
+_captured: set[Tensor] = set()
+
+
+def _on_device(metric: Sobolev | MeanSobolev, x: Tensor) -> list[Tensor]:
+    weights = _weights(metric, len(x), x.dtype, x.device)
+    if x.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _captured.update(weights)
+    return weights

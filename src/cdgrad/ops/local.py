@@ -40,10 +40,7 @@ def directed_(jobs: Sequence[tuple[Tensor, int, int]], metric: Metric, backend: 
 
         launch.directed_(by_backend["triton"], metric)
     with torch.no_grad():
-        for job in by_backend["eager"]:
-            x = distinct(as_channels(*job))
-            if x.numel() and x.shape[1] > 1:
-                x.copy_(eager.directed(x, metric))
+        eager.directed_([distinct(as_channels(*job)) for job in by_backend["eager"]], metric)
 
 
 def choose(backend: str, metric: Metric, grad: Tensor, dim: int, groups: int) -> tuple[str, str]:

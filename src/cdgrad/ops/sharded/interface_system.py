@@ -1,4 +1,4 @@
-"""The interface system: what the pieces of a cut channel interval must tell one another.
+"""The interface system: what the pieces of a cut channel interval need to know of one another.
 
 An interval of n channels is cut into pieces. On a piece of L channels with piece mean mu, the solution of
 ``(I + c A) g~ = g`` (Sobolev; c = lam n^2, A the second difference over unit spacing) or
@@ -6,7 +6,7 @@ An interval of n channels is cut into pieces. On a piece of L channels with piec
 
     g~ = M + v + a + theta_right c w - theta_left c reversed(w)
 
-* a, what the piece yields alone: the operator with free ends, on the deviation from mu; its mean is 0;
+* a, the standalone solve of the piece: the operator with free ends, on the deviation from mu; its mean is 0;
 * theta, the jump of g~ across an end of the piece, 0 at a free end; c theta is the flux there;
 * w, the piece's response, of mean 0, to a unit flux through its last channel;
 * v, the piece mean of g~ - M.
@@ -17,7 +17,7 @@ The v and theta solve, with mass = 1 for Sobolev and 0 for mean-weighted,
     sum of L v = 0                                            instead of the last one: it is their sum
     theta = g~(first of the next piece) - g~(last)            every cut
 
-So a piece tells three numbers per column, mu and the end values of a, whatever its length. Means and
+So a piece shares three numbers per column, mu and the end values of a, whatever its length. Means and
 deviations are kept apart throughout: where c is large the deviation of g~ is of order 1/c, and a sum
 of both would have lost it.
 """
@@ -28,15 +28,12 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from cdgrad.metrics import Array, MeanSobolev, Sobolev
 from cdgrad.ops import eager
 from cdgrad.ops.byte_cache import cached_by_bytes
-
-NUMBERS = 3
-"""Numbers per column that a piece tells the others: its mean, its first and its last value alone."""
+from cdgrad.ops.pieces import NUMBERS, interface
 
 
 class Piece(NamedTuple):
@@ -80,7 +77,7 @@ def cut(channels: int, shards: int, n: int) -> tuple[Piece, ...]:
     return tuple(pieces)
 
 
-def alone(metric: Sobolev | MeanSobolev, n: int, length: int) -> Sobolev | MeanSobolev:
+def standalone(metric: Sobolev | MeanSobolev, n: int, length: int) -> Sobolev | MeanSobolev:
     """The metric of a piece of an interval of n channels: free ends, and lam length^2 = c."""
     return replace(metric, lam=metric.lam * (n / length) ** 2, boundary="free")
 
@@ -91,44 +88,9 @@ def coupling(metric: Sobolev | MeanSobolev, lengths: tuple[int, ...], index: int
 
     Cost: O(max(lengths) + len(lengths)^3), once for each metric and cut.
     """
-    pieces, n = len(lengths), sum(lengths)
-    cuts = pieces if metric.boundary == "periodic" else pieces - 1
-    c = metric.lam * float(n) ** 2
-    mass = 1.0 if isinstance(metric, Sobolev) else 0.0
+    n = sum(lengths)
     responses = [_response(metric, n, length) for length in lengths]
-    near, far = [w[-1] for w in responses], [w[0] for w in responses]
-    # Unknowns: v of every piece, then theta of every cut; cut i lies between pieces i and i + 1.
-    right = [pieces + i if i < cuts else None for i in range(pieces)]
-    left = [right[i - 1] for i in range(pieces)]
-
-    system = np.zeros((pieces + cuts, pieces + cuts))
-    data = np.zeros((pieces + cuts, pieces, NUMBERS))
-    for i, length in enumerate(lengths[:-1]):
-        system[i, i] = mass * length / c
-        for theta, sign in ((right[i], -1.0), (left[i], 1.0)):
-            if theta is not None:
-                system[i, theta] += sign
-        data[i, i, 0] = length / c
-    system[pieces - 1, :pieces] = lengths
-    for theta in range(pieces, pieces + cuts):
-        i = theta - pieces
-        j = (i + 1) % pieces
-        system[theta, theta] += 1 + near[i] + near[j]
-        system[theta, i] += 1
-        system[theta, j] -= 1
-        for other, weight in ((left[i], far[i]), (right[j], far[j])):
-            if other is not None:
-                system[theta, other] -= weight
-        data[theta, j, 1] = 1
-        data[theta, i, 2] = -1
-
-    scale = np.abs(system).max(axis=1, keepdims=True)
-    wanted = np.zeros((pieces + cuts, 3))
-    for column, unknown in enumerate((index, right[index], left[index])):
-        if unknown is not None:
-            wanted[unknown, column] = 1
-    weights = np.linalg.solve(np.transpose(system / scale), wanted).astype(np.float64)
-    rows = np.transpose(weights) @ (data.reshape(pieces + cuts, -1) / scale)
+    rows = interface(metric, lengths, responses)[index].reshape(NUMBERS, -1)
     return Coupling(rows, responses[index])
 
 
@@ -137,4 +99,4 @@ def _response(metric: Sobolev | MeanSobolev, n: int, length: int) -> Array:
     """c w: the piece's response, of mean 0, to a jump of 1 after its last channel."""
     unit = torch.full((1, length), -1 / length, dtype=torch.float64)
     unit[0, -1] += 1
-    return metric.lam * float(n) ** 2 * eager.directed(unit, alone(metric, n, length))[0].numpy()
+    return metric.lam * float(n) ** 2 * eager.directed(unit, standalone(metric, n, length))[0].numpy()

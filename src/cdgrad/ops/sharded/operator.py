@@ -8,7 +8,7 @@ metric                    float64 numbers per column
 ========================  ================================================================
 ``ReweightedL2``          all-reduce of 1 for each cut interval: the column's sum
 ``Sobolev``,              all-gather of 3 for each piece of an interval: its mean and the
-``MeanSobolev``           end values of what it yields alone, see `cdgrad.ops.sharded.interface_system`
+``MeanSobolev``           end values of its standalone solve, see `cdgrad.ops.sharded.interface_system`
 ========================  ================================================================
 
 An interval is the whole axis, or one group of a grouped convolution; intervals that lie on one rank
@@ -32,7 +32,8 @@ from torch import Tensor
 from cdgrad.dtensors import channel_mesh_dim, is_dtensor, local_part
 from cdgrad.metrics import L2, MeanSobolev, Metric, ReweightedL2, Sobolev
 from cdgrad.ops import local
-from cdgrad.ops.sharded.interface_system import NUMBERS, Piece, alone, coupling, cut
+from cdgrad.ops.pieces import NUMBERS
+from cdgrad.ops.sharded.interface_system import Piece, coupling, cut, standalone
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -168,8 +169,8 @@ def _reweight(shards: list[_Cut], lam: float, process_group: dist.ProcessGroup, 
             shard.store(piece, x)
 
 
-class _Alone(NamedTuple):
-    """A piece and the operator on it alone, in place: x is a up to the constant `rest`."""
+class _Subdomain(NamedTuple):
+    """A piece and its standalone solve, in place: x is a up to the constant `rest`."""
 
     shard: _Cut
     block: int
@@ -185,35 +186,37 @@ def _solve(
     device: str,
     backend: str,
 ) -> None:
-    """Every piece alone, then the correction by the interface system, see the module of that name."""
-    parts: list[_Alone] = []
+    """The standalone solve of every piece, then the correction by the interface system."""
+    parts: list[_Subdomain] = []
     by_metric: dict[Metric, list[Tensor]] = defaultdict(list)
     for block, shard in enumerate(shards):
         for piece in shard.own:
             x = shard.part(piece)
             mean = x.mean(0, dtype=torch.float64)
             x.sub_(mean.to(x.dtype))
-            parts.append(_Alone(shard, block, piece, x, mean.flatten()))
-            by_metric[alone(metric, shard.n, piece.length)].append(x)
+            parts.append(_Subdomain(shard, block, piece, x, mean.flatten()))
+            by_metric[standalone(metric, shard.n, piece.length)].append(x)
     for own_metric, xs in by_metric.items():
         local.directed_([(x, 0, 1) for x in xs], own_metric, backend)
 
     shapes = [(shard.slots, NUMBERS, shard.columns) for shard in shards]
-    told = torch.zeros(sum(map(prod, shapes)), dtype=torch.float64, device=device)
-    blocks = _blocks(told, shapes)
+    local_numbers = torch.zeros(sum(map(prod, shapes)), dtype=torch.float64, device=device)
+    blocks = _blocks(local_numbers, shapes)
     rests = [part.x.mean(0, dtype=torch.float64).flatten() for part in parts]
     for part, rest in zip(parts, rests, strict=True):
         ends = [part.x[i].flatten().double() - rest for i in (0, -1)]
         blocks[part.block][part.piece.slot] = torch.stack([part.mean, *ends])
-    everyone = told.new_empty(shards[0].shards, len(told))
-    _all_gather(everyone.view(-1), told, process_group)
-    heard = _blocks(everyone, shapes)
+    gathered = local_numbers.new_empty(shards[0].shards, len(local_numbers))
+    _all_gather(gathered.view(-1), local_numbers, process_group)
+    numbers_of_all = _blocks(gathered, shapes)
 
     for part, rest in zip(parts, rests, strict=True):
         shard, piece, x = part.shard, part.piece, part.x
         family = [other for other in shard.pieces if other.interval == piece.interval]
         lengths = tuple(other.length for other in family)
-        values = heard[part.block][[other.rank for other in family], [other.slot for other in family]]
+        values = numbers_of_all[part.block][
+            [other.rank for other in family], [other.slot for other in family]
+        ]
         means = values[:, 0]
         mean = (means * means.new_tensor(lengths)[:, None]).sum(0) / shard.n
         values[:, 0] -= mean

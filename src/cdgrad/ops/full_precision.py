@@ -1,0 +1,40 @@
+"""Matrix products in full float32, whatever precision the program has chosen for its own."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any
+
+import torch
+
+_lock = Lock()
+_depth = 0
+_before: list[tuple[Any, str, Any]] = []
+
+
+@contextmanager
+def full_precision(device: str) -> Generator[None]:
+    """No TF32 and no bfloat16 inside float32 products on that device: either would leave three digits.
+
+    The settings are torch's globals, restored when the last thread leaves.
+    """
+    global _depth
+    backends: Any = torch.backends
+    switch = backends.mkldnn.matmul if device == "cpu" else backends.cuda.matmul
+    # torch 2.9 replaced the switch by a name, and refuses to read the one after the other was set.
+    name, full = ("fp32_precision", "ieee") if hasattr(switch, "fp32_precision") else ("allow_tf32", False)
+    with _lock:
+        value = getattr(switch, name, full)
+        if value not in (full, "none"):
+            _before.append((switch, name, value))
+            setattr(switch, name, full)
+        _depth += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _depth -= 1
+            while _before and not _depth:
+                setattr(*_before.pop())

@@ -1,0 +1,131 @@
+"""What the eager backend promises beyond the contract: no loop over channels, full precision, one batch."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from cdgrad import MeanSobolev, ReweightedL2, Sobolev, channel_directed, channel_directed_
+from cdgrad.ops import cyclic_reduction, eager
+
+METRICS = [
+    ReweightedL2(3),
+    Sobolev(0.01),
+    Sobolev(0.01, "periodic"),
+    MeanSobolev(0.01),
+    MeanSobolev(0.01, "periodic"),
+]
+every_metric = pytest.mark.parametrize("metric", METRICS, ids=str)
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is dispatched."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@every_metric
+@pytest.mark.parametrize("n", [128, 129, 1000, 1009, 16384])
+def test_few_operations_whatever_the_channels_and_none_from_the_host(metric, n):
+    grad = torch.randn(n, 3)
+    channel_directed_([grad], metric, backend="eager")  # the weights are cached now
+    with Operations() as seen:
+        channel_directed_([grad], metric, backend="eager")
+    launches = [name for name in seen.names if "view" not in name and "detach" not in name]
+    assert len(launches) < 50
+    assert not [name for name in seen.names if "lift_fresh" in name or "scalar_tensor" in name]
+
+
+@pytest.mark.parametrize("n", [129, 256, 1009, 16384])
+@pytest.mark.parametrize("lam", [1e-6, 1e-3, 1.0, 1e3])
+def test_pieces_agree_with_the_cyclic_reduction(n, lam):
+    """Two ways that have no formula in common."""
+    x = torch.randn(1, n, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for family in (Sobolev, MeanSobolev):
+        for boundary in ("free", "periodic"):
+            want = cyclic_reduction.directed(x, family(lam, boundary))
+            got = eager.directed(x, family(lam, boundary))
+            assert (got - want).norm() <= 1e-9 * want.norm()
+
+
+@every_metric
+@pytest.mark.parametrize("n", [100, 300])
+def test_gradients_of_one_channel_count_are_one_batch(metric, n):
+    grads = [torch.randn(n, 3, 2), torch.randn(2, 2 * n).T.contiguous().T, torch.randn(n, 1)]
+    views = [grads[0][None], grads[1].T.view(2, n, 2), grads[2][None]]
+    want = [eager.directed(view, metric) for view in views]
+    eager._directed_batch_(list(views), metric)
+    for got, expected in zip(views, want, strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("largest", [1.7e38, 3.4e38])
+@pytest.mark.parametrize("n", [4, 300])
+def test_finite_results_near_the_largest_float_stay_finite(largest, n):
+    rng = np.random.default_rng(0)
+    alternating = np.where(np.arange(n) % 4, -largest, largest)[:, None] * np.ones((1, 2))
+    for values in (rng.uniform(-largest, largest, (n, 2)), alternating, np.full((n, 2), largest)):
+        for metric in (
+            *METRICS[:3],
+            ReweightedL2(1e308),
+            Sobolev(1e308),
+            MeanSobolev(10.0),
+            MeanSobolev(1e308),
+        ):
+            x = torch.from_numpy(values.astype("float32"))
+            want = channel_directed(x.double(), metric)
+            got = channel_directed(x, metric)
+            assert got.isfinite().all() or want.abs().max() > 3.4e38
+            reachable = want.abs() < 3.4e38
+            torch.testing.assert_close(
+                got[reachable].double(), want[reachable], rtol=1e-5, atol=largest * 1e-6
+            )
+    for metric in (ReweightedL2(3), Sobolev(0.01), Sobolev(1e308)):
+        x = torch.full((n, 2), 1.7e308, dtype=torch.float64)
+        torch.testing.assert_close(channel_directed(x, metric), x, rtol=1e-12, atol=0)
+
+
+def test_reduced_precision_of_the_program_is_not_used_and_comes_back():
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("this torch has the older switch")
+    switch = torch.backends.mkldnn.matmul
+    before = switch.fp32_precision
+    x = torch.randn(1, 256, 4096)
+    want = eager.directed(x, Sobolev(0.01))
+    try:
+        switch.fp32_precision = "bf16"
+        assert torch.equal(eager.directed(x, Sobolev(0.01)), want)
+        assert switch.fp32_precision == "bf16"
+    finally:
+        switch.fp32_precision = before
+
+
+@every_metric
+def test_the_default_dtype_does_not_matter(metric):
+    grads = [torch.randn(n, 3, dtype=torch.float32) for n in (6, 300)]
+    want = [channel_directed(grad, metric) for grad in grads]
+    torch.set_default_dtype(torch.float64)
+    try:
+        eager._weights.cache_clear()
+        got = [channel_directed(grad, metric) for grad in grads]
+    finally:
+        torch.set_default_dtype(torch.float32)
+        eager._weights.cache_clear()
+    assert all(map(torch.equal, got, want))
+
+
+@every_metric
+def test_torch_func_sees_through(metric):
+    x, t = torch.randn(2, 300, 4, dtype=torch.float64)
+    value, tangent = torch.func.jvp(lambda v: channel_directed(v, metric), (x,), (t,))
+    torch.testing.assert_close(value, channel_directed(x, metric))
+    torch.testing.assert_close(tangent, channel_directed(t, metric))
+    rows = torch.stack([x, t])
+    together = torch.func.vmap(lambda v: channel_directed(v, metric))(rows)
+    torch.testing.assert_close(together, torch.stack([value, tangent]))
