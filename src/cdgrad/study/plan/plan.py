@@ -5,17 +5,20 @@ All is derived from the specification and the records of the runs; nothing here 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from itertools import product
 from typing import Any
 
 from cdgrad.study import StudyError
+from cdgrad.study.plan.complete import complete_differences, complete_seeds
 from cdgrad.study.plan.job import Job
 from cdgrad.study.plan.search import Choice, best, ranked_error
 from cdgrad.study.records.run import Key, Run
 from cdgrad.study.spec import Spec, as_json, first_difference
 from cdgrad.study.spec.space import Values
+
+_AHEAD = 2  # seeds that start before the look at the seeds ahead of them, so that workers need not wait
 
 
 class Plan:
@@ -25,13 +28,22 @@ class Plan:
         spec: the study.
         runs: its records, in any order; failed ones are still to make, those of other arms are ignored.
         place: where the records are, for messages.
+        enough: whether a cell's differences, those of each arm other than the baseline, need no more seeds;
+            asked where the study has ``seeds = { until, most }``. None: all seeds run.
 
     Raises:
         StudyError: a recorded run was made under another specification than `spec`.
     """
 
-    def __init__(self, spec: Spec, runs: Iterable[Run], place: str) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        runs: Iterable[Run],
+        place: str,
+        enough: Callable[[Spec, Sequence[Sequence[float]]], bool] | None = None,
+    ) -> None:
         self.spec = spec
+        self._enough = enough if spec.until else None
         self._place = place
         self._done = {run.key: run for run in runs if run.status != "failed" and self._is_part(run)}
         self._taken = set[Key]()
@@ -51,6 +63,27 @@ class Plan:
         return found
 
     @property
+    def total(self) -> int:
+        """How many runs the study has: all of `keys`, but for seeds that a cell no longer needs."""
+        ended = {cell for cell in self.spec.cells if self._ended(cell)}
+        known = self._done.keys() | self._taken
+        return sum(key in known or key[2] is not None or key[0] not in ended for key in self.keys)
+
+    def _ended(self, cell: str) -> bool:
+        """Whether a cell has seeds enough, before it has all."""
+        if self._enough is None:
+            return False
+        return self._enough(self.spec, complete_differences(self.spec, cell, self._done))
+
+    def _open_seeds(self, cell: str) -> set[int]:
+        """The seeds whose runs may start: all, or those that the next looks at the cell need."""
+        if self._enough is None:
+            return {*self.spec.seeds}
+        if self._ended(cell):
+            return set()
+        return {*self.spec.seeds[: complete_seeds(self.spec, cell, self._done) + _AHEAD]}
+
+    @property
     def done(self) -> int:
         """How many of `keys` are recorded."""
         return sum(key in self._done for key in self.keys)
@@ -65,10 +98,11 @@ class Plan:
         The final runs of an arm in a cell can be run once all its trials are done, so None may be followed
         by a job after `add`.
         """
+        ready = {cell: self._open_seeds(cell) for cell in self.spec.cells}
         for key in self.keys:
-            if key in self._done or key in self._taken:
-                continue
             cell, arm, trial, seed = key
+            if key in self._done or key in self._taken or (trial is None and seed not in ready[cell]):
+                continue
             values = self._values(cell, arm, trial)
             if values is None:
                 continue

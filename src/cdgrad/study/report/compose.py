@@ -88,7 +88,7 @@ def _cell(results: Results, cell: str, several: bool) -> Section:
     over_epochs = (curves.difference_curves, curves.learning_curves)
     parts += [drawing for draw in over_epochs if (drawing := draw(results, cell))]
     if compared:
-        parts.append(tables.power(results, cell))
+        parts += [tables.certainty(results, cell), tables.power(results, cell)]
     others = (settings.lam_sweep, settings.tuning_scatter, curves.gradient_curves)
     parts += [drawing for draw in others if (drawing := draw(results, cell))]
     return Section(cell, verdicts(results, cell) if several else (), parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from cdgrad.study.shown import published
 from cdgrad.study.statistics import paired
@@ -17,6 +18,8 @@ def remarks(results: Results) -> list[str]:
         *_evaluated(results),
         *_unreachable(results),
         *_diverged(results),
+        *_rounding(results),
+        *_looks(results),
         *_searched(results),
         *_shared_images(results),
         *_environment(results),
@@ -56,10 +59,48 @@ def _evaluated(results: Results) -> Iterator[str]:
         yield f"The test images were read by {len(read)} runs, once each, at their end."
 
 
+def _rounding(results: Results) -> Iterator[str]:
+    """How far arms that are identical in exact arithmetic differ, beside how far the others do."""
+    spec = results.spec
+    for cell in spec.cells:
+        compared = {arm: c for arm, (c, _) in results.in_cell(cell).items() if c.pairs > 1}
+        floor = [arm for arm in compared if _only_rounds(results, cell, arm)]
+        beside = ", ".join(f"{arm} {_size(c)}" for arm, c in compared.items() if arm not in floor)
+        for arm in floor:
+            yield (
+                f"{arm} is {spec.baseline} with other rounding errors{_in(cell)}: it differs from it by "
+                f"{_size(compared[arm])} points in a seed, on average of absolute values, and by "
+                f"{compared[arm].mean:+.2f} in the mean."
+                + (f" In a seed, the others differ from {spec.baseline} by: {beside}." if beside else "")
+            )
+
+
+def _only_rounds(results: Results, cell: str, arm: str) -> bool:
+    """Whether an arm is the baseline but for `rounding`, by its settings after tuning."""
+    spec = results.spec
+    ours, base = (spec.setting(cell, name, results.values(cell, name)) for name in (arm, spec.baseline))
+    return ours.rounding != base.rounding and replace(ours, rounding=base.rounding) == base
+
+
+def _size(c: paired.Comparison) -> str:
+    """The mean absolute difference of a seed, in points."""
+    return f"{float(abs(c.differences).mean()):.2f}"
+
+
+def _looks(results: Results) -> Iterator[str]:
+    spec = results.spec
+    if spec.until and results.comparisons:
+        yield (
+            "The number of seeds followed from the results: a cell ends once each of its comparisons is "
+            f"shown or its interval is narrower than {spec.until:g} points, at {len(spec.seeds)} seeds at "
+            "the latest. Intervals and p are valid after any number of looks; bootstrap and power are not."
+        )
+
+
 def _unreachable(results: Results) -> Iterator[str]:
     """Whether the sign-flip test could show anything at all."""
     found = [c.pairs for c, _ in results.comparisons.values() if c.pairs > 1]
-    if not found:
+    if not found or results.spec.until:
         return
     smallest = paired.smallest_p(max(found)) * len(results.comparisons)
     if smallest >= 1 - paired.LEVEL:

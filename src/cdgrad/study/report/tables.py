@@ -10,7 +10,9 @@ from cdgrad.study.plan.search import Search, error_of
 from cdgrad.study.report.document import Table
 from cdgrad.study.spec import BASELINE_METRIC
 from cdgrad.study.statistics import paired
+from cdgrad.study.statistics.equivalence import equivalence
 from cdgrad.study.statistics.results import Results
+from cdgrad.study.statistics.sequential import anytime_interval, anytime_p
 
 _SIZES = (0.1, 0.2, 0.5)  # points, for the number of seeds needed
 _FLAGS = {"linear": "linear too", "permute": "channels permuted", "centralize": "centralized"}
@@ -55,14 +57,54 @@ def differences(results: Results, cell: str) -> Table:
         )
         for arm, (c, adjusted) in found.items()
     ]
-    note = "95 % t: interval of the mean, each for itself; p: sign-flip test; "
+    kind = interval_name(results)
+    note = f"95 % {kind}: interval of the mean, each for itself; p: {_test_name(results)}; "
     if several:
         note += f"Holm p: corrected for all {len(results.comparisons)} comparisons of the study; "
     return Table(
         f"Paired difference to {results.spec.baseline}, in points: negative is fewer errors",
-        ("arm", "mean", "95 % t", "p", *(["Holm p"] if several else []), "wins", "corr.", "pairs"),
+        ("arm", "mean", f"95 % {kind}", "p", *(["Holm p"] if several else []), "wins", "corr.", "pairs"),
         rows,
         f"{note}wins: share of seeds, ties half; corr.: of the pairs",
+    )
+
+
+def interval_name(results: Results) -> str:
+    """Which interval the comparisons have: Student's t, or the anytime-valid one."""
+    return "anytime" if results.spec.until else "t"
+
+
+def _test_name(results: Results) -> str:
+    return "sequential t-test" if results.spec.until else "sign-flip test"
+
+
+def certainty(results: Results, cell: str) -> Table:
+    """An arm a row: what holds after any number of looks, and whether the arms are equivalent."""
+    margin = results.spec.margin
+    rows: list[Sequence[str]] = []
+    for arm, (c, _) in results.in_cell(cell).items():
+        d = c.differences
+        row = [arm, _interval(anytime_interval(d), "+"), _p(anytime_p(d))]
+        if margin:
+            found = equivalence(d, margin)
+            row += [_interval(found.interval, "+"), _p(found.p), "yes" if found.shown else "not shown"]
+        rows.append(row)
+    note = (
+        "anytime: valid after a look at every seed, by the mixture sequential t-test (arXiv 2310.03722), "
+        "each comparison for itself"
+    )
+    if margin:
+        note += (
+            f"; equivalence: the mean difference is smaller than the margin of {margin:g} points, by two "
+            "one-sided t-tests at 5 %, which hold where neither the margin nor the number of seeds followed "
+            "from the results"
+        )
+    columns = ("90 % t", "TOST p", "equivalent") if margin else ()
+    return Table(
+        "After any number of looks" + (", and equivalence" if margin else ""),
+        ("arm", "95 % anytime", "anytime p", *columns),
+        rows,
+        note,
     )
 
 
@@ -100,9 +142,9 @@ def summary(results: Results) -> Table:
         rows.append((shown, arm, mean, interval, _p(adjusted), f"{100 * c.wins:.0f} %"))
     return Table(
         f"Paired difference to {results.spec.baseline}, in points: negative is fewer errors",
-        ("cell", "arm", "mean", "95 % t", "Holm p", "wins"),
+        ("cell", "arm", "mean", f"95 % {interval_name(results)}", "Holm p", "wins"),
         rows,
-        f"Holm p: sign-flip test, corrected for all {len(rows)} comparisons; wins: share of seeds",
+        f"Holm p: {_test_name(results)}, corrected for all {len(rows)} comparisons; wins: share of seeds",
     )
 
 

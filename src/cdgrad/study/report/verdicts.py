@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import math
 
+from cdgrad.study.statistics.equivalence import Equivalence, equivalence
 from cdgrad.study.statistics.paired import LEVEL, POWER, Comparison, detectable_difference, is_shown
 from cdgrad.study.statistics.results import Results
+from cdgrad.study.statistics.sequential import fewest_pairs
 
 
 def verdicts(results: Results, cell: str) -> list[str]:
     baseline = results.spec.baseline
-    return [verdict(arm, baseline, found, p) for arm, (found, p) in results.in_cell(cell).items()]
+    tell = verdict_after_looks if results.spec.until else verdict
+    sentences = [tell(arm, baseline, found, p) for arm, (found, p) in results.in_cell(cell).items()]
+    if margin := results.spec.margin:
+        sentences += [
+            equivalence_verdict(arm, baseline, equivalence(found.differences, margin))
+            for arm, (found, _) in results.in_cell(cell).items()
+            if found.pairs > 1
+        ]
+    return sentences
 
 
 def across_cells(results: Results) -> list[str]:
@@ -22,7 +32,9 @@ def across_cells(results: Results) -> list[str]:
             continue
         shown = {cell: c.mean for cell, (c, p) in found.items() if is_shown(c, p)}
         bounds = [
-            max(map(abs, c.interval)) for cell, (c, _) in found.items() if cell not in shown and c.pairs > 1
+            max(map(abs, c.interval))
+            for cell, (c, _) in found.items()
+            if cell not in shown and math.isfinite(c.interval.low)
         ]
         sentence = (
             f"{arm} against {results.spec.baseline}, {len(found)} cells: "
@@ -70,6 +82,30 @@ def verdict(name: str, baseline: str, comparison: Comparison, p: float) -> str:
         f"than {rounded_up(max(abs(low), abs(high)))} points is supported at 95 %; {pairs} seeds of this "
         f"spread show a true difference of {rounded_up(seen)} points in {100 * POWER:.0f} % of studies."
     )
+
+
+def verdict_after_looks(name: str, baseline: str, comparison: Comparison, p: float) -> str:
+    """As `verdict`, of a comparison whose interval and `p` are valid after any number of looks."""
+    if not math.isfinite(comparison.interval.low):
+        return (
+            f"{name} against {baseline}: {comparison.pairs} pairs of seeds; an anytime-valid interval needs "
+            f"{fewest_pairs()} or more with different results."
+        )
+    if is_shown(comparison, p):
+        return verdict(name, baseline, comparison, p)
+    return (
+        f"{name} against {baseline}: no difference is shown (p = {p:.2g}), and no difference larger than "
+        f"{rounded_up(max(map(abs, comparison.interval)))} points is supported at 95 % after any number of "
+        f"looks; {comparison.pairs} seeds."
+    )
+
+
+def equivalence_verdict(name: str, baseline: str, found: Equivalence) -> str:
+    """Whether two arms differ by less than the margin."""
+    margin, p = f"{found.margin:g} points", f"(TOST p = {found.p:.2g})"
+    if found.shown:
+        return f"{name} and {baseline} are equivalent within {margin} {p}."
+    return f"{name} and {baseline}: equivalence within {margin} is not shown {p}."
 
 
 def rounded_up(value: float) -> str:

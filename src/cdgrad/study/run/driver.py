@@ -16,6 +16,7 @@ from cdgrad.study.run.engine import Engine, EpochDone
 from cdgrad.study.run.local_engine import run_all
 from cdgrad.study.run.progress import display
 from cdgrad.study.spec import Spec
+from cdgrad.study.statistics.stopping import enough
 
 
 def run_study(
@@ -28,7 +29,8 @@ def run_study(
 ) -> list[Run]:
     """Run what is missing of `spec` in `folder`; seeds and arms may have been added since.
 
-    Trials come first, and the final runs of an arm in a cell as soon as all its trials there are done.
+    Trials come first, and the final runs of an arm in a cell as soon as all its trials there are done. With
+    ``seeds = { until, most }``, a cell ends as soon as its comparisons are decided.
 
     Args:
         spec: the study.
@@ -46,13 +48,13 @@ def run_study(
     """
     with Store(folder, write=True) as store:
         recorded = store.runs()
-        plan = Plan(spec, recorded, str(folder))
-        if plan.done < len(plan.keys) and not allow_code_change:
+        plan = Plan(spec, recorded, str(folder), enough)
+        if plan.done < plan.total and not allow_code_change:
             _check_code(spec, [run for run in recorded if run.status != "failed"], folder)
         spec_hash = store.use_spec(spec.name, spec.text)
         made: list[Run] = []
         engine = engine or partial(run_all, checkpoints=folder / CHECKPOINTS)
-        remaining = len(plan.keys) - plan.done
+        remaining = plan.total - plan.done
         workers = min(workers, remaining)
         # Nothing is shown where no run remains: the last driver may have been killed after the last run.
         if remaining:
@@ -65,7 +67,7 @@ def run_study(
                     plan.add(event.run)
                     made.append(event.run)
                     shown.run(event)
-        if plan.done == len(plan.keys):  # what is left there is of runs that the study does not have
+        if plan.done == plan.total:  # what is left there is of runs that the study does not have
             _clear(folder / CHECKPOINTS)
         return made
 

@@ -39,7 +39,7 @@ class Bars:
     """One bar for the study with the time left, one for each worker with its run and epoch."""
 
     def __init__(self, plan: Plan, workers: int) -> None:
-        self._total, self._done = len(plan.keys), plan.done
+        self._plan, self._done = plan, plan.done
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=22),
@@ -50,7 +50,7 @@ class Bars:
         )
         # A run counts 1, its epochs the parts: cells may have different numbers of them.
         self._study = self._bars.add_task(
-            f"[bold]{plan.spec.name}", total=self._total, completed=self._done, at=self._at(), timed=True
+            f"[bold]{plan.spec.name}", total=plan.total, completed=self._done, at=self._at(), timed=True
         )
         self._workers = [self._bars.add_task("starting", total=1, at="", timed=False) for _ in range(workers)]
         self._under_way = dict.fromkeys(range(workers), 0.0)
@@ -78,12 +78,13 @@ class Bars:
     def run(self, event: RunDone) -> None:
         self._done += 1
         self._under_way[event.worker] = 0.0
-        self._bars.update(self._study, completed=self._done + sum(self._under_way.values()), at=self._at())
+        completed = self._done + sum(self._under_way.values())
+        self._bars.update(self._study, total=self._plan.total, completed=completed, at=self._at())
         if event.run.status != "ok":
             self._bars.console.print(describe(event.run), markup=False)
 
     def _at(self) -> str:
-        return f"{self._done}/{self._total} runs"
+        return f"{self._done}/{_runs(self._plan)}"
 
 
 class _TimeLeft(TimeRemainingColumn):
@@ -97,11 +98,15 @@ class Lines:
     """A line for every finished run."""
 
     def __init__(self, plan: Plan, workers: int) -> None:
-        self._name, self._total, self._done = plan.spec.name, len(plan.keys), plan.done
+        self._plan, self._done = plan, plan.done
         self._fresh, self._start = 0, time.monotonic()
 
     def __enter__(self) -> Lines:
-        print(f"{self._name}: {self._total} runs, {self._done} of them done", file=sys.stderr, flush=True)
+        print(
+            f"{self._plan.spec.name}: {_runs(self._plan)}, {self._done} of them done",
+            file=sys.stderr,
+            flush=True,
+        )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -113,12 +118,18 @@ class Lines:
     def run(self, event: RunDone) -> None:
         self._done += 1
         self._fresh += 1
-        left = (time.monotonic() - self._start) / self._fresh * (self._total - self._done)
+        left = (time.monotonic() - self._start) / self._fresh * (self._plan.total - self._done)
         print(
-            f"{self._done}/{self._total} {describe(event.run)}, {left:.0f} s left",
+            f"{self._done}/{self._plan.total} {describe(event.run)}, {left:.0f} s left",
             file=sys.stderr,
             flush=True,
         )
+
+
+def _runs(plan: Plan) -> str:
+    """The number of runs, which may become less where a study can end early."""
+    limit = "at most " if plan.spec.until and plan.done < plan.total else ""
+    return f"{limit}{plan.total} runs"
 
 
 def describe(run: Run) -> str:

@@ -6,6 +6,7 @@ A `Spec` names the cells, arms and seeds, and makes of each the `Setting` of its
 from __future__ import annotations
 
 import codecs
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 from cdgrad.metrics import parse_metric
 from cdgrad.study import StudyError
 from cdgrad.study.spec.rules import (
+    Until,
     as_table,
     at_least,
     check_keys,
@@ -25,6 +27,7 @@ from cdgrad.study.spec.rules import (
     one_of,
     read,
     seeds,
+    within,
 )
 from cdgrad.study.spec.setting import (
     BASELINE_METRIC,
@@ -87,7 +90,7 @@ def parse(text: str, name: str) -> Spec:
     }
     if head.baseline not in arms:
         raise error_at(name, "baseline", head.baseline, f"one of the arms: {', '.join(arms) or 'none given'}")
-    final_seeds = seeds(table["seeds"], "seeds", name)
+    until, final_seeds = _final_seeds(table["seeds"], name)
     spec = Spec(
         name=name,
         title=head.title or name,
@@ -101,6 +104,8 @@ def parse(text: str, name: str) -> Spec:
         arms=arms,
         tuning=_tuning(table, head.baseline, arms, final_seeds, name),
         text=text,
+        until=until,
+        margin=head.margin,
     )
     _check_settings(spec)
     return spec
@@ -116,6 +121,8 @@ class _Head:
         evaluate: which part the reported error is of; with ``"validation"`` no test image is ever read.
         workers: how many runs at once.
         out: folder of the records, unless the command names one; runs/NAME unless given.
+        margin: difference in points below which two arms count as equivalent, written down before the
+            results are known; the report then tests for equivalence. 0: no test.
         entry: your own training code, in place of the tables `task`, `model`, `schedule`, `optimizer`.
     """
 
@@ -125,9 +132,18 @@ class _Head:
     workers: int = field(default=2, metadata=at_least(1))
     out: str = ""
     entry: str = field(default="", metadata=one_of(importable=True))
+    margin: float = field(default=0.0, metadata=within(0, math.inf))
 
 
 _HEAD = tuple(f.name for f in fields(_Head))
+
+
+def _final_seeds(value: Any, name: str) -> tuple[float, tuple[int, ...]]:
+    """The width at which a cell may end early, 0 for never, and all seeds that it may have."""
+    if isinstance(value, dict):
+        rule = read(Until, value, "seeds", name)
+        return rule.until, tuple(range(rule.most))
+    return 0.0, seeds(value, "seeds", name)
 
 
 def _arm(title: str, value: Any, name: str, *, entry: bool) -> Arm:

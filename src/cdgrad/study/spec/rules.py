@@ -10,7 +10,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from datetime import date, time
 from typing import Any, TypeVar, get_type_hints
 
@@ -135,6 +135,20 @@ def seeds(value: Any, where: str, name: str) -> tuple[int, ...]:
     if not all(is_a(s, int) and 0 <= s < 2**63 for s in given) or len(set(given)) < len(given):
         raise error_at(name, where, given, allowed)
     return tuple(given)
+
+
+@dataclass(frozen=True)
+class Until:
+    """The table ``seeds = { until, most }``: seeds are added until all comparisons of a cell are decided.
+
+    Attributes:
+        until: a comparison is decided where its anytime-valid interval is narrower than this, in points, or
+            where it shows a difference.
+        most: number of seeds at which a cell ends in any case.
+    """
+
+    until: float = field(metadata=POSITIVE)
+    most: int = field(metadata=at_least(2))
 
 
 def error_at(name: str, where: str, value: Any, allowed: str) -> StudyError:

@@ -34,6 +34,10 @@ class Spec:
     `out` is the folder of its records, relative to where the command runs. `evaluate` is ``"test"``, or
     ``"validation"`` for a study that never reads a test set. `folder` is the one of the TOML file, in which
     modules that it names may be; empty for a study that is not read from a file.
+    ``"validation"`` for a study that never reads a test set. `until` is 0 where all `seeds` run; otherwise a
+    cell ends earlier, once the anytime-valid interval of each of its comparisons is narrower than that, in
+    points, or shows a difference. `margin` is the difference in points below which two arms count as
+    equivalent; 0: none.
     """
 
     name: str
@@ -49,6 +53,8 @@ class Spec:
     tuning: Tuning | None
     text: str
     folder: str = ""
+    until: float = 0.0
+    margin: float = 0.0
 
     def setting(self, cell: str, arm: str, values: Values = _NOTHING, *, trial: bool = False) -> Setting:
         """The setting of an arm in a cell: the cell's own, with the arm's changes, with `values`.

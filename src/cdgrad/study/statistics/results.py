@@ -6,18 +6,21 @@ All of it follows from the specification and the runs, wherever they were kept.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from cdgrad.study import StudyError
+from cdgrad.study.plan.complete import complete_differences
 from cdgrad.study.plan.search import Search, error_of
 from cdgrad.study.records.run import Run
 from cdgrad.study.records.store import Store
 from cdgrad.study.spec import Spec, parse
 from cdgrad.study.spec.space import Values
 from cdgrad.study.statistics import paired
+from cdgrad.study.statistics.sequential import anytime_interval, anytime_p
+from cdgrad.study.statistics.stopping import enough
 
 Place = tuple[str, str]  # a cell and an arm
 
@@ -91,8 +94,20 @@ class Results:
 
     @property
     def total(self) -> int:
-        """Number of final runs in the study."""
-        return len(self.finished) * len(self.spec.seeds)
+        """Number of final runs in the study, without seeds that cells which may end early do not need."""
+        return sum(
+            len(runs) if cell in self.ended else len(self.spec.seeds)
+            for (cell, _), runs in self.finished.items()
+        )
+
+    @cached_property
+    def ended(self) -> set[str]:
+        """Cells that need no more seeds, in a study with ``seeds = { until, most }``."""
+        if not self.spec.until:
+            return set()
+        runs = {run.key: run for by_seed in self.finished.values() for run in by_seed.values()}
+        spec = self.spec
+        return {cell for cell in spec.cells if enough(spec, complete_differences(spec, cell, runs))}
 
     @property
     def trials_made(self) -> int:
@@ -121,14 +136,25 @@ class Results:
 
     @cached_property
     def comparisons(self) -> dict[Place, Compared]:
-        """Every other arm that shares a seed with the baseline in a cell."""
+        """Every other arm that shares a seed with the baseline in a cell.
+
+        In a study with ``seeds = { until, most }``, whose number of seeds depends on what they showed,
+        `interval` and `p` are the anytime-valid ones.
+        """
         found: dict[Place, paired.Comparison] = {}
         for cell, arm in self.finished:
             seeds, mine, base = self.pairs(cell, arm)
             if seeds and arm != self.spec.baseline:
-                found[cell, arm] = paired.compare(mine, base)
+                found[cell, arm] = self._compare(mine, base)
         adjusted = paired.holm([c.p for c in found.values()])
         return {place: Compared(c, p) for (place, c), p in zip(found.items(), adjusted, strict=True)}
+
+    def _compare(self, mine: list[float], base: list[float]) -> paired.Comparison:
+        found = paired.compare(mine, base)
+        if not self.spec.until:
+            return found
+        d = found.differences
+        return replace(found, interval=anytime_interval(d), p=anytime_p(d))
 
     def in_cell(self, cell: str) -> dict[str, Compared]:
         """The comparisons of a cell, by arm."""

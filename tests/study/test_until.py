@@ -1,0 +1,158 @@
+"""Studies that add seeds until a comparison is decided, margins, and what rounding alone does."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from cdgrad.study import StudyError
+from cdgrad.study.plan.plan import Plan
+from cdgrad.study.records.run import Run
+from cdgrad.study.report.compose import document
+from cdgrad.study.report.text import markdown
+from cdgrad.study.run.driver import run_study
+from cdgrad.study.run.engine import RunDone
+from cdgrad.study.spec import parse
+from cdgrad.study.statistics.results import Results
+from cdgrad.study.statistics.sequential import anytime_interval, anytime_p
+from cdgrad.study.statistics.stopping import enough
+
+
+@pytest.fixture
+def spec(tiny_text):
+    return parse(tiny_text.replace("seeds = 2", "seeds = { until = 0.5, most = 40 }"), "tiny")
+
+
+def record(job, error):
+    evaluated, fingerprint = job.setting.evaluate, job.setting.fingerprint
+    return Run(*job.key, "ok", error, evaluated, job.values, [], {}, {}, fingerprint, {}, "", 0.0)
+
+
+def driven(spec, errors):
+    """The runs of a study whose runs take equally long, two at a time; `errors` of (arm, seed)."""
+    plan, runs = Plan(spec, [], "here", enough), []
+    while running := list(filter(None, [plan.take(), plan.take()])):
+        for job in running:
+            runs.append(record(job, errors(job.arm, job.seed)))
+            plan.add(runs[-1])
+    assert plan.done == plan.total == len(runs)
+    return runs
+
+
+def noise(arm, seed):
+    return float(np.random.default_rng([seed, arm == "sgd"]).normal())
+
+
+@pytest.mark.parametrize(("effect", "sd", "early"), [(3.0, 1.0, True), (0.0, 0.1, True), (0.0, 3.0, False)])
+def test_seeds_are_added_until_the_comparison_is_decided(spec, effect, sd, early):
+    runs = driven(spec, lambda arm, seed: 10 + sd * noise(arm, seed) - effect * (arm == "directed"))
+    results = Results.of(spec, runs)
+    found, _ = results.comparisons["", "directed"]
+    assert (found.pairs < 40) == early
+    d = found.differences
+    assert found.interval == anytime_interval(d)
+    assert found.p == anytime_p(d)
+    decided = found.p < 0.05 or found.interval.high - found.interval.low < 0.5
+    assert decided == early
+    assert not any(enough(spec, [list(d[:n])]) for n in range(found.pairs - 2))
+    assert results.count == results.total == 2 * found.pairs
+
+
+def test_equal_results_decide_nothing(spec):
+    assert not enough(spec, [[0.0] * 30])
+    assert not enough(spec, [[]])
+
+
+def test_the_rule_corrects_for_the_comparisons_of_the_study(spec):
+    d = list(np.linspace(-0.7, 3.3, 15))
+    p = anytime_p(d)
+    assert 0.05 / 3 < p < 0.05
+    wide = dataclasses.replace(spec, until=1e-6)
+    assert enough(wide, [d])
+    three = dataclasses.replace(wide, cells=dict.fromkeys("abc", spec.cells[""]))
+    assert not enough(three, [d])
+
+
+def test_a_seed_that_is_ahead_of_an_unfinished_one_is_not_looked_at(spec):
+    plan = Plan(spec, [], "here", enough)
+    jobs = {(job.arm, job.seed): job for job in iter(plan.take, None)}
+    assert {seed for _, seed in jobs} == {0, 1}
+    for arm in ("sgd", "directed"):
+        plan.add(record(jobs[arm, 1], 5.0))
+    assert plan.take() is None
+    for arm in ("sgd", "directed"):
+        plan.add(record(jobs[arm, 0], 5.0))
+    assert {job.seed for job in iter(plan.take, None)} == {2, 3}
+
+
+def test_a_study_that_has_ended_stays_ended(spec, tmp_path, capsys):
+    def engine(take, workers):
+        while job := take():
+            yield RunDone(0, job, record(job, 10 + 0.1 * noise(job.arm, job.seed)))
+
+    made = run_study(spec, tmp_path, 2, engine)
+    assert 10 <= len(made) < 80
+    assert "tiny: at most 80 runs, 0 of them done" in capsys.readouterr().err
+    assert run_study(spec, tmp_path, 2, engine) == []
+
+
+def test_the_report_of_an_ended_study_is_not_provisional_and_says_how_it_ended(spec):
+    runs = driven(spec, lambda arm, seed: 10 + noise(arm, seed) - 3 * (arm == "directed"))
+    text = markdown(document(Results.of(spec, runs)))
+    assert "provisional" not in text
+    assert "The number of seeds followed from the results" in text
+    assert "95 % anytime" in text
+    assert "95 % t " not in text
+    few = markdown(document(Results.of(spec, runs[:4])))
+    assert "an anytime-valid interval needs 5 or more" in few
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("{ until = 0, most = 9 }", "seeds.until must be a positive number; got 0"),
+        ("{ until = 0.2 }", "seeds.most is missing"),
+        ("{ until = 0.2, most = 1 }", "seeds.most must be an integer of at least 2; got 1"),
+    ],
+)
+def test_a_rule_that_cannot_be_used_is_explained(tiny_text, value, message):
+    with pytest.raises(StudyError, match=message):
+        parse(tiny_text.replace("seeds = 2", f"seeds = {value}"), "tiny")
+
+
+def results_of(spec, sd, effect=0.0):
+    jobs = iter(Plan(spec, [], "here").take, None)
+    return Results.of(
+        spec, [record(j, 10 + sd * noise(j.arm, j.seed) - effect * (j.arm == "directed")) for j in jobs]
+    )
+
+
+def test_equivalence_is_reported_where_a_margin_was_given(tiny_text):
+    text = tiny_text.replace("seeds = 2", "seeds = 10\nmargin = 0.5")
+    spec = parse(text, "tiny")
+    found = markdown(document(results_of(spec, 0.2)))
+    assert "directed and sgd are equivalent within 0.5 points (TOST p = " in found
+    assert "equivalence within 0.5 points is not shown" in markdown(document(results_of(spec, 3.0)))
+    plain = markdown(document(results_of(parse(tiny_text.replace("seeds = 2", "seeds = 10"), "tiny"), 0.2)))
+    assert "equivalent" not in plain
+    assert "After any number of looks" in plain
+
+
+def test_a_margin_changes_no_fingerprint(tiny, tiny_text):
+    spec = parse(tiny_text.replace("seeds = 2", "seeds = 2\nmargin = 0.5"), "tiny")
+    assert spec.setting("", "sgd").fingerprint == tiny.setting("", "sgd").fingerprint
+
+
+def test_the_report_says_what_rounding_alone_changes(tiny_text):
+    text = tiny_text.replace("seeds = 2", "seeds = 6") + "\n[arms.rounded]\nrounding = 3\n"
+    results = results_of(parse(text, "tiny"), 1.0, effect=2.0)
+    c = results.comparisons["", "rounded"].comparison
+    other = results.comparisons["", "directed"].comparison
+    size, beside = (f"{abs(found.differences).mean():.2f}" for found in (c, other))
+    assert (
+        f"rounded is sgd with other rounding errors: it differs from it by {size} points in a seed, on "
+        f"average of absolute values, and by {c.mean:+.2f} in the mean. In a seed, the others differ "
+        f"from sgd by: directed {beside}."
+    ) in markdown(document(results))
+    changed = text.replace("rounding = 3", "rounding = 3\noptimizer = { lr = 0.2 }")
+    assert "other rounding errors" not in markdown(document(results_of(parse(changed, "tiny"), 1.0)))
