@@ -49,7 +49,7 @@ def test_fingerprints_of_committed_records_are_kept():
     run = next(r for r in from_parquet(EVIDENCE / "records" / "cifar10-jpeg.parquet") if r.trial is None)
     assert run.fingerprint == "243d8ffdba5615472fb59deec2f35542d54cb99ae7660f61c212976ba68225af"
     assert hashlib.sha256(json.dumps(run.config, sort_keys=True).encode()).hexdigest() == run.fingerprint
-    study = spec.load(str(EVIDENCE.parent / "studies" / "cifar10-jpeg.toml"))
+    study = spec.load(str(EVIDENCE / "studies" / "cifar10-jpeg.toml"))
     assert study.setting(run.cell, run.arm, run.values).fingerprint == run.fingerprint
 
 
