@@ -44,10 +44,6 @@ def main() -> None:
     if not arguments.rehearse and not torch.cuda.is_available():
         parser.exit(1, "no CUDA device is at hand; --rehearse runs the script on the CPU\n")
     device = torch.device("cpu" if arguments.rehearse else "cuda")
-    if arguments.rehearse:
-        from cdgrad.ops.triton import launch as gpu
-
-        gpu.TILES.update(dict.fromkeys(gpu.TILES, gpu.Tile(4, 32, 1)))  # the interpreter counts elements
     started = time.perf_counter()
     results: dict[str, Any] = {"machine": machine(device)}
     sections: dict[str, Callable[[Any], Any]] = {

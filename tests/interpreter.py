@@ -12,11 +12,7 @@ def enable():
     if find_spec("triton"):
         from triton.runtime.interpreter import ScanOps
 
-        from cdgrad.ops.triton import launch as gpu
-
         ScanOps.generic_scan = scan_rows
-        # Interpreted, a program costs what a row does; short chunks, so that small tensors have several.
-        gpu.TILES.update(dict.fromkeys(gpu.TILES, gpu.Tile(rows=8, columns=128, warps=1)))
 
 
 def scan_rows(self, inputs):

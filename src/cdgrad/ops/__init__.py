@@ -11,6 +11,7 @@ from cdgrad.dtensors import is_dtensor, local_part
 from cdgrad.metrics import Metric, as_metric
 from cdgrad.ops import eager, local
 from cdgrad.ops.overlaps import refuse_overlaps
+from cdgrad.ops.prepared import Prepared
 from cdgrad.ops.sharded import operator as sharded
 
 
@@ -103,18 +104,43 @@ def channel_directed_(
     tensor([1.7500, 2.2500])
     """
     metric = as_metric(metric)
-    if backend not in ("auto", *local.BACKENDS):
-        raise ValueError(f"unknown backend {backend!r}; known are auto, {', '.join(local.BACKENDS)}")
-    all_dims = _one_each(dims, len(grads), "dims")
-    all_groups = _one_each(groups, len(grads), "groups")
-    for i, (grad, dim, count) in enumerate(zip(grads, all_dims, all_groups, strict=True)):
-        _check(grad, dim, count, f"grads[{i}]")
-    refuse_overlaps([local_part(grad) for grad in grads])
-    all_dims = [dim % grad.ndim for grad, dim in zip(grads, all_dims, strict=True)]
+    all_dims, all_groups = _checked(grads, dims, groups, backend)
     if any(map(is_dtensor, grads)):
         sharded.directed_(grads, metric, all_dims, all_groups, backend)
     else:
         local.directed_(list(zip(grads, all_dims, all_groups, strict=True)), metric, backend)
+
+
+def prepare(
+    grads: Sequence[torch.Tensor],
+    metric: Metric | str,
+    dims: int | Sequence[int] = 0,
+    groups: int | Sequence[int] = 1,
+    backend: str = "auto",
+) -> Prepared:
+    """`channel_directed_` for many steps: ``prepare(grads, ...).run(grads)`` does what it does.
+
+    The arguments are checked and the backends are chosen here; a step then costs little time on the host.
+    Nothing is written.
+
+    Args:
+        grads: gradients of the forms that those of every step will have.
+        metric: a metric or its text.
+        dims: the channel axis, one for all or one per tensor.
+        groups: the group count, one for all or one per tensor.
+        backend: as `channel_directed_`.
+
+    Raises:
+        TypeError, IndexError, ValueError: as `channel_directed_`.
+
+    >>> grad = torch.tensor([1.0, 3.0])
+    >>> prepared = prepare([grad], "reweighted:lam=4")
+    >>> prepared.run([grad])
+    >>> grad
+    tensor([1.7500, 2.2500])
+    """
+    all_dims, all_groups = _checked(grads, dims, groups, backend)
+    return Prepared(grads, as_metric(metric), all_dims, all_groups, backend)
 
 
 def select_backend(
@@ -129,6 +155,20 @@ def select_backend(
     if is_dtensor(grad):
         grad, groups = local_part(grad), 1
     return local.choose("auto", as_metric(metric), grad, dim % grad.ndim, groups)
+
+
+def _checked(
+    grads: Sequence[torch.Tensor], dims: int | Sequence[int], groups: int | Sequence[int], backend: str
+) -> tuple[Sequence[int], Sequence[int]]:
+    """Dims, counted from the front, and groups, one for each gradient; refuses what cannot be directed."""
+    if backend not in ("auto", *local.BACKENDS):
+        raise ValueError(f"unknown backend {backend!r}; known are auto, {', '.join(local.BACKENDS)}")
+    all_dims = _one_each(dims, len(grads), "dims")
+    all_groups = _one_each(groups, len(grads), "groups")
+    for i, (grad, dim, count) in enumerate(zip(grads, all_dims, all_groups, strict=True)):
+        _check(grad, dim, count, f"grads[{i}]")
+    refuse_overlaps([local_part(grad) for grad in grads])
+    return [dim % grad.ndim for grad, dim in zip(grads, all_dims, strict=True)], all_groups
 
 
 def _check(grad: torch.Tensor, dim: int, groups: int, name: str) -> None:

@@ -39,8 +39,13 @@ def directed_(jobs: Sequence[tuple[Tensor, int, int]], metric: Metric, backend: 
         from cdgrad.ops.triton import launch  # needs Triton, which is not on every machine
 
         launch.directed_(by_backend["triton"], metric)
+    run_eager(by_backend["eager"], metric)
+
+
+def run_eager(jobs: Sequence[tuple[Tensor, int, int]], metric: Metric) -> None:
+    """The operator in place, in plain torch operations."""
     with torch.no_grad():
-        eager.directed_([distinct(as_channels(*job)) for job in by_backend["eager"]], metric)
+        eager.directed_([distinct(as_channels(*job)) for job in jobs], metric)
 
 
 def choose(backend: str, metric: Metric, grad: Tensor, dim: int, groups: int) -> tuple[str, str]:
@@ -55,13 +60,10 @@ def choose(backend: str, metric: Metric, grad: Tensor, dim: int, groups: int) ->
         refusal = cpu.refusal(grad, metric, dim, groups)
         if refusal is None:
             return "cpu", "fused CPU kernels, one read and one write per element"
-    elif backend == "triton":
+    elif backend == "triton" or grad.device.type == "cuda":  # torch calls AMD's GPUs "cuda", too
         refusal = _triton_refusal(grad, dim, groups)
         if refusal is None:
-            return "triton", "asked for"
-    elif grad.device.type == "cuda":
-        # A kernel is chosen by itself only where a committed benchmark has it ahead.
-        refusal = "the Triton kernels have not been measured on a GPU yet; backend='triton' uses them"
+            return "triton", "fused GPU kernel, one launch for all gradients of a dtype"
     else:
         refusal = "no fused kernel for this device"
     if backend != "auto":

@@ -43,6 +43,8 @@ class Sobolev(NamedTuple):
     inverse_pivot: Array  # 1 / (c + s_m); the last is 1 / s_{n-1}
     green: Array  # the diagonal of T^-1
     wrap: Array  # T^-1 - T_periodic^-1 = wrap wrap^T; odd about the middle
+    complement: Array  # 1 - ratio without cancellation; the last is 1
+    wrap_flux: float  # T wrap = wrap_flux u: across the wrap-around edge flows wrap_flux (wrap . g)
 
 
 @cached_by_bytes(32 * 2**20)
@@ -60,24 +62,27 @@ def sobolev(n: int, lam: float) -> Sobolev:
     ratio, inverse_pivot = 1 / (1 + s / c), 1 / (c + s)
     ratio[-1], inverse_pivot[-1] = 0.0, 1 / s[-1]
     green = even * even[::-1] / (even[0] * even[-1] * s[-1])
-    weights = Sobolev(ratio, inverse_pivot, green, _wrap(n, c, float(theta)))
-    for array in weights:
+    wrap, wrap_flux = _wrap(n, c, float(theta))
+    complement = s / (c + s)
+    complement[-1] = 1.0
+    for array in (ratio, inverse_pivot, green, wrap, complement):
         array.setflags(write=False)
-    return weights
+    return Sobolev(ratio, inverse_pivot, green, wrap, complement, wrap_flux)
 
 
-def _wrap(n: int, c: float, theta: float) -> Array:
-    """wrap = z sqrt(c / (1 + c (z_0 - z_{n-1}))), where T z = u; so z is odd about the middle.
+def _wrap(n: int, c: float, theta: float) -> tuple[Array, float]:
+    """wrap = z wrap_flux and wrap_flux = sqrt(c / (1 + c (z_0 - z_{n-1}))), where T z = u; z is odd.
 
     z_m = odd_m / scale with odd_m = sinh(theta ((n - 1) / 2 - m)), and scale from row 0 of T z = u. All
     times 2 exp(-theta (n - 1) / 2), so that nothing overflows.
     """
     if n == 1:
-        return np.zeros(1)
+        return np.zeros(1), 0.0
     half = (n - 1) / 2
     distance = half - np.arange((n + 1) // 2)  # the first half; the second mirrors it
     odd = -np.expm1(-2 * theta * distance) * np.exp(theta * (distance - half))
     step = (np.exp(-theta / 2) + np.exp(-theta * (n - 1.5))) * np.sqrt(c)  # c (odd_0 - odd_1)
     scale = odd[0] + step
     first = odd * np.sqrt(c / scale / (scale + 2 * c * odd[0]))
-    return np.concatenate([first, -first[: n // 2][::-1]])
+    wrap_flux = float(np.sqrt(c * scale / (scale + 2 * c * odd[0])))
+    return np.concatenate([first, -first[: n // 2][::-1]]), wrap_flux

@@ -1,234 +1,237 @@
 """The operator on GPUs, in place: one launch for all tensors of a dtype (cdgrad.ops.triton.kernels).
 
-A launch reads three small arrays that stay on the device: a table of shapes, strides and programs, the
-weights of the metric, and the tensors' addresses. Each is written when its contents are first needed, so
-a training loop whose gradients keep their memory writes nothing, and nothing here waits for the device.
+A launch reads small arrays that stay on the device: the programs' records, the weights of the metric, and
+the tensors' addresses. Each is written when its contents are first needed, so a training loop whose
+gradients keep their memory writes nothing, and nothing here waits for the device.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from cdgrad.metrics import Array, MeanSobolev, Metric, ReweightedL2, Sobolev
-from cdgrad.ops import sobolev_weights
-from cdgrad.ops.memory_layout import MOST_AXES, Columns, columns_of
-from cdgrad.ops.triton import kernels
+from cdgrad.metrics import MeanSobolev, Metric, ReweightedL2, Sobolev
+from cdgrad.ops.memory_layout import Columns, columns_of
+from cdgrad.ops.triton import kernels, tables
+from cdgrad.ops.triton.tables import TILES, Tile
 
-# Shape, strides, dtype, device, channel axis and groups of each gradient.
-Signature = tuple[tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device, int, int], ...]
-
-
-class Tile(NamedTuple):
-    """What a program holds at once. Chosen from the compiler's output; not measured on a GPU."""
-
-    rows: int
-    columns: int
-    warps: int
-
-
-TILES = {
-    ReweightedL2.family: Tile(128, 32, 4),  # only sums cross the warps
-    Sobolev.family: Tile(32, 32, 1),  # 255 registers; 64 rows spill 1.4 kB per thread
-    MeanSobolev.family: Tile(32, 32, 1),  # 168 registers; 64 rows spill 0.5 kB
-}
+FAMILIES: dict[type[Metric], int] = {ReweightedL2: 0, Sobolev: 1, MeanSobolev: 2}
+Job = tuple[Tensor, int, int]  # gradient, channel axis, groups
 
 
 def refusal(grad: Tensor, dim: int, groups: int) -> str | None:
     """Why `directed_` cannot take this gradient, as a sentence; None if it can."""
     if grad.device.type != "cuda" and not (grad.device.type == "cpu" and kernels.INTERPRETED):
-        return f"the Triton kernels run on CUDA devices, and this gradient is on {grad.device}"
+        return f"the Triton kernels run on CUDA and ROCm devices, and this gradient is on {grad.device}"
+    if grad.layout is not torch.strided or grad.is_neg():
+        return "sparse, packed and lazily negated tensors are not plain memory"
     if grad.dtype not in kernels.DTYPES:
         return f"the Triton kernels know no {grad.dtype}"
     columns = columns_of(grad.shape, grad.stride(), dim, groups)
-    if columns is None:
-        return None
-    if len(columns.axes) > MOST_AXES:
+    if columns is not None and len(columns.axes) > kernels.AXES:
         return (
-            f"its columns lie along {len(columns.axes)} axes in memory, the Triton kernels follow {MOST_AXES}"
+            f"its columns lie along {len(columns.axes)} axes in memory, "
+            f"the Triton kernels follow {kernels.AXES}"
         )
-    if max(columns.n, columns.number) >= 2**30:
-        return f"the Triton kernels count in 32 bits, and shape {tuple(grad.shape)} is beyond them"
     return None
 
 
-def directed_(jobs: Sequence[tuple[Tensor, int, int]], metric: Metric) -> None:
+class Plan:
+    """The operator on gradients of given shapes, strides, dtypes and devices, in place.
+
+    `run` takes gradients of the same forms any number of times. What depends on the forms and on the metric
+    is found once; new addresses are uploaded, or inside a CUDA graph written by a kernel of it.
+
+    Args:
+        jobs: (gradient, dim, groups) that `refusal` does not refuse.
+        metric: not `L2`.
+        tiles: by bytes of an element.
+    """
+
+    def __init__(self, jobs: Sequence[Job], metric: Metric, tiles: dict[int, Tile] | None = None) -> None:
+        self._batches: list[_Batch] = []
+        self._metric = metric
+        members: dict[tuple[torch.device, torch.dtype], dict[int, Columns]] = {}
+        for i, (grad, dim, groups) in enumerate(jobs):
+            columns = columns_of(grad.shape, grad.stride(), dim, groups)
+            if columns:
+                members.setdefault((grad.device, grad.dtype), {})[i] = columns
+        for (device, dtype), some in members.items():
+            tile = (tiles or TILES)[dtype.itemsize]
+            self._batches.append(_Batch(device, dtype, metric, tile, some))
+
+    @property
+    def metric(self) -> Metric:
+        """The metric. One of the same family and boundary condition can be set; captured graphs follow."""
+        return self._metric
+
+    @metric.setter
+    def metric(self, metric: Metric) -> None:
+        if type(metric) is not type(self._metric) or _periodic(metric) != _periodic(self._metric):
+            raise ValueError(
+                f"a plan for {self._metric} can change its lam, not become {metric}; prepare a new plan"
+            )
+        self._metric = metric
+        for batch in self._batches:
+            batch.set_metric(metric)
+
+    def run(self, grads: Sequence[Tensor]) -> None:
+        """The operator in place, one launch per device and dtype, on the current stream.
+
+        Raises:
+            RuntimeError: a graph is being captured, and the plan has not run before.
+        """
+        for batch in self._batches:
+            batch.run([grads[i].data_ptr() for i in batch.members])
+
+
+class _Batch:
+    """The tensors of one launch."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        metric: Metric,
+        tile: Tile,
+        members: dict[int, Columns],
+    ) -> None:
+        self.members = tuple(members)
+        self._columns = tuple(members.values())
+        self._device, self._dtype, self._metric, self._tile = device, dtype, metric, tile
+        self._pointers: list[int] | None = None
+        self._aligned: tuple[bool, ...] | None = None
+        self._stream: int | None = None
+        self._launch: Any = None
+
+    def set_metric(self, metric: Metric) -> None:
+        self._metric = metric
+        if self._aligned is not None:
+            weights, local = tables.weights(self._records.channels, metric, self._tile)
+            self._weights.copy_(torch.as_tensor(weights))
+            self._local.copy_(torch.as_tensor(local))
+
+    def run(self, pointers: list[int]) -> None:
+        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+            stream = torch.cuda.current_stream(self._device).cuda_stream if self._device.type == "cuda" else 0
+            if pointers == self._pointers and (stream == self._stream or _capturing(self._device)):
+                self._launch(self._addresses)
+                return
+            aligned = tuple([pointer % 16 == 0 for pointer in pointers])
+            if _capturing(self._device):
+                if aligned != self._aligned:
+                    raise RuntimeError(
+                        "a CUDA graph is being captured, and channel_directed_ has not yet met these shapes, "
+                        "strides and this metric; run one step before the capture"
+                    )
+                # A graph keeps its gradients in memory of its own: their addresses are written within it.
+                self._launch(_write(pointers, self._device))
+                return
+            if aligned != self._aligned or stream != self._stream:
+                # Another stream may not have finished writing its arrays.
+                self._upload(aligned)
+                self._stream = stream
+            self._pointers = pointers
+            self._addresses = _upload(np.array(pointers, np.int64), self._device)
+            self._launch(self._addresses)
+
+    def _upload(self, aligned: tuple[bool, ...]) -> None:
+        sobolev = isinstance(self._metric, Sobolev)
+        self._records = tables.records(
+            list(zip(self._columns, aligned, strict=True)), sobolev, self._dtype.itemsize, self._tile
+        )
+        self._aligned = aligned
+        weights, local = tables.weights(self._records.channels, self._metric, self._tile)
+        if self._dtype != torch.float64:
+            local = local.astype(np.float32)
+        self._weights, self._local = _upload(weights, self._device), _upload(local, self._device)
+        table = _upload(self._records.table, self._device)
+        scratch = torch.empty(max(self._records.scratch, 1), dtype=torch.float64, device=self._device)
+        constants = constants_of(self._metric, self._dtype, self._records.used, self._tile)
+        grid, warps = (len(self._records.table),), self._tile.warps
+        options = options_of(self._device)
+
+        def launch(addresses: Tensor) -> None:
+            _kernel("directed")[grid](
+                addresses, table, self._weights, self._local, scratch, **constants, num_warps=warps, **options
+            )
+
+        self._launch = launch
+
+
+def constants_of(metric: Metric, dtype: torch.dtype, used: int, tile: Tile) -> dict[str, Any]:
+    """The compile-time arguments of the kernel."""
+    return {
+        "DTYPE": kernels.DTYPES[dtype],
+        "FAMILY": FAMILIES[type(metric)],
+        "PERIODIC": _periodic(metric),
+        "USED": used,
+        "KINDS": tile.kinds,
+        "R": tile.rows,
+        "W": tile.segments,
+        "C": tile.columns,
+        "VECTOR": 16 // dtype.itemsize,
+    }
+
+
+def options_of(device: torch.device) -> dict[str, Any]:
+    """The compiler's options: two programs on a multiprocessor need at most 128 registers."""
+    return {"maxnreg": 128} if device.type == "cuda" and torch.version.hip is None else {}
+
+
+def _periodic(metric: Metric) -> bool:
+    return getattr(metric, "boundary", "free") == "periodic"
+
+
+# Plans by forms and metric. The oldest leave, except those that graphs read.
+_PLANS = 64
+_plans: dict[Any, Plan] = {}
+_captured: set[Plan] = set()
+
+
+def directed_(jobs: Sequence[Job], metric: Metric) -> None:
     """The operator in place, on (gradient, dim, groups) that `refusal` does not refuse.
 
     On one device and for one dtype it is one launch, on the current stream.
 
-    Extra memory for H1: a float64 per 32 elements and 32 per program; else none that grows with the tensors.
+    Extra memory: the records, 144 bytes per 16,384 elements; for Sobolev 28 bytes per row of each distinct
+    channel count, and beyond 1,024 channels a float64 per 1,024 elements.
 
     Raises:
         RuntimeError: a graph is being captured, and these shapes or this metric have not run before.
     """
-    signature = tuple([(g.shape, g.stride(), g.dtype, g.device, dim, groups) for g, dim, groups in jobs])
-    for batch in _batches(signature, metric.family):
-        _launch(batch, tuple([jobs[i][0].data_ptr() for i in batch.members]), metric)
-
-
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    """What a launch needs of shapes and strides; compared by identity, so it is a cheap key."""
-
-    device: torch.device
-    dtype: torch.dtype
-    members: tuple[int, ...]  # which of the gradients
-    table: NDArray[np.int64]
-    programs: int
-    channels: tuple[int, ...]  # the distinct channel counts, in the order of their weights
-    scratch: int  # float64 values
-
-
-@lru_cache(maxsize=64)
-def _batches(signature: Signature, family: str) -> tuple[_Batch, ...]:
-    members: dict[tuple[torch.device, torch.dtype], dict[int, Columns]] = {}
-    for i, (shape, stride, dtype, device, dim, groups) in enumerate(signature):
-        columns = columns_of(shape, stride, dim, groups)
-        if columns:
-            members.setdefault((device, dtype), {})[i] = columns
-    return tuple(_batch(device, dtype, family, some) for (device, dtype), some in members.items())
-
-
-def _batch(device: torch.device, dtype: torch.dtype, family: str, members: dict[int, Columns]) -> _Batch:
-    """The table: where the programs begin; per tensor n, step, columns, weights and axes; per program
-    tensor, first column and slot. The longest programs come first, so that none is left over at the end.
-    """
-    tile = TILES[family]
-    columns = list(members.values())
-    channels = tuple(sorted({each.n for each in columns}))
-    chunks = [-(-each.n // tile.rows) for each in columns]
-    places, place = {}, 0
-    for n in channels:
-        places[n] = place
-        place += _weight_count(n, family)
-    tensors = np.zeros((len(columns), 4 + 2 * MOST_AXES), np.int64)
-    tensors[:, 4::2] = 1
-    for row, each in zip(tensors, columns, strict=True):
-        row[:4] = each.n, each.step, each.number, places[each.n]
-        row[4 : 4 + 2 * len(each.axes)] = np.ravel(each.axes)
-    programs: list[tuple[int, int, int]] = []
-    slot = 0
-    for index in sorted(range(len(columns)), key=lambda index: -chunks[index]):
-        for first in range(0, columns[index].number, tile.columns):
-            programs.append((index, first, slot))
-            slot += (chunks[index] + 1) * tile.columns if family == Sobolev.family else 0
-    table = np.concatenate([[1 + tensors.size], tensors.ravel(), np.ravel(programs)]).astype(np.int64)
-    return _Batch(device, dtype, tuple(members), table, len(programs), channels, slot)
-
-
-def _weight_count(n: int, family: str) -> int:
-    rows = TILES[family].rows
-    return 5 * rows * -(-n // rows) if family == Sobolev.family else 0
-
-
-def _weights(channels: tuple[int, ...], metric: Metric) -> Array:
-    match metric:
-        case ReweightedL2(lam=lam) | MeanSobolev(lam=lam):
-            return np.array([1 / lam])
-        case Sobolev(lam=lam):
-            return np.concatenate([_sobolev_weights(n, lam) for n in channels])
-        case _:
-            raise TypeError(f"no kernel is known for {metric!r}")
-
-
-def _sobolev_weights(n: int, lam: float) -> Array:
-    """Of each channel: ratio[m-1], ratio[n-2-m], the weight of g_m in f at its chunk's last row, green
-    and wrap; each padded with zeros to whole chunks.
-    """
-    rows = TILES[Sobolev.family].rows
-    weights = sobolev_weights.sobolev(n, lam)
-    ratio = np.zeros(rows * -(-n // rows))
-    ratio[:n] = weights.ratio
-    onward = np.ones((len(ratio) // rows, rows))
-    onward[:, :-1] = np.cumprod(ratio.reshape(-1, rows)[:, -2::-1], axis=1)[:, ::-1]
-    arrays = np.zeros((5, len(ratio)))
-    before = np.concatenate([[0.0], weights.ratio[:-1]])
-    arrays[[0, 1, 3, 4], :n] = before, before[::-1], weights.green, weights.wrap
-    arrays[2] = onward.ravel()
-    return arrays.ravel()
+    grads = [grad for grad, *_ in jobs]
+    key = (metric, tuple([(g.shape, g.stride(), g.dtype, g.device, *axis) for g, *axis in jobs]))
+    plan = _plans.get(key)
+    if plan is None:
+        plan = _plans[key] = Plan(jobs, metric)
+        while len(_plans) > _PLANS:
+            del _plans[next(iter(_plans))]
+    if any(_capturing(device) for device in {grad.device for grad in grads}):
+        _captured.add(plan)  # a replay reads its arrays whenever it runs
+    plan.run(grads)
 
 
 def _kernel(name: str) -> Any:
     return getattr(kernels, name)
 
 
-def _launch(batch: _Batch, pointers: tuple[int, ...], metric: Metric) -> None:
-    tile = TILES[metric.family]
-    with torch.cuda.device(batch.device) if batch.device.type == "cuda" else nullcontext():
-        if _capturing(batch.device):
-            # A graph keeps its gradients in memory of its own: their addresses are written within it.
-            addresses = _write(pointers, batch.device)
-        else:
-            addresses = _resident(pointers, batch.device, lambda: _write(pointers, batch.device))
-        table = _resident(batch, batch.device, lambda: _upload(batch.table, batch.device))
-        weights = _resident(
-            (batch, metric), batch.device, lambda: _upload(_weights(batch.channels, metric), batch.device)
-        )
-        _kernel(metric.family.replace("-", "_"))[(batch.programs,)](
-            addresses,
-            table,
-            weights,
-            torch.empty(batch.scratch, dtype=torch.float64, device=batch.device),
-            DTYPE=kernels.DTYPES[batch.dtype],
-            ROWS=tile.rows,
-            COLUMNS=tile.columns,
-            PERIODIC=getattr(metric, "boundary", "free") == "periodic",
-            num_warps=tile.warps,
-            enable_fp_fusion=True,
-        )
-
-
-# What is on the devices, with the stream that wrote it. The oldest leave, except what graphs read.
-_RESIDENTS = 64
-_residents: dict[tuple[Any, torch.device], tuple[int, Tensor]] = {}
-_captured: set[Tensor] = set()
-
-
-def _resident(key: Any, device: torch.device, write: Callable[[], Tensor]) -> Tensor:
-    """The array of that key on the device, written on the current stream if it was not yet.
-
-    Raises:
-        RuntimeError: it would have to be uploaded inside a graph, to be uploaded again at every replay.
-    """
-    stream, array = _residents.get((key, device), (None, None))
-    if _capturing(device):
-        if array is None:
-            raise RuntimeError(
-                "a CUDA graph is being captured, and channel_directed_ has not yet met these shapes, strides "
-                "and this metric; run one step before the capture"
-            )
-        _captured.add(array)  # a replay reads this memory whenever it runs
-        return array
-    current = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    if array is None or stream != current:
-        # Another stream may not have finished writing its array.
-        array = write()
-        _residents[key, device] = current, array
-        while len(_residents) > _RESIDENTS:
-            del _residents[next(iter(_residents))]
-    return array
-
-
 def _capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def _upload(array: NDArray[Any], device: torch.device) -> Tensor:
+def _upload(array: Any, device: torch.device) -> Tensor:
     host = torch.as_tensor(array)
     # From pinned memory the copy joins the stream; from other memory the host would wait for it.
     return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
 
 
-def _write(pointers: tuple[int, ...], device: torch.device) -> Tensor:
+def _write(pointers: list[int], device: torch.device) -> Tensor:
     """The addresses as an array on the device, by kernels whose arguments they are."""
     table = torch.empty(-(-len(pointers) // 16) * 16, dtype=torch.int64, device=device)
     padded = pointers + pointers[-1:] * (len(table) - len(pointers))

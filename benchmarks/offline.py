@@ -1,0 +1,132 @@
+"""Compiles the GPU kernels without a GPU, and records what the compiler made of them.
+
+    python benchmarks/offline.py [--triton FOLDER ...] [--arch 80 90 120] [--out FILE.json]
+
+A folder holds another Triton (``pip install --target FOLDER --no-deps triton==3.6.0``); each is used in its
+own process. Recorded of every metric, dtype, tile size and architecture: registers, bytes of stack (spills),
+16-byte loads in the PTX, and along what the lanes of loads lie in Triton's GPU IR. ROCm targets have only the
+last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+METRICS = ("reweighted:lam=3", "sobolev:lam=1", "sobolev:lam=1,boundary=periodic", "mean-sobolev:lam=1")
+LAYOUT = re.compile(r"(#\w+) = #\w+\.blocked<\{sizePerThread = \[(.*?)\], threadsPerWarp = \[(.*?)\].*?\}>")
+LOAD = re.compile(r"tt\.load .*tensor<\d+x\d+x\d+x!tt\.ptr<\w+>, (#\w+)>")
+
+
+def layouts_of_loads(ttgir: str) -> list[tuple[list[int], list[int]]]:
+    """Elements of a thread and lanes, along rows, segments and columns, of every load of gradients."""
+    numbers = {name: (_numbers(size), _numbers(lanes)) for name, size, lanes in LAYOUT.findall(ttgir)}
+    return [numbers[name] for name in LOAD.findall(ttgir)]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def compiled(metric: str, dtype: str, size: int, access: int, arch: str) -> dict[str, object]:
+    """One tile of the kernel, for `arch`: a compute capability as 90, or a ROCm name as gfx942."""
+    import torch
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.compiler import compile as build
+
+    from cdgrad import parse_metric
+    from cdgrad.ops.triton import kernels, launch, tables
+
+    torch_dtype = getattr(torch, dtype)
+    tile = tables.TILES[torch_dtype.itemsize]
+    constants = launch.constants_of(parse_metric(metric), torch_dtype, 1 << (3 * size + access), tile)
+    local = "*fp64" if torch_dtype == torch.float64 else "*fp32"
+    signature = {
+        "addresses": "*i64",
+        "records": "*i64",
+        "weights": "*fp64",
+        "local": local,
+        "scratch": "*fp64",
+    }
+    names = kernels.directed.arg_names
+    source = ASTSource(
+        kernels.directed,
+        signature | dict.fromkeys(constants, "constexpr"),
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(i,): [["tt.divisibility", 16]] for i in range(len(signature))},
+    )
+    rocm = arch.startswith("gfx")
+    target = GPUTarget("hip", arch, 64) if rocm else GPUTarget("cuda", int(arch), 32)
+    start = time.perf_counter()
+    kernel = build(
+        source, target=target, options={"num_warps": tile.warps} | ({} if rocm else {"maxnreg": 128})
+    )
+    row: dict[str, object] = {"triton": triton.__version__, "arch": arch, "metric": metric, "dtype": dtype}
+    row |= {"size": size, "access": ("aligned", "contiguous", "strided")[access]}
+    row |= {
+        "compile_s": round(time.perf_counter() - start, 1),
+        "layouts": layouts_of_loads(kernel.asm["ttgir"]),
+    }
+    if not rocm:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(kernel.asm["cubin"])
+            file.flush()
+            tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+            usage = subprocess.run(
+                [tool, "-res-usage", file.name], capture_output=True, text=True, check=True
+            )
+        resources = dict(re.findall(r"(REG|STACK):(\d+)", usage.stdout + usage.stderr))
+        row |= {"registers": int(resources["REG"]), "stack_bytes": int(resources["STACK"])}
+        row["wide_loads"] = len(re.findall(r"ld\.global\S*\.v(?:4\.b32|2\.b64)", kernel.asm["ptx"]))
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--triton", nargs="*", default=[], type=Path)
+    parser.add_argument("--arch", nargs="*", default=["80", "90", "120"])
+    parser.add_argument("--metric", nargs="*", default=list(METRICS))
+    parser.add_argument("--dtype", nargs="*", default=["float32", "bfloat16"])
+    parser.add_argument("--size", nargs="*", type=int, default=[0, 4, 5], help="for 16-bit types, one less")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    rows: list[dict[str, object]] = []
+    if arguments.triton:
+        rest: list[str] = []
+        for name in ("arch", "metric", "dtype", "size"):
+            rest += [f"--{name}", *map(str, getattr(arguments, name))]
+        for folder in arguments.triton:
+            path = os.pathsep.join([str(folder.resolve()), os.environ.get("PYTHONPATH", "")])
+            with tempfile.TemporaryDirectory() as cache:
+                environment = {**os.environ, "PYTHONPATH": path, "TRITON_CACHE_DIR": cache}
+                done = subprocess.run(
+                    [sys.executable, __file__, *rest], env=environment, capture_output=True, text=True
+                )
+            if done.returncode:
+                rows.append({"triton": folder.name, "failed": done.stderr.strip().splitlines()[-1]})
+            rows += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    else:
+        for arch in arguments.arch:
+            for dtype in arguments.dtype:
+                for metric in arguments.metric:
+                    for size in arguments.size:
+                        fewer = dtype in ("bfloat16", "float16") and size > 0
+                        rows.append(compiled(metric, dtype, size - fewer, 0, arch))
+                        print(json.dumps(rows[-1]), flush=True)
+    if arguments.out:
+        arguments.out.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
+if __name__ == "__main__":
+    main()
