@@ -106,7 +106,7 @@ def test_a_missing_extra_is_named_with_its_remedy(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich.console", None)
     status, _, err = run(capsys, "report", ".")
     assert (status, err.count("\n")) == (1, 1)
-    assert "pip install 'cdgrad[study]'" in err
+    assert "in a clone of cdgrad, run pip install '.[study]'" in err
 
 
 def test_an_error_that_nobody_foresaw_is_one_line_and_a_file(capsys, monkeypatch):

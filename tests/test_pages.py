@@ -85,6 +85,7 @@ def test_a_file_without_the_markers_is_an_error():
 
 def test_nothing_says_to_install_an_unpublished_package():
     files = [generated.ROOT / "README.md", generated.ROOT / "CONTRIBUTING.md"]
+    files += (generated.ROOT / "src").rglob("*.py")
     files += [p for p in (generated.ROOT / "docs").rglob("*.md") if "_build" not in p.parts]
     for file in files:
         text = file.read_text(encoding="utf-8")

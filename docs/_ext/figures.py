@@ -278,7 +278,14 @@ def _layers(axes: Any, look: Look, graph: imports.Graph, title: str) -> None:
     for y, row in enumerate(rows):
         for i, name in enumerate(row):
             place[name] = ((i + 0.5 + 0.12 * (y % 2)) / (len(row) + 0.12), float(y))
-    arrow = {"arrowstyle": "-|>", "color": look.faint, "linewidth": 1.1, "shrinkA": 7, "shrinkB": 7}
+    arrow = {
+        "arrowstyle": "-|>",
+        "color": look.ink,
+        "alpha": 0.45,
+        "linewidth": 0.9,
+        "shrinkA": 7,
+        "shrinkB": 7,
+    }
     for name, targets in imports.needed(graph).items():
         for target in targets:
             axes.annotate("", place[target], place[name], arrowprops=arrow, zorder=1)

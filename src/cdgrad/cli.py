@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in _EXTRAS:
             return failed(1, unexpected(error))
-        return failed(1, f"{error.name} is not installed; run pip install 'cdgrad[study]'")
+        return failed(1, f"{error.name} is not installed; in a clone of cdgrad, run pip install '.[study]'")
     except KeyboardInterrupt:
         return failed(130, "interrupted")
     except BrokenPipeError:

@@ -278,7 +278,9 @@ def test_the_cache_serves_without_datasets_and_pillow(tmp_path, monkeypatch, cac
     for module in ("datasets", "PIL", "PIL.Image"):
         monkeypatch.setitem(sys.modules, module, None)
     assert torch.equal(data.load(task, seed=0).train.images(), first.train.images())
-    with pytest.raises(StudyError, match=r"is not in the cache .*: pip install 'cdgrad\[data\]'"):
+    with pytest.raises(
+        StudyError, match=r"is not in the cache .*: in a clone of cdgrad, run pip install '\.\[data\]'"
+    ):
         data.load(Task(folder, 8, 4, size=4), seed=0)
 
 

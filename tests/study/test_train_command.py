@@ -149,7 +149,7 @@ def test_the_curves_are_written_for_tensorboard(spec_file, tmp_path, capsys):
 def test_without_tensorboard_its_extra_is_named(spec_file, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert cli.main(["train", spec_file, "--tensorboard", str(tmp_path / "tb")]) == 1
-    assert "pip install 'cdgrad[tensorboard]'" in capsys.readouterr().err
+    assert "in a clone of cdgrad, run pip install '.[tensorboard]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,9 @@ def _curves(folder: Path | None) -> Generator[OnEpoch]:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        raise StudyError("tensorboard is not installed; run pip install 'cdgrad[tensorboard]'") from None
+        raise StudyError(
+            "tensorboard is not installed; in a clone of cdgrad, run pip install '.[tensorboard]'"
+        ) from None
     try:
         opened = SummaryWriter(str(folder))
     except OSError as error:

@@ -141,7 +141,7 @@ def _connected(address: str) -> Any:
     try:
         ray: Any = import_module("ray")
     except ModuleNotFoundError as error:
-        raise StudyError("ray is not installed; run pip install 'cdgrad[ray]'") from error
+        raise StudyError("ray is not installed; in a clone of cdgrad, run pip install '.[ray]'") from error
     try:
         _check_reachable(address)
         ray.init(address=address, log_to_driver=False, logging_level="error")
