@@ -121,5 +121,5 @@ def _import(module: str, task: Task) -> Any:
     except ModuleNotFoundError as error:
         raise StudyError(
             f"task.data {task.data!r} is not in the cache {cache.folder()}, and decoding it needs "
-            f"{error.name}: in a clone of cdgrad, run pip install '.[data]', or copy the cache from a machine that has it"
+            f"{error.name}: in a clone of cdgrad, run pip install '.[data]', or copy the cache from elsewhere"
         ) from error
