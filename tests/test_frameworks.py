@@ -6,11 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from test_docs import ROOT, blocks
 from torch import nn
 from torch.nn import functional
 
 import cdgrad
+import cdgrad.huggingface
+import cdgrad.lightning
 
 
 @pytest.fixture(scope="module")
@@ -271,3 +274,101 @@ def test_compiled_training_steps(what):
     expected = run(directed=True, compiled=False)
     assert not torch.equal(expected, run(directed=False, compiled=False))
     torch.testing.assert_close(run(directed=True, compiled=True), expected, rtol=1e-5, atol=1e-6)
+
+
+# Callbacks ---------------------------------------------------------------------------------------------
+
+
+class Plain:
+    """The module of the example without its own attachment."""
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
+
+
+def plain_module(example):
+    torch.manual_seed(0)
+    return type("PlainClassifier", (Plain, example.Classifier), {})()
+
+
+@lightning_example
+@pytest.mark.parametrize(("clip", "options"), [(False, {}), (True, {"gradient_clip_val": 0.1})])
+def test_the_lightning_callback_gives_the_weights_of_the_loop(example, clip, options):
+    module = plain_module(example)
+    callback = cdgrad.lightning.ChannelDirected(SOBOLEV, clip=clip)
+    example.lightning.Trainer(max_epochs=5, callbacks=[callback], **example.quiet, **options).fit(
+        module, example.batches
+    )
+    loop = {"clip": 0.1, "clip_first": False} if clip else {}
+    assert torch.equal(weights(module), looped(example, direct=SOBOLEV, **loop))
+    assert not callback.handles
+
+
+@lightning_example
+def test_the_lightning_callback_resumes_its_schedule_and_logs(example, tmp_path):
+    def fit(epochs, logged=None, **kwargs):
+        module = plain_module(example)
+        callback = cdgrad.lightning.ChannelDirected(
+            SOBOLEV, schedule=lambda step: 0.01 * (step + 1), statistics=1
+        )
+        trainer = example.lightning.Trainer(max_epochs=epochs, callbacks=[callback], **example.quiet)
+        trainer.fit(module, example.batches, **kwargs)
+        return module, trainer
+
+    whole, trainer = fit(4)
+    assert 0 < trainer.callback_metrics["cdgrad/network.0.weight/norm_ratio"] < 1
+    _, first = fit(2)
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    resumed, _ = fit(4, ckpt_path=tmp_path / "half.ckpt", weights_only=False)
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+@huggingface_example
+def test_the_trainer_callback_gives_the_weights_of_the_recipe_twice_over_and_logs(example, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    arguments = copy.copy(example.arguments)
+    arguments.output_dir = str(tmp_path)
+    arguments.logging_steps = 1
+    trained = []
+    for how in ("recipe", "callback"):
+        torch.manual_seed(0)
+        model = resnet(example)
+        callback = cdgrad.huggingface.ChannelDirected(SOBOLEV, statistics=1)
+        if how == "callback":
+            trainer = example.Trainer(model, arguments, train_dataset=example.data, callbacks=[callback])
+        else:
+            trainer = example.Directed(model, arguments, train_dataset=example.data)
+        trainer.train()
+        trainer.train()
+        trained.append(weights(model))
+    assert torch.equal(*trained)
+    assert callback.handle is None
+    assert any("cdgrad/cosine" in entry for entry in trainer.state.log_history)
+
+
+@huggingface_example
+def test_the_trainer_callback_resumes_its_schedule(example, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    arguments = copy.copy(example.arguments)
+    arguments.output_dir, arguments.max_steps = str(tmp_path), 4
+    arguments.save_strategy, arguments.save_steps = "steps", 2
+
+    def train(**kwargs):
+        seen = []
+
+        def lam(step):
+            seen.append(step)
+            return 0.01 * (step + 1)
+
+        torch.manual_seed(0)
+        model = resnet(example)
+        callback = cdgrad.huggingface.ChannelDirected(SOBOLEV, schedule=lam)
+        trainer = example.Trainer(model, arguments, train_dataset=example.data, callbacks=[callback])
+        trainer.train(**kwargs)
+        return weights(model), seen
+
+    whole, steps = train()
+    assert steps[-1] == 3
+    resumed, steps = train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert steps[-2:] == [2, 3]
+    torch.testing.assert_close(resumed, whole, rtol=0, atol=0)

@@ -192,7 +192,7 @@ def check_flat_shards_are_refused():
             cdgrad.attach(torch.optim.SGD(model.parameters(), lr=0.1), model, "reweighted:lam=3")
     model = network()
     optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.SGD, lr=0.1)
-    with pytest.raises(ValueError, match=r"ZeroRedundancyOptimizer spreads.*plain optimizer"):
+    with pytest.raises(ValueError, match=r"ZeroRedundancyOptimizer assigns each weight.*plain optimizer"):
         cdgrad.attach(optimizer, model, "reweighted:lam=3")
 
 

@@ -478,8 +478,6 @@ class Attachment:
             return
         holds = set(held)
         self._live = [(i, t) for i, t in enumerate(self.selection.targets) if t.param in holds]
-        if new := holds - self._known - self._noticed:
-            self._warn_of_new(new)
         if self.selection.targets and not self._live:
             raise RuntimeError(
                 f"this {self._kind} no longer holds any of the selected parameters "
@@ -487,6 +485,8 @@ class Attachment:
                 "ZeRO; attach after that, or use torch.distributed.fsdp.fully_shard"
             )
         self._held = held
+        if new := holds - self._known - self._noticed:
+            self._warn_of_new(new)
 
     def _select_materialized(self, model: nn.Module) -> None:
         selection = self._options.select(model)

@@ -1,0 +1,96 @@
+"""A Lightning callback: every optimizer of a `LightningModule` sees channel-directed gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from cdgrad.attachment import Attachment, Options, attach
+from cdgrad.metric_schedule import Schedule
+from cdgrad.metrics import Metric
+from cdgrad.refusals import parameters
+
+
+class ChannelDirected(Callback):
+    """`cdgrad.attach` as a Lightning `Callback`.
+
+    It attaches when training starts, saves the step count with Lightning's checkpoints and resumes from
+    them, and detaches when training ends.
+
+    Args:
+        metric: see `cdgrad.attach`.
+        schedule: the metric, or lam, as a function of the step, see `cdgrad.Attachment.schedule`.
+        statistics: log `cdgrad.Attachment.statistics` under ``cdgrad/`` every so many steps; 0 for never.
+        clip: direct before Lightning clips, so that ``gradient_clip_val`` bounds what the optimizer sees.
+        attach_options: the keywords of `cdgrad.attach`. A model with several optimizers needs a metric
+            that fits them all; those that hold none of the selected weights are left alone.
+
+    Attributes:
+        handles: the attachments, one for each optimizer that holds selected weights.
+
+    Raises:
+        ValueError, TypeError: as `cdgrad.attach`, when training starts.
+    """
+
+    def __init__(
+        self,
+        metric: Metric | str | Mapping[str, Metric | str],
+        *,
+        schedule: Schedule | None = None,
+        statistics: int = 0,
+        clip: bool = False,
+        **attach_options: Any,
+    ) -> None:
+        super().__init__()
+        self.metric, self.schedule, self.options = metric, schedule, attach_options
+        self.statistics, self.clip = statistics, clip
+        self.handles: list[Attachment] = []
+        self._states: list[dict[str, Any]] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Attach, and resume from a checkpoint that was loaded."""
+        options = {
+            name: value for name, value in self.options.items() if name in Options.__dataclass_fields__
+        }
+        weights = {target.param for target in Options(**options).select(pl_module).targets}
+        optimizers = [optimizer for optimizer in trainer.optimizers if weights & parameters(optimizer)]
+        # Without a match, `attach` says why.
+        self.handles = [
+            attach(optimizer, pl_module, self.metric, **self.options)
+            for optimizer in optimizers or trainer.optimizers[:1]
+        ]
+        for handle in self.handles:
+            if self.schedule is not None:
+                handle.schedule(self.schedule)
+        for handle, state in zip(self.handles, self._states, strict=False):
+            handle.load_state_dict(state)
+        self._states = []
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Log what directing does, and direct ahead of clipping, if so chosen."""
+        for handle in self.handles:
+            if handle.optimizer is optimizer:
+                if self.statistics and handle.steps % self.statistics == 0:
+                    pl_module.log_dict({f"cdgrad/{k}": v for k, v in handle.statistics().items()})
+                if self.clip:
+                    handle.apply()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Detach; a further ``fit`` continues at this step."""
+        self._states = [handle.state_dict() for handle in self.handles] or self._states
+        for handle in self.handles:
+            handle.remove()
+        self.handles = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The attachments' states, for Lightning's checkpoint."""
+        return {"handles": [handle.state_dict() for handle in self.handles] or self._states}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume from them when training starts."""
+        self._states = state_dict["handles"]
