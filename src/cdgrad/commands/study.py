@@ -12,8 +12,8 @@ from cdgrad.commands import plan, report
 from cdgrad.commands.arguments import UsageError, count, failed, specification
 
 if TYPE_CHECKING:
+    from cdgrad.study.records import Run
     from cdgrad.study.run.engine import Engine
-    from cdgrad.study.spec import Spec
 
 
 HELP = "run or resume a paired study"
@@ -57,14 +57,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Execute the remaining runs, then print the report."""
+    from cdgrad.study.report import preview
     from cdgrad.study.run.driver import run_study
 
     spec = specification(options.spec)
     folder = Path(options.out or spec.out)
     engine, workers = _engine(options, folder), options.workers or spec.workers
-    _first_screen(spec, folder, workers)
+
+    def first_screen(recorded: list[Run]) -> None:
+        seconds = preview.recorded_seconds(spec, recorded)
+        plan.show(spec, recorded, folder, workers, seconds, stderr=True)  # as all progress
+
     try:
-        executed = run_study(spec, folder, workers, engine, allow_code_change=options.allow_code_change)
+        executed = run_study(
+            spec, folder, workers, engine, first_screen, allow_code_change=options.allow_code_change
+        )
     except KeyboardInterrupt:
         return failed(
             130, f"interrupted; {folder} keeps the finished runs; the same command resumes the study"
@@ -74,17 +81,6 @@ def run(options: argparse.Namespace) -> int:
     if failures:
         return failed(1, f"{len(failures)} of {len(executed)} runs failed, the first: {failures[0].message}")
     return status
-
-
-def _first_screen(spec: Spec, folder: Path, workers: int) -> None:
-    """Print the plan on standard error, as all progress, unless every run is recorded already."""
-    from cdgrad.study.plan import Plan
-    from cdgrad.study.report.preview import recorded_seconds
-
-    runs = plan.recorded(folder)
-    planned = Plan(spec, runs, str(folder))
-    if planned.done < len(planned.keys):
-        plan.show(spec, runs, folder, workers, recorded_seconds(spec, runs), stderr=True)
 
 
 def _engine(options: argparse.Namespace, folder: Path) -> Engine:

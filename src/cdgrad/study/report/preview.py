@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cdgrad.study import StudyError
 from cdgrad.study.plan import Plan
 from cdgrad.study.records import Run
 from cdgrad.study.report.document import Document, Section, Table
@@ -81,17 +82,23 @@ def preview(
             None: that of the recorded pairs, where there are any.
 
     Raises:
-        StudyError: the recorded runs belong to another specification, or the data cannot be used.
+        StudyError: the recorded runs belong to another specification.
     """
     plan = Plan(spec, runs, place)
-    tables = [_runs(plan), *_splits(spec), *_time(plan, workers, seconds)]
+    remarks = list(warnings(spec))
+    try:
+        splits = list(_splits(spec))
+    except StudyError as error:  # the workers of a cluster may have what this machine lacks
+        splits = []
+        remarks.append(f"The data cannot be read on this machine: {error}")
+    tables = [_runs(plan), *splits, *_time(plan, workers, seconds)]
     tables += [*_power(spec, runs, sd), *_search(spec)]
     remaining = len(plan.keys) - plan.done
     return Document(
         title=f"Plan of {spec.title}",
         summary=f"{len(plan.keys)} runs, {plan.done} of them recorded in {place}, {remaining} remain",
         verdicts=[],
-        remarks=list(warnings(spec)),
+        remarks=remarks,
         sections=[Section("", (), tables)],
         environment=[],
         spec=spec.text,

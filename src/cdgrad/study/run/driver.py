@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ def run_study(
     folder: Path,
     workers: int,
     engine: Engine | None = None,
+    before: Callable[[list[Run]], None] | None = None,
     *,
     allow_code_change: bool = False,
 ) -> list[Run]:
@@ -36,11 +38,12 @@ def run_study(
         spec: the study.
         folder: where its records are, or will be.
         workers: how many runs at once.
-        engine: what makes them; None: processes of this machine, of one thread each.
+        engine: what executes them; None: processes of this machine, of one thread each.
+        before: called with the recorded runs where runs remain and the folder can be used.
         allow_code_change: add runs of changed modules of the user to those recorded; the report says so.
 
     Returns:
-        The runs made now.
+        The runs executed now.
 
     Raises:
         StudyError: the folder holds runs of another specification or of other code, or cannot be used.
@@ -58,6 +61,8 @@ def run_study(
         workers = min(workers, remaining)
         # Nothing is shown where no run remains: the last driver may have been killed after the last run.
         if remaining:
+            if before is not None:
+                before(recorded)
             with display(plan, workers) as shown, closing(engine(plan.take, workers)) as events:
                 for event in events:
                     if isinstance(event, EpochDone):
