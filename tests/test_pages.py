@@ -90,3 +90,14 @@ def test_nothing_says_to_install_an_unpublished_package():
     for file in files:
         text = file.read_text(encoding="utf-8")
         assert not re.search("pip install '?cdgrad", text), file
+
+
+def test_the_notebook_of_the_start_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads((generated.ROOT / "docs/start.ipynb").read_text(encoding="utf-8"))
+    namespace = {"__name__": "__main__"}
+    code = [cell["source"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    for source in code:
+        exec(compile(source, "start.ipynb", "exec"), namespace)
+    assert "4.weight   32x16x3x3  0     1" in capsys.readouterr().out
+    assert len(code) >= 4

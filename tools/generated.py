@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tools import benchmarks, quickstart
+from tools import benchmarks, notebook, quickstart
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,6 +32,7 @@ PARTS = (
     Part("README.md", "optimizers", benchmarks.optimizer_count),
     Part("docs/index.md", "cost", benchmarks.cost_sentence),
     Part("docs/start.md", "quickstart", quickstart.start),
+    Part("docs/start.ipynb", "", notebook.start),
     Part("docs/card.md", "quickstart", quickstart.card),
     Part("docs/cost.md", "cost", benchmarks.cost),
     Part("docs/theory.md", "accuracy", benchmarks.accuracy),
@@ -59,7 +60,7 @@ def expected(part: Part, text: str) -> str:
         ValueError: the file lacks the markers.
     """
     found = part.compute()
-    assert isinstance(found, str)
+    assert isinstance(found, str)  # a figure, which is bytes, is a whole file
     if not part.marker:
         return found
     begin, end = (f"<!-- {part.marker}:{place} -->" for place in ("begin", "end"))
