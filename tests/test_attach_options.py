@@ -1,0 +1,84 @@
+"""Blocks, metrics by patterns, schedules and statistics of an attachment, against the operator itself."""
+
+import pytest
+import torch
+from torch import nn
+
+from cdgrad import Sobolev, attach, channel_directed, select
+from cdgrad.diagnostics import agreement, roughness
+
+METRIC = Sobolev(0.05)
+
+
+def stepped(metric=METRIC, **options):
+    """A model after one step at rate 1: what moved each weight, the ordinary gradients, the handle."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 9, 3), nn.Conv2d(9, 6, 3)).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    handle = attach(optimizer, model, metric, **options)
+    model(torch.randn(2, 3, 8, 8, dtype=torch.float64)).square().mean().backward()
+    grads = [layer.weight.grad.clone() for layer in model]
+    statistics = handle.statistics()
+    before = [layer.weight.detach().clone() for layer in model]
+    optimizer.step()
+    moves = [b - layer.weight.detach() for b, layer in zip(before, model, strict=True)]
+    return moves, grads, before, statistics, handle
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager", "cpu"])
+@pytest.mark.parametrize(
+    ("blocks", "sizes"), [(3, [3, 3, 3]), ([5, 3, 1], [5, 3, 1]), ([3, 3, 3], [3, 3, 3])]
+)
+def test_blocks_equal_the_split_tensor(blocks, sizes, backend):
+    moves, grads, *_ = stepped(blocks={"0.weight": blocks}, backend=backend)
+    expected = torch.cat([channel_directed(part, METRIC) for part in grads[0].split(sizes)])
+    torch.testing.assert_close(moves[0], expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(moves[1], channel_directed(grads[1], METRIC), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("blocks", [2, 0, [4, 4], [9, 0]])
+def test_blocks_that_do_not_fit(blocks):
+    with pytest.raises(ValueError, match=r"blocks for weight of shape .*expected"):
+        select(nn.Conv2d(3, 9, 3), blocks={"weight": blocks})
+
+
+def test_metrics_by_patterns():
+    moves, grads, *_, handle = stepped({"1.*": "reweighted:lam=3", "*": METRIC})
+    torch.testing.assert_close(moves[0], channel_directed(grads[0], METRIC))
+    torch.testing.assert_close(moves[1], channel_directed(grads[1], "reweighted:lam=3"))
+    with pytest.raises(ValueError, match=r"metric pattern '7\.\*' matches no parameter"):
+        handle.metric = {"7.*": METRIC}
+
+
+def test_statistics_are_those_of_the_step():
+    moves, grads, before, statistics, _ = stepped()
+    for i in range(2):
+        alignment = agreement(grads[i : i + 1], moves[i : i + 1])
+        assert statistics[f"{i}.weight/cosine"] == pytest.approx(alignment.cosine)
+        assert statistics[f"{i}.weight/norm_ratio"] == pytest.approx(alignment.norm_ratio)
+        assert statistics[f"{i}.weight/roughness"] == pytest.approx(roughness(before[i]))
+    assert (statistics["cosine"], statistics["norm_ratio"]) == pytest.approx(agreement(grads, moves))
+
+
+def test_a_schedule_resumes_bit_for_bit_and_statistics_want_ordinary_gradients():
+    def train(steps, state=None):
+        torch.manual_seed(0)
+        model = nn.Conv2d(3, 8, 3)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        handle = attach(optimizer, model, METRIC)
+        handle.schedule(lambda step: 0.01 * (step + 1))
+        if state is not None:
+            model.load_state_dict(state[0])
+            handle.load_state_dict(state[1])
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(torch.ones(1, 3, 8, 8)).square().mean().backward()
+            optimizer.step()
+        with pytest.raises(RuntimeError, match=r"directed already; call handle\.statistics"):
+            handle.statistics()
+        return model.state_dict(), handle.state_dict()
+
+    whole, half = train(6), train(3)
+    resumed = train(3, half)
+    assert torch.equal(resumed[0]["weight"], whole[0]["weight"])
+    assert resumed[1] == whole[1] == {"steps": 6, "metric": "sobolev:lam=0.06", "enabled": True}
