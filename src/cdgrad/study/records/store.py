@@ -98,6 +98,14 @@ class Store:
             )
         return digest
 
+    def earlier_specs(self) -> list[tuple[str, str]]:
+        """Name and text of the specifications before the present one, under which runs are recorded."""
+        with self._explained():
+            return self._db.execute(
+                "SELECT name, text FROM specs WHERE hash IN (SELECT spec FROM runs) AND last_used < "
+                "(SELECT max(last_used) FROM specs) ORDER BY last_used"
+            ).fetchall()
+
     def spec(self) -> tuple[str, str]:
         """Name and text of the present specification."""
         with self._explained():

@@ -99,7 +99,7 @@ def _details(results: Results) -> Section:
     cells = results.spec.cells
     found = [tables.seeds(results, cell) for cell in cells]
     found += [tables.trials(search, *place) for place, search in results.searches.items() if search.runs]
-    return Section("Every run", (), [*found, tables.parts(results)], detail=True)
+    return Section("Every run", (), [*found, tables.cost(results), tables.parts(results)], detail=True)
 
 
 def _progress(results: Results) -> str:

@@ -20,6 +20,7 @@ def remarks(results: Results) -> list[str]:
         *_diverged(results),
         *_rounding(results),
         *_looks(results),
+        *_added_later(results),
         *_searched(results),
         *_shared_images(results),
         *_environment(results),
@@ -131,6 +132,25 @@ def _diverged(results: Results) -> Iterator[str]:
                 f"{results.spec.baseline} is {c.median:+.2f} points{between}."
             )
         yield sentence
+
+
+def _added_later(results: Results) -> Iterator[str]:
+    """Seeds and arms that joined after runs were recorded, and so perhaps after a look at their results."""
+    spec = results.spec
+    for before in results.earlier[:1]:  # the oldest: what was planned
+        seeds = sorted({*spec.seeds} - {*before.seeds})
+        if seeds and not spec.until and set(before.seeds) & set(spec.seeds):
+            listed = ", ".join(map(str, seeds[:10])) + ", ..." * (len(seeds) > 10)
+            yield (
+                f"{_count(len(seeds), 'seed')} ({listed}) joined a study that had recorded runs of "
+                f"{len(before.seeds)}: p and the intervals assume that no result was seen before the number "
+                "of seeds was set; seeds = { until, most } allows it."
+            )
+        if arms := [arm for arm in spec.arms if arm not in before.arms]:
+            yield (
+                f"Arm {', '.join(arms)} joined after runs were recorded: the choice to add it, or of what to "
+                "compare, may rest on results."
+            )
 
 
 def _searched(results: Results) -> Iterator[str]:

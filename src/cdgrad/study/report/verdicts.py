@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from cdgrad.study.statistics.equivalence import Equivalence, equivalence
-from cdgrad.study.statistics.paired import LEVEL, POWER, Comparison, detectable_difference, is_shown
+from cdgrad.study.statistics.paired import LEVEL, Comparison, is_shown
 from cdgrad.study.statistics.results import Results
 from cdgrad.study.statistics.sequential import fewest_pairs
 
@@ -13,7 +13,8 @@ from cdgrad.study.statistics.sequential import fewest_pairs
 def verdicts(results: Results, cell: str) -> list[str]:
     baseline = results.spec.baseline
     tell = verdict_after_looks if results.spec.until else verdict
-    sentences = [tell(arm, baseline, found, p) for arm, (found, p) in results.in_cell(cell).items()]
+    label = "Holm p" if len(results.comparisons) > 1 else "p"
+    sentences = [tell(arm, baseline, found, p, label) for arm, (found, p) in results.in_cell(cell).items()]
     if margin := results.spec.margin:
         sentences += [
             equivalence_verdict(arm, baseline, equivalence(found.differences, margin))
@@ -53,38 +54,40 @@ def _named(cells: list[str]) -> str:
     return f"{len(cells)} ({', '.join(cells)})" if cells else "0"
 
 
-def verdict(name: str, baseline: str, comparison: Comparison, p: float) -> str:
-    """The comparison in plain words; `p` is corrected for the number of comparisons.
+def verdict(name: str, baseline: str, comparison: Comparison, p: float, label: str = "p") -> str:
+    """The comparison in plain words: mean, both ends of its interval, and p under its name.
 
-    Where none `is_shown`, the sentence gives the largest difference, in either direction, that the
-    interval leaves open, and the smallest that the study would probably have shown.
+    Args:
+        name: the arm.
+        baseline: the arm that it is compared with.
+        comparison: their paired differences.
+        p: after the correction for the number of comparisons.
+        label: what p is, such as ``"Holm p"``.
     """
     if comparison.pairs < 2:
         return f"{name} against {baseline}: {comparison.pairs} pair of seeds; a comparison needs at least 2."
     pairs, (low, high) = comparison.pairs, comparison.interval
+    numbers = f"95 % interval {low:+.2f} to {high:+.2f}, {label} = {p:.2g}"
     if is_shown(comparison, p):
         more, size = ("fewer", -comparison.mean) if comparison.mean < 0 else ("more", comparison.mean)
-        between = sorted((abs(low), abs(high)))
         return (
-            f"{name} makes {size:.2f} points {more} errors than {baseline} "
-            f"(95 % interval {between[0]:.2f} to {between[1]:.2f}, p = {p:.2g})."
+            f"{name} has {size:.2f} points {more} errors than {baseline} "
+            f"(mean difference {comparison.mean:+.2f} points, {numbers})."
         )
     if comparison.sd == 0:
         return (
             f"{name} against {baseline}: all {pairs} differences are {comparison.mean:+.2f} points, so that "
             f"nothing can be estimated; check that the arm changes the training."
         )
-    seen = detectable_difference(pairs, comparison.sd)
     # Where a diverged run or two stretch the interval, the test of signs may still see a difference.
-    but = ", but the interval of the mean includes 0" if p < 1 - LEVEL else ""
+    but = ", although p is below 0.05: the interval includes 0" if p < 1 - LEVEL else ""
     return (
-        f"{name} against {baseline}: no difference is shown (p = {p:.2g}{but}), and no difference larger "
-        f"than {rounded_up(max(abs(low), abs(high)))} points is supported at 95 %; {pairs} seeds of this "
-        f"spread show a true difference of {rounded_up(seen)} points in {100 * POWER:.0f} % of studies."
+        f"{name} against {baseline}: no difference is shown{but} (mean difference {comparison.mean:+.2f} "
+        f"points, {numbers}); differences outside the interval are not supported."
     )
 
 
-def verdict_after_looks(name: str, baseline: str, comparison: Comparison, p: float) -> str:
+def verdict_after_looks(name: str, baseline: str, comparison: Comparison, p: float, label: str = "p") -> str:
     """As `verdict`, of a comparison whose interval and `p` are valid after any number of looks."""
     if not math.isfinite(comparison.interval.low):
         return (
@@ -92,11 +95,11 @@ def verdict_after_looks(name: str, baseline: str, comparison: Comparison, p: flo
             f"{fewest_pairs()} or more with different results."
         )
     if is_shown(comparison, p):
-        return verdict(name, baseline, comparison, p)
+        return verdict(name, baseline, comparison, p, label)
     return (
-        f"{name} against {baseline}: no difference is shown (p = {p:.2g}), and no difference larger than "
-        f"{rounded_up(max(map(abs, comparison.interval)))} points is supported at 95 % after any number of "
-        f"looks; {comparison.pairs} seeds."
+        f"{name} against {baseline}: no difference is shown ({label} = {p:.2g}), and no difference larger "
+        f"than {rounded_up(max(map(abs, comparison.interval)))} points is supported at 95 % after any "
+        f"number of looks; {comparison.pairs} seeds."
     )
 
 

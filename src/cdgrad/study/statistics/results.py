@@ -5,7 +5,8 @@ All of it follows from the specification and the runs, wherever they were kept.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -40,7 +41,8 @@ class Results:
         runs: every record, also of arms and seeds that the specification no longer has.
         finished: the final runs of its present cells, arms and seeds.
         searches: its trials, where it has any.
-        failed: runs of it that failed; they are still to be made.
+        failed: runs of it that failed; they remain to be executed.
+        earlier: former specifications of the study, the oldest first.
     """
 
     spec: Spec
@@ -48,10 +50,14 @@ class Results:
     finished: dict[Place, dict[int, Run]]
     searches: dict[Place, Search]
     failed: list[Run]
+    earlier: tuple[Spec, ...] = ()
 
     @staticmethod
-    def of(spec: Spec, runs: Iterable[Run]) -> Results:
-        """Sort the records `runs` by what `spec` says; their order does not matter."""
+    def of(spec: Spec, runs: Iterable[Run], earlier: Iterable[Spec] = ()) -> Results:
+        """Sort the records `runs` by what `spec` says; their order does not matter.
+
+        `earlier` are former specifications of the study, under which some of the runs were executed.
+        """
         records = {run.key: run for run in runs}
         finished: dict[Place, dict[int, Run]] = {}
         searches: dict[Place, Search] = {}
@@ -72,7 +78,7 @@ class Results:
                 made = {trial: of_trial for trial, of_trial in made.items() if of_trial}
                 values: dict[int, Values] = {t: next(iter(rs.values())).values for t, rs in made.items()}
                 searches[cell, arm] = Search(values, made, tuning.trials * len(tuning.seeds))
-        return Results(spec, list(records.values()), finished, searches, failed)
+        return Results(spec, list(records.values()), finished, searches, failed, tuple(earlier))
 
     @property
     def final_runs(self) -> list[Run]:
@@ -161,6 +167,13 @@ class Results:
         return {arm: compared for (c, arm), compared in self.comparisons.items() if c == cell}
 
 
+def _parsed(specs: Iterable[tuple[str, str]]) -> Iterator[Spec]:
+    """The specifications that this version still reads."""
+    for name, text in specs:
+        with suppress(StudyError):
+            yield parse(text, name)
+
+
 def read(folder: Path) -> Results:
     """The results in a study's folder.
 
@@ -170,7 +183,8 @@ def read(folder: Path) -> Results:
     with Store(folder, write=False) as store:
         name, text = store.spec()
         runs = store.runs()
-    results = Results.of(parse(text, name), runs)
+        former = store.earlier_specs()
+    results = Results.of(parse(text, name), runs, _parsed(former))
     if not results.count + results.trials_made:
         failed = results.failed
         why = f", {len(failed)} failed: {failed[0].message}" if failed else ""
