@@ -8,9 +8,14 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+from cdgrad.study.shown import one_line
+
 
 class StudyError(Exception):
     """An expected failure, in one line: what came, what was expected, the next move."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 class _Alias(ModuleType):
