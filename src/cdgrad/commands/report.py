@@ -39,6 +39,6 @@ def show(folder: Path) -> int:
         return failed(1, str(error))
     plots = [str(path) for path in files if path.suffix == ".png"]
     others = [str(path) for path in files if path.suffix != ".png"]
-    others += plots if len(plots) <= 3 else [f"{folder / '*.png'} ({len(plots)} plots)"]
+    others += plots if len(plots) <= 6 else [f"{folder / '*.png'} ({len(plots)} plots)"]
     print("\nwritten:", *others, f"records: {folder / records.FILE}", sep="\n")
     return 0

@@ -33,5 +33,5 @@ def test_one_comparison_has_p_and_several_have_the_p_of_holm(tiny, make_run):
     (sentence,) = verdicts(Results.of(tiny, runs), "")
     assert ", p = " in sentence
     three = dataclasses.replace(tiny, arms=tiny.arms | {"more": tiny.arms["sgd"]})
-    runs += [make_run("more", seed, 4.0 + seed / 3) for seed in (0, 1)]
+    runs += [dataclasses.replace(make_run("sgd", seed, 4.0 + seed / 3), arm="more") for seed in (0, 1)]
     assert all(", Holm p = " in sentence for sentence in verdicts(Results.of(three, runs), ""))
