@@ -44,5 +44,5 @@ def test_only_gpus_that_are_left_to_this_process(monkeypatch, listed, expected):
 
 def test_no_gpu_is_said_in_a_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with pytest.raises(StudyError, match="--device cuda, but torch sees no GPU here"):
+    with pytest.raises(StudyError, match="--device cuda: PyTorch finds no CUDA device"):
         local_engine.visible_gpus()

@@ -124,7 +124,7 @@ def test_no_run_is_lost_where_workers_die_at_the_same_time(tiny, monkeypatch):
     assert {run.key for run in runs} == expected
     assert len(runs) == 16
     assert {(run.status, run.message) for run in runs} == {
-        ("failed", "the worker ended in mid-run: exit status 0")
+        ("failed", "the worker process ended during the run with exit status 0")
     }
 
 

@@ -103,7 +103,7 @@ def test_weights_that_the_last_step_made_infinite_are_a_diverged_run(setting, mo
 
 
 def test_an_optimizer_that_wants_a_closure_is_refused(setting):
-    with pytest.raises(StudyError, match=r"LBFGS evaluates the loss more than once a step.*entry = "):
+    with pytest.raises(StudyError, match=r"LBFGS.* needs a closure, which.*entry = "):
         trained(dataclasses.replace(setting, optimizer=Optimizer("torch.optim:LBFGS", 0.1)))
 
 

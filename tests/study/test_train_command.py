@@ -155,7 +155,7 @@ def test_without_tensorboard_its_extra_is_named(spec_file, tmp_path, capsys, mon
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--device", "nonsense"], 1, "'nonsense' is no device; use cpu, or cuda"),
+        (["--device", "nonsense"], 1, "unknown device 'nonsense'; expected cpu, cuda or cuda:N"),
         (["--weights", "no/such/net.pt"], 2, "there is no folder no/such; create it first"),
         (["--tensorboard", __file__], 1, "cannot be written: File exists"),
         (["--set", "optimizer.momentum=-1"], 1, "torch.optim:SGD refuses its arguments (lr, momentum): Inv"),

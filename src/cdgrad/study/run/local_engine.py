@@ -82,7 +82,7 @@ def visible_gpus() -> list[str]:
     count = torch.cuda.device_count()
     listed = [gpu.strip() for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.strip()]
     if not count:
-        raise StudyError("--device cuda, but torch sees no GPU here; leave it out to train on the CPU")
+        raise StudyError("--device cuda: PyTorch finds no CUDA device; omit the option to train on the CPU")
     return listed[:count] or [str(index) for index in range(count)]
 
 
@@ -129,9 +129,11 @@ class _Worker:
             self._process.join()
             code = self._process.exitcode or 0
             how = (
-                f"killed by signal {-code}, perhaps for want of memory" if code < 0 else f"exit status {code}"
+                f"was killed by signal {-code} during the run (out of memory?)"
+                if code < 0
+                else f"ended during the run with exit status {code}"
             )
-            message = job.lost(self._since, environment(), f"the worker ended in mid-run: {how}")
+            message = job.lost(self._since, environment(), f"the worker process {how}")
         if isinstance(message, int):
             return EpochDone(index, job, message)
         self.job = None

@@ -155,7 +155,7 @@ def _arm(title: str, value: Any, name: str, *, entry: bool) -> Arm:
         )
     arm = read(Arm, value, where, name)
     if arm.optimizer and entry:
-        raise StudyError(f"{name}: {where}.optimizer means nothing to an entry; use {where}.values")
+        raise StudyError(f"{name}: {where}.optimizer has no effect with `entry`; use {where}.values")
     if arm.values and not entry:
         raise StudyError(f"{name}: {where}.values is read by an entry, and there is none; use optimizer")
     if arm.rounding > 1 and entry:

@@ -73,7 +73,8 @@ def read_tuning(value: Any, final_seeds: Sequence[int], arms: Sequence[str], nam
     own = seeds(table["seeds"], "tuning.seeds", name)
     if both := sorted({*own} & {*final_seeds}):
         raise StudyError(
-            f"{name}: tuning.seeds must differ from seeds, lest final runs repeat what they were chosen by; "
+            f"{name}: tuning.seeds must be disjoint from seeds, so that final runs use seeds that "
+            f"tuning has not seen; "
             f"both have {', '.join(map(str, both[:5]))}"
         )
     of_arms = as_table(table.get("arms", {}), "tuning.arms", name)

@@ -62,7 +62,7 @@ def train(
     try:
         where = torch.device(device)
     except RuntimeError as error:  # a list of torch's kinds, most of them not there
-        raise StudyError(f"{device!r} is no device; use cpu, or cuda") from error
+        raise StudyError(f"unknown device {device!r}; expected cpu, cuda or cuda:N") from error
     if where.type == "cuda" and not torch.cuda.is_available():
         raise StudyError(f"there is no device {device} here; use cpu")
     if checkpoint and ranks.kind == "fsdp2":
@@ -116,8 +116,8 @@ class _Run:
         check_holds_all(self.optimizer, self.model, base.name)
         if _needs_closure(self.optimizer):
             raise StudyError(
-                f"{base.name} evaluates the loss more than once a step, by a closure that this loop does not "
-                'give it; train with code of your own: entry = "module:function"'
+                f"{base.name} needs a closure, which the built-in training loop does not provide; "
+                'use your own training code: entry = "module:function"'
             )
         try:
             self.handle = attach_arm(setting, self.optimizer, self.model, seed)

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from cdgrad.study import StudyError
 from cdgrad.study.spec import Schedule
 
-KINDS = ("ddp", "fsdp2")
 PATIENCE = timedelta(minutes=10)
 """How long a rank waits in one collective for the others before it gives up."""
 
