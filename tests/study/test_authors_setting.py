@@ -12,7 +12,8 @@ from cdgrad.study import StudyError, models
 from cdgrad.study.records.parquet import from_parquet
 from cdgrad.study.spec import load, parse
 from cdgrad.study.spec.setting import Schedule, as_json
-from cdgrad.study.train.loop import rate_factor, selected_errors, step_with_rounding, train
+from cdgrad.study.train.loop import selected_errors, train
+from cdgrad.study.train.schedule import rate_factor, step_with_rounding
 
 SHAPE = (3, 32, 32)
 

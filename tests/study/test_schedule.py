@@ -11,8 +11,9 @@ from torch import nn
 
 from cdgrad.study import data, models
 from cdgrad.study.spec import Model, Optimizer, Schedule, Task
-from cdgrad.study.train.average import WeightAverage
-from cdgrad.study.train.loop import rate_factor, train
+from cdgrad.study.train.loop import train
+from cdgrad.study.train.schedule import rate_factor
+from cdgrad.study.train.state import moving_average
 
 SEEN = []  # what the networks below were given: (training, number of images, dtype, channels-last)
 
@@ -165,19 +166,19 @@ def test_compile_runs_the_network_through_the_compiler(run, monkeypatch):
 def test_the_average_is_the_recursion_with_a_decay_that_grows():
     torch.manual_seed(0)
     model = models.SmallCNN((1, 8, 8), 4, width=2)
-    average = WeightAverage(model, 0.3)
+    average = moving_average(model, 0.3)
     expected, stats = copy.deepcopy(model.head.weight.detach()), model.features[1].running_mean.clone()
     for step in range(6):
         with torch.no_grad():
             model.head.weight.normal_()
             model(torch.randn(4, 1, 8, 8))
-        average.update()
+        average.update_parameters(model)
         decay = min(0.3, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model.head.weight.detach()
         stats = decay * stats + (1 - decay) * model.features[1].running_mean
-    torch.testing.assert_close(average.model.head.weight, expected, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(average.model.features[1].running_mean, stats, rtol=1e-5, atol=1e-6)
-    assert average.model.features[1].num_batches_tracked == 6
+    torch.testing.assert_close(average.module.head.weight, expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(average.module.features[1].running_mean, stats, rtol=1e-5, atol=1e-6)
+    assert average.module.features[1].num_batches_tracked == 6
 
 
 def test_what_is_evaluated_is_the_average(run):

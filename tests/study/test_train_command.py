@@ -173,7 +173,7 @@ def test_what_cannot_be_is_one_line(spec_file, capsys, arguments, status, messag
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_device_that_is_not_there(spec_file, capsys):
     assert cli.main(["train", spec_file, "--device", "cuda"]) == 1
-    assert "there is no device cuda here" in capsys.readouterr().err
+    assert "device cuda: PyTorch finds no CUDA device" in capsys.readouterr().err
 
 
 def test_the_users_own_code_is_run_too(tmp_path, capsys, monkeypatch):

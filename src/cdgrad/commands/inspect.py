@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from cdgrad.commands.arguments import count
 from cdgrad.study import StudyError
+from cdgrad.study.shown import one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -181,7 +182,7 @@ def _load_weights(model: nn.Module, name: str, path: Path) -> None:
     try:
         model.load_state_dict(cast(Any, state))
     except Exception as error:  # keys and values may be anything
-        raise StudyError(f"--weights {path} does not fit {name}: {' '.join(str(error).split())}") from error
+        raise StudyError(f"--weights {path} does not fit {name}: {one_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

@@ -17,6 +17,11 @@ def one_line(text: object) -> str:
     return "".join(c if c.isprintable() else " " for c in " ".join(str(text).split()))
 
 
+def named(error: BaseException) -> str:
+    """The kind and the message of an error, on one line."""
+    return one_line(f"{type(error).__name__}: {error}")
+
+
 def lines(text: str) -> str:
     """`text` with its lines and indentation, each made safe as by `one_line`."""
     return "\n".join(

@@ -15,6 +15,7 @@ from cdgrad.study import StudyError
 from cdgrad.study.data.choice import choose_columns, choose_splits
 from cdgrad.study.data.files import IMAGES, Contents, is_data, listed, shown
 from cdgrad.study.data.source import ImageFile, Source, SourceSplit
+from cdgrad.study.shown import one_line
 from cdgrad.study.spec import DATA, Task
 
 
@@ -69,7 +70,7 @@ def _open(
             place["data_files"] = {split: [str(path) for path in paths] for split, paths in files.items()}
         return dict(library.load_dataset(**place)), files
     except Exception as error:  # whatever the files or the network lead it to
-        reason = (" ".join(str(error).split()) or type(error).__name__).rstrip(".")
+        reason = (one_line(error) or type(error).__name__).rstrip(".")
         if contents is not None:
             raise StudyError(
                 f"task.data: {shown(contents.folder)} is not a folder that datasets.load_dataset reads, of "

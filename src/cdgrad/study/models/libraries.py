@@ -8,6 +8,7 @@ from typing import Any
 
 from cdgrad.study import StudyError
 from cdgrad.study.models.layers import ImageShape
+from cdgrad.study.shown import one_line
 
 LIBRARIES = ("timm", "torchvision")
 
@@ -36,5 +37,4 @@ def build(
         return make(name, **given, **arguments)
     except (RuntimeError, TypeError, ValueError) as error:
         named = ", ".join(arguments) or "none"
-        reason = " ".join(str(error).split())
-        raise StudyError(f"{full} cannot be built with the arguments ({named}): {reason}") from error
+        raise StudyError(f"{full} cannot be built with the arguments ({named}): {one_line(error)}") from error

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cdgrad.study import StudyError
 from cdgrad.study.callables import load_callable, modules_beside
@@ -14,7 +15,11 @@ from cdgrad.study.plan.job import Job
 from cdgrad.study.records.code import user_code
 from cdgrad.study.records.environment import environment, folder_commit
 from cdgrad.study.records.run import Run, Status
+from cdgrad.study.shown import named, one_line
 from cdgrad.study.spec import Setting
+
+if TYPE_CHECKING:
+    from cdgrad.study.train.outcome import Outcome
 
 
 def execute(
@@ -24,56 +29,62 @@ def execute(
     device: str = "cpu",
     checkpoints: Path | None = None,
 ) -> Run:
-    """Make one run in this process. What the run raises becomes a record of status "failed".
+    """Execute one run in this process. An exception of the run becomes a record of status "failed".
 
     Args:
         job: the run.
         on_epoch: called after each epoch with its number from 1 and what was measured in it.
-        device: where to train, ``"cpu"`` or ``"cuda"``; the user's own training code sees to it itself.
-        checkpoints: a folder in which a long run keeps its state, to go on from where one was killed.
+        device: where to train, ``"cpu"`` or ``"cuda"``; the user's own training code chooses its own.
+        checkpoints: a folder in which a long run saves its state, so that it resumes after it was killed.
     """
     import torch  # here, because the driver, which imports this module, does without
 
-    from cdgrad.study.train.entry import run_entry
-    from cdgrad.study.train.loop import train
-
-    started, clock = datetime.now(UTC), time.perf_counter()
-    status: Status = "failed"
-    message, error, epochs, measures = "", None, list[dict[str, float]](), dict[str, Any]()
-    # Before training: the commit and the images are those that the run began with.
-    place = environment(device) | {"threads": torch.get_num_threads()}
     if job.trial is not None and job.setting.evaluate == "test":
-        raise ValueError(f"trial {job.trial} of arm {job.arm} would read the test part")
+        raise ValueError(f"trial {job.trial} of arm {job.arm} would read the test split")
+    started, clock = datetime.now(UTC), time.perf_counter()
+    # Before training: the commit and the images are those that the run began with.
+    where = environment(device) | {"threads": torch.get_num_threads()}
     dtype = torch.get_default_dtype()
     try:
         with modules_beside(job.folder):
             _import_callables(job.setting)
-            place |= _code(job.folder) | _data(job.setting)
+            where |= _code(job.folder) | _data(job.setting)
             dtype = torch.get_default_dtype()
-            if job.setting.entry:
-                outcome = run_entry(job.arm, job.setting, job.seed, on_epoch, tuned=job.values)
-            else:
-                kept = checkpoints and checkpoints / job.file(device)
-                outcome = train(job.setting, job.seed, on_epoch, device=device, checkpoint=kept)
-        place |= _code(job.folder)  # what was imported only during the run, too
-        status, error, epochs = outcome.status, outcome.error, outcome.epochs
-        measures |= outcome.measures
-    except ConnectionError:  # the driver is gone; nobody would hear of a failure
+            outcome = _outcome(job, on_epoch, device, checkpoints)
+        where |= _code(job.folder)  # what was imported only during the run, too
+        result = _Result(outcome.status, outcome.error, outcome.epochs, outcome.measures)
+    except ConnectionError:  # the driver is gone; no process would receive the record
         raise
-    except Exception as problem:
-        message = str(problem) if isinstance(problem, StudyError) else f"{type(problem).__name__}: {problem}"
+    except Exception as error:
+        result = _Result(message=one_line(error if isinstance(error, StudyError) else named(error)))
     finally:
         torch.set_default_dtype(dtype)  # the run's own code may have set another, which is not the next run's
-    return job.run(
-        started,
-        status=status,
-        error=error,
-        epochs=epochs,
-        measures=measures,
-        environment=place,
-        seconds=round(time.perf_counter() - clock, 3),
-        message=" ".join(message.split()),
-    )
+    seconds = round(time.perf_counter() - clock, 3)
+    return job.run(started, environment=where, seconds=seconds, **vars(result))
+
+
+@dataclass
+class _Result:
+    """What a run gives its record; a failed one has a message alone."""
+
+    status: Status = "failed"
+    error: float | None = None
+    epochs: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
+    measures: dict[str, Any] = field(default_factory=dict[str, Any])
+    message: str = ""
+
+
+def _outcome(
+    job: Job, on_epoch: Callable[[int, dict[str, float]], None], device: str, checkpoints: Path | None
+) -> Outcome:
+    """Train by the built-in loop or by the user's own code."""
+    from cdgrad.study.train.entry import run_entry
+    from cdgrad.study.train.loop import train
+
+    if job.setting.entry:
+        return run_entry(job.arm, job.setting, job.seed, on_epoch, tuned=job.values)
+    checkpoint = checkpoints and checkpoints / job.file(device)
+    return train(job.setting, job.seed, on_epoch, device=device, checkpoint=checkpoint)
 
 
 def _import_callables(setting: Setting) -> None:

@@ -24,6 +24,7 @@ from cdgrad.study.records.environment import environment
 from cdgrad.study.records.run import Run
 from cdgrad.study.run.engine import ONE_THREAD, EpochDone, RunDone, Take
 from cdgrad.study.run.execute import execute
+from cdgrad.study.shown import one_line
 
 ATTEMPTS = 3
 
@@ -146,8 +147,9 @@ def _connected(address: str) -> Any:
         _check_reachable(address)
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except (OSError, ValueError, RuntimeError) as error:
-        why = " ".join(str(error).split())
-        raise StudyError(f"no Ray cluster at {address} ({why}); start one with ray start --head") from error
+        raise StudyError(
+            f"no Ray cluster at {address} ({one_line(error)}); start one with ray start --head"
+        ) from error
     return ray
 
 

@@ -136,7 +136,7 @@ def join(kind: Literal["ddp", "fsdp2"] | None, device: str) -> Generator[Ranks]:
             "them with torchrun --nproc-per-node 2 -m cdgrad train ..."
         )
     if device != "cpu" and not torch.cuda.is_available():
-        raise StudyError(f"there is no device {device} here; use cpu")
+        raise StudyError(f"device {device}: PyTorch finds no CUDA device; use cpu")
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)

@@ -1,0 +1,170 @@
+"""The state of one training run: network, optimizer, attachment, random generators and data."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from cdgrad.attachment import Attachment
+from cdgrad.study import StudyError, models, streams
+from cdgrad.study import data as datasets
+from cdgrad.study.callables import call, load_callable
+from cdgrad.study.spec import Model, Optimizer, Setting
+from cdgrad.study.train.arms import attach_arm
+from cdgrad.study.train.checks import check_holds_all, check_small_batches
+from cdgrad.study.train.outcome import Epoch
+from cdgrad.study.train.ranks import Ranks
+
+
+class TrainingState:
+    """All that a run consists of between two epochs.
+
+    Attributes:
+        model: the network that is trained; `wrapped` is the same for a forward pass on several ranks.
+        average: the moving average of the network's weights, or None.
+        rates: the initial learning rate of each parameter group.
+        order, augmentation: the random generators of the order and the augmentation of the images.
+        test: the test split, where it is evaluated after every epoch; else None, and not read before the end.
+        epochs: what was measured, one dict an epoch.
+        finite: whether all weights were finite after the last step, whose loss no forward pass computes.
+    """
+
+    def __init__(self, setting: Setting, seed: int, device: torch.device, ranks: Ranks) -> None:
+        task, network, schedule, optimizer = setting.tables()
+        self.setting, self.schedule = setting, schedule
+        self.device, self.ranks = device, ranks
+        self.data = datasets.load(task, seed)
+        self.training, self.validation = self.on_device(self.data.train), self.on_device(self.data.validation)
+        self.model = _network(network, self.data).to(device)
+        if schedule.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportUnknownMemberType]
+        self.average = moving_average(self.model, schedule.ema) if schedule.ema else None
+        self.wrapped = ranks.wrap(self.model, schedule)
+        self.optimizer = _optimizer(optimizer, self.model)
+        self.handle = _attached(setting, self.optimizer, self.model, seed)
+        if ranks.size == 1:
+            check_small_batches(self.model, self.training, schedule)
+        if schedule.compile:
+            self.wrapped.compile()  # pyright: ignore[reportUnknownMemberType]
+        self.rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
+        self.order = streams.generator(seed, streams.ORDER)
+        self.augmentation = torch.Generator(device).manual_seed(streams.number(seed, streams.AUGMENTATION))
+        every = schedule.test_every_epoch and setting.evaluate == "test"
+        self.test = self.on_device(self.data.test) if every else None
+        self.epochs: list[Epoch] = []
+        self.finite = True
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss of the last epoch or a weight is not finite."""
+        return bool(self.epochs) and not (self.finite and math.isfinite(self.epochs[-1]["loss"]))
+
+    @property
+    def over(self) -> bool:
+        """Whether no epoch is left, or the run has diverged."""
+        return len(self.epochs) == self.schedule.epochs or self.diverged
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network whose error counts: the average where there is one."""
+        return self.average.module if self.average else self.model
+
+    def on_device(self, split: datasets.Split) -> datasets.Split:
+        """`split` on the run's device, in its memory layout."""
+        layout = torch.channels_last if self.schedule.channels_last else torch.contiguous_format
+        return split.to(self.device, layout)
+
+    def precision(self) -> torch.autocast:
+        """The context of forward passes."""
+        half = self.schedule.precision == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=half)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next epoch depends on; the learning rate follows from the number of epochs."""
+        cuda = self.device.type == "cuda"
+        return {
+            "epochs": self.epochs,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average
+            and {"model": self.average.module.state_dict(), "steps": int(self.average.n_averaged) - 1},
+            "order": json.dumps(self.order.bit_generator.state),
+            "augmentation": self.augmentation.get_state(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.epochs = state["epochs"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average:
+            self.average.module.load_state_dict(state["average"]["model"])
+            self.average.n_averaged.fill_(state["average"]["steps"] + 1)
+        self.order.bit_generator.state = json.loads(state["order"])
+        self.augmentation.set_state(state["augmentation"])
+        torch.set_rng_state(state["torch"])
+        if state["cuda"] is not None:
+            torch.cuda.set_rng_state(state["cuda"], self.device)
+
+
+def moving_average(model: nn.Module, decay: float) -> AveragedModel:
+    """The average w <- d w + (1 - d) v over the values v that the weights take, step by step.
+
+    The decay of step t, from 0, is d = min(decay, (1 + t) / (10 + t)), so that a short run does not keep
+    its initialization. The running statistics of batch norm, like all floating-point buffers, are averaged
+    with the same decay, because they belong to the weights; other buffers, such as counters, are copied.
+    Cost of an update: one read and one write of each weight.
+    """
+    average = AveragedModel(model, multi_avg_fn=partial(_ramped, decay), use_buffers=True)
+    average.requires_grad_(False)
+    average.n_averaged.fill_(1)  # at 0 its first update would copy the weights
+    return average
+
+
+@torch.no_grad()
+def _ramped(decay: float, averages: Any, values: Any, updates: Tensor | int) -> None:
+    """One step of the average for tensors of one dtype; `updates` counts from 1."""
+    if averages[0].is_floating_point():
+        step = int(updates) - 1
+        torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + step) / (10 + step)))  # pyright: ignore
+    else:
+        torch._foreach_copy_(averages, values)  # pyright: ignore
+
+
+def _network(network: Model, data: datasets.Data) -> nn.Module:
+    model = models.build(network.name, data.image_shape, data.classes, network.arguments)
+    if network.initialization == "fan-out":
+        models.initialize_fan_out(model)
+    return model
+
+
+def _optimizer(table: Optimizer, model: nn.Module) -> torch.optim.Optimizer:
+    optimizer: torch.optim.Optimizer = call(
+        load_callable(table.name), table.name, list(model.parameters()), lr=table.lr, **table.arguments
+    )
+    check_holds_all(optimizer, model, table.name)
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise StudyError(
+            f"{table.name} needs a closure, which the built-in training loop does not provide; "
+            'use your own training code: entry = "module:function"'
+        )
+    return optimizer
+
+
+def _attached(
+    setting: Setting, optimizer: torch.optim.Optimizer, model: nn.Module, seed: int
+) -> Attachment | None:
+    try:
+        return attach_arm(setting, optimizer, model, seed)
+    except (TypeError, ValueError) as error:
+        raise StudyError(str(error)) from error
