@@ -1,10 +1,13 @@
+import dataclasses
 import math
 import sqlite3
+from contextlib import closing
 
 import pytest
+from pyarrow import parquet
 
 from cdgrad.study import StudyError
-from cdgrad.study.records import FILE, Store
+from cdgrad.study.records import FILE, Run, Store, csv_text, to_parquet
 from cdgrad.study.records.schema import VERSION
 
 
@@ -149,3 +152,15 @@ def test_a_full_disk_is_reported_and_keeps_what_was_there(tmp_path, make_run):
             store.add(make_run("sgd", 1, 3.0, message="m" * 100_000), digest)
     with Store(tmp_path, write=False) as store:
         assert [run.seed for run in store.runs()] == [0]
+
+
+def test_the_columns_of_every_format_are_the_fields_of_a_run(tmp_path):
+    names = [field.name for field in dataclasses.fields(Run)]
+    with Store(tmp_path, write=True):
+        pass
+    with closing(sqlite3.connect(tmp_path / FILE)) as db:
+        assert [row[1] for row in db.execute("PRAGMA table_info(runs)")] == [*names, "spec", "digest"]
+    to_parquet([], tmp_path / "runs.parquet")
+    assert set(parquet.read_schema(tmp_path / "runs.parquet").names) == set(names)
+    plain = set(names) - {"values", "measures", "config", "environment"}
+    assert set(csv_text([]).strip().split(",")) == plain

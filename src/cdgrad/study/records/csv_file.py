@@ -1,7 +1,7 @@
 """A study's records as CSV, for other tools: final runs and trials apart, lest a mean mix them.
 
 One row a run. The columns: arm, seed, error in percent; status (ok, diverged, failed); cell; trial;
-evaluated, the part that the error is of; ``value.KEY``, what was tried or chosen; ``measure.KEY``, what
+evaluated, the split that the error is of; ``value.KEY``, what was tried or chosen; ``measure.KEY``, what
 else was measured at the end; what the last epoch measured, under its own names; the number of epochs;
 seconds; started; fingerprint of the setting; message of a failure. Numbers have full precision.
 """
@@ -13,20 +13,22 @@ import io
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cdgrad.study.records.run import Run
+from cdgrad.study.records.run import COLUMNS, Run
 from cdgrad.study.shown import published
+
+_FIRST = ("arm", "seed", "error", "status", "cell", "trial", "evaluated")
+_PLAIN = [column.name for column in COLUMNS if not column.json]
 
 
 def csv_text(runs: Iterable[Run]) -> str:
     """`runs` in their order, as the text of a CSV file."""
     rows = [_row(run) for run in runs]
-    first = ("arm", "seed", "error", "status", "cell", "trial", "evaluated")
-    last = ("epochs", "seconds", "started", "fingerprint", "message")
-    others = {key for row in rows for key in row} - {*first, *last}
+    last = ["epochs", *(name for name in reversed(_PLAIN) if name not in _FIRST)]
+    others = {key for row in rows for key in row} - {*_FIRST, *last}
     kinds = ("value.", "measure.")
     middle = sorted(others, key=lambda key: ([not key.startswith(kind) for kind in kinds], key))
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [*first, *middle, *last], restval="")
+    writer = csv.DictWriter(text, [*_FIRST, *middle, *last], restval="")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
@@ -38,17 +40,8 @@ def _row(run: Run) -> dict[str, Any]:
         **{_text(key): _exact(value) for key, value in ended.items()},
         **{f"value.{key}": _exact(value) for key, value in run.values.items()},
         **{f"measure.{key}": _exact(value) for key, value in run.measures.items()},
-        "arm": run.arm,
-        "seed": run.seed,
-        "error": _exact(run.error),
-        "status": run.status,
-        "cell": run.cell,
-        "trial": "" if run.trial is None else run.trial,
-        "evaluated": run.evaluated,
+        **{name: _exact(getattr(run, name)) for name in _PLAIN},
         "epochs": len(run.epochs),
-        "seconds": run.seconds,
-        "started": run.started,
-        "fingerprint": run.fingerprint,
         "message": _text(published(run.message)),
     }
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from cdgrad.study import StudyError
-from cdgrad.study.records.run import Run, Status, order, to_json, with_nan
+from cdgrad.study.records.run import COLUMNS, Run, Status, order, to_json, with_nan
 
-_JSON = ("values", "measures", "config", "environment")
+_JSON = [column.name for column in COLUMNS if column.json and column.name != "epochs"]
 _CURVE = "curve."
 
 
@@ -28,24 +28,12 @@ def to_parquet(runs: Iterable[Run], path: Path) -> None:
     """
     pa, pq = _pyarrow()
     rows = sorted(runs, key=order)
-    types = {
-        "cell": pa.string(),
-        "arm": pa.string(),
-        "trial": pa.int64(),
-        "seed": pa.int64(),
-        "status": pa.string(),
-        "message": pa.string(),
-        "error": pa.float64(),
-        "evaluated": pa.string(),
-        **dict.fromkeys(_JSON, pa.string()),
-        "fingerprint": pa.string(),
-        "started": pa.string(),
-        "seconds": pa.float64(),
-    }
-    columns = {
-        key: pa.array([to_json(getattr(r, key)) if key in _JSON else getattr(r, key) for r in rows], kind)
-        for key, kind in types.items()
-    }
+    types = {"TEXT": pa.string(), "INTEGER": pa.int64(), "REAL": pa.float64()}
+    columns: dict[str, Any] = {}
+    for column in COLUMNS:
+        values = [getattr(run, column.name) for run in rows]
+        values = list(map(to_json, values)) if column.json else values
+        columns[column.name] = pa.array(values, types[column.kind])
     columns["epochs"] = pa.array([len(run.epochs) for run in rows], pa.int64())
     for name in sorted({name for run in rows for epoch in run.epochs for name in epoch}):
         curves = [[epoch.get(name) for epoch in run.epochs] for run in rows]

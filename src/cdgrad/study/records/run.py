@@ -1,10 +1,12 @@
-"""One run's record, as a value."""
+"""One run's record, as a value, and the columns that all formats of records have."""
+
+# ruff: noqa: RUF009, `_column` calls dataclasses.field
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, cast
 
 Status = Literal["ok", "diverged", "failed"]
@@ -13,40 +15,107 @@ Status = Literal["ok", "diverged", "failed"]
 Key = tuple[str, str, int | None, int]
 
 
+def _column(
+    sql: str, comment: str = "", *, json: bool = False, since: int = 1, before: str = "", **options: Any
+) -> Any:
+    """A field of a run and the column of its records: in the store, in Parquet and, unless JSON, in CSV.
+
+    Args:
+        sql: its type in SQLite, ``TEXT``, ``INTEGER`` or ``REAL``, and its constraints.
+        comment: for whoever reads the store's schema.
+        json: whether its value is kept as JSON text.
+        since: the schema version that added it; a new column takes the next number.
+        before: an SQL expression for its value in rows of older versions.
+        options: of `dataclasses.field`.
+    """
+    column = {"sql": sql, "comment": comment, "json": json, "since": since, "before": before}
+    return field(metadata=column, **options)
+
+
 @dataclass(frozen=True)
 class Run:
     """What is known of one run. Where it failed, `error` is None and `message` says why.
 
     Attributes:
+        cell: the cell of the study, ``""`` in a study without cells.
+        arm: the arm.
         trial: the number of a trial, from 0; None for a final run.
-        error: in percent, on the part that `evaluated` names, ``"validation"`` or ``"test"``.
+        seed: the random seed.
+        status: ``"ok"``, ``"diverged"`` or ``"failed"``.
+        message: why the run failed; else empty.
+        error: in percent, on the split that `evaluated` names, ``"validation"`` or ``"test"``.
+        evaluated: the split that `error` is of.
         values: what the trial tries, or what was chosen for a final run, by the keys of the search space.
         epochs: what was measured, one dict an epoch.
         measures: what else was measured at the end.
-        config: all that decides the numbers, besides the seed; `fingerprint` is of it.
+        config: all that decides the numbers, besides the seed.
+        fingerprint: the SHA-256 of `config`.
+        environment: versions, CPU, device, commit and threads.
+        started: ISO 8601, UTC.
+        seconds: duration.
     """
 
-    cell: str
-    arm: str
-    trial: int | None
-    seed: int
-    status: Status
-    error: float | None
-    evaluated: str
-    values: dict[str, Any]
-    epochs: list[dict[str, float]]
-    measures: dict[str, Any]
-    config: dict[str, Any]
-    fingerprint: str
-    environment: dict[str, Any] = field(compare=False)
-    started: str = field(compare=False)
-    seconds: float = field(compare=False)
-    message: str = ""
+    cell: str = _column("TEXT NOT NULL", since=2, before="''")
+    arm: str = _column("TEXT NOT NULL")
+    trial: int | None = _column("INTEGER CHECK (trial >= 0)", "NULL: a final run", since=2, before="NULL")
+    seed: int = _column("INTEGER NOT NULL")
+    status: Status = _column("TEXT NOT NULL CHECK (status IN ('ok', 'diverged', 'failed'))")
+    message: str = _column("TEXT NOT NULL", "why a run failed", default="", kw_only=True)
+    error: float | None = _column("REAL", "percent; NULL if failed")
+    # Schema 1 had one cell and no trials, and kept what a run evaluated in its configuration alone.
+    evaluated: str = _column(
+        "TEXT NOT NULL CHECK (evaluated IN ('validation', 'test'))",
+        "the split that error is of",
+        since=2,
+        before="json_extract(config, '$.evaluate')",
+    )
+    values: dict[str, Any] = _column(
+        "TEXT NOT NULL",
+        "JSON: what the trial tried, or what was chosen for a final run",
+        json=True,
+        since=2,
+        before="'{}'",
+    )
+    epochs: list[dict[str, float]] = _column(
+        "TEXT NOT NULL", "JSON: a list of what was measured, one object an epoch", json=True
+    )
+    measures: dict[str, Any] = _column(
+        "TEXT NOT NULL", "JSON: what else was measured at the end", json=True, since=2, before="'{}'"
+    )
+    config: dict[str, Any] = _column(
+        "TEXT NOT NULL", "JSON: all that decides the numbers, besides the seed", json=True
+    )
+    fingerprint: str = _column("TEXT NOT NULL", "of config")
+    environment: dict[str, Any] = _column(
+        "TEXT NOT NULL", "JSON: versions, CPU, commit, threads", json=True, compare=False
+    )
+    started: str = _column("TEXT NOT NULL", "ISO 8601, UTC", compare=False)
+    seconds: float = _column("REAL NOT NULL", compare=False)
 
     @property
     def key(self) -> Key:
         """Which run of the study it is."""
         return self.cell, self.arm, self.trial, self.seed
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the records; see `_column`."""
+
+    name: str
+    sql: str
+    comment: str
+    json: bool
+    since: int
+    before: str
+
+    @property
+    def kind(self) -> str:
+        """``TEXT``, ``INTEGER`` or ``REAL``."""
+        return self.sql.partition(" ")[0]
+
+
+COLUMNS = tuple(Column(f.name, **f.metadata) for f in fields(Run))
 
 
 def order(run: Run) -> tuple[str, str, int, int]:

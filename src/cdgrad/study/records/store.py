@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from cdgrad.study import StudyError, files
 from cdgrad.study.records import schema
-from cdgrad.study.records.run import Run, to_json, with_nan
+from cdgrad.study.records.run import COLUMNS, Run, to_json, with_nan
 
 FILE = "study.sqlite"
 LOCK = f"{files.OWN}lock"
@@ -126,24 +126,11 @@ class Store:
         Raises:
             StudyError: it is a trial that evaluated the test part, or the file cannot be written.
         """
-        row = (
-            *run.key,
-            run.status,
-            run.message,
-            run.error,
-            run.evaluated,
-            to_json(run.values),
-            to_json(run.epochs),
-            to_json(run.measures),
-            to_json(run.config),
-            run.fingerprint,
-            to_json(run.environment),
-            run.started,
-            run.seconds,
-        )
+        values = [(column, getattr(run, column.name)) for column in COLUMNS]
+        row = tuple(to_json(value) if column.json else value for column, value in values)
         row = (*row, spec_hash, schema.digest(row))
         with self._explained():
-            self._db.execute(f"INSERT OR REPLACE INTO runs VALUES ({', '.join('?' * len(row))})", row)
+            self._db.execute(schema.INSERT, row)
 
     def runs(self) -> list[Run]:
         """All runs, by cell, arm, trial (final runs first) and seed."""
@@ -203,10 +190,8 @@ def _run(row: tuple[Any, ...]) -> Run:
         which = [f"cell {cell}"] if cell else []
         which += [f"arm {arm}", *([] if trial is None else [f"trial {trial}"]), f"seed {seed}"]
         raise sqlite3.DatabaseError(f"malformed: the row of {', '.join(which)} differs from its digest")
-    names = (column.strip('"') for column in schema.COLUMNS)
-    found: dict[str, Any] = dict(zip(names, row, strict=True))
-    for column in ("values", "epochs", "measures", "config", "environment"):
-        found[column] = json.loads(found[column])
-    found["epochs"] = [with_nan(epoch) for epoch in found["epochs"]]
-    found["measures"] = with_nan(found["measures"])
-    return Run(**found)
+    pairs = zip(COLUMNS, row, strict=True)
+    values: dict[str, Any] = {c.name: json.loads(value) if c.json else value for c, value in pairs}
+    values["epochs"] = [with_nan(epoch) for epoch in values["epochs"]]
+    values["measures"] = with_nan(values["measures"])
+    return Run(**values)
