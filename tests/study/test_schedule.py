@@ -165,7 +165,7 @@ def test_compile_runs_the_network_through_the_compiler(run, monkeypatch):
 
 def test_the_average_is_the_recursion_with_a_decay_that_grows():
     torch.manual_seed(0)
-    model = models.SmallCNN((1, 8, 8), 4, width=2)
+    model = models.BUILTIN["small-cnn"]((1, 8, 8), 4, width=2)
     average = moving_average(model, 0.3)
     expected, stats = copy.deepcopy(model.head.weight.detach()), model.features[1].running_mean.clone()
     for step in range(6):

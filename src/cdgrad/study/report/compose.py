@@ -9,7 +9,6 @@ from cdgrad.study.records import FILE, csv_file
 from cdgrad.study.report import html_page, tables, text
 from cdgrad.study.report.document import Document, Figure, Section, Table
 from cdgrad.study.report.figures import curves, differences, settings
-from cdgrad.study.report.figures.drawing import Drawing
 from cdgrad.study.report.remarks import environments, remarks
 from cdgrad.study.report.verdicts import across_cells, verdicts
 from cdgrad.study.statistics.results import Results, read
@@ -62,7 +61,6 @@ def write(results: Results, folder: Path, found: Document | None = None) -> list
     if results.searches:
         content["trials.csv"] = csv_file.csv_text(results.trial_runs).encode()
     for figure in doc.figures:
-        assert isinstance(figure, Drawing)
         content[f"{figure.name}.png"] = figure.png()
     try:
         manifest = files.Manifest(folder, FILE)

@@ -13,7 +13,6 @@ from pathlib import Path
 from cdgrad.study import StudyError
 from cdgrad.study.records import csv_text, to_parquet
 from cdgrad.study.report.document import Document, Table
-from cdgrad.study.report.figures.drawing import Drawing
 from cdgrad.study.report.remarks import environments
 from cdgrad.study.report.text import markdown_rows, printable
 from cdgrad.study.spec import Setting, Spec
@@ -66,8 +65,7 @@ def write(results: Results, document: Document, folder: Path) -> list[Path]:
             name = "-".join(filter(None, [_slug(section.title), _slug(table.title.partition(",")[0])]))
             texts[f"tables/{name}.tex"] = latex_table(table)
             texts[f"tables/{name}.md"] = "\n".join([*markdown_rows(table), "", table.note, ""])
-    drawings = [figure for figure in document.figures if isinstance(figure, Drawing)]
-    figures = {f"figures/{d.name}.{kind}": d for d in drawings for kind in ("svg", "pdf")}
+    figures = {f"figures/{d.name}.{kind}": d for d in document.figures for kind in ("svg", "pdf")}
     names = [*texts, *figures, "runs.parquet"]
     if existing := [name for name in names if (folder / name).exists()]:
         raise StudyError(f"{folder / existing[0]} exists already; choose another --to, or move it away")

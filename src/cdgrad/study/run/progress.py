@@ -31,8 +31,7 @@ class Display(Protocol):
 
 def display(plan: Plan, workers: int) -> Display:
     """Bars if stderr is a terminal, else lines."""
-    kind = Bars if sys.stderr.isatty() else Lines
-    return kind(plan, workers)
+    return Bars(plan, workers) if sys.stderr.isatty() else Lines(plan)
 
 
 class Bars:
@@ -97,7 +96,7 @@ class _TimeLeft(TimeRemainingColumn):
 class Lines:
     """A line for every finished run."""
 
-    def __init__(self, plan: Plan, workers: int) -> None:
+    def __init__(self, plan: Plan) -> None:
         self._plan, self._done = plan, plan.done
         self._fresh, self._start = 0, time.monotonic()
 

@@ -15,25 +15,11 @@ from types import MappingProxyType
 from typing import Any
 
 from cdgrad.study import StudyError
+from cdgrad.study.spec.networks import NETWORKS
 from cdgrad.study.spec.rules import POSITIVE, at_least, one_of, some_of, within
 
 DATA = ("digits", "fake")
-MODELS = (
-    "small-cnn",
-    "resnet8",
-    "resnet20",
-    "resnet32",
-    "resnet44",
-    "resnet56",
-    "resnet18",
-    "preact-resnet164",
-    "wide-resnet16-4",
-    "wide-resnet28-10",
-    "vgg11-bn",
-    "vgg16-bn",
-    "densenet-bc",
-    "mobilenet-v2",
-)
+MODELS = tuple(NETWORKS)
 INITIALIZATIONS = ("default", "fan-out")
 AUGMENTATIONS = ("pad-crop", "flip", "cutout")
 DIRECTIONS = ("output", "input", "height", "width")

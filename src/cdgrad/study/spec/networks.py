@@ -1,0 +1,33 @@
+"""The catalogue of built-in networks: names and where they are, without importing torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Network:
+    """A class in `cdgrad.study.models`, and the arguments that the name stands for."""
+
+    module: str
+    name: str
+    arguments: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+NETWORKS = {
+    "small-cnn": Network("small", "SmallCNN"),
+    "resnet8": Network("resnet", "CifarResNet", {"depth": 8}),
+    "resnet20": Network("resnet", "CifarResNet", {"depth": 20}),
+    "resnet32": Network("resnet", "CifarResNet", {"depth": 32}),
+    "resnet44": Network("resnet", "CifarResNet", {"depth": 44}),
+    "resnet56": Network("resnet", "CifarResNet", {"depth": 56}),
+    "resnet18": Network("resnet", "ResNet18"),
+    "preact-resnet164": Network("preact", "PreActResNet", {"depth": 164}),
+    "wide-resnet16-4": Network("preact", "WideResNet", {"depth": 16, "width": 4}),
+    "wide-resnet28-10": Network("preact", "WideResNet", {"depth": 28, "width": 10}),
+    "vgg11-bn": Network("vgg", "VGG", {"depth": 11}),
+    "vgg16-bn": Network("vgg", "VGG", {"depth": 16}),
+    "densenet-bc": Network("densenet", "DenseNetBC"),
+    "mobilenet-v2": Network("mobilenet", "MobileNetV2"),
+}
