@@ -176,7 +176,7 @@ def test_a_search_that_is_not_over_has_chosen_nothing(spec, runs):
     text = words(shown(results))
     assert "cells: 0 of 48 runs finished, 8 of 32 runs of trials: provisional" in text
     assert "not yet: 4 of 8" in text
-    assert "72 runs still to be made" in text
+    assert "72 runs remain: run the same command again" in text
     assert {figure.name for figure in report.document(results).figures} == {"tuning-one"}
 
 

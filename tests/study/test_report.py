@@ -65,7 +65,7 @@ def test_with_several_arms_p_is_corrected_and_the_widest_table_still_fits(study,
 def test_an_unfinished_study_says_what_is_left(study, tiny_text):
     text = shown(study(tiny_text.replace("seeds = 2", "seeds = 14")))
     assert "tiny: 24 of 28 runs finished" in text
-    assert "4 runs still to be made" in text
+    assert "4 runs remain: run the same command again" in text
     assert "24 of 28 runs finished: provisional" in text
 
 

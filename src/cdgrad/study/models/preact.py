@@ -52,7 +52,7 @@ class PreActResNet(Classifier):
     Args:
         image_shape: (channels, height, width).
         classes: number of outputs.
-        depth: 9 n + 2 weighted layers, such as 164; 29 trains on a processor.
+        depth: 9 n + 2 weighted layers, such as 164; 29 trains on a CPU.
         width: channels of the stem.
 
     Raises:

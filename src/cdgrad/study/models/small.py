@@ -1,4 +1,4 @@
-"""The network of the quickstart: three convolutions, seconds to train on a processor."""
+"""The network of the quickstart: three convolutions, seconds to train on a CPU."""
 
 from __future__ import annotations
 

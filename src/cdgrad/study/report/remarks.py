@@ -271,7 +271,9 @@ def _unfinished(results: Results) -> Iterator[str]:
         )
     planned = results.total + results.trials_total
     if left := planned - results.count - results.trials_made - len(failed):
-        yield f"{_count(left, 'run')} still to be made by the same command; until then all is provisional."
+        runs = _count(left, "run")
+        again = "run the same command again to complete them"
+        yield f"{runs} {'remains' if left == 1 else 'remain'}: {again}; until then, results are provisional."
 
 
 def _count(n: int, what: str) -> str:

@@ -33,7 +33,7 @@ def errors(results: Results, cell: str) -> Table:
         rows.append((arm, *measured, str(len(of_arm)), *count, _what(results, cell, arm)))
     return Table(
         f"Error on the {spec.evaluate} images, in percent",
-        ("arm", "mean", "95 % interval", "spread", "seeds", *(["div."] if diverged else []), "what"),
+        ("arm", "mean", "95 % interval", "SD", "seeds", *(["div."] if diverged else []), "what"),
         rows,
         "mean over the seeds, its interval by Student's t, standard deviation of a run"
         + ("; div.: runs that diverged, which count with the error they ended with" if diverged else ""),
@@ -63,9 +63,9 @@ def differences(results: Results, cell: str) -> Table:
         note += f"Holm p: corrected for all {len(results.comparisons)} comparisons of the study; "
     return Table(
         f"Paired difference to {results.spec.baseline}, in points: negative is fewer errors",
-        ("arm", "mean", f"95 % {kind}", "p", *(["Holm p"] if several else []), "wins", "corr.", "pairs"),
+        ("arm", "mean", f"95 % {kind}", "p", *(["Holm p"] if several else []), "win rate", "corr.", "pairs"),
         rows,
-        f"{note}wins: share of seeds, ties half; corr.: of the pairs",
+        f"{note}win rate: share of seeds with fewer errors, ties half; corr.: of the pairs",
     )
 
 
@@ -122,13 +122,13 @@ def power(results: Results, cell: str) -> Table:
         if c.pairs > 1
     ]
     return Table(
-        "What this many seeds can show, and how many would show more",
-        ("arm", "95 % BCa", "spread", "detects", *(f"for {size}" for size in _SIZES)),
+        "Statistical power: detectable difference, and seeds needed",
+        ("arm", "95 % BCa", "SD", "MDD", *(f"for {size}" for size in _SIZES)),
         rows,
-        "BCa: bootstrap interval of the mean difference, too narrow below some 30 pairs; spread: standard "
-        f"deviation of a difference; detects: the smallest true difference in points shown with "
+        "BCa: bootstrap interval of the mean difference, too narrow below some 30 pairs; SD: standard "
+        f"deviation of a difference; MDD: the smallest true difference in points shown with "
         f"{100 * paired.POWER:.0f} % power by a two-sided paired t-test at 5 %; for x: seeds that would show "
-        "x points so, at the observed spread",
+        "x points so, at this SD",
     )
 
 
@@ -142,9 +142,10 @@ def summary(results: Results) -> Table:
         rows.append((shown, arm, mean, interval, _p(adjusted), f"{100 * c.wins:.0f} %"))
     return Table(
         f"Paired difference to {results.spec.baseline}, in points: negative is fewer errors",
-        ("cell", "arm", "mean", f"95 % {interval_name(results)}", "Holm p", "wins"),
+        ("cell", "arm", "mean", f"95 % {interval_name(results)}", "Holm p", "win rate"),
         rows,
-        f"Holm p: {_test_name(results)}, corrected for all {len(rows)} comparisons; wins: share of seeds",
+        f"Holm p: {_test_name(results)}, corrected for all {len(rows)} comparisons; "
+        "win rate: share of seeds with fewer errors",
     )
 
 
@@ -245,7 +246,7 @@ def trials(search: Search, cell: str, arm: str) -> Table:
     ]
     return Table(
         f"Trials of {arm}" + _in(cell),
-        ("trial", "error", "spread", "diverged", *keys),
+        ("trial", "error", "SD", "diverged", *keys),
         rows,
         "mean validation error in percent, best first; * chosen",
     )

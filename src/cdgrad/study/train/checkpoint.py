@@ -1,4 +1,4 @@
-"""The state of an unfinished run in one file, so that a killed run goes on where it was.
+"""The state of an unfinished run in one file, so that a killed run resumes.
 
 A file is replaced whole or not at all. It holds tensors and plain values alone and is read with
 ``weights_only=True``: loading runs no code from it.
