@@ -9,11 +9,13 @@ import argparse
 import io
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import cdgrad
 from cdgrad.commands import bench, export, init, inspect, plan, record, report, study, train
 from cdgrad.commands.arguments import UsageError, failed, unexpected
 from cdgrad.study import StudyError
+from cdgrad.study.shown import one_line
 
 _COMMANDS = {
     "init": init,
@@ -27,6 +29,13 @@ _COMMANDS = {
     "bench": bench,
 }
 _EXTRAS = {"matplotlib", "optuna", "pyarrow", "rich", "sklearn", "scipy"}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that quotes an argument on one line, whatever it holds."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(one_line(message))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands; needs neither torch nor the extras."""
-    root = argparse.ArgumentParser(
+    root = _Parser(
         prog="cdgrad", description="Channel-directed gradients, and paired studies of whether they help."
     )
     root.add_argument("--version", action="version", version=f"cdgrad {cdgrad.__version__}")
