@@ -84,5 +84,5 @@ def _wrap(n: int, c: float, theta: float) -> tuple[Array, float]:
     step = (np.exp(-theta / 2) + np.exp(-theta * (n - 1.5))) * np.sqrt(c)  # c (odd_0 - odd_1)
     scale = odd[0] + step
     first = odd * np.sqrt(c / scale / (scale + 2 * c * odd[0]))
-    wrap_flux = float(np.sqrt(c * scale / (scale + 2 * c * odd[0])))
+    wrap_flux = float(np.sqrt(c) * np.sqrt(scale / (scale + 2 * c * odd[0])))
     return np.concatenate([first, -first[: n // 2][::-1]]), wrap_flux
