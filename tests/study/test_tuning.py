@@ -92,7 +92,11 @@ def test_a_trial_never_evaluates_the_test_part(tuned):
         ("trials = 4", "", "tuning.trials is missing"),
         ("trials = 4", "trial = 4", "unknown key tuning.trial; did you mean tuning.trials?"),
         ("[100, 101]", "[100, 1]", "tuning.seeds must be disjoint from seeds, so that final runs use seeds"),
-        ("[100, 101]", "[100, 100]", "tuning.seeds must be a count of at least 1 and at most 100000, or a list"),
+        (
+            "[100, 101]",
+            "[100, 100]",
+            "tuning.seeds must be a count of at least 1 and at most 100000, or a list",
+        ),
         ("low = 0.01", "low = 1.0", 'tuning.space."optimizer.lr".high must be above low, which is 1.0'),
         ("low = 0.01", "low = 0", 'tuning.space."optimizer.lr".low must be positive where log = true'),
         ("low = 0.01", "low = -inf", 'tuning.space."optimizer.lr".low must be a finite number; got -inf'),
