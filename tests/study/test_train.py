@@ -230,7 +230,7 @@ def test_an_optimizer_with_two_points_is_evaluated_at_the_right_one(setting, mon
         assert TwoPoints.calls[-1] == "eval"
         return original(model, part)
 
-    monkeypatch.setattr("cdgrad.study.train.loop.error_percent", watched)
+    monkeypatch.setattr("cdgrad.study.train.epoch.error_percent", watched)
     trained(dataclasses.replace(setting, optimizer=Optimizer(f"{__name__}:TwoPoints", 0.1)))
     assert TwoPoints.calls[:2] == ["train", "eval"]
 
