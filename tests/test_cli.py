@@ -145,6 +145,23 @@ def test_inspect_takes_a_module_of_the_users(capsys):
     assert "0.weight" in out
 
 
+def test_inspect_lists_names_that_steer_no_terminal(capsys, monkeypatch):
+    model = nn.Sequential()
+    model.add_module("a\x1b[31m\nb", nn.Conv2d(3, 4, 3))
+    monkeypatch.setattr("cdgrad.commands.inspect.load_model", lambda *_: model)
+    assert cli.main(["inspect"]) == 0
+    out = capsys.readouterr().out
+    assert "a [31m b.weight" in out
+    assert "\x1b" not in out
+
+
+def test_a_path_that_is_too_long_is_a_line_of_its_own(capsys):
+    assert cli.main(["train", "9" * 400]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("cdgrad: cannot use '999")
+    assert "too long; give another path" in error
+
+
 @pytest.mark.parametrize("name", models.BUILTIN)
 def test_inspect_knows_every_builtin_network(capsys, name):
     status, out, err = run(capsys, "inspect", name)

@@ -6,6 +6,7 @@ A command's arguments and what it does are in its file in `cdgrad.commands`.
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ _COMMANDS = {
     "inspect": inspect,
     "bench": bench,
 }
+_UNUSABLE = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}  # what a path may lead any call to
 _EXTRAS = {"matplotlib", "optuna", "pyarrow", "rich", "sklearn", "scipy"}
 
 
@@ -60,6 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of a pipe, such as head, has left; closing stderr keeps Python from complaining.
         sys.stderr.close()
         return 1
+    except OSError as error:
+        if error.errno not in _UNUSABLE or error.filename is None:
+            return failed(1, unexpected(error))
+        return failed(1, f"cannot use {str(error.filename)!r:.200}: {error.strerror}; give another path")
     except Exception as error:
         return failed(1, unexpected(error))
 

@@ -105,3 +105,11 @@ def test_what_is_published_names_no_folder_and_holds_no_formula(make_run):
     assert "'=1+1" in header.split(",")
     assert "-2.0" in row.split(",")
     assert "'=cmd() in x.py" in row
+
+
+def test_a_record_publishes_no_folder(tmp_path, make_run):
+    file = tmp_path / "runs.parquet"
+    to_parquet(
+        [make_run("sgd", 0, None, status="failed", message="no /home/Ada Love/set/cat.png here")], file
+    )
+    assert from_parquet(file)[0].message == "no cat.png here"

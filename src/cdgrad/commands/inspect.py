@@ -66,6 +66,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the selection, and the roughness of given weights."""
     model = load_model(options.model, options.weights, options.image_shape, options.classes)
     selection = selection_of(model, options.direction, options.linear, options.include, options.exclude)
+    selection = _shown(selection)
     print(listing(selection))
     if options.weights:
         print(f"\n{roughness_table(selection)}")
@@ -138,6 +139,17 @@ def selection_of(
             )
         except ValueError as error:
             raise StudyError(str(error)) from error
+
+
+def _shown(selection: Selection) -> Selection:
+    """The selection with names and reasons that steer no terminal: a model's names may hold anything."""
+    return replace(
+        selection,
+        targets=tuple(replace(target, name=one_line(target.name)) for target in selection.targets),
+        skipped=tuple(
+            replace(s, name=one_line(s.name), reason=one_line(s.reason)) for s in selection.skipped
+        ),
+    )
 
 
 def listing(selection: Selection) -> str:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 
-# An absolute path of at least two parts, with or without a drive; not the path of an address.
-_PATH = re.compile(r"(?<![\w.:/\\])(?:[A-Za-z]:)?(?:[/\\][^\s/\\'\"`:,;()<>|]+){2,}[/\\]?")
+# An absolute path of at least two parts, with or without a drive; not the path of an address. A part but
+# the last one may hold single spaces, as names of users and folders do.
+_WORD = r"[^\s/\\'\"`:,;()<>|]+"
+_PATH = re.compile(rf"(?<![\w.:/\\])(?:[A-Za-z]:)?(?:[/\\]{_WORD}(?: {_WORD})*(?=[/\\]))+[/\\]{_WORD}[/\\]?")
 
 
 def one_line(text: object) -> str:

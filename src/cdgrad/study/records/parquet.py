@@ -9,25 +9,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
 from cdgrad.study import StudyError
 from cdgrad.study.records.run import COLUMNS, Run, Status, order, to_json, with_nan
+from cdgrad.study.shown import published
 
 _JSON = [column.name for column in COLUMNS if column.json and column.name != "epochs"]
 _CURVE = "curve."
 
 
 def to_parquet(runs: Iterable[Run], path: Path) -> None:
-    """Write `runs`; the same runs give the same bytes under the same pyarrow.
+    """Write `runs`, with messages as they are published; equal runs give equal bytes under one pyarrow.
 
     Raises:
         StudyError: the file cannot be written.
     """
     pa, pq = _pyarrow()
-    rows = sorted(runs, key=order)
+    rows = [replace(run, message=published(run.message)) for run in sorted(runs, key=order)]
     types = {"TEXT": pa.string(), "INTEGER": pa.int64(), "REAL": pa.float64()}
     columns: dict[str, Any] = {}
     for column in COLUMNS:
@@ -45,7 +47,7 @@ def to_parquet(runs: Iterable[Run], path: Path) -> None:
 
 
 def from_parquet(path: Path) -> list[Run]:
-    """The runs that `to_parquet` wrote, equal to those it was given.
+    """The runs that `to_parquet` wrote, equal to those it was given but for paths in their messages.
 
     Raises:
         StudyError: the file cannot be read, or is not one of those.
