@@ -1,10 +1,9 @@
 """Several cells in one number or curve: each cell counts the same, however many seeds it has.
 
 Definitions: R. Agarwal, M. Schwarzer, P. S. Castro, A. Courville, M. G. Bellemare, "Deep reinforcement
-    learning at
-the edge of the statistical precipice", NeurIPS 2021, arXiv 2108.13264 (the library rliable). Two things
-differ, because errors of paired seeds are compared here, not scores: smaller is better, and the bootstrap
-draws a seed's errors of both arms together.
+learning at the edge of the statistical precipice", NeurIPS 2021, arXiv 2108.13264 (the library rliable).
+Two things differ, because errors of paired seeds are compared here, not scores: smaller is better, and the
+bootstrap draws a seed's errors of both arms together.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ def mean_difference(differences: Sequence[ArrayLike], level: float = LEVEL) -> A
     """The mean over cells of each cell's mean difference.
 
     Like every percentile interval of few values it is too short: of normal values it covers in 87 to 90 % of
-    studies with 5 seeds a cell, in 91 % with 10 and in 94 % with 30 (`benchmarks/coverage.py`).
+    studies with 5 seeds a cell, in 91 % with 10 and in 94 % with 30 (``benchmarks/coverage.py``).
 
     Raises:
         ValueError: no cells, or a cell without seeds.

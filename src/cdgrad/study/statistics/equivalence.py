@@ -3,8 +3,8 @@
 That no difference is shown does not show that there is none. Two one-sided t-tests (TOST) show it.
 
 Source: D. J. Schuirmann, "A comparison of the two one-sided tests procedure and the power approach for
-    assessing the
-equivalence of average bioavailability", Journal of Pharmacokinetics and Biopharmaceutics 15 (1987).
+assessing the equivalence of average bioavailability", Journal of Pharmacokinetics and Biopharmaceutics 15
+(1987).
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class Equivalence:
 def equivalence(differences: ArrayLike, margin: float, level: float = LEVEL) -> Equivalence:
     """Test mean <= -margin and mean >= margin, each with the paired t-test at alpha = 1 - `level`.
 
-    With t_- = sqrt(n) (mean + margin) / s and t_+ = sqrt(n) (mean - margin) / s, p = max(P(T > t_-), P(T <
-    t_+)), T of Student's distribution with n - 1 degrees of freedom. Rejecting both at alpha keeps the
-    probability of calling a difference of `margin` or more equivalent at alpha; no correction for two tests
-    is needed. The margin must have been chosen without these differences.
+    With a = sqrt(n) (mean + margin) / s and b = sqrt(n) (mean - margin) / s, p = max(P(T > a), P(T < b)),
+    T of Student's distribution with n - 1 degrees of freedom. Rejecting both at alpha keeps the probability
+    of calling a difference of `margin` or more equivalent at alpha; no correction for two tests is needed.
+    The margin must have been chosen without these differences.
 
     Raises:
         ValueError: the margin is not a positive number.

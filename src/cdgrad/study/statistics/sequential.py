@@ -2,7 +2,7 @@
 
 The mixture sequential t-test. d_1, d_2, ... are independent and normal with mean mu and an unknown variance.
 Against mu = m, the likelihood ratio averages the standardized effect (mu - m) / sigma over a normal
-distribution with mean 0 and standard deviation `SCALE`, and sigma over the right Haar measure d sigma /
+distribution with mean 0 and standard deviation ``SCALE``, and sigma over the right Haar measure d sigma /
 sigma:
 
     e_n(m) = r^(-1/2) ((n - 1 + t^2) / (n - 1 + t^2 / r))^(n / 2),
@@ -13,9 +13,9 @@ inequality it ever reaches 1 / alpha with probability at most alpha, whatever ru
 
 Assumptions: the values are independent, normal, and of one mean and variance, and they are looked at in the
 order in which they were planned. In 2,000 simulated studies with a look after each of 100 seeds
-(`benchmarks/coverage.py`), the interval covered at every look in 98 % with normal values and with heavy tails
-(Student's t, 3 degrees of freedom), in 97 % with errors on 360 test images, and in 88 % with exponential
-values, whose skewness of 2 it does not withstand; the t interval in 57 to 71 %.
+(``benchmarks/coverage.py``), the interval covered at every look in 98 % with normal values and with heavy
+tails (Student's t, 3 degrees of freedom), in 97 % with errors on 360 test images, and in 88 % with
+exponential values, whose skewness of 2 it does not withstand; the t interval in 57 to 71 %.
 
 Source: H. Wang and A. Ramdas, "Anytime-valid t-tests and confidence sequences for Gaussian means with unknown
 variance", arXiv 2310.03722: the test martingale with a Gaussian mixture, which replaces the flat one of T. L.
