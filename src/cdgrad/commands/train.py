@@ -18,6 +18,7 @@ from cdgrad.commands.arguments import (
     UsageError,
     check_new_file,
     count,
+    failed,
     integer,
     specification,
     write_new_file,
@@ -76,6 +77,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train, print every epoch and the final error, and save the weights."""
+    from cdgrad.study.train.ranks import LostRanksError
+
+    try:
+        return _run(options)
+    except LostRanksError as error:
+        failed(1, str(error))
+        # The threads of the broken process group can abort Python's own way out, with status -6.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+def _run(options: argparse.Namespace) -> int:
     import torch
 
     from cdgrad.study.callables import modules_beside

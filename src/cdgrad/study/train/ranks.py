@@ -109,6 +109,10 @@ class Ranks:
 ALONE = Ranks()
 
 
+class LostRanksError(StudyError):
+    """The connection to another rank broke; the process group still stands."""
+
+
 @contextmanager
 def join(kind: Literal["ddp", "fsdp2"] | None, device: str) -> Generator[Ranks]:
     """The ranks that ``torchrun`` started, connected until the block ends; None: this process alone.
@@ -148,7 +152,7 @@ def join(kind: Literal["ddp", "fsdp2"] | None, device: str) -> Generator[Ranks]:
         # gloo has no class of its own for this.
         if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
             line = str(error).splitlines()[0]
-            raise StudyError(
+            raise LostRanksError(
                 f"rank {rank} lost the others and ends ({line}); see which failed first, then start all again"
             ) from error
         raise
