@@ -162,8 +162,8 @@ def stores(count, chance, folder):
 
 def option_names(command):
     """The options of a command."""
-    subparsers = next(a for a in cli.parser()._actions if isinstance(a.choices, dict))
-    return sorted(subparsers.choices[command]._option_string_actions)
+    choices = next(a.choices for a in cli.parser()._actions if isinstance(a.choices, dict))
+    return sorted(choices[command]._option_string_actions)
 
 
 def arguments(count, chance, folder):
