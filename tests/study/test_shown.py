@@ -6,8 +6,8 @@ from cdgrad.study.shown import lines, one_line, published
 
 
 def test_nothing_that_steers_a_terminal_or_reverses_text_is_left():
-    steering = "a\x1b[31mb\nc\u202ed\u2066e\x9bf\x00g\u200bh\rj\u2028k"
-    assert one_line(steering) == "a [31mb c d e f g h j k"
+    escapes = "a\x1b[31mb\nc\u202ed\u2066e\x9bf\x00g\u200bh\rj\u2028k"
+    assert one_line(escapes) == "a [31mb c d e f g h j k"
     assert one_line("é λ 図 ±") == "é λ 図 ±"
     assert lines("  a\x1b\n\tb") == "  a \n\tb"
 

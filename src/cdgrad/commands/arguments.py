@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import tempfile
 import traceback
@@ -37,6 +38,31 @@ def integer(least: int, most: int) -> Callable[[str], int]:
 
 
 count = integer(1, 100_000)
+
+
+def positive(text: str) -> float:
+    """The type of an argument that is a positive, finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    return value
+
+
+def add_study_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that name a study, its output directory and its workers."""
+    parser.add_argument("spec", metavar="SPEC", help="a TOML file, or a built-in name such as quickstart")
+    parser.add_argument(
+        "--out", metavar="DIR", help="output directory (default: `out` in SPEC, else runs/NAME)"
+    )
+    parser.add_argument(
+        "--workers",
+        type=count,
+        metavar="N",
+        help="number of parallel workers, one thread each (default: `workers` in SPEC)",
+    )
 
 
 def specification(source: str) -> Spec:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cdgrad.commands.arguments import count, specification
+from cdgrad.commands.arguments import add_study_arguments, positive, specification
 
 if TYPE_CHECKING:
     from cdgrad.study.records import Run
@@ -23,22 +22,13 @@ DESCRIPTION = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("spec", metavar="SPEC", help="a TOML file, or a built-in name such as quickstart")
-    parser.add_argument(
-        "--out", metavar="DIR", help="output directory (default: `out` in SPEC, else runs/NAME)"
-    )
-    parser.add_argument(
-        "--workers",
-        type=count,
-        metavar="N",
-        help="number of parallel workers (default: `workers` in SPEC)",
-    )
+    add_study_arguments(parser)
     parser.add_argument(
         "--device", choices=("cpu", "cuda"), default="cpu", help="device of the timed epoch (default: cpu)"
     )
     parser.add_argument(
         "--sd",
-        type=_positive,
+        type=positive,
         metavar="X",
         help="standard deviation of a paired difference, in points (default: from the recorded runs)",
     )
@@ -90,13 +80,3 @@ def recorded(folder: Path) -> list[Run]:
         return []
     with records.Store(folder, write=False) as store:
         return store.runs()
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
-    return value

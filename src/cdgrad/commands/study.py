@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdgrad.commands import plan, report
-from cdgrad.commands.arguments import UsageError, count, failed, specification
+from cdgrad.commands.arguments import UsageError, add_study_arguments, failed, positive, specification
 
 if TYPE_CHECKING:
     from cdgrad.study.records import Run
@@ -22,16 +21,7 @@ DESCRIPTION = "Run or resume a paired study. Runs that are recorded already are 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("spec", metavar="SPEC", help="a TOML file, or a built-in name such as quickstart")
-    parser.add_argument(
-        "--out", metavar="DIR", help="output directory (default: `out` in SPEC, else runs/NAME)"
-    )
-    parser.add_argument(
-        "--workers",
-        type=count,
-        metavar="N",
-        help="number of parallel workers, one thread each (default: `workers` in SPEC)",
-    )
+    add_study_arguments(parser)
     parser.add_argument(
         "--allow-code-change",
         action="store_true",
@@ -49,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--gpus-per-run",
-        type=_share,
+        type=positive,
         metavar="X",
         help="GPUs per run with --engine ray --device cuda; 0.25 lets four runs share one (default: 1)",
     )
@@ -101,13 +91,3 @@ def _engine(options: argparse.Namespace, folder: Path) -> Engine:
 
     gpus = local_engine.visible_gpus() if on_gpu else ()
     return partial(local_engine.run_all, gpus=gpus, checkpoints=folder / CHECKPOINTS)
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = math.nan
-    if not (0 < share < math.inf):
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
-    return share

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cdgrad.study.statistics.paired import LEVEL, POWER, Interval, mean_interval, spread
+from cdgrad.study.statistics.paired import LEVEL, POWER, Interval, fewest_pairs_with, mean_interval, spread
 
 scipy_stats: Any = import_module("scipy.stats")  # it ships no types
 
@@ -91,10 +91,4 @@ def equivalence_power(
 
 def equivalence_pairs(margin: float, sd: float, power: float = POWER) -> int:
     """The fewest seeds for which `equivalence_power` reaches `power`, if the arms do not differ at all."""
-    low, high = 1, 2
-    while equivalence_power(high, margin, sd) < power:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if equivalence_power(middle, margin, sd) >= power else (middle, high)
-    return high
+    return fewest_pairs_with(lambda pairs: equivalence_power(pairs, margin, sd), power)

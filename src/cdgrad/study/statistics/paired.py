@@ -6,7 +6,7 @@ d is the vector of paired differences, arm minus baseline, one entry a seed: neg
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -211,12 +211,17 @@ def required_pairs(difference: float, sd: float, power: float = POWER) -> int:
     """The fewest seeds for which `paired_power` reaches `power`, were `sd` the true spread."""
     if sd == 0:
         return 2
+    return fewest_pairs_with(lambda pairs: paired_power(pairs, difference, sd), power)
+
+
+def fewest_pairs_with(power_of: Callable[[int], float], power: float) -> int:
+    """The fewest seeds, from 2 on, for which `power_of`, which grows with their number, reaches `power`."""
     low, high = 1, 2
-    while paired_power(high, difference, sd) < power:
+    while power_of(high) < power:
         low, high = high, 2 * high
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if paired_power(middle, difference, sd) >= power else (middle, high)
+        low, high = (low, middle) if power_of(middle) >= power else (middle, high)
     return high
 
 
