@@ -21,7 +21,7 @@ KILLS = int(os.environ.get("CDGRAD_KILLS", "2"))
 TUNING = """
 [tuning]
 trials = 2
-seeds = [100, 101]
+seeds = [10_000, 10_001]
 [tuning.space]
 "optimizer.lr" = { low = 0.01, high = 1.0, log = true }
 """
@@ -70,8 +70,9 @@ def test_killed_anywhere_a_study_comes_to_the_same_records(tiny_text, tmp_path):
                 return
 
     whole = start("whole")
-    assert "Traceback" not in whole.communicate(timeout=600)[1]
-    assert whole.returncode == 0
+    errors = whole.communicate(timeout=600)[1]
+    assert whole.returncode == 0, errors
+    assert "Traceback" not in errors, errors
 
     chance = random.Random(KILLS)
     killed = {"driver": 0, "worker": 0}

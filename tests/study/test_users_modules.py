@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import cdgrad
+from cdgrad import cli
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cdgrad.__file__).parents[1])}
 TRAP = "from pathlib import Path\nPath(__file__).with_suffix('.ran').touch()\nraise SystemExit('executed')\n"
@@ -46,20 +47,38 @@ def project(tmp_path, tiny_text):
 
 
 SCRIPT = ("-c", "import sys; del sys.path[0]; from cdgrad.cli import main; sys.exit(main())")
+COMMANDS = {  # every command, in an order in which each finds what it needs
+    "init": ["mine"],
+    "plan": ["tiny.toml", "--no-timing"],
+    "study": ["tiny.toml", "--out", "out"],
+    "report": ["out"],
+    "export": ["out", "--to", "paper"],
+    "record": ["out", "--to", "runs.parquet"],
+    "train": ["tiny.toml"],
+    "inspect": [],
+    "bench": ["--help"],
+}
 
 
-@pytest.mark.parametrize("start", [("-m", "cdgrad"), SCRIPT], ids=["module", "script"])
-def test_no_command_executes_a_file_of_the_folder_it_is_started_in(project, start):
-    for arguments in (
-        ["study", "tiny.toml", "--out", "out"],
-        ["report", "out"],
-        ["train", "tiny.toml"],
-        ["inspect"],
-        ["bench", "--help"],
-    ):
-        done = python(project, *start, *arguments)
-        assert done.returncode == 0, (arguments, done.stderr)
+def test_the_commands_are_all_here():
+    assert COMMANDS.keys() == cli._COMMANDS.keys()
+
+
+@pytest.mark.parametrize(
+    ("start", "commands"),
+    [(("-m", "cdgrad"), COMMANDS), (SCRIPT, ("study", "report"))],
+    ids=["module", "script"],
+)
+def test_no_command_executes_or_changes_a_file_of_the_folder_it_is_started_in(project, start, commands):
+    (project / "checkpoints").mkdir()
+    for name in ("report.md", "report.html", "runs.csv", "checkpoints/net.pt", "study.sqlite", "log"):
+        (project / name).write_text("mine")
+    before = {path: path.read_bytes() for path in project.rglob("*") if path.is_file()}
+    for command in commands:
+        done = python(project, *start, command, *COMMANDS[command])
+        assert done.returncode == 0, (command, done.stderr)
     assert not list(project.glob("*.ran"))
+    assert {path: path.read_bytes() for path in before} == before
 
 
 @pytest.mark.parametrize("command", ["study", "train"])
