@@ -7,7 +7,7 @@ for convolutions, with their output channels along axis 0, which holds for the n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -160,6 +160,96 @@ def smooth_start(
 
     optimizer.register_step_pre_hook(direct)
     return optimizer
+
+
+def along_depth(
+    params: Iterable[nn.Parameter],
+    lr: float,
+    lam: float,
+    what: str = "gradient",
+    kind: str = "sobolev",
+    block: int = 6,
+    base: str = "sgd",
+    **rest: Any,
+) -> Optimizer:
+    """The operator along a stack of equal blocks, instead of along the channels of one layer.
+
+    The convolution at the same place of consecutive equal blocks is a function of depth, sampled once a
+    block. Smoothing of updates along depth is proposed in arXiv 2606.30813, with a window; the operators
+    here are not taken from there.
+
+    Args:
+        params: of the network, in its order.
+        lr: learning rate.
+        lam: of the Sobolev metric on the stack; of a window: the weight w of
+            u_l <- (1 - w) u_l + w mean(u_(l-1), u_l, u_(l+1)), where a mean at an end is over two blocks.
+        what: ``"gradient"``, before the optimizer, or ``"update"``, what it changed.
+        kind: ``"sobolev"``, ``"reweighted"`` or ``"window"``.
+        block: number of parameters of a block; 6 for two convolutions with batch norm each.
+        base: a key of `BASES`.
+        **rest: other arguments of the optimizer.
+    """
+    params = list(params)
+    optimizer = BASES[base](params, lr=lr, **rest)
+    groups = stacks(params, block)
+    if not groups:
+        raise ValueError(f"no two convolutions of equal shape are {block} parameters apart")
+
+    def remember(*_: Any) -> None:
+        before.update({w: w.detach().clone() for stack in groups for w in stack})
+
+    def direct_gradient(*_: Any) -> None:
+        for stack in groups:
+            _write([_gradient(w) for w in stack], smooth_stack([_gradient(w) for w in stack], kind, lam))
+
+    @torch.no_grad()
+    def direct_update(*_: Any) -> None:
+        for stack in groups:
+            steps = smooth_stack([w - before[w] for w in stack], kind, lam)
+            _write(stack, [before[w] + step for w, step in zip(stack, steps, strict=True)])
+
+    before: dict[Tensor, Tensor] = {}
+    if what == "gradient":
+        optimizer.register_step_pre_hook(direct_gradient)
+    else:
+        optimizer.register_step_pre_hook(remember)
+        optimizer.register_step_post_hook(direct_update)
+    return optimizer
+
+
+def stacks(params: Sequence[Tensor], block: int) -> list[list[Tensor]]:
+    """Convolutions of equal shape, each `block` parameters behind the one before, in lists of two or more."""
+    found: list[list[Tensor]] = []
+    placed: dict[int, list[Tensor]] = {}
+    for at, param in enumerate(params):
+        if param.ndim <= 2:
+            continue
+        before = placed.get(at - block)
+        stack = before if before is not None and before[0].shape == param.shape else list[Tensor]()
+        if not stack:
+            found.append(stack)
+        stack.append(param)
+        placed[at] = stack
+    return [stack for stack in found if len(stack) > 1]
+
+
+def smooth_stack(tensors: Sequence[Tensor], kind: str, lam: float) -> list[Tensor]:
+    """The operator of `along_depth` on tensors of equal shape, the first block's first."""
+    stack = torch.stack(list(tensors))
+    if kind != "window":
+        return list(channel_directed(stack, Sobolev(lam) if kind == "sobolev" else ReweightedL2(lam)))
+    sums, counts = stack.clone(), torch.ones(len(stack))
+    sums[1:] += stack[:-1]
+    sums[:-1] += stack[1:]
+    counts[1:] += 1
+    counts[:-1] += 1
+    return list(torch.lerp(stack, sums / counts.view(-1, *[1] * (stack.ndim - 1)), lam))
+
+
+@torch.no_grad()
+def _write(targets: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for target, value in zip(targets, values, strict=True):
+        target.copy_(value)
 
 
 def _powers(g: Tensor) -> Tensor:

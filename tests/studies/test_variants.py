@@ -7,6 +7,7 @@ from torch import nn
 
 from cdgrad import ReweightedL2, Sobolev, channel_directed
 from cdgrad.diagnostics import mean_share, roughness
+from cdgrad.study import models
 
 
 def weight(shape=(8, 3, 3, 3), seed=0):
@@ -104,3 +105,40 @@ def test_biases_are_left_alone():
     for make in (variants.wiener, variants.sorted_sobolev):
         extra = {} if make is variants.wiener else {"lam": 0.1}
         torch.testing.assert_close(stepped(make([bias], lr=1.0, **extra), bias), torch.arange(4.0))
+
+
+def test_the_stacks_of_a_resnet_are_the_convolutions_of_its_equal_blocks():
+    params = list(models.build("resnet20", (1, 8, 8), 10, {"width": 4}).parameters())
+    found = variants.stacks(params, 6)
+    # conv1 and conv2 of 3 blocks a stage; conv1 of a later stage's first block reads fewer channels.
+    assert sorted(len(stack) for stack in found) == [2, 2, 3, 3, 3, 3]
+    assert all(len({w.shape for w in stack}) == 1 and stack[0].ndim == 4 for stack in found)
+
+
+@pytest.mark.parametrize("kind", ["sobolev", "reweighted", "window"])
+def test_along_depth_keeps_what_is_common_to_all_blocks_and_damps_the_rest(kind):
+    common = torch.ones(3, 2, 1, 1)
+    alternating = [common * (-1) ** k for k in range(6)]
+    kept = variants.smooth_stack([common] * 6, kind, 0.5 if kind == "window" else 3.0)
+    damped = variants.smooth_stack(alternating, kind, 0.5 if kind == "window" else 3.0)
+    assert all(torch.allclose(tensor, common) for tensor in kept)
+    assert torch.stack(damped).norm() < 0.7 * torch.stack(alternating).norm()
+
+
+@pytest.mark.parametrize("what", ["gradient", "update"])
+def test_along_depth_operates_on_the_gradient_or_on_the_update(what):
+    params = [weight((4, 4, 3, 3), seed=10 * k) for k in range(3)]
+    grads = [p.grad.clone() for p in params]
+    before = [p.detach().clone() for p in params]
+    optimizer = variants.along_depth(params, lr=0.5, lam=0.3, what=what, block=1)
+    optimizer.step()
+    expected = channel_directed(torch.stack(grads), Sobolev(0.3))
+    changes = torch.stack([b - p.detach() for b, p in zip(before, params, strict=True)])
+    assert torch.allclose(changes, 0.5 * expected, atol=1e-6)
+    directed = torch.stack([p.grad for p in params])
+    assert torch.allclose(directed, expected if what == "gradient" else torch.stack(grads), atol=1e-6)
+
+
+def test_along_depth_refuses_a_network_without_equal_blocks():
+    with pytest.raises(ValueError, match="no two convolutions of equal shape are 6 parameters apart"):
+        variants.along_depth([weight()], lr=1.0, lam=0.1)

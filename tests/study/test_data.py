@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 import torch
 
 from cdgrad.study import StudyError, data
-from cdgrad.study.data.splits import channel_statistics
+from cdgrad.study.data.splits import channel_statistics, with_label_noise
 from cdgrad.study.spec import Task
 
 
@@ -61,3 +62,25 @@ def test_a_channel_without_contrast_stays_finite(dtype):
     mean, std = channel_statistics(pixels, [0, 1, 2, 3])
     assert mean.flatten().tolist() == [7, 7.5]
     assert std.flatten().tolist() == pytest.approx([1, torch.arange(16.0).std().item()])
+
+
+@pytest.mark.parametrize("share", [0.2, 0.4])
+def test_label_noise_makes_its_share_of_the_training_labels_wrong_and_no_other(share):
+    clean, noisy = (data.load(Task("digits", 300, 400, label_noise=s), seed=3) for s in (0, share))
+    assert int((noisy.train.labels != clean.train.labels).sum()) == round(300 * share)
+    assert torch.equal(noisy.validation.labels, clean.validation.labels)
+    assert torch.equal(noisy.test.labels, clean.test.labels)
+    assert torch.equal(noisy.train.images(), clean.train.images())
+    again = data.load(Task("digits", 300, 400, label_noise=share), seed=3)
+    assert torch.equal(again.train.labels, noisy.train.labels)
+
+
+def test_wrong_labels_are_the_other_classes_equally_often():
+    labels = torch.zeros(90_000, dtype=torch.int64) + 3
+    whole = data.load(Task("fake", 100, 50), seed=0).train
+    split = data.Split(whole.pixels, labels, labels, whole.mean, whole.std)
+    wrong = with_label_noise(split, 0.5, 10, np.random.default_rng(0)).labels.bincount(minlength=10)
+    assert wrong[3] == 45_000
+    others = torch.cat([wrong[:3], wrong[4:]])
+    assert (others - 5000).abs().max() < 5 * 5000**0.5  # five standard deviations
+    assert torch.equal(with_label_noise(split, 0.5, 1, np.random.default_rng(0)).labels, labels)

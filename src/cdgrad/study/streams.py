@@ -20,6 +20,8 @@ PERMUTATION = 5
 # split where ``task.test`` is a count, and what a run trains on does not depend on the pick.
 TEST = 5
 """Which images test, where they are fewer than there are."""
+LABEL_NOISE = 6
+"""Which training images get a wrong label, and which."""
 
 
 def generator(seed: int, stream: int) -> np.random.Generator:

@@ -11,7 +11,7 @@ from cdgrad.study.data import decoding
 from cdgrad.study.data.augment import AUGMENTATIONS, augment
 from cdgrad.study.data.builtin import SOURCES
 from cdgrad.study.data.cache import Decoded
-from cdgrad.study.data.splits import Split, channel_statistics, take
+from cdgrad.study.data.splits import Split, channel_statistics, take, with_label_noise
 from cdgrad.study.spec import Task
 
 __all__ = ["AUGMENTATIONS", "SOURCES", "Data", "Split", "augment", "has_test_split", "identity", "load"]
@@ -53,6 +53,8 @@ def load(task: Task, seed: int) -> Data:
     mean, std = channel_statistics(source.pixels, rows[0])
     arrays = (source, source, official or source)
     splits = [take(a, r, mean, std) for a, r in zip(arrays, rows, strict=True)]
+    noise = streams.generator(seed, streams.LABEL_NOISE)
+    splits[0] = with_label_noise(splits[0], task.label_noise, decoded.classes, noise)
     return Data(*splits, classes=decoded.classes)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,6 +68,21 @@ def take(arrays: Arrays, rows: Any, mean: Tensor, std: Tensor) -> Split:
     """The split of the rows whose numbers `rows`, an array of integers, holds."""
     chosen = torch.tensor(rows)
     return Split(arrays.pixels, chosen, arrays.labels[chosen], mean, std)
+
+
+def with_label_noise(split: Split, share: float, classes: int, random: np.random.Generator) -> Split:
+    """The split with wrong labels for `share` of its images, rounded to whole images.
+
+    The images are drawn without replacement; each gets one of the other classes, all equally likely. With
+    one class there is no other one, and the split is returned as it is.
+    """
+    count = round(share * len(split))
+    if count == 0 or classes < 2:
+        return split
+    wrong = torch.tensor(random.permutation(len(split))[:count])
+    labels = split.labels.clone()
+    labels[wrong] = (labels[wrong] + torch.tensor(random.integers(1, classes, count))) % classes
+    return replace(split, labels=labels)
 
 
 def channel_statistics(pixels: Tensor, rows: Any) -> tuple[Tensor, Tensor]:

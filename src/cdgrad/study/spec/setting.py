@@ -51,6 +51,8 @@ class Task:
         image, label: names of the columns, where there is more than one of images or labels.
         size: side in pixels that all images are resized to, cropped to a square; 0: as they are.
         augment: random changes of training images, in this order.
+        label_noise: share of the training images, rounded to whole images, whose label the seed replaces by
+            one of the other classes, each as likely. The labels of validation and test images stay right.
     """
 
     data: str
@@ -63,6 +65,7 @@ class Task:
     label: str = ""
     size: int = field(default=0, metadata=at_least(0))
     augment: tuple[str, ...] = field(default=(), metadata=some_of(*AUGMENTATIONS))
+    label_noise: float = field(default=0.0, metadata=_later(within(0, 1)))
 
 
 @dataclass(frozen=True)
