@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from test_docs import ROOT, blocks
+from documents import ROOT, blocks
 from torch import nn
 from torch.nn import functional
 

@@ -7,29 +7,15 @@ import subprocess
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from documents import ROOT, blocks
 
 from cdgrad import cli
 from cdgrad.study import spec
 
-ROOT = Path(__file__).parent.parent
 PAGES = sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.parts)
 DOCUMENTS = [ROOT / "README.md", *PAGES]
-FENCE = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-class Block(NamedTuple):
-    """A fenced block; a comment right above it may hold a mark, ``not run: WHY`` or ``file: NAME``."""
-
-    mark: str
-    language: str
-    code: str
-
-
-def blocks(document):
-    return [Block(*found) for found in FENCE.findall(document.read_text())]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.relative_to(ROOT).as_posix())

@@ -169,7 +169,7 @@ def test_new_keys_at_their_defaults_leave_fingerprints_as_they_were(tiny):
 
 @pytest.mark.parametrize("name", ["controls", "tiny-imagenet-50"])
 def test_committed_records_keep_their_fingerprints(name):
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     spec = load(str(root / f"evidence/studies/{name}.toml"))
     runs = from_parquet(root / f"evidence/records/{name}.parquet")
     for run in runs[:: len(runs) // 20]:

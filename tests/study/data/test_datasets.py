@@ -38,7 +38,7 @@ def cached(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+SHARED = Path(__file__).parents[4] / "shared" / "data"
 
 
 def new_process():

@@ -13,7 +13,7 @@ from cdgrad.bench.shapes import NETWORKS, WIDE_ELEMENTS, Conv
 from cdgrad.bench.timing import extra_bytes, interleaved
 from cdgrad.commands.bench import add_arguments, run
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 # Counted in the papers' models: all convolutions, without biases.

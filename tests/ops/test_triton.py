@@ -227,7 +227,7 @@ def test_the_weights_solve_the_system(n, exponent):
         np.testing.assert_allclose(inverse - np.outer(weights.wrap, weights.wrap), expected, atol=1e-9)
 
 
-OFFLINE = Path(__file__).parents[1] / "benchmarks" / "offline.py"
+OFFLINE = Path(__file__).parents[2] / "benchmarks" / "offline.py"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler comes for Linux")

@@ -177,7 +177,7 @@ def test_shares_cover_the_batch():
 
 # The command itself, in processes of its own, on the loopback interface
 
-SOURCE = Path(__file__).parents[1] / "src"
+SOURCE = Path(__file__).parents[3] / "src"
 TRAIN = ("-m", "cdgrad", "train", "study.toml", "--arm", "sobolev")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 

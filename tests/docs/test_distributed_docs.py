@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-DOC = Path(__file__).parents[1] / "docs" / "distributed.md"
+DOC = Path(__file__).parents[2] / "docs" / "distributed.md"
 SCRIPTS = re.findall(
     r"^## (\w+)\n.*?^```python torchrun\n(.*?)^```", DOC.read_text(), re.MULTILINE | re.DOTALL
 )

@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 pytest.importorskip("furo", reason="needs the extra docs")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(p.relative_to(DOCS).with_suffix("") for p in DOCS.rglob("*.md") if "_build" not in p.parts)
 

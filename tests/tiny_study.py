@@ -1,0 +1,81 @@
+"""A study small enough for tests: two arms, two seeds, one epoch, no data set to import."""
+
+import pytest
+import torch
+
+from cdgrad.study.records import Run
+from cdgrad.study.spec import Spec, parse
+
+TINY = """
+title = "Tiny"
+baseline = "sgd"
+seeds = 2
+
+[task]
+data = "fake"
+train = 48
+validation = 32
+
+[model]
+name = "small-cnn"
+width = 2
+
+[schedule]
+epochs = 1
+batch = 16
+
+[optimizer]
+name = "torch.optim:SGD"
+lr = 0.1
+momentum = 0.9
+
+[arms.sgd]
+
+[arms.directed]
+metric = "reweighted:lam=3"
+optimizer = { lr = 0.3 }
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """As in a study's workers; several would wait for each other on networks this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def tiny_text() -> str:
+    return TINY
+
+
+@pytest.fixture
+def tiny() -> Spec:
+    return parse(TINY, "tiny")
+
+
+@pytest.fixture
+def make_run(tiny):
+    """A finished run of the tiny study with a given error, as if it had been trained."""
+
+    def make(arm: str, seed: int, error: float | None, **changes) -> Run:
+        setting = tiny.setting("", arm)
+        values = {
+            "cell": "",
+            "trial": None,
+            "evaluated": "test",
+            "values": {},
+            "measures": {},
+            "status": "ok",
+            "epochs": [{"loss": 0.5, "validation_error": 3.0 + seed}],
+            "config": {},
+            "fingerprint": setting.fingerprint,
+            "environment": {"torch": "2.0", "threads": 1},
+            "started": "2026-01-01T00:00:00+00:00",
+            "seconds": 1.5,
+        }
+        return Run(arm=arm, seed=seed, error=error, **(values | changes))
+
+    return make
