@@ -107,7 +107,7 @@ def _averages(table: Sequence[Row]) -> str:
                 tables.difference(c),
                 tables.number(stats.detectable_difference(c.pairs, c.sd)),
                 tables.plus_minus(c.mean, stats.mean_interval(means)),
-                tables.number(stats.detectable_difference(len(means), stats.spread(means))),
+                tables.number(stats.detectable_difference(len(means), stats.standard_deviation(means))),
                 str(sum(row.better for row in own)),
                 str(sum(row.worse for row in own)),
             ]

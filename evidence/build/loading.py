@@ -88,7 +88,7 @@ def rows(results: Iterable[Results], arms: Iterable[str] = ()) -> list[Row]:
             p,
             errors=study.errors(cell, arm),
             error=float(np.mean(study.errors(cell, arm))),
-            spread=stats.spread(study.errors(cell, arm)),
+            spread=stats.standard_deviation(study.errors(cell, arm)),
             chosen=dict(study.values(cell, arm)),
             diverged=sum(run.status == "diverged" for run in study.finished[cell, arm].values()),
         )
@@ -110,7 +110,7 @@ def baselines(results: Iterable[Results]) -> dict[str, tuple[float, float]]:
     return {
         cell: (
             float(np.mean(study.errors(cell, study.spec.baseline))),
-            stats.spread(study.errors(cell, study.spec.baseline)),
+            stats.standard_deviation(study.errors(cell, study.spec.baseline)),
         )
         for study in results
         for cell in study.spec.cells

@@ -58,7 +58,7 @@ def full(table: Sequence[Row]) -> str:
             interval(c.bootstrap),
             probability(c.p),
             probability(row.p),
-            f"{100 * c.wins:.0f} %",
+            f"{100 * c.win_rate:.0f} %",
             number(c.correlation),
             str(c.pairs),
             number(row.seen),

@@ -79,7 +79,7 @@ def test_latex_escapes_what_is_special_and_cites():
     assert paper.latex(r"a_b 5 % {x} \ [holm1979simple]") == (
         r"a\_b 5 \% \{x\} \textbackslash{} \cite{holm1979simple}"
     )
-    table = paper.latex_table(Table("T & U", ("arm", "mean"), [("a_b", "<.001")], "n"))
+    table = paper.latex_table(Table("T & U", ("arm", "mean"), [("a_b", "<.001")], "n", "lr"))
     assert r"\begin{tabular}{lr}" in table
     assert r"a\_b & \textless{}.001 \\" in table
     assert r"\caption{T \& U}" in table
@@ -95,3 +95,8 @@ def test_the_latex_compiles(study, tmp_path):
     command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "main.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_a_table_states_the_alignment_of_every_column():
+    with pytest.raises(ValueError, match="a letter l, r or p for each"):
+        Table("T", ("arm", "mean"), [("a", "1")], "", "l")

@@ -45,7 +45,7 @@ def test_no_page_scrolls_sideways_and_no_result_is_clipped(html, tmp_path, width
     assert reach[0] <= reach[1] == width
     ends = (
         '[...d.querySelectorAll("section:first-of-type table")].slice(0, 2).map(t => '
-        '[...t.rows[1].cells].filter(c => !c.classList.contains("what")).slice(0, 3)'
+        '[...t.rows[1].cells].filter(c => !c.classList.contains("long")).slice(0, 3)'
         ".map(c => c.getBoundingClientRect().right))"
     )
     results = measure(html, ends, tmp_path, width)

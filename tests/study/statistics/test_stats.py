@@ -158,7 +158,7 @@ def test_a_comparison_is_of_the_arm_minus_the_baseline():
     found = stats.compare([2.0, 3.0, 5.0, 4.0], [3.0, 3.0, 6.0, 3.0])
     assert found.differences.tolist() == [-1.0, 0.0, -1.0, 1.0]
     assert found.mean == -0.25
-    assert found.wins == (2 + 0.5) / 4
+    assert found.win_rate == (2 + 0.5) / 4
     assert found.correlation == pytest.approx(np.corrcoef([2, 3, 5, 4], [3, 3, 6, 3])[0, 1])
 
 
@@ -167,7 +167,7 @@ def test_equal_arms_are_a_null_without_spread():
     assert found.interval == found.bootstrap == (0.0, 0.0)
     assert stats.required_pairs(0.1, found.sd) == 2
     assert found.p == 1.0
-    assert found.wins == 0.5
+    assert found.win_rate == 0.5
 
 
 def test_one_pair_has_a_difference_and_no_interval():

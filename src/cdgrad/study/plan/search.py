@@ -58,14 +58,14 @@ class Search:
     planned: int
 
     @property
-    def made(self) -> int:
+    def finished(self) -> int:
         """Number of finished runs."""
         return sum(map(len, self.runs.values()))
 
     @property
     def chosen(self) -> int | None:
         """The trial with the lowest mean validation error; None before all are made."""
-        if self.made < self.planned:
+        if self.finished < self.planned:
             return None
         return best(
             {trial: [ranked_error(run) for run in runs.values()] for trial, runs in self.runs.items()}

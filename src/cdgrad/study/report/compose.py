@@ -101,7 +101,9 @@ def _details(results: Results) -> Section:
 
 
 def _progress(results: Results) -> str:
-    trials = f", {results.trials_made} of {results.trials_total} runs of trials" * bool(results.trials_total)
-    done = results.count + results.trials_made == results.total + results.trials_total
+    trials = f", {results.trials_finished} of {results.trials_total} runs of trials" * bool(
+        results.trials_total
+    )
+    done = results.count + results.trials_finished == results.total + results.trials_total
     provisional = "" if done else ": provisional"
     return f"{results.spec.name}: {results.count} of {results.total} runs finished{trials}{provisional}"

@@ -6,21 +6,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-_WORDS = ("arm", "what", "cell", "part", "chosen", "product", "range", "time")
-
 
 @dataclass(frozen=True)
 class Table:
-    """Text cells; columns of words are left-aligned, those of numbers to the right."""
+    """Text cells.
+
+    Attributes:
+        title: above the table.
+        header: the columns' names.
+        rows: the cells of each row.
+        note: below the table.
+        align: a letter a column, as in LaTeX: ``r`` numbers, ``l`` words, ``p`` words that may wrap.
+        grouped: whether the first column names the group to which the rows from there on belong.
+    """
 
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str
+    align: str
+    grouped: bool = False
 
-    def is_text(self, column: int) -> bool:
-        """Whether a column holds words."""
-        return self.header[column] in _WORDS
+    def __post_init__(self) -> None:
+        if len(self.align) != len(self.header) or not set(self.align) <= {*"lrp"}:
+            raise ValueError(f"expected a letter l, r or p for each of {self.header}, got {self.align!r}")
 
 
 class Figure(Protocol):

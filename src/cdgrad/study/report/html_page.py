@@ -76,10 +76,10 @@ th, td { padding: .3rem .9rem .3rem 0; text-align: right; white-space: nowrap; v
   border-bottom: 1px solid var(--line); }
 th { border-bottom-width: 2px; } .group { padding-top: .8rem; border-bottom-width: 1px; }
 .text { text-align: left; }
-td.what, td.chosen { white-space: normal; min-width: 11rem; }
+td.long { white-space: normal; min-width: 11rem; }
 @media (max-width: 30rem) {
   table { font-size: .85rem; } th, td { padding-right: .6rem; }
-  td.what, td.chosen { white-space: nowrap; }
+  td.long { white-space: nowrap; }
 }
 figure { margin: 1.5rem 0; break-inside: avoid; } figure img { width: 100%; max-width: 38rem; height: auto; }
 pre { background: var(--raised); padding: 1rem; overflow-x: auto; font-size: .85rem; }
@@ -128,11 +128,14 @@ def _sentences(sentences: Sequence[str], kind: str) -> str:
     return f'<ul class="{kind}">{items}</ul>' if items else ""
 
 
+_CLASSES = {"r": "", "l": ' class="text"', "p": ' class="text long"'}
+
+
 def _table(table: Table, level: str) -> str:
     # A column of cells would push all else off a telephone: each cell gets a row of its own instead.
-    grouped = table.header[0] == "cell"
+    grouped = table.grouped
     width = len(table.header) - grouped
-    kinds = [f' class="text {name}"' if table.is_text(c) else "" for c, name in enumerate(table.header)]
+    kinds = [_CLASSES[letter] for letter in table.align]
 
     def row(cells: Sequence[str], tag: str) -> str:
         parts = [f"<{tag}{k}>{escape(cell)}</{tag}>" for k, cell in zip(kinds, cells, strict=True)]

@@ -181,7 +181,7 @@ def latex(text: str) -> str:
 
 def latex_table(table: Table) -> str:
     """A table that needs no package; its title is the caption, its note follows."""
-    columns = "".join("l" if table.is_text(c) else "r" for c in range(len(table.header)))
+    columns = table.align.replace("p", "l")
 
     def row(cells: Sequence[str]) -> str:
         return " & ".join("".join(_TEX.get(c, c) for c in printable(cell)) for cell in cells) + r" \\"

@@ -151,7 +151,8 @@ def _runs(plan: Plan) -> Table:
         product = f"{len(spec.cells)} x {searched} x {spec.tuning.trials} x {len(spec.tuning.seeds)}"
         rows.insert(0, ("trials", product, str(len(plan.keys) - final)))
     note = "final runs: cells x arms x seeds; trials: cells x tuned arms x trials x tuning seeds"
-    return Table("Runs", ("part", "product", "runs"), rows, note if spec.tuning else note.partition(";")[0])
+    note = note if spec.tuning else note.partition(";")[0]
+    return Table("Runs", ("part", "product", "runs"), rows, note, align="llr")
 
 
 def _splits(spec: Spec) -> Iterator[Table]:
@@ -174,6 +175,7 @@ def _splits(spec: Spec) -> Iterator[Table]:
         rows,
         "test split: the data set's own, or drawn by each seed from all images; one image: points of error "
         f"that one image of the {spec.evaluate} split is worth",
+        align="lrrrrr",
     )
 
 
@@ -189,7 +191,7 @@ def _time(plan: Plan, workers: int, seconds: Seconds | None) -> Iterator[Table]:
         each = total / len(remaining)
         rows = [(duration(total / workers), str(workers), duration(each))]
         source = f"estimated from {seconds.source}"
-    yield Table("Time for the remaining runs", ("time", "workers", "per run"), rows, source)
+    yield Table("Time for the remaining runs", ("time", "workers", "per run"), rows, source, align="lrr")
 
 
 def _power(spec: Spec, runs: Sequence[Run], sd: float | None) -> Iterator[Table]:
@@ -217,6 +219,7 @@ def _power(spec: Spec, runs: Sequence[Run], sd: float | None) -> Iterator[Table]
         f"smallest p: after Holm's correction; SD: of a paired difference in points, {source}; MDD: minimum "
         f"detectable difference, found in {100 * stats.POWER:.0f} % of studies by a two-sided paired t-test "
         "at 5 %, uncorrected; for x: seeds needed to detect x points",
+        align="rrrrr" + "r" * len(_SIZES),
     )
 
 
@@ -241,6 +244,7 @@ def _search(spec: Spec) -> Iterator[Table]:
         ("arm", "what", "range", "tried"),
         rows,
         "tried: smallest and largest value of the trials, which are known beforehand",
+        align="lppr",
     )
 
 

@@ -270,7 +270,7 @@ def _unfinished(results: Results) -> Iterator[str]:
             f"{published(first.message)}; the same command tries again."
         )
     planned = results.total + results.trials_total
-    if left := planned - results.count - results.trials_made - len(failed):
+    if left := planned - results.count - results.trials_finished - len(failed):
         runs = _count(left, "run")
         again = "run the same command again to complete them"
         yield f"{runs} {'remains' if left == 1 else 'remain'}: {again}; until then, results are provisional."

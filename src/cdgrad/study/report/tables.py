@@ -29,7 +29,7 @@ def errors(results: Results, cell: str) -> Table:
         measured = ["-", "-", "-"]
         if of_arm:
             mean, interval = math.fsum(of_arm) / len(of_arm), paired.mean_interval(of_arm)
-            measured = [number(mean), _interval(interval, ""), number(paired.spread(of_arm))]
+            measured = [number(mean), _interval(interval, ""), number(paired.standard_deviation(of_arm))]
         rows.append((arm, *measured, str(len(of_arm)), *count, _what(results, cell, arm)))
     return Table(
         f"Error on the {spec.evaluate} images, in percent",
@@ -37,6 +37,7 @@ def errors(results: Results, cell: str) -> Table:
         rows,
         "mean over the seeds, its interval by Student's t, standard deviation of a run"
         + ("; div.: runs that diverged, which count with the error they ended with" if diverged else ""),
+        align="lrrrr" + "r" * diverged + "p",
     )
 
 
@@ -51,7 +52,7 @@ def differences(results: Results, cell: str) -> Table:
             _interval(c.interval, "+"),
             _p(c.p),
             *([_p(adjusted)] if several else []),
-            f"{100 * c.wins:.0f} %",
+            f"{100 * c.win_rate:.0f} %",
             number(c.correlation),
             f"{c.pairs}",
         )
@@ -66,6 +67,7 @@ def differences(results: Results, cell: str) -> Table:
         ("arm", "mean", f"95 % {kind}", "p", *(["Holm p"] if several else []), "win rate", "corr.", "pairs"),
         rows,
         f"{note}win rate: share of seeds with fewer errors, ties half; corr.: of the pairs",
+        align="l" + "r" * (6 + several),
     )
 
 
@@ -105,6 +107,7 @@ def certainty(results: Results, cell: str) -> Table:
         ("arm", "95 % anytime", "anytime p", *columns),
         rows,
         note,
+        align="lrr" + "r" * len(columns),
     )
 
 
@@ -129,6 +132,7 @@ def power(results: Results, cell: str) -> Table:
         f"deviation of a difference; MDD: the smallest true difference in points shown with "
         f"{100 * paired.POWER:.0f} % power by a two-sided paired t-test at 5 %; for x: seeds that would show "
         "x points so, at this SD",
+        align="lrrr" + "r" * len(_SIZES),
     )
 
 
@@ -139,13 +143,15 @@ def summary(results: Results) -> Table:
     for (cell, arm), (c, adjusted) in results.comparisons.items():
         shown, before = ("" if cell == before else cell), cell
         mean, interval = number(c.mean, "+"), _interval(c.interval, "+")
-        rows.append((shown, arm, mean, interval, _p(adjusted), f"{100 * c.wins:.0f} %"))
+        rows.append((shown, arm, mean, interval, _p(adjusted), f"{100 * c.win_rate:.0f} %"))
     return Table(
         f"Paired difference to {results.spec.baseline}, in points: negative is fewer errors",
         ("cell", "arm", "mean", f"95 % {interval_name(results)}", "Holm p", "win rate"),
         rows,
         f"Holm p: {_test_name(results)}, corrected for all {len(rows)} comparisons; "
         "win rate: share of seeds with fewer errors",
+        align="llrrrr",
+        grouped=True,
     )
 
 
@@ -163,17 +169,19 @@ def tuning(results: Results) -> Table:
             chosen = f"as for {spec.baseline}" if borrowed else "not tuned"
             rows.append((*shown, arm, "0", "0", "-", chosen))
         elif search.chosen is None:
-            chosen = f"not yet: {search.made} of {search.planned} runs"
-            rows.append((*shown, arm, str(len(search.runs)), str(search.made), "-", chosen))
+            chosen = f"not yet: {search.finished} of {search.planned} runs"
+            rows.append((*shown, arm, str(len(search.runs)), str(search.finished), "-", chosen))
         else:
             mean, chosen = number(search.mean(search.chosen)), values(search.values[search.chosen])
-            rows.append((*shown, arm, str(len(search.runs)), str(search.made), mean, chosen))
+            rows.append((*shown, arm, str(len(search.runs)), str(search.finished), mean, chosen))
     return Table(
         "What was chosen, by the lowest mean error on validation images",
         (*(["cell"] if several else []), "arm", "trials", "runs", "error", "chosen"),
         rows,
         f"every trial is run on seed {', '.join(map(str, seeds))}, which no final run uses; error: mean "
         "validation error of the chosen trial in percent, optimistic because the trial was chosen by it",
+        align="l" * several + "lrrrp",
+        grouped=several,
     )
 
 
@@ -191,6 +199,7 @@ def parts(results: Results) -> Table:
         rows,
         "all records of the study's folder, those of former arms and seeds included; the store refuses a "
         "trial that was evaluated on test images",
+        align="lrrr",
     )
 
 
@@ -211,6 +220,7 @@ def cost(results: Results) -> Table:
         ("arm", "final runs", "diverged", "trials", "diverged trials", "s per run", "s in all"),
         rows,
         "all recorded runs; seconds of wall time, of a run beside the others that ran at once",
+        align="lrrrrrr",
     )
 
 
@@ -227,6 +237,7 @@ def seeds(results: Results, cell: str) -> Table:
         ("seed", *spec.arms),
         rows,
         "* diverged",
+        align="r" * (1 + len(spec.arms)),
     )
 
 
@@ -238,7 +249,7 @@ def trials(search: Search, cell: str, arm: str) -> Table:
         (
             f"{trial}{' *' if trial == search.chosen else ''}",
             number(search.mean(trial)),
-            number(paired.spread(search.errors(trial))),
+            number(paired.standard_deviation(search.errors(trial))),
             str(sum(run.status == "diverged" for run in search.runs[trial].values())),
             *(_value(search.values[trial].get(key)) for key in keys),
         )
@@ -249,6 +260,7 @@ def trials(search: Search, cell: str, arm: str) -> Table:
         ("trial", "error", "SD", "diverged", *keys),
         rows,
         "mean validation error in percent, best first; * chosen",
+        align="r" * (4 + len(keys)),
     )
 
 

@@ -71,7 +71,7 @@ def markdown(document: Document) -> str:
 
 def markdown_rows(table: Table) -> list[str]:
     """A table's header and rows in Markdown, without its title and note."""
-    align = [":--" if table.is_text(column) else "--:" for column in range(len(table.header))]
+    align = ["--:" if letter == "r" else ":--" for letter in table.align]
     return [_row(table.header), f"| {' | '.join(align)} |", *map(_row, table.rows)]
 
 
@@ -82,9 +82,9 @@ def printable(text: str) -> str:
 
 def _grid(table: Table) -> RichTable:
     grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for column, title in enumerate(table.header):
-        text = table.is_text(column)
-        grid.add_column(title, justify="left" if text else "right", no_wrap=not text, overflow="fold")
+    for title, letter in zip(table.header, table.align, strict=True):
+        number = letter == "r"
+        grid.add_column(title, justify="right" if number else "left", no_wrap=number, overflow="fold")
     for row in table.rows:
         grid.add_row(*(Text(printable(cell)) for cell in row))
     return grid

@@ -17,7 +17,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cdgrad.study.statistics.paired import LEVEL, POWER, Interval, fewest_pairs_with, mean_interval, spread
+from cdgrad.study.statistics.paired import (
+    LEVEL,
+    POWER,
+    Interval,
+    fewest_pairs_with,
+    mean_interval,
+    standard_deviation,
+)
 
 scipy_stats: Any = import_module("scipy.stats")  # it ships no types
 
@@ -57,7 +64,7 @@ def equivalence(differences: ArrayLike, margin: float, level: float = LEVEL) -> 
     alpha, interval = 1 - level, mean_interval(d, 2 * level - 1)
     if len(d) < 2:
         return Equivalence(margin, math.nan, interval, False)
-    mean, error = float(d.mean()), spread(d) / math.sqrt(len(d))
+    mean, error = float(d.mean()), standard_deviation(d) / math.sqrt(len(d))
     if error == 0:
         p = 0.0 if abs(mean) < margin else 1.0
     else:

@@ -45,7 +45,7 @@ class Comparison:
         median_interval: of the median, from order statistics.
         p: sign-flip permutation test of no difference, two-sided.
         correlation: of the two arms' errors over the seeds; what pairing bought.
-        wins: share of seeds on which the arm has the smaller error; ties count half.
+        win_rate: share of seeds on which the arm has the smaller error; ties count half.
     """
 
     differences: Array
@@ -57,7 +57,7 @@ class Comparison:
     median_interval: Interval
     p: float
     correlation: float
-    wins: float
+    win_rate: float
 
     @property
     def pairs(self) -> int:
@@ -78,18 +78,18 @@ def compare(arm: ArrayLike, baseline: ArrayLike) -> Comparison:
     return Comparison(
         differences=d,
         mean=float(d.mean()),
-        sd=spread(d),
+        sd=standard_deviation(d),
         interval=mean_interval(d),
         bootstrap=bca_interval(d),
         median=float(np.median(d)),
         median_interval=median_interval(d),
         p=sign_flip_p(d),
         correlation=correlation(a, b),
-        wins=float(np.mean(np.where(d == 0, 0.5, d < 0))),
+        win_rate=float(np.mean(np.where(d == 0, 0.5, d < 0))),
     )
 
 
-def spread(values: ArrayLike) -> float:
+def standard_deviation(values: ArrayLike) -> float:
     """The sample standard deviation; nan for a single value."""
     x = np.asarray(values, dtype=np.float64)
     return float(x.std(ddof=1)) if len(x) > 1 else math.nan
@@ -100,7 +100,7 @@ def mean_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
     x = np.asarray(values, dtype=np.float64)
     if len(x) < 2:
         return Interval(math.nan, math.nan)
-    half = float(scipy_stats.t.ppf((1 + level) / 2, len(x) - 1)) * spread(x) / math.sqrt(len(x))
+    half = float(scipy_stats.t.ppf((1 + level) / 2, len(x) - 1)) * standard_deviation(x) / math.sqrt(len(x))
     return Interval(float(x.mean()) - half, float(x.mean()) + half)
 
 
@@ -208,7 +208,7 @@ def paired_power(pairs: int, difference: float, sd: float, level: float = LEVEL)
 
 
 def required_pairs(difference: float, sd: float, power: float = POWER) -> int:
-    """The fewest seeds for which `paired_power` reaches `power`, were `sd` the true spread."""
+    """The fewest seeds for which `paired_power` reaches `power`, were `sd` the true standard deviation."""
     if sd == 0:
         return 2
     return fewest_pairs_with(lambda pairs: paired_power(pairs, difference, sd), power)

@@ -116,9 +116,9 @@ class Results:
         return {cell for cell in spec.cells if enough(spec, complete_differences(spec, cell, runs))}
 
     @property
-    def trials_made(self) -> int:
+    def trials_finished(self) -> int:
         """Number of finished runs of trials."""
-        return sum(search.made for search in self.searches.values())
+        return sum(search.finished for search in self.searches.values())
 
     @property
     def trials_total(self) -> int:
@@ -185,7 +185,7 @@ def read(folder: Path) -> Results:
         runs = store.runs()
         former = store.earlier_specs()
     results = Results.of(parse(text, name), runs, _parsed(former))
-    if not results.count + results.trials_made:
+    if not results.count + results.trials_finished:
         failed = results.failed
         why = f", {len(failed)} failed: {failed[0].message}" if failed else ""
         raise StudyError(f"{folder} has no finished run yet{why}")
