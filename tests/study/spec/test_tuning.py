@@ -1,12 +1,14 @@
 """Cells, search spaces and the settings that come of them."""
 
+import json
 import math
+import sys
 
 import pytest
 
 from cdgrad.study import StudyError
 from cdgrad.study.plan.search import best
-from cdgrad.study.spec import Optimizer, Spec, parse
+from cdgrad.study.spec import Optimizer, Spec, as_json, parse
 from cdgrad.study.spec.space import Dimension, Tuning
 
 CELLS = """
@@ -190,3 +192,45 @@ def test_the_best_trial_has_the_lowest_mean_and_of_equal_ones_is_the_first():
 def test_dotted_tables_and_quoted_keys_are_the_same_space(tiny_text):
     nested = TUNING.replace('"optimizer.lr"', "optimizer.lr")
     assert parse(tiny_text + nested, "tiny").tuning == parse(tiny_text + TUNING, "tiny").tuning
+
+
+POINTS = """
+[tuning.points]
+sgd = [{ optimizer.lr = 0.01 }, { "optimizer.lr" = 0.1 }, { optimizer.lr = 1 }, { optimizer.lr = 0.5 }]
+"""
+
+
+def test_listed_points_take_the_place_of_the_sequence(tiny_text, tuned, monkeypatch):
+    listed = parse(tiny_text + TUNING + POINTS, "tiny").tuning
+    assert listed.points("directed") == tuned.tuning.points("directed")
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert [point["optimizer.lr"] for point in listed.points("sgd")] == [0.01, 0.1, 1.0, 0.5]
+    assert all(type(point["optimizer.lr"]) is float for point in listed.points("sgd"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("{ optimizer.lr = 0.01 }, ", "", "tuning.points.sgd must be a list of 4 tables, one a trial; got"),
+        ("optimizer.lr = 0.01", "lam = 1", "unknown key tuning.points.sgd[0].lam; known are optimizer.lr"),
+        ("{ optimizer.lr = 0.01 }", "{}", "tuning.points.sgd[0].optimizer.lr is missing"),
+        ("0.01 }", "2.0 }", 'tuning.points.sgd[0]."optimizer.lr" must be in its space, 0.01 to 1; got 2.0'),
+        ("0.01 }", "true }", 'tuning.points.sgd[0]."optimizer.lr" must be in its space, 0.01 to 1; got True'),
+        ("sgd = [", "sdg = [", "unknown key tuning.points.sdg; did you mean tuning.points.sgd?"),
+    ],
+)
+def test_listed_points_are_checked_against_the_space(tiny_text, old, new, message):
+    assert old in POINTS
+    with pytest.raises(StudyError) as caught:
+        parse(tiny_text + TUNING + POINTS.replace(old, new), "tiny")
+    assert message in str(caught.value)
+
+
+def test_an_arm_may_have_a_multiple_of_the_tuned_rate(tiny_text):
+    text = tiny_text.replace("optimizer = { lr = 0.3 }", 'lr_factor = 3\ntuning = "baseline"')
+    text += TUNING.partition("[tuning.arms")[0]
+    setting = parse(text, "tiny").setting("", "directed", {"optimizer.lr": 0.25})
+    assert setting.optimizer.lr == 0.75
+    assert "lr_factor" not in json.dumps(as_json(setting))  # what a record holds is the rate itself
+    with pytest.raises(StudyError, match=r"arms.directed.lr_factor must be a positive number; got 0"):
+        parse(text.replace("lr_factor = 3", "lr_factor = 0"), "tiny")

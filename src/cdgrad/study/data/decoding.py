@@ -1,6 +1,6 @@
 """The data set of a task, from the cache or decoded into it, with a name that changes with its contents.
 
-Only decoding needs Pillow and, where it is not images in folders, ``datasets``.
+Only decoding needs Pillow and, where it is neither images in folders nor plain Parquet files, ``datasets``.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import shutil
 import warnings
 from functools import lru_cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cdgrad.study import StudyError
-from cdgrad.study.data import cache, image_folder, images, tables
+from cdgrad.study.data import cache, image_folder, images, parquet_files, tables
 from cdgrad.study.data.choice import number_classes
 from cdgrad.study.data.files import contents, digest, shown
 from cdgrad.study.data.source import Source
@@ -112,6 +113,8 @@ def _source(task: Task, folder: Path | None, arrow: Path) -> Source:
     found = contents(folder) if folder else None
     if found and found.of_images:
         return image_folder.read(task, found)
+    if found and find_spec("datasets") is None and parquet_files.are_named_by_split(found):
+        return parquet_files.read(task, found)
     return tables.read(task, _import("datasets", task), found, arrow)
 
 

@@ -124,6 +124,7 @@ def warnings(spec: Spec) -> Iterator[str]:
         yield f"A search of {trials} trial{'s' * (trials > 1)} chooses hardly anything: use more trials."
     for arm, options in spec.arms.items():
         changed = options.metric != "none" and options.rescale == "none" and not options.optimizer
+        changed = changed and options.lr_factor == 1
         if changed and not spec.entry and (spec.tuning is None or options.tuning != "own"):
             yield (
                 f"{arm} has the baseline's learning rate, but its metric changes the size of the step: a "
@@ -249,9 +250,7 @@ def _search(spec: Spec) -> Iterator[Table]:
 
 
 def _range(dimension: Dimension) -> str:
-    if dimension.choices:
-        return "one of " + ", ".join(map(str, dimension.choices))
-    return f"{dimension.low:g} to {dimension.high:g}{', logarithmic' if dimension.log else ''}"
+    return f"{dimension}{', logarithmic' if dimension.log else ''}"
 
 
 def _tried(values: Sequence[Any]) -> str:

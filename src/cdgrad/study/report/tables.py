@@ -320,5 +320,5 @@ def _what(results: Results, cell: str, arm: str) -> str:
     own = {f"optimizer.{key}": value for key, value in spec.arms[arm].optimizer.items()} | setting.values
     own |= {key: value for key, value in chosen.items() if key not in told}
     if setting.optimizer:
-        own = {"optimizer.lr": setting.optimizer.lr} | own
+        own |= {"optimizer.lr": setting.optimizer.lr}
     return ", ".join([*parts, *([values(own)] if own else [])])

@@ -158,8 +158,9 @@ def _arm(title: str, value: Any, name: str, *, entry: bool) -> Arm:
         raise StudyError(f"{name}: {where}.optimizer has no effect with `entry`; use {where}.values")
     if arm.values and not entry:
         raise StudyError(f"{name}: {where}.values is read by an entry, and there is none; use optimizer")
-    if arm.rounding > 1 and entry:
-        raise StudyError(f"{name}: {where}.rounding needs the built-in training loop, and there is an entry")
+    for key in ("rounding", "lr_factor"):
+        if getattr(arm, key) != 1 and entry:
+            raise StudyError(f"{name}: {where}.{key} needs the built-in training loop, and there is an entry")
     if arm.metric == BASELINE_METRIC:
         return arm
     try:

@@ -165,6 +165,8 @@ class Arm:
             rounding errors. Such an arm shows what rounding alone changes (arXiv 2206.02001). 1: the ordinary
             step.
         optimizer: keys that replace those of the study's optimizer.
+        lr_factor: multiplies the learning rate, also a tuned one: with ``tuning = "baseline"`` the arm has
+            this multiple of the baseline's rate.
         values: what the user's own training code (`entry`) reads of the arm.
         tuning: where the arm's setting comes from in a study with tuning: trials of its ``"own"``,
             the values chosen for the ``"baseline"``, or ``"none"``: it is as the specification says.
@@ -178,6 +180,7 @@ class Arm:
     centralize: bool = False
     rounding: int = field(default=1, metadata=at_least(1))
     optimizer: dict[str, Any] = field(default_factory=dict[str, Any])
+    lr_factor: float = field(default=1.0, metadata=POSITIVE)
     values: dict[str, Any] = field(default_factory=dict[str, Any])
     tuning: str = field(default="own", metadata=one_of(*TUNINGS))
 

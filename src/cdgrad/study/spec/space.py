@@ -1,19 +1,19 @@
-"""The search for an arm's setting: what may vary, the trials, and which of them is best.
+"""The search for an arm's setting: what may vary, and the trials' points.
 
-The points come from a Sobol sequence with a fixed scrambling (Optuna's `QMCSampler`), so the trials of
-a study are known before its first run, and two arms with the same space try the same points.
+The points are those that the specification lists, or else of a Sobol sequence with a fixed scrambling, so
+that the trials of a study are known before its first run.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from cdgrad.study import StudyError
 from cdgrad.study.spec.rules import as_table, at_least, check_keys, error_at, is_a, read, seeds
+from cdgrad.study.spec.sobol import sobol
 
 Values = Mapping[str, Any]
 
@@ -33,19 +33,36 @@ class Dimension:
         """Values that are allowed where all of the range is: its ends, or every choice."""
         return self.choices or (self.low, self.high)
 
+    def __contains__(self, value: Any) -> bool:
+        if self.choices:
+            return any(value == choice and type(value) is type(choice) for choice in self.choices)
+        number = is_a(value, int) or (is_a(value, float) and not self.integer)
+        return number and self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        if self.choices:
+            return "one of " + ", ".join(map(str, self.choices))
+        return f"{self.low:g} to {self.high:g}"
+
+    def typed(self, value: Any) -> Any:
+        """A value of the range as the sequence would give it: a real number is a float."""
+        return value if self.choices or self.integer else float(value)
+
 
 @dataclass(frozen=True)
 class Tuning:
-    """How the arms' settings are chosen: `trials` points for each, every one run on all of `seeds`.
+    """How the arms' settings are chosen: `trials` points for each, every one run on all seeds of a search.
 
     `space` holds for every arm, `arms` adds to it or replaces keys of it. Keys are those of a setting, such
-    as ``optimizer.lr``; ``lam`` is the one of the arm's metric.
+    as ``optimizer.lr``; ``lam`` is the one of the arm's metric. `listed` holds the points of arms whose
+    trials the specification lists.
     """
 
     trials: int
     seeds: tuple[int, ...]
     space: dict[str, Dimension]
     arms: dict[str, dict[str, Dimension]]
+    listed: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict[str, list[dict[str, Any]]])
 
     def of(self, arm: str) -> dict[str, Dimension]:
         """The arm's space."""
@@ -53,7 +70,7 @@ class Tuning:
 
     def points(self, arm: str) -> list[dict[str, Any]]:
         """The values of the arm's trials, in order; more trials begin with the same points."""
-        return _sobol(self.of(arm), self.trials)
+        return self.listed[arm] if arm in self.listed else sobol(self.of(arm), self.trials)
 
 
 @dataclass(frozen=True)
@@ -68,7 +85,7 @@ def read_tuning(value: Any, final_seeds: Sequence[int], arms: Sequence[str], nam
         StudyError: a key is unknown, missing or out of range, or a seed is used by final runs, too.
     """
     table = as_table(value, "tuning", name)
-    check_keys(table, ("trials", "seeds", "space", "arms"), ("trials", "seeds"), "tuning.", name)
+    check_keys(table, ("trials", "seeds", "space", "arms", "points"), ("trials", "seeds"), "tuning.", name)
     head = read(_Head, {"trials": table["trials"]}, "tuning", name)
     own = seeds(table["seeds"], "tuning.seeds", name)
     if both := sorted({*own} & {*final_seeds}):
@@ -91,7 +108,39 @@ def read_tuning(value: Any, final_seeds: Sequence[int], arms: Sequence[str], nam
                 f"{name}: arm {arm} has nothing to tune: give tuning.space or tuning.arms.{arm} a key, "
                 f'or the arm tuning = "none"'
             )
-    return tuning
+    return replace(tuning, listed=_listed(table.get("points", {}), tuning, arms, name))
+
+
+def _listed(value: Any, tuning: Tuning, arms: Sequence[str], name: str) -> dict[str, list[dict[str, Any]]]:
+    """The table ``tuning.points``: for each arm in it, one table of values a trial."""
+    table = as_table(value, "tuning.points", name)
+    check_keys(table, arms, (), "tuning.points.", name)
+    listed: dict[str, list[dict[str, Any]]] = {}
+    for arm, given in table.items():
+        where, rows = f"tuning.points.{arm}", cast(list[Any], given) if isinstance(given, list) else []
+        if len(rows) != tuning.trials:
+            raise error_at(name, where, given, f"a list of {tuning.trials} tables, one a trial")
+        listed[arm] = [_point(row, tuning.of(arm), f"{where}[{k}]", name) for k, row in enumerate(rows)]
+    return listed
+
+
+def _point(value: Any, space: Mapping[str, Dimension], where: str, name: str) -> dict[str, Any]:
+    """The values of one trial: of each key of the space, and within it."""
+    point = dict(_leaves(as_table(value, where, name)))
+    check_keys(point, space, list(space), f"{where}.", name)
+    for key, about in space.items():
+        if point[key] not in about:
+            raise error_at(name, f'{where}."{key}"', point[key], f"in its space, {about}")
+    return {key: about.typed(point[key]) for key, about in sorted(space.items())}
+
+
+def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``optimizer.lr = 1`` and ``"optimizer.lr" = 1`` are one key."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _leaves(cast(dict[str, Any], value), f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _space(value: Any, where: str, name: str) -> dict[str, Dimension]:
@@ -147,32 +196,3 @@ def _number(value: Any, integer: bool, where: str, name: str) -> float:
     if not (is_a(value, int) or is_a(value, float)) or not math.isfinite(value):
         raise error_at(name, where, value, "a finite number")
     return value if integer else float(value)
-
-
-def _sobol(space: Mapping[str, Dimension], trials: int) -> list[dict[str, Any]]:
-    """The first points of the sequence; its scrambling is fixed, so they depend on the space alone."""
-    import optuna  # half a second, which a study without tuning does not spend
-
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it would announce a study of its own
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler = optuna.samplers.QMCSampler(qmc_type="sobol", scramble=True, seed=0)
-        study = optuna.create_study(sampler=sampler)
-    finally:
-        optuna.logging.set_verbosity(before)
-    # `study.ask` would draw the first trial at random, by another sampler: ask the sequence itself.
-    trial = optuna.trial.create_trial(value=0.0)
-    distributions = {key: _distribution(about) for key, about in sorted(space.items())}
-    return [sampler.sample_relative(study, trial, distributions) for _ in range(trials)]
-
-
-def _distribution(about: Dimension) -> Any:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if about.choices:
-        return CategoricalDistribution(about.choices)
-    if about.integer:
-        return IntDistribution(int(about.low), int(about.high), log=about.log)
-    return FloatDistribution(about.low, about.high, log=about.log)

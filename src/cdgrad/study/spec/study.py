@@ -85,7 +85,11 @@ class Spec:
         # A table's at once: another name starts it anew, and must not drop what came before the name.
         tables = changed(tables, changes)
         places = {"optimizer": f"arms.{arm}."} if options.optimizer else {}
-        typed = dict.fromkeys(TABLES) if self.entry else read_tables(tables, places, self.name)
+        typed: dict[str, Any] = (
+            dict.fromkeys(TABLES) if self.entry else read_tables(tables, places, self.name)
+        )
+        if (optimizer := typed["optimizer"]) is not None:
+            typed["optimizer"] = replace(optimizer, lr=optimizer.lr * options.lr_factor)
         return Setting(
             **typed,
             **{key: getattr(options, key) for key in OPTIONS},
