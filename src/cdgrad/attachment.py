@@ -1,40 +1,36 @@
-"""Hooks an optimizer so that each step sees channel-directed gradients. The only file that knows hooks.
+"""`attach` lets an optimizer see channel-directed gradients; what it returns is the user's handle.
 
-An optimizer reads `param.grad`, so the gradient is directed in place just before: in a step pre-hook,
-or, where the step evaluates a closure, after every evaluation of it. Gradients directed once are
-remembered, see `cdgrad.directed_gradients`, because a step may reach the hook twice (a subclass whose
-`step` calls the hooked `step` of its parent) and because the user may have directed them earlier.
+Which targets the optimizer holds is found in `cdgrad.held_targets`, their gradients are directed in
+`cdgrad.target_gradients`, and when, say the hooks of `cdgrad.step_hooks`.
 """
 
 from __future__ import annotations
 
-import operator
-import threading
-import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, get_args
+from dataclasses import asdict
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
-from cdgrad import selection as selecting
-from cdgrad._torch_private import outside_graphs, steps_under_way
 from cdgrad.diagnostics import gradient_statistics
-from cdgrad.directed_gradients import DirectedGradients
 from cdgrad.dtensors import channel_mesh_dim, is_dtensor
-from cdgrad.metric_schedule import Metrics, Schedule, as_metrics, metric_of, scheduled, text_of
-from cdgrad.metrics import L2, Metric
-from cdgrad.ops.local import BACKENDS
-from cdgrad.refusals import check_gradient, check_optimizer, parameters, refuse_partitions
-from cdgrad.selection import Blocks, Direction, Patterns, Selection, Skipped, Target
-from cdgrad.step_probe import StepProbe
+from cdgrad.held_targets import HeldTargets
+from cdgrad.metric_schedule import Metrics, as_metrics, text_of
+from cdgrad.metrics import Metric
+from cdgrad.name_patterns import Patterns
+from cdgrad.options import Options
+from cdgrad.refusals import check_optimizer, refuse_partitions
+from cdgrad.selection import Blocks, Direction, Selection, has_lazy, warn_of_nothing
+from cdgrad.step_hooks import StepHooks
+from cdgrad.target_gradients import TargetGradients
 from cdgrad.target_operator import Operate, Rescale, directed_in_metrics
 
-_ATTACHED: weakref.WeakKeyDictionary[Optimizer, list[weakref.ref[Attachment]]] = weakref.WeakKeyDictionary()
+# The optimizer's hooks keep the gradients' owners alive, also where nobody keeps the handle.
+_ATTACHED: weakref.WeakKeyDictionary[Optimizer, list[weakref.ref[TargetGradients]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def attach(
@@ -108,31 +104,6 @@ def attach(
     return attach_operator(optimizer, model, as_metrics(metric), options)
 
 
-@dataclass(frozen=True)
-class Options:
-    """The keywords of `attach`."""
-
-    direction: Direction = "output"
-    linear: bool = False
-    include: Patterns = None
-    exclude: Patterns = None
-    blocks: Blocks | None = None
-    rescale: Rescale = "none"
-    backend: str = "auto"
-
-    def __post_init__(self) -> None:
-        if self.rescale not in get_args(Rescale):
-            raise ValueError(f"rescale must be one of {', '.join(get_args(Rescale))}, got {self.rescale!r}")
-        if self.backend not in ("auto", *BACKENDS):
-            raise ValueError(f"backend must be one of auto, {', '.join(BACKENDS)}, got {self.backend!r}")
-
-    def select(self, model: nn.Module) -> Selection:
-        """The targets of a model."""
-        return selecting.find_targets(
-            model, self.direction, self.linear, self.include, self.exclude, self.blocks
-        )
-
-
 def attach_operator(
     optimizer: Optimizer,
     model: nn.Module,
@@ -147,20 +118,13 @@ def attach_operator(
     for target in selection.targets:
         if is_dtensor(target.param):
             channel_mesh_dim(target.param, target.dim, target.name)
-    if not selection.targets and not own and not selecting.has_lazy(selection):
-        selecting.warn_of_nothing(model, selection, options.direction, options.linear)
+    if not selection.targets and not own and not has_lazy(selection):
+        warn_of_nothing(model, selection, options.direction, options.linear)
     return Attachment(optimizer, model, selection, metrics, options, operate)
 
 
 class Attachment:
-    """The link between an optimizer and a metric, made by `attach`.
-
-    Attributes:
-        selection: what is processed and what is not, see `cdgrad.Selection`; after `remove`, only the latter.
-        metric: the metric, or metrics by patterns; set it at any time between steps.
-        enabled: set to False to let the optimizer see ordinary gradients, to True to continue.
-        steps: the number of steps since `attach`, the argument of a schedule.
-    """
+    """The link between an optimizer and a metric, made by `attach`."""
 
     def __init__(
         self,
@@ -171,37 +135,24 @@ class Attachment:
         options: Options,
         operate: Operate | None = None,
     ) -> None:
+        _refuse_second(optimizer, selection)
         self._optimizer: Callable[[], Optimizer | None] = lambda: optimizer
         self._kind = type(optimizer).__name__
         self._options = options
-        self._operate = operate or directed_in_metrics(options.rescale, options.backend)
-        self._always = operate is not None
-        self._metrics = metrics
-        self._schedule: Schedule | None = None
-        self._enabled = True
-        self._captured = False
-        self.steps = 0
-        self._thread: int | None = None  # the one whose step is running, or failed
-        self._nested = False
-        self._probe: StepProbe | None = None if self._always else StepProbe()
-        self._known: set[Tensor] = parameters(optimizer).union(model.parameters())
-        self._noticed: set[Tensor] = set()
-        self._lazy_model = model if selecting.has_lazy(selection) else None
-        self._text = ""
-        self._refuse_second(optimizer, selection)
-        self._take(selection)
-        _ATTACHED.setdefault(optimizer, []).append(weakref.ref(self))
-        self._hooks: list[RemovableHandle] = [
-            optimizer.register_step_pre_hook(self._before_step),
-            optimizer.register_step_post_hook(self._after_step),
-        ]
+        self._text = ""  # the table, when it was removed
+        self._gradients = TargetGradients(
+            HeldTargets(optimizer, model, selection, options),
+            metrics,
+            operate or directed_in_metrics(options.rescale, options.backend),
+            always=operate is not None,
+        )
+        self._hooks: StepHooks | None = StepHooks(optimizer, self._gradients)
+        _ATTACHED.setdefault(optimizer, []).append(weakref.ref(self._gradients))
 
-    def _take(self, selection: Selection) -> None:
-        self.selection = selection
-        self._directed = DirectedGradients(selection.targets)
-        self._held: list[Tensor] = []
-        self._live: list[tuple[int, Target]] = []
-        self._metric_of = metric_of(self._metrics, selection)
+    @property
+    def selection(self) -> Selection:
+        """What is processed and what is not, see `cdgrad.Selection`; after `remove`, only the latter."""
+        return self._gradients.held.selection
 
     @property
     def optimizer(self) -> Optimizer:
@@ -213,27 +164,36 @@ class Attachment:
 
     @property
     def metric(self) -> Metric | Mapping[str, Metric]:
-        """The metric of the next step, or metrics by patterns; a schedule overrides it."""
-        return self._metrics
+        """The metric of the next step, or metrics by patterns; set it at any time between steps.
+
+        A schedule overrides it.
+        """
+        return self._gradients.metrics
 
     @metric.setter
     def metric(self, metric: Metric | str | Mapping[str, Metric | str]) -> None:
-        metrics = as_metrics(metric)
-        by_target = metric_of(metrics, self.selection)
-        if metrics != self._metrics:
-            self._refuse_after_capture("handle.metric")
-        self._metrics, self._metric_of = metrics, by_target
+        self._gradients.metrics = as_metrics(metric)
 
     @property
     def enabled(self) -> bool:
-        """Whether steps direct gradients."""
-        return self._enabled
+        """Whether steps direct gradients.
+
+        Set it to False to let the optimizer see ordinary gradients, to True to continue.
+        """
+        return self._gradients.enabled
 
     @enabled.setter
     def enabled(self, enabled: bool) -> None:
-        if enabled != self._enabled:
-            self._refuse_after_capture("handle.enabled")
-        self._enabled = enabled
+        self._gradients.enabled = enabled
+
+    @property
+    def steps(self) -> int:
+        """The number of steps since `attach`, the argument of a schedule; it can be set."""
+        return self._gradients.steps
+
+    @steps.setter
+    def steps(self, steps: int) -> None:
+        self._gradients.steps = steps
 
     @property
     def options(self) -> dict[str, Any]:
@@ -241,7 +201,7 @@ class Attachment:
 
         Copies and pickles of an optimizer lose their hooks; save this beside a checkpoint.
         """
-        return {"metric": text_of(self._metrics), **asdict(self._options)}
+        return {"metric": text_of(self._gradients.metrics), **asdict(self._options)}
 
     def schedule(self, fn: Callable[[int], float | Metric | str | Mapping[str, Metric | str]]) -> None:
         """From the next step on, use ``fn(step)``: a metric, metrics by patterns, or lam of the present ones.
@@ -253,13 +213,11 @@ class Attachment:
         Raises:
             ValueError, TypeError: the metric of the next step is not one.
         """
-        self._refuse_after_capture("handle.schedule")
-        scheduled(fn, self.steps, self._metrics)
-        self._schedule = fn
+        self._gradients.schedule(fn)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain data to save beside the optimizer's state: the step count, the metric, `enabled`."""
-        return {"steps": self.steps, "metric": text_of(self._metrics), "enabled": self._enabled}
+        return {"steps": self.steps, "metric": text_of(self._gradients.metrics), "enabled": self.enabled}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume where `state_dict` was taken.
@@ -284,18 +242,8 @@ class Attachment:
         Cost: a copy of the gradients, one application of the operator, one wait for the device.
         """
         self._check_attached()
-        self._refresh()
-        there = self._with_gradients()
-        if any(i in self._directed.records or self._directed.is_used(i) for i, _, _ in there):
-            raise RuntimeError(
-                "these gradients are directed already; call handle.statistics() after the backward pass and "
-                "before handle.apply() or optimizer.step()"
-            )
-        with torch.no_grad():
-            jobs = [(t, g.detach().clone(), self._metric_of[i]) for i, t, g in there]
-            if self._active():
-                self._operate(jobs)
-        return gradient_statistics([(t, g, job[1]) for (_, t, g), job in zip(there, jobs, strict=True)])
+        self._gradients.refresh(self.optimizer)
+        return gradient_statistics(self._gradients.compare())
 
     def apply(self) -> None:
         """Direct the gradients now, and not again in the next step.
@@ -309,239 +257,72 @@ class Attachment:
             RuntimeError: the handle was removed, or is a copy of one.
         """
         self._check_attached()
-        self._directed.records.clear()
-        self._refresh()
-        self._direct()
+        self._gradients.memory.records.clear()
+        self._gradients.refresh(self.optimizer)
+        self._gradients.direct()
 
     def remove(self) -> None:
         """Detach from the optimizer; further steps see ordinary gradients. Harmless when repeated.
 
         A removed handle keeps no parameter.
         """
-        if not self._hooks:
+        if self._hooks is None:
             return
-        self._text = str(self)
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        self._text = str(self._gradients.held.shown(self._optimizer()))
+        self._hooks.remove()
+        self._hooks = None
         if (optimizer := self._optimizer()) is not None:
             self._optimizer = weakref.ref(optimizer)
-            _ATTACHED[optimizer] = [ref for ref in _ATTACHED.get(optimizer, []) if ref() is not self]
-        self._directed.close()
-        self._take(Selection((), self.selection.skipped))
-        self._known, self._noticed, self._lazy_model = set[Tensor](), set[Tensor](), None
-        self._operate = directed_in_metrics()
+            attached = _ATTACHED.get(optimizer, [])
+            _ATTACHED[optimizer] = [ref for ref in attached if ref() is not self._gradients]
+        self._gradients.forget(directed_in_metrics())
 
     def __str__(self) -> str:
-        head = f"{text_of(self._metrics)} along {self._options.direction}, rescale {self._options.rescale}, "
-        head += f"on {self._kind}" + ("" if self._enabled else ", not enabled")
-        if self._text:
-            return f"{head}, not attached\n\n{self._text.partition(chr(10) * 2)[2]}"
-        optimizer = self._optimizer()
-        held = parameters(optimizer) if optimizer is not None else set[Tensor]()
-        targets = [t for t in self.selection.targets if t.param in held and t.param.requires_grad]
-        idle = [
-            Skipped(t.name, "frozen" if t.param in held else f"not held by this {self._kind}")
-            for t in self.selection.targets
-            if t not in targets
-        ]
-        new = [
-            Skipped(f"{_size(param)} parameter", "new since attach: remove() this handle and attach again")
-            for param in held - self._known
-        ]
-        shown = Selection(tuple(targets), (*idle, *self.selection.skipped, *new))
-        return f"{head}{'' if self._hooks else ', not attached'}\n\n{shown}"
+        metrics, options = text_of(self._gradients.metrics), self._options
+        head = f"{metrics} along {options.direction}, rescale {options.rescale}, on {self._kind}"
+        head += ("" if self.enabled else ", not enabled") + ("" if self._hooks else ", not attached")
+        return f"{head}\n\n{self._text or self._gradients.held.shown(self._optimizer())}"
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy, or what was pickled, is not attached: a copied optimizer has none of the hooks."""
-        lost = {"_optimizer", "_directed", "_operate", "_schedule", "_probe", "_lazy_model", "_live", "_held"}
-        kept = {key: value for key, value in self.__dict__.items() if key not in lost}
-        return {**kept, "_hooks": [], "_thread": None, "optimizer": self._optimizer()}
+        kept = {key: value for key, value in self.__dict__.items() if key not in ("_optimizer", "_gradients")}
+        gradients = self._gradients
+        return {
+            **kept,
+            "_hooks": None,
+            "optimizer": self._optimizer(),
+            "held": gradients.held,
+            "state": self.state_dict(),
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        optimizer = state.pop("optimizer")
+        optimizer, held, values = (state.pop(key) for key in ("optimizer", "held", "state"))
         self.__dict__.update(state)
         self._optimizer = weakref.ref(optimizer) if optimizer is not None else lambda: None
-
-    # A compiled step leaves its graph for the hooks: they depend on what was directed when, and on settings
-    # of the handle.
-    @outside_graphs
-    def _before_step(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        self._enter_step(optimizer)
-        self._refresh()
-        # args[0] is the optimizer itself.
-        if callable(closure := kwargs.get("closure")):
-            return args, {**kwargs, "closure": self._directing(closure)}
-        if len(args) > 1 and callable(args[1]):
-            return (args[0], self._directing(args[1]), *args[2:]), kwargs
-        self._direct()
-        if self._probe is not None:
-            self._probe.before_update()
-        return None
-
-    def _enter_step(self, optimizer: Optimizer) -> None:
-        """Tell a step from one around it, from one that failed, and from one in another thread."""
-        thread, last = threading.get_ident(), self._thread
-        self._thread = thread
-        if last is None:
-            return
-        if last != thread:
-            if steps_under_way(optimizer, last):
-                self._thread = last
-                raise RuntimeError(
-                    f"{self._kind}.step is running in another thread, and cdgrad directs gradients in place; "
-                    "let one thread at a time step an optimizer, or attach to one optimizer per thread"
-                )
-        elif steps_under_way(optimizer, thread) > 1:
-            self._nested = True
-            return
-        self._nested = False
-        # The last step failed. What it directed is directed still, unless something wrote it since.
-        self._directed.forget_changed(dict(self._directed.records))
-
-    @outside_graphs
-    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._nested and steps_under_way(optimizer, threading.get_ident()) > 1:
-            return
-        missed = len(self._directed.records) < len(self._live) and self._active() and self._pending()
-        probe, self._probe = self._probe, None
-        self._nested, self._thread = False, None
-        self._directed.end_step()
-        if missed:
-            raise RuntimeError(
-                f"{self._kind} recomputed the gradient of {missed[0][1].name} inside step() without the "
-                "closure, so this update used the ordinary gradient; call handle.apply() after every "
-                "backward pass inside the step"
-            )
-        if probe is not None and not probe.check_update(self._kind):
-            self._probe = probe
-        self.steps += 1
-
-    def _directing(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """The closure, followed by the operator on the gradients that it computed."""
-
-        def evaluate() -> Any:
-            before, state = dict(self._directed.records), self._directed.state()
-            result = closure()
-            # What was directed earlier and not computed anew is directed still.
-            self._directed.forget_changed(state, only=before)
-            self._direct()
-            if self._probe is not None:
-                self._probe.before_update()
-            return result
-
-        return evaluate
-
-    def _with_gradients(self) -> list[tuple[int, Target, Tensor]]:
-        return [(i, t, grad) for i, t in self._live if (grad := t.param.grad) is not None]
-
-    def _pending(self) -> list[tuple[int, Target, Tensor]]:
-        """The gradients that are not directed yet."""
-        return [pending for pending in self._with_gradients() if pending[0] not in self._directed.records]
-
-    @torch.no_grad()
-    def _direct(self) -> None:
-        """Direct every gradient that is not directed yet, and remember it."""
-        if self._schedule is not None:
-            self._metrics = scheduled(self._schedule, self.steps, self._metrics)
-            self._metric_of = metric_of(self._metrics, self.selection)
-        if _capturing():
-            self._captured = True
-            if self._schedule is not None:
-                raise RuntimeError(
-                    "a CUDA graph is being captured, and its replays would not see handle.schedule; capture "
-                    "with a constant metric, or do not capture the step"
-                )
-        if not self._active() or not (pending := self._pending()):
-            return
-        for _, target, grad in pending:
-            check_gradient(target.name, grad)
-        jobs = [(target, grad, self._metric_of[i]) for i, target, grad in pending]
-        if self._probe is not None:
-            self._probe.before_operator(jobs)
-        self._operate(jobs)
-        self._directed.add([i for i, _, _ in pending], [grad for _, _, grad in pending])
-
-    def _active(self) -> bool:
-        return self._enabled and (self._always or any(metric != L2() for metric in self._metric_of))
-
-    def _refresh(self) -> None:
-        """Follow the optimizer's groups, frozen parameters and lazy layers."""
-        if self._lazy_model is not None:
-            self._select_materialized(self._lazy_model)
-        self._directed.listen()
-        optimizer = self.optimizer
-        held = [param for group in optimizer.param_groups for param in group["params"]]
-        if len(held) == len(self._held) and all(map(operator.is_, held, self._held)):
-            return
-        holds = set(held)
-        self._live = [(i, t) for i, t in enumerate(self.selection.targets) if t.param in holds]
-        if self.selection.targets and not self._live:
-            raise RuntimeError(
-                f"this {self._kind} no longer holds any of the selected parameters "
-                f"({self.selection.targets[0].name}, ...): something exchanged them, such as DeepSpeed's "
-                "ZeRO; attach after that, or use torch.distributed.fsdp.fully_shard"
-            )
-        self._held = held
-        if new := holds - self._known - self._noticed:
-            self._warn_of_new(new)
-
-    def _select_materialized(self, model: nn.Module) -> None:
-        selection = self._options.select(model)
-        if not selecting.has_lazy(selection):
-            self._lazy_model = None
-            if len(selection.targets) != len(self.selection.targets):
-                self._directed.close()
-                self._take(selection)
-            if not selection.targets:
-                selecting.warn_of_nothing(model, selection, self._options.direction, self._options.linear)
-
-    def _warn_of_new(self, new: set[Tensor]) -> None:
-        """Warn, once each, of parameters that nobody could select."""
-        self._noticed |= new
-        sizes = list(map(_size, new))
-        shapes = ", ".join(sizes[:3]) + (", ..." if len(sizes) > 3 else "")
-        warnings.warn(
-            f"{self._kind} holds {len(new)} parameters ({shapes}) that the model did not have when it was "
-            "attached, and they are not directed; handle.remove() and attach again",
-            stacklevel=3,
+        self._gradients = TargetGradients(
+            held, as_metrics(values["metric"]), directed_in_metrics(), always=False
         )
+        self.load_state_dict(values)
 
     def _check_attached(self) -> None:
-        if not self._hooks:
+        if self._hooks is None:
             raise RuntimeError(
                 "this handle is not attached: it was removed, or is a copy; call cdgrad.attach again, with "
                 "**handle.options for the same"
             )
 
-    def _refuse_after_capture(self, what: str) -> None:
-        if self._captured:
-            raise RuntimeError(
-                f"{what} was changed after a CUDA graph captured a step, and replays would not see it; "
-                "capture the step again with a handle attached anew"
-            )
 
-    def _refuse_second(self, optimizer: Optimizer, selection: Selection) -> None:
-        """Each parameter is attached at most once per optimizer."""
-        attached = _attached_parameters(optimizer)
-        if shared := [target.name for target in selection.targets if target.param in attached]:
-            raise ValueError(
-                f"already attached to this optimizer: {shared[0]} and {len(shared) - 1} more; the "
-                "operator would apply twice: set handle.metric, or handle.remove() the first"
-            )
+def _refuse_second(optimizer: Optimizer, selection: Selection) -> None:
+    """Each parameter is attached at most once per optimizer."""
+    attached = _attached_parameters(optimizer)
+    if shared := [target.name for target in selection.targets if target.param in attached]:
+        raise ValueError(
+            f"already attached to this optimizer: {shared[0]} and {len(shared) - 1} more; the "
+            "operator would apply twice: set handle.metric, or handle.remove() the first"
+        )
 
 
 def _attached_parameters(optimizer: Optimizer) -> set[Tensor]:
     """What the attachments of an optimizer direct."""
-    handles = (ref() for ref in _ATTACHED.get(optimizer, []))
-    return {target.param for handle in handles if handle for target in handle.selection.targets}
-
-
-def _capturing() -> bool:
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
-
-
-def _size(param: Tensor) -> str:
-    return "x".join(map(str, param.shape)) or "scalar"
+    all_gradients = (ref() for ref in _ATTACHED.get(optimizer, []))
+    return {target.param for each in all_gradients if each for target in each.held.selection.targets}

@@ -58,6 +58,24 @@ def check_optimizer(
 
     `attached` names what is attached to an optimizer already.
     """
+    inside = _shared_with_inner(optimizer, names, attached)
+    _check_hooks_fire(optimizer, _attach_to([path for path, shared in inside if shared]))
+    assert isinstance(optimizer, Optimizer)
+    held = parameters(optimizer)
+    _check_it_updates(optimizer, names, held, inside)
+    _check_its_step(optimizer)
+    for param, name in names.items():
+        if param in held and param.is_meta:
+            raise ValueError(
+                f"{name} is on the meta device and has no values; materialize the model (to_empty, or "
+                "load weights), build the optimizer from its new parameters, then attach"
+            )
+
+
+def _shared_with_inner(
+    optimizer: object, names: Mapping[nn.Parameter, str], attached: Callable[[Optimizer], set[Tensor]]
+) -> list[tuple[str, set[Any]]]:
+    """The optimizers inside this one: how each is reached, and which parameters in `names` it holds."""
     inside: list[tuple[str, set[Any]]] = []
     for path, inner in _inside(optimizer):
         shared = names.keys() & parameters(inner)
@@ -68,10 +86,17 @@ def check_optimizer(
                 "handle.remove() first"
             )
         inside.append((path, shared))
-    _check_hooks_fire(optimizer, _attach_to([path for path, shared in inside if shared]))
-    assert isinstance(optimizer, Optimizer)
+    return inside
+
+
+def _check_it_updates(
+    optimizer: Optimizer,
+    names: Mapping[nn.Parameter, str],
+    held: set[Tensor],
+    inside: list[tuple[str, set[Any]]],
+) -> None:
+    """Refuse an optimizer that holds none of the parameters, or leaves their update to one inside it."""
     kind = type(optimizer).__name__
-    held = parameters(optimizer)
     if names and not names.keys() & held:
         raise ValueError(
             f"this {kind} holds none of the {len(names)} selected parameters "
@@ -86,6 +111,11 @@ def check_optimizer(
             f"{kind} leaves the update of {first} to an optimizer inside it, and only {kind} knows which "
             f"gradients it takes or changes before; {_attach_to(list(left))}"
         )
+
+
+def _check_its_step(optimizer: Optimizer) -> None:
+    """Refuse a step that writes gradients itself, or that is differentiated."""
+    kind = type(optimizer).__name__
     # Horovod, BytePS and their kin wait for the sums over workers, and write them, inside their step.
     if callable(getattr(optimizer, "synchronize", None)) and hasattr(optimizer, "skip_synchronize"):
         raise ValueError(
@@ -99,12 +129,6 @@ def check_optimizer(
             "not support; assign param.grad = cdgrad.channel_directed(param.grad, ...), which is "
             "differentiable, before each step"
         )
-    for param, name in names.items():
-        if param in held and param.is_meta:
-            raise ValueError(
-                f"{name} is on the meta device and has no values; materialize the model (to_empty, or "
-                "load weights), build the optimizer from its new parameters, then attach"
-            )
 
 
 def _check_hooks_fire(optimizer: object, remedy: str) -> None:

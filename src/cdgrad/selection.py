@@ -1,29 +1,18 @@
-"""Which parameters of a model are convolution weights, and along which axis their channels lie.
-
-The output channels of a convolution are axis 0 of its weight, those of a transposed one axis 1, and
-grouped ones fall into intervals: a wrong axis is a silent error, so the layer decides, not the shape.
-"""
+"""Which parameters of a model are processed, along which channel axis, and why the others are not."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Literal, NamedTuple, TypeGuard, cast, get_args
+from typing import get_args
 
-import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
 
-Direction = Literal["output", "input", "height", "width"]
-Patterns = str | Sequence[str] | None
+from cdgrad.channel_axis import LAZY, Direction, Use, channel_axis, is_scripted, uses_of
+from cdgrad.name_patterns import Patterns, matched_names, refuse_idle_pattern
+
 Blocks = Mapping[str, int | Sequence[int]]
-
-_Convolution = (
-    nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-)
-_LAZY = "not materialized: pass a batch through the model first"
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,18 +140,18 @@ def find_targets(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if direction not in get_args(Direction):
         raise ValueError(f"direction must be one of {', '.join(get_args(Direction))}, got {direction!r}")
-    uses = list(_uses(model))
+    uses = list(uses_of(model))
     names = [use.name for use in uses]
-    excluded = {name for hits in _matched(exclude, names, "exclude").values() for name in hits}
+    excluded = {name for hits in matched_names(exclude, names, "exclude").values() for name in hits}
     excluded_params = {id(use.param) for use in uses if use.name in excluded}
     block_counts = _counts_by_name(blocks or {}, names)
-    found = {use.name: _axis(use, direction, linear, use.name in block_counts) for use in uses}
-    included_by = _matched(include, names, "include")
+    found = {use.name: channel_axis(use, direction, linear, use.name in block_counts) for use in uses}
+    included_by = matched_names(include, names, "include")
     included = {name for hits in included_by.values() for name in hits} if include is not None else set(names)
     for pattern, hits in included_by.items():
-        _refuse_idle_pattern("include", pattern, {name: found[name] for name in hits})
-    for pattern, hits in _matched(list(blocks or ()), names, "blocks").items():
-        _refuse_idle_pattern("blocks", pattern, {name: found[name] for name in hits})
+        refuse_idle_pattern("include", pattern, {name: found[name] for name in hits})
+    for pattern, hits in matched_names(list(blocks or ()), names, "blocks").items():
+        refuse_idle_pattern("blocks", pattern, {name: found[name] for name in hits})
 
     axes: dict[int, set[tuple[int, int]]] = {}
     for use in uses:
@@ -193,7 +182,7 @@ def warn_of_nothing(model: nn.Module, selection: Selection, direction: str, line
     hint = ""
     if is_scripted(model):
         hint = "; pass the module that torch.jit.script was given, whose parameters are the same tensors"
-    elif any(skipped.reason == _LAZY for skipped in selection.skipped):
+    elif any(skipped.reason == LAZY for skipped in selection.skipped):
         hint = "; pass a batch through the model first, for its lazy layers"
     warnings.warn(
         f"nothing to direct in {type(model).__name__}: looked for weights of Conv1d-3d and "
@@ -204,22 +193,12 @@ def warn_of_nothing(model: nn.Module, selection: Selection, direction: str, line
     )
 
 
-def is_scripted(layer: nn.Module) -> bool:
-    """Whether torch.jit compiled it, which hides the type of every layer."""
-    return isinstance(layer, torch.jit.ScriptModule)
-
-
 def has_lazy(selection: Selection) -> bool:
     """Whether a parameter was left alone because it has no shape yet."""
-    return any(skipped.reason == _LAZY for skipped in selection.skipped)
+    return any(skipped.reason == LAZY for skipped in selection.skipped)
 
 
-def is_convolution(layer: nn.Module) -> TypeGuard[_Convolution]:
-    """Whether it is one of torch's six convolutions, or a subclass."""
-    return isinstance(layer, _Convolution)
-
-
-def _target(use: _Use, dim: int, groups: int, blocks: int | Sequence[int]) -> Target:
+def _target(use: Use, dim: int, groups: int, blocks: int | Sequence[int]) -> Target:
     """The target, its intervals divided into blocks.
 
     Raises:
@@ -248,7 +227,7 @@ def _target(use: _Use, dim: int, groups: int, blocks: int | Sequence[int]) -> Ta
 
 def _counts_by_name(blocks: Blocks, names: Sequence[str]) -> dict[str, int | Sequence[int]]:
     counts: dict[str, int | Sequence[int]] = {}
-    for pattern, hits in _matched(list(blocks), names, "blocks").items():
+    for pattern, hits in matched_names(list(blocks), names, "blocks").items():
         for name in hits:
             if name in counts and counts[name] != blocks[pattern]:
                 raise ValueError(
@@ -258,113 +237,8 @@ def _counts_by_name(blocks: Blocks, names: Sequence[str]) -> dict[str, int | Seq
     return counts
 
 
-def _refuse_idle_pattern(argument: str, pattern: str, found: Mapping[str, tuple[int, int] | str]) -> None:
-    """Refuse a pattern that matches nothing that can be processed, now or once it is materialized."""
-    reasons = {name: axis for name, axis in found.items() if isinstance(axis, str) and axis != _LAZY}
-    if len(reasons) == len(found):
-        name, reason = next(iter(reasons.items()))
-        more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
-        raise ValueError(
-            f"{argument} pattern {pattern!r} matches only parameters that cannot be processed: {name} "
-            f"({reason}){more}; name weights of convolutions"
-        )
-
-
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """Lines of a plain table with left-aligned columns."""
     rows = [head, *rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
-
-
-class _Use(NamedTuple):
-    """A parameter under one of its names, with the layer and the layer's tensor that it makes up."""
-
-    name: str
-    param: nn.Parameter
-    layer: nn.Module
-    tensor: str
-
-
-def _uses(model: nn.Module) -> Iterator[_Use]:
-    """Every parameter under every name; those of a parametrization belong to the layer it serves."""
-    owners: dict[nn.Module, tuple[nn.Module, str]] = {}
-    modules = cast(Iterator[tuple[str, nn.Module]], model.named_modules(remove_duplicate=False))
-    for prefix, module in modules:
-        parametrizations = getattr(module, "parametrizations", None)
-        if isinstance(parametrizations, nn.ModuleDict):
-            owners |= {sub: (module, tensor) for tensor, sub in parametrizations.items()}
-        layer, tensor = owners.get(module, (module, ""))
-        for own_name, param in module.named_parameters(recurse=False, remove_duplicate=False):
-            # The hooks of torch.nn.utils keep the free tensors as weight_v, weight_g, weight_orig.
-            of = tensor or own_name.removesuffix("_orig").removesuffix("_v").removesuffix("_g")
-            yield _Use(f"{prefix}.{own_name}" if prefix else own_name, param, layer, of)
-
-
-def _axis(use: _Use, direction: Direction, linear: bool, named: bool) -> tuple[int, int] | str:
-    """(dim, groups) of the channel intervals along `direction`, or why the parameter is left alone.
-
-    `named` says that `blocks` names it.
-    """
-    layer, param = use.layer, use.param
-    if is_scripted(layer):
-        return f"{type(layer).__name__}: compiled by torch.jit, which hides the kind of layer"
-    if not (is_convolution(layer) or isinstance(layer, nn.Linear)):
-        kernel = not is_lazy(param) and param.ndim >= 3
-        if named and not is_lazy(param) and param.ndim >= 2 and param.is_floating_point():
-            return (0, 1) if direction == "output" else f"{type(layer).__name__}: no known {direction} axis"
-        # Only the layer knows the axis of a kernel that is handed to torch.nn.functional.
-        remedy = f" layer; if its axis 0 is the output channel, blocks={{{use.name!r}: 1}} processes it"
-        return f"{type(layer).__name__}: not a convolution{remedy if kernel else ''}"
-    if use.tensor == "bias":
-        return "bias"
-    if use.tensor != "weight":
-        return f"{use.tensor} of {type(layer).__name__}: not its weight"
-    if isinstance(layer, nn.Linear) and not linear:
-        return "Linear: off by default, linear=True processes it"
-    if is_lazy(param):
-        return _LAZY
-    shape = _weight_shape(layer)
-    if tuple(param.shape) != shape:
-        return f"shape {tuple(param.shape)} is not the weight's {shape}: channel axis unknown"
-    if not param.is_floating_point():
-        return f"dtype {param.dtype}: not real floating point"
-    if direction in ("height", "width"):
-        dim, groups = len(shape) - (1 if direction == "width" else 2), 1
-        if dim < 2:
-            return f"{type(layer).__name__}: no {direction} axis"
-    elif isinstance(layer, nn.Linear):
-        dim, groups = int(direction == "input"), 1
-    else:
-        dim = int((direction == "output") == layer.transposed)
-        # Axis 0 holds all channels of one side, group after group; axis 1 one group's share.
-        groups = layer.groups if dim == 0 else 1
-    if shape[dim] == groups:
-        return f"one {direction} entry{' per group' if groups > 1 else ''}: nothing to smooth"
-    return dim, groups
-
-
-def _weight_shape(layer: _Convolution | nn.Linear) -> tuple[int, ...]:
-    """From the layer's settings: reading a parametrized weight may run a power iteration."""
-    if isinstance(layer, nn.Linear):
-        return layer.out_features, layer.in_features
-    ends = (
-        (layer.in_channels, layer.out_channels)
-        if layer.transposed
-        else (layer.out_channels, layer.in_channels)
-    )
-    return ends[0], ends[1] // layer.groups, *layer.kernel_size
-
-
-def _matched(patterns: Patterns, names: Sequence[str], argument: str) -> dict[str, list[str]]:
-    """The names that each of the shell patterns matches."""
-    matched: dict[str, list[str]] = {}
-    for pattern in [patterns] if isinstance(patterns, str) else patterns or ():
-        matched[pattern] = hits = [name for name in names if fnmatchcase(name, pattern)]
-        if not hits:
-            shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
-            raise ValueError(
-                f"{argument} pattern {pattern!r} matches no parameter; names are {shown or 'none'} "
-                f"(shell patterns of whole names, such as 'layer1.*')"
-            )
-    return matched

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cdgrad.attachment import Attachment, Options, attach, attach_operator
+from cdgrad.channel_axis import is_convolution
 from cdgrad.diagnostics import Alignment, agreement
 from cdgrad.dtensors import is_dtensor
 from cdgrad.metrics import L2, as_metric
-from cdgrad.selection import Direction, Selection, Target, is_convolution
+from cdgrad.selection import Direction, Selection, Target
 from cdgrad.study import StudyError, streams
 from cdgrad.study.spec import BASELINE_METRIC, Setting
 from cdgrad.target_operator import Job, Operate, Rescale, directed_in_metrics

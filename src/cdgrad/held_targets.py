@@ -1,0 +1,113 @@
+"""Which targets an optimizer holds now: groups change, parameters freeze, lazy layers get their shapes."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from itertools import chain
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from cdgrad.options import Options
+from cdgrad.refusals import parameters
+from cdgrad.selection import Selection, Skipped, Target, has_lazy, warn_of_nothing
+
+
+class HeldTargets:
+    """The targets of a selection whose parameters an optimizer holds.
+
+    Attributes:
+        selection: all targets, and what is left alone.
+        indices: of the held targets, within the selection.
+        targets: the held targets.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, model: nn.Module, selection: Selection, options: Options
+    ) -> None:
+        self.selection = selection
+        self.indices: tuple[int, ...] = ()
+        self.targets: tuple[Target, ...] = ()
+        self._kind = type(optimizer).__name__
+        self._options = options
+        self._known: set[Tensor] = parameters(optimizer).union(model.parameters())
+        self._noticed: set[Tensor] = set()
+        self._lazy_model = model if has_lazy(selection) else None
+        self._held: list[Tensor] | None = None
+
+    def refresh(self, optimizer: Optimizer) -> bool:
+        """Look again; whether the selection is another one, because lazy layers have their shapes.
+
+        Raises:
+            RuntimeError: the optimizer holds no target any more.
+
+        Warns:
+            UserWarning: it holds parameters that are neither selected nor left alone.
+        """
+        selection = self.selection
+        if self._lazy_model is not None:
+            self._select_materialized(self._lazy_model)
+        held: list[Tensor] = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
+        if self._held is None or len(held) != len(self._held) or not all(map(operator.is_, held, self._held)):
+            self._find(held)
+        return self.selection is not selection
+
+    def shown(self, optimizer: Optimizer | None) -> Selection:
+        """The selection, less what is frozen or not held, and with the parameters that are new."""
+        held = parameters(optimizer) if optimizer is not None else set[Tensor]()
+        targets = [t for t in self.selection.targets if t.param in held and t.param.requires_grad]
+        idle = [
+            Skipped(t.name, "frozen" if t.param in held else f"not held by this {self._kind}")
+            for t in self.selection.targets
+            if t not in targets
+        ]
+        new = [
+            Skipped(f"{_size(param)} parameter", "new since attach: remove() this handle and attach again")
+            for param in held - self._known
+        ]
+        return Selection(tuple(targets), (*idle, *self.selection.skipped, *new))
+
+    def forget(self) -> None:
+        """Keep no parameter."""
+        self.selection = Selection((), self.selection.skipped)
+        self.indices, self.targets, self._held, self._lazy_model = (), (), None, None
+        self._known, self._noticed = set[Tensor](), set[Tensor]()
+
+    def _find(self, held: list[Tensor]) -> None:
+        holds = set(held)
+        found = [(i, t) for i, t in enumerate(self.selection.targets) if t.param in holds]
+        if self.selection.targets and not found:
+            raise RuntimeError(
+                f"this {self._kind} no longer holds any of the selected parameters "
+                f"({self.selection.targets[0].name}, ...): something exchanged them, such as DeepSpeed's "
+                "ZeRO; attach after that, or use torch.distributed.fsdp.fully_shard"
+            )
+        self.indices, self.targets = tuple(i for i, _ in found), tuple(t for _, t in found)
+        self._held = held
+        if new := holds - self._known - self._noticed:
+            self._warn_of_new(new)
+
+    def _select_materialized(self, model: nn.Module) -> None:
+        selection = self._options.select(model)
+        if not has_lazy(selection):
+            self._lazy_model = None
+            if len(selection.targets) != len(self.selection.targets):
+                self.selection, self._held = selection, None
+            if not selection.targets:
+                warn_of_nothing(model, selection, self._options.direction, self._options.linear)
+
+    def _warn_of_new(self, new: set[Tensor]) -> None:
+        """Warn, once each, of parameters that nobody could select."""
+        self._noticed |= new
+        sizes = list(map(_size, new))
+        shapes = ", ".join(sizes[:3]) + (", ..." if len(sizes) > 3 else "")
+        warnings.warn(
+            f"{self._kind} holds {len(new)} parameters ({shapes}) that the model did not have when it was "
+            "attached, and they are not directed; handle.remove() and attach again",
+            stacklevel=3,
+        )
+
+
+def _size(param: Tensor) -> str:
+    return "x".join(map(str, param.shape)) or "scalar"

@@ -1,0 +1,36 @@
+"""Shell patterns of parameter names, as `include`, `exclude` and `blocks` have them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+from cdgrad.channel_axis import LAZY
+
+Patterns = str | Sequence[str] | None
+
+
+def matched_names(patterns: Patterns, names: Sequence[str], argument: str) -> dict[str, list[str]]:
+    """The names that each of the shell patterns matches."""
+    found: dict[str, list[str]] = {}
+    for pattern in [patterns] if isinstance(patterns, str) else patterns or ():
+        found[pattern] = hits = [name for name in names if fnmatchcase(name, pattern)]
+        if not hits:
+            shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+            raise ValueError(
+                f"{argument} pattern {pattern!r} matches no parameter; names are {shown or 'none'} "
+                f"(shell patterns of whole names, such as 'layer1.*')"
+            )
+    return found
+
+
+def refuse_idle_pattern(argument: str, pattern: str, found: Mapping[str, tuple[int, int] | str]) -> None:
+    """Refuse a pattern that matches nothing that can be processed, now or once it is materialized."""
+    reasons = {name: axis for name, axis in found.items() if isinstance(axis, str) and axis != LAZY}
+    if len(reasons) == len(found):
+        name, reason = next(iter(reasons.items()))
+        more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
+        raise ValueError(
+            f"{argument} pattern {pattern!r} matches only parameters that cannot be processed: {name} "
+            f"({reason}){more}; name weights of convolutions"
+        )
