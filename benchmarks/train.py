@@ -171,7 +171,7 @@ def main():
         "what": "training images per second of cdgrad.study.train over those of a bare loop, medians",
         "rounds": options.rounds,
         "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(options.device) if gpu else environment()["processor"],
+        "device": torch.cuda.get_device_name(options.device) if gpu else environment()["cpu"],
         "machine": platform.machine(),
         "torch": torch.__version__,
         "rows": rows,

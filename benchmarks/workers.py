@@ -45,7 +45,7 @@ def main():
         "what": "wall time of a study with one worker over that with two, start included",
         "study": STUDY,
         "rows": [row(*each) for each in ROUNDS.items()],
-        "device": environment()["processor"],
+        "device": environment()["cpu"],
         "machine": platform.machine(),
         "torch": torch.__version__,
     }

@@ -120,7 +120,7 @@ def baselines(results: Iterable[Results]) -> dict[str, tuple[float, float]]:
 def runs_of(results: Iterable[Results]) -> dict[str, Any]:
     """What the studies' records add up to: runs, software, commits."""
     runs = [run for study in results for run in study.runs]
-    keys = ("commit", "torch", "python", "processor")
+    keys = ("commit", "torch", "python", "cpu")
     return {
         "runs": len(runs),
         "failed": sum(run.status == "failed" for run in runs),

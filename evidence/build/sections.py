@@ -272,7 +272,7 @@ def ledger() -> tuple[dict[str, str], list[Drawing]]:
         "ledger_diverged": str(about["diverged"]),
         "ledger_commits": ", ".join(f"`{commit[:7]}`" for commit in about["commit"]),
         "ledger_torch": ", ".join(about["torch"]),
-        "ledger_processor": ", ".join(about["processor"]),
+        "ledger_cpu": ", ".join(about["cpu"]),
         "full_tables": "\n\n".join(listed),
     }
     return parts, []

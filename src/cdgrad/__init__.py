@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cdgrad.lazy import lazy_names
+
 if TYPE_CHECKING:
     from cdgrad.attachment import Attachment, attach
     from cdgrad.metrics import L2, MeanSobolev, Metric, ReweightedL2, Sobolev, parse_metric
@@ -33,26 +35,19 @@ __all__ = [
     "select_backend",
 ]
 
-_METRICS = ("L2", "MeanSobolev", "Metric", "ReweightedL2", "Sobolev", "parse_metric")
-_HOME = dict.fromkeys(_METRICS, "cdgrad.metrics") | {
-    "Attachment": "cdgrad.attachment",
-    "Selection": "cdgrad.selection",
-    "Target": "cdgrad.selection",
-    "attach": "cdgrad.attachment",
-    "channel_directed": "cdgrad.ops",
-    "channel_directed_": "cdgrad.ops",
-    "select": "cdgrad.selection",
-    "select_backend": "cdgrad.ops",
+_HOMES = {
+    "cdgrad.attachment": ("Attachment", "attach"),
+    "cdgrad.metrics": ("L2", "MeanSobolev", "Metric", "ReweightedL2", "Sobolev", "parse_metric"),
+    "cdgrad.ops": ("channel_directed", "channel_directed_", "select_backend"),
+    "cdgrad.selection": ("Selection", "Target", "select"),
 }
+_home = lazy_names("cdgrad", {name: module for module, names in _HOMES.items() for name in names})
 
 
 def __getattr__(name: str) -> Any:
     if name == "metrics":
         return import_module("cdgrad.metrics")
-    if name not in _HOME:
-        raise AttributeError(f"module 'cdgrad' has no attribute {name!r}")
-    value = globals()[name] = getattr(import_module(_HOME[name]), name)
-    return value
+    return _home(name)
 
 
 def __dir__() -> list[str]:

@@ -11,7 +11,6 @@ import os
 import platform
 import sys
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from cdgrad.bench import jax_rows, steps
 from cdgrad.bench.candidates import FLOOR, METRICS, composition, floor, operators, peers
 from cdgrad.bench.shapes import NETWORKS
 from cdgrad.bench.timing import FLUSHED_BYTES, extra_bytes, interleaved
+from cdgrad.machine import cpu_name
 from cdgrad.ops import select_backend
 
 
@@ -41,7 +41,7 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     """Where and with what this runs."""
     return {
-        "processor": _processor(),
+        "processor": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
@@ -91,12 +91,3 @@ def measure(network: str, rounds: int, *, with_peers: bool) -> dict[str, Any]:
             for name in candidates
         ],
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from cdgrad.commands.arguments import count
 from cdgrad.study import StudyError
-from cdgrad.study.shown import one_line
+from cdgrad.study.shown import brief, one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -188,14 +188,10 @@ def _load_weights(model: nn.Module, name: str, path: Path) -> None:
     except OSError as error:
         raise StudyError(f"--weights {path} cannot be read: {error.strerror}") from error
     except Exception as error:  # torch.load raises whatever the bytes lead its unpickler to
-        raise StudyError(f"--weights {path} is not a file of plain tensors: {_first_line(error)}") from error
+        raise StudyError(f"--weights {path} is not a file of plain tensors: {brief(error)}") from error
     if isinstance(state, dict) and "state_dict" in state:
         state = state["state_dict"]  # pyright: ignore[reportUnknownVariableType]
     try:
         model.load_state_dict(cast(Any, state))
     except Exception as error:  # keys and values may be anything
         raise StudyError(f"--weights {path} does not fit {name}: {one_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

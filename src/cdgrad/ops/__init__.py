@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch._compile import _disable_dynamo  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
 
+from cdgrad._torch_private import outside_graphs
 from cdgrad.dtensors import is_dtensor, local_part
 from cdgrad.metrics import Metric, as_metric
 from cdgrad.ops import eager, local
@@ -67,9 +67,8 @@ def channel_directed(grad: torch.Tensor, metric: Metric | str, dim: int = 0, gro
 
 
 # torch.compile leaves the call as it is, between two graphs: the kernels gain nothing from it, and a graph
-# would hold the metric as a constant. This is torch.compiler.disable as torch.optim uses it: that one
-# imports the compiler at once, which doubles the time that `import cdgrad.ops` takes.
-@_disable_dynamo
+# would hold the metric as a constant.
+@outside_graphs
 def channel_directed_(
     grads: Sequence[torch.Tensor],
     metric: Metric | str,

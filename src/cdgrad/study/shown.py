@@ -1,27 +1,21 @@
 """Text of unknown origin, made safe to show and to publish.
 
-Names, keys and messages come from specifications, modules, files and libraries. `one_line` is for all that
-reaches a terminal or a page, `published` for what leaves the machine in a report or a record.
+`one_line` is for all that reaches a terminal or a page, `published` for what leaves the machine in a
+report or a record.
 """
 
 from __future__ import annotations
 
 import re
 
+from cdgrad.messages import brief, named, one_line
+
+__all__ = ["brief", "lines", "named", "one_line", "published"]
+
 # An absolute path of at least two parts, with or without a drive; not the path of an address. A part but
 # the last one may hold single spaces, as names of users and folders do.
 _WORD = r"[^\s/\\'\"`:,;()<>|]+"
 _PATH = re.compile(rf"(?<![\w.:/\\])(?:[A-Za-z]:)?(?:[/\\]{_WORD}(?: {_WORD})*(?=[/\\]))+[/\\]{_WORD}[/\\]?")
-
-
-def one_line(text: object) -> str:
-    """`text` on one line, with a space for each character that steers a terminal or reverses the text."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(str(text).split()))
-
-
-def named(error: BaseException) -> str:
-    """The kind and the message of an error, on one line."""
-    return one_line(f"{type(error).__name__}: {error}")
 
 
 def lines(text: str) -> str:

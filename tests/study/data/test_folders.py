@@ -145,7 +145,7 @@ def test_all_files_that_cannot_be_read_are_counted():
 
 @pytest.mark.parametrize(
     ("bad", "reason"),
-    [(None, "there is no image"), ({"bytes": b"GIF", "path": None}, "no image that Pillow")],
+    [(None, "there is no image"), ({"bytes": b"GIF", "path": None}, "Pillow does not recognize it")],
 )
 def test_a_row_that_cannot_be_read_is_named(bad, reason):
     good = {"bytes": png(draw(0)), "path": None}

@@ -8,6 +8,7 @@ from pyarrow import parquet
 
 from cdgrad.study import StudyError
 from cdgrad.study.records import FILE, Run, Store, csv_text, to_parquet
+from cdgrad.study.records import parquet as parquet_file
 from cdgrad.study.records.schema import VERSION
 
 
@@ -164,3 +165,13 @@ def test_the_columns_of_every_format_are_the_fields_of_a_run(tmp_path):
     assert set(parquet.read_schema(tmp_path / "runs.parquet").names) == set(names)
     plain = set(names) - {"values", "measures", "config", "environment"}
     assert set(csv_text([]).strip().split(",")) == plain
+
+
+def test_a_record_of_an_earlier_version_has_its_cpu_under_the_present_name(tmp_path, make_run):
+    run = make_run("sgd", 0, 3.0, environment={"processor": "a CPU", "torch": "2.0"})
+    with Store(tmp_path, write=True) as store:
+        store.add(run, store.use_spec("tiny", "text"))
+        (kept,) = store.runs()
+    to_parquet([run], tmp_path / "runs.parquet")
+    (read,) = parquet_file.from_parquet(tmp_path / "runs.parquet")
+    assert kept.environment == read.environment == {"cpu": "a CPU", "torch": "2.0"}

@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cdgrad.messages import brief
 from cdgrad.metrics import Array, MeanSobolev, Metric, ReweightedL2, Sobolev
 from cdgrad.ops import sobolev_weights
 from cdgrad.ops.byte_cache import cached_by_bytes
@@ -181,16 +182,11 @@ def _worker(family: str, dtype: torch.dtype) -> Any:
     except Exception as error:
         compiled = worker(family, _STORED[dtype], cache=False)
         warnings.warn(
-            f"numba's cache cannot be used ({one_line(error)}), so cdgrad compiles its CPU kernels again in "
+            f"numba's cache cannot be used ({brief(error)}), so cdgrad compiles its CPU kernels again in "
             "every process, some seconds each; set NUMBA_CACHE_DIR to an empty, writable folder",
             stacklevel=2,
         )
         return compiled
-
-
-def one_line(error: BaseException) -> str:
-    """The exception as one line: its kind and the first line of its message."""
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 @lru_cache(maxsize=64)
@@ -313,7 +309,7 @@ def _unavailable(family: str, dtype: torch.dtype) -> str | None:
         _worker(family, dtype)
     # Whatever numba or LLVM raise: the eager backend works everywhere, and `select_backend` gives the reason.
     except Exception as error:
-        reason = f"numba cannot compile the CPU kernels ({one_line(error)})"
+        reason = f"numba cannot compile the CPU kernels ({brief(error)})"
         warnings.warn(f"{reason}; the eager backend replaces them and is several times slower", stacklevel=2)
         return reason
     return None

@@ -13,6 +13,7 @@ import numpy as np
 from cdgrad.study import StudyError
 from cdgrad.study.data.files import listed
 from cdgrad.study.data.source import ImageFile, Images
+from cdgrad.study.shown import one_line
 from cdgrad.study.spec import Task
 
 _GRAY = {"1", "L"}
@@ -110,7 +111,7 @@ def _opened(file: ImageFile) -> Generator[Any]:
     except MemoryError:
         raise
     except Exception as error:  # Pillow's plugins raise many kinds: struct.error, zlib.error, ValueError ...
-        reason = "it is no image that Pillow knows" if "cannot identify" in str(error) else str(error)
+        reason = "Pillow does not recognize it as an image" if "cannot identify" in str(error) else str(error)
         if isinstance(error, OSError) and isinstance(file, str | Path) and error.strerror:
             reason = error.strerror
-        raise _UnreadableError(" ".join(reason.split()).rstrip(".") or type(error).__name__) from error
+        raise _UnreadableError(one_line(reason).rstrip(".") or type(error).__name__) from error

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cdgrad
+from cdgrad.machine import cpu_name
 
 _PACKAGES = ("torch", "numpy", "numba", "scikit-learn", "datasets", "pillow")
 
@@ -27,7 +28,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         **{package: _version(package) for package in _PACKAGES},
         "platform": platform.platform(),
         "device": "cpu" if device == "cpu" else _gpu(),
-        "processor": _processor(),
+        "cpu": cpu_name(),
     }
 
 
@@ -44,15 +45,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def _commit() -> str | None:
@@ -76,6 +68,11 @@ def folder_commit(folder: str) -> str | None:
         return _git(place, "rev-parse", "HEAD") + (" with changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def renamed(environment: dict[str, Any]) -> dict[str, Any]:
+    """The environment of a record of any version under the present names: ``cpu`` was ``processor``."""
+    return {"cpu" if key == "processor" else key: value for key, value in environment.items()}
 
 
 def _git(folder: Path, *arguments: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from cdgrad.study import StudyError
+from cdgrad.study.records.environment import renamed
 from cdgrad.study.records.run import COLUMNS, Run, Status, order, to_json, with_nan
 from cdgrad.study.shown import published
 
@@ -69,6 +70,7 @@ def _run(row: dict[str, Any]) -> Run:
     for key in _JSON:
         row[key] = json.loads(row[key])
     row["measures"] = with_nan(row["measures"])
+    row["environment"] = renamed(row["environment"])
     run = Run(**row)
     if not (isinstance(run.arm, str) and isinstance(run.seed, int) and run.status in get_args(Status)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(f"not a run: arm {run.arm!r:.60}, seed {run.seed!r:.60}, status {run.status!r:.60}")

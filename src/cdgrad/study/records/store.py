@@ -17,6 +17,7 @@ from typing import Any, cast
 
 from cdgrad.study import StudyError, files
 from cdgrad.study.records import schema
+from cdgrad.study.records.environment import renamed
 from cdgrad.study.records.run import COLUMNS, Run, to_json, with_nan
 
 FILE = "study.sqlite"
@@ -194,4 +195,5 @@ def _run(row: tuple[Any, ...]) -> Run:
     values: dict[str, Any] = {c.name: json.loads(value) if c.json else value for c, value in pairs}
     values["epochs"] = [with_nan(epoch) for epoch in values["epochs"]]
     values["measures"] = with_nan(values["measures"])
+    values["environment"] = renamed(values["environment"])
     return Run(**values)

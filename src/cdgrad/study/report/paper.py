@@ -167,7 +167,7 @@ def _tests(results: Results) -> Iterator[str]:
 def _software(results: Results) -> Iterator[str]:
     found = environments(results)
     software = [f"{key} {' and '.join(found[key])}" for key in ("python", "torch", "cdgrad") if key in found]
-    hardware = [" and ".join(found[key]) for key in ("processor",) if key in found]
+    hardware = [" and ".join(found[key]) for key in ("cpu",) if key in found]
     yield f"Software: {', '.join(software)}." + (f" Hardware: {', '.join(hardware)}." if hardware else "")
     if any(options.metric != "none" for options in results.spec.arms.values()):
         yield "The metrics are channel-directed gradients [lao2020channel]."

@@ -9,7 +9,7 @@ from cdgrad.study.shown import published
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.results import Results
 
-_ENVIRONMENT = ("torch", "numpy", "numba", "cdgrad", "commit", "python", "device", "processor", "threads")
+_ENVIRONMENT = ("torch", "numpy", "numba", "cdgrad", "commit", "python", "device", "cpu", "threads")
 
 
 def remarks(results: Results) -> list[str]:

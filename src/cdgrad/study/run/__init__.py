@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cdgrad.lazy import lazy_names
 
 if TYPE_CHECKING:
     from cdgrad.study.run.driver import run_study
     from cdgrad.study.run.engine import Engine, EpochDone, RunDone
 
 __all__ = ["Engine", "EpochDone", "RunDone", "run_study"]
-_HOME = {
-    "Engine": "engine",
-    "EpochDone": "engine",
-    "RunDone": "engine",
-    "run_study": "driver",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "Engine": "cdgrad.study.run.engine",
+        "EpochDone": "cdgrad.study.run.engine",
+        "RunDone": "cdgrad.study.run.engine",
+        "run_study": "cdgrad.study.run.driver",
+    },
+)

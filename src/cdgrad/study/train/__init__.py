@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cdgrad.lazy import lazy_names
 
 if TYPE_CHECKING:
     from cdgrad.study.train.entry import EntryArm, run_entry
@@ -12,18 +13,15 @@ if TYPE_CHECKING:
     from cdgrad.study.train.ranks import Ranks
 
 __all__ = ["EntryArm", "Epoch", "OnEpoch", "Outcome", "Ranks", "run_entry", "train"]
-_HOME = {
-    "EntryArm": "entry",
-    "Epoch": "outcome",
-    "OnEpoch": "outcome",
-    "Outcome": "outcome",
-    "Ranks": "ranks",
-    "run_entry": "entry",
-    "train": "loop",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__getattr__ = lazy_names(
+    __name__,
+    {
+        "EntryArm": "cdgrad.study.train.entry",
+        "Epoch": "cdgrad.study.train.outcome",
+        "OnEpoch": "cdgrad.study.train.outcome",
+        "Outcome": "cdgrad.study.train.outcome",
+        "Ranks": "cdgrad.study.train.ranks",
+        "run_entry": "cdgrad.study.train.entry",
+        "train": "cdgrad.study.train.loop",
+    },
+)

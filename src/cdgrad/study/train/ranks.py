@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cdgrad.study import StudyError
+from cdgrad.study.shown import brief
 from cdgrad.study.spec import Schedule
 
 PATIENCE = timedelta(minutes=10)
@@ -129,15 +130,15 @@ def join(kind: Literal["ddp", "fsdp2"] | None, device: str) -> Generator[Ranks]:
     if kind is None:
         if started > 1:
             raise StudyError(
-                f"torchrun started {started} processes, which would all make the same run; add --parallel "
+                f"torchrun started {started} processes, which would all execute the same run; add --parallel "
                 "ddp or --parallel fsdp2"
             )
         yield Ranks(device=device)
         return
     if missing := [name for name in _ENVIRONMENT if name not in os.environ]:
         raise StudyError(
-            f"--parallel {kind} needs processes that know of one another, and {missing[0]} is not set; start "
-            "them with torchrun --nproc-per-node 2 -m cdgrad train ..."
+            f"--parallel {kind} needs the environment that torchrun sets, and {missing[0]} is missing; start "
+            "it with torchrun --nproc-per-node 2 -m cdgrad train ..."
         )
     if device != "cpu" and not torch.cuda.is_available():
         raise StudyError(f"device {device}: PyTorch finds no CUDA device; use cpu")
@@ -151,9 +152,9 @@ def join(kind: Literal["ddp", "fsdp2"] | None, device: str) -> Generator[Ranks]:
     except RuntimeError as error:
         # gloo has no class of its own for this.
         if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
-            line = str(error).splitlines()[0]
             raise LostRanksError(
-                f"rank {rank} lost the others and ends ({line}); see which failed first, then start all again"
+                f"rank {rank} lost its connection to the other ranks and ends ({brief(error)}); see which "
+                "rank failed first, then start all of them again"
             ) from error
         raise
     # Not after an error: the others may wait in a collective, and only the end of this process ends it.

@@ -1,0 +1,22 @@
+"""Text of unknown origin on one line, as messages need it.
+
+Names, keys and messages come from specifications, modules, files and libraries: they may have many lines and
+characters that steer a terminal.
+"""
+
+from __future__ import annotations
+
+
+def one_line(text: object) -> str:
+    """`text` on one line, with a space for each character that steers a terminal or reverses the text."""
+    return "".join(c if c.isprintable() else " " for c in " ".join(str(text).split()))
+
+
+def named(error: BaseException) -> str:
+    """The kind and the message of an error, on one line."""
+    return one_line(f"{type(error).__name__}: {error}")
+
+
+def brief(error: BaseException) -> str:
+    """As `named`, with the first line of the message alone: some libraries append pages of advice."""
+    return one_line(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}").removesuffix(": ")
