@@ -50,7 +50,8 @@ def readme() -> str:
         f"In [these runs](docs/quickstart/runs.csv), {c.pairs} seeds, the re-weighted metric changes the test\n"
         f"error of SGD by {result()}.\n"
         f"No difference is shown; with {c.pairs} seeds, only a true difference of {_detectable(c)} points or more\n"
-        "would reliably have been.\n"
+        "would reliably have been. On another processor or with other kernels single seeds give other errors,\n"
+        "because rounding moves a run as far as another seed does; the mean moves within its interval.\n"
     )
 
 

@@ -63,21 +63,28 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of parallel workers, one thread each (default: `workers` in SPEC)",
     )
+    parser.add_argument(
+        "--rounding",
+        type=integer(2, 1000),
+        metavar="K",
+        help="add an arm that is the baseline but for rounding errors, with rounding = K: the noise floor",
+    )
 
 
-def specification(source: str) -> Spec:
-    """The study in a TOML file, or a built-in one.
+def specification(source: str, rounding: int | None = None) -> Spec:
+    """The study in a TOML file, or a built-in one; with `rounding`, the arm of the noise floor is added.
 
     Raises:
         UsageError: there is neither.
-        StudyError: the file is not a valid specification.
+        StudyError: the file is not a valid specification, or the arm cannot be added.
     """
     from cdgrad.study import spec
 
     try:
-        return spec.load(source)
+        study = spec.load(source)
     except FileNotFoundError as error:
         raise UsageError(str(error)) from None
+    return study if rounding is None else spec.with_rounding(study, rounding)
 
 
 def check_new_file(file: Path, flag: str) -> None:

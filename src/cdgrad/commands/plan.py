@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     """Print the plan."""
     from cdgrad.study.report import preview
 
-    spec = specification(options.spec)
+    spec = specification(options.spec, options.rounding)
     folder = Path(options.out or spec.out)
     runs = recorded(folder)
     seconds = preview.recorded_seconds(spec, runs)

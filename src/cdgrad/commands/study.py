@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     from cdgrad.study.report import preview
     from cdgrad.study.run.driver import run_study
 
-    spec = specification(options.spec)
+    spec = specification(options.spec, options.rounding)
     folder = Path(options.out or spec.out)
     engine, workers = _engine(options, folder), options.workers or spec.workers
 

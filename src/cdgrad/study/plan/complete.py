@@ -22,11 +22,10 @@ def complete_seeds(spec: Spec, cell: str, runs: Mapping[Key, Run]) -> int:
 
 
 def complete_differences(spec: Spec, cell: str, runs: Mapping[Key, Run]) -> list[list[float]]:
-    """Each other arm's errors minus the baseline's over the complete seeds, in points."""
+    """Each compared arm's errors minus the baseline's over the complete seeds, in points."""
     seeds = spec.seeds[: complete_seeds(spec, cell, runs)]
     base = [error_of(runs[cell, spec.baseline, None, seed]) for seed in seeds]
     return [
         [error_of(runs[cell, arm, None, seed]) - error for seed, error in zip(seeds, base, strict=True)]
-        for arm in spec.arms
-        if arm != spec.baseline
+        for arm in spec.compared_arms
     ]

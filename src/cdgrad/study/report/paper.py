@@ -156,7 +156,7 @@ def _budget(spec: Spec) -> Iterator[str]:
 
 
 def _tests(results: Results) -> Iterator[str]:
-    count = len(results.comparisons)
+    count = results.tested
     yield (
         f"We report the mean paired difference with its {100 * stats.LEVEL:.0f} % Student t interval, and p "
         "of a two-sided sign-flip permutation test"

@@ -133,7 +133,7 @@ def warnings(spec: Spec) -> Iterator[str]:
 
 
 def _comparisons(spec: Spec) -> int:
-    return len(spec.cells) * (len(spec.arms) - 1)
+    return len(spec.cells) * len(spec.compared_arms)
 
 
 def _smallest_p(spec: Spec) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from cdgrad.study.shown import published
 from cdgrad.study.statistics import paired
@@ -65,7 +64,7 @@ def _rounding(results: Results) -> Iterator[str]:
     spec = results.spec
     for cell in spec.cells:
         compared = {arm: c for arm, (c, _) in results.in_cell(cell).items() if c.pairs > 1}
-        floor = [arm for arm in compared if _only_rounds(results, cell, arm)]
+        floor = [arm for arm in compared if arm in spec.rounding_arms]
         beside = ", ".join(f"{arm} {_size(c)}" for arm, c in compared.items() if arm not in floor)
         for arm in floor:
             yield (
@@ -74,13 +73,6 @@ def _rounding(results: Results) -> Iterator[str]:
                 f"{compared[arm].mean:+.2f} in the mean."
                 + (f" In a seed, the others differ from {spec.baseline} by: {beside}." if beside else "")
             )
-
-
-def _only_rounds(results: Results, cell: str, arm: str) -> bool:
-    """Whether an arm is the baseline but for `rounding`, by its settings after tuning."""
-    spec = results.spec
-    ours, base = (spec.setting(cell, name, results.values(cell, name)) for name in (arm, spec.baseline))
-    return ours.rounding != base.rounding and replace(ours, rounding=base.rounding) == base
 
 
 def _size(c: paired.Comparison) -> str:
@@ -101,12 +93,12 @@ def _looks(results: Results) -> Iterator[str]:
 def _unreachable(results: Results) -> Iterator[str]:
     """Whether the sign-flip test could show anything at all."""
     found = [c.pairs for c, _ in results.comparisons.values() if c.pairs > 1]
-    if not found or results.spec.until:
+    if not found or not results.tested or results.spec.until:
         return
-    smallest = paired.smallest_p(max(found)) * len(results.comparisons)
+    smallest = paired.smallest_p(max(found)) * results.tested
     if smallest >= 1 - paired.LEVEL:
         yield (
-            f"With {max(found)} seeds and {len(results.comparisons)} comparisons no p can be below "
+            f"With {max(found)} seeds and {results.tested} comparisons no p can be below "
             f"{min(smallest, 1):.2g}, so that no difference, however large, can be shown: add seeds."
         )
 

@@ -44,13 +44,13 @@ def errors(results: Results, cell: str) -> Table:
 def differences(results: Results, cell: str) -> Table:
     """An arm a row: its paired difference to the baseline, and how sure it is."""
     found = results.in_cell(cell)
-    several = len(results.comparisons) > 1
+    several, floor = results.tested > 1, results.spec.rounding_arms
     rows = [
         (
             arm,
             number(c.mean, "+"),
             _interval(c.interval, "+"),
-            _p(c.p),
+            _p(math.nan if arm in floor else c.p),
             *([_p(adjusted)] if several else []),
             f"{100 * c.win_rate:.0f} %",
             number(c.correlation),
@@ -61,12 +61,13 @@ def differences(results: Results, cell: str) -> Table:
     kind = interval_name(results)
     note = f"95 % {kind}: interval of the mean, each for itself; p: {_test_name(results)}; "
     if several:
-        note += f"Holm p: corrected for all {len(results.comparisons)} comparisons of the study; "
+        note += f"Holm p: corrected for all {results.tested} comparisons of the study; "
     return Table(
         f"Paired difference to {results.spec.baseline}, in points: negative is fewer errors",
         ("arm", "mean", f"95 % {kind}", "p", *(["Holm p"] if several else []), "win rate", "corr.", "pairs"),
         rows,
-        f"{note}win rate: share of seeds with fewer errors, ties half; corr.: of the pairs",
+        f"{note}win rate: share of seeds with fewer errors, ties half; corr.: of the pairs"
+        + f"; {', '.join(floor)}: the baseline with other rounding errors, not a test" * bool(floor),
         align="l" + "r" * (6 + several),
     )
 
@@ -148,7 +149,7 @@ def summary(results: Results) -> Table:
         f"Paired difference to {results.spec.baseline}, in points: negative is fewer errors",
         ("cell", "arm", "mean", f"95 % {interval_name(results)}", "Holm p", "win rate"),
         rows,
-        f"Holm p: {_test_name(results)}, corrected for all {len(rows)} comparisons; "
+        f"Holm p: {_test_name(results)}, corrected for all {results.tested} comparisons; "
         "win rate: share of seeds with fewer errors",
         align="llrrrr",
         grouped=True,

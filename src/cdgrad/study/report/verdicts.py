@@ -13,8 +13,12 @@ from cdgrad.study.statistics.sequential import fewest_pairs
 def verdicts(results: Results, cell: str) -> list[str]:
     baseline = results.spec.baseline
     tell = verdict_after_looks if results.spec.until else verdict
-    label = "Holm p" if len(results.comparisons) > 1 else "p"
-    sentences = [tell(arm, baseline, found, p, label) for arm, (found, p) in results.in_cell(cell).items()]
+    label = "Holm p" if results.tested > 1 else "p"
+    sentences = [
+        tell(arm, baseline, found, p, label)
+        for arm, (found, p) in results.in_cell(cell).items()
+        if arm not in results.spec.rounding_arms
+    ]
     if margin := results.spec.margin:
         sentences += [
             equivalence_verdict(arm, baseline, equivalence(found.differences, margin))
@@ -27,7 +31,7 @@ def verdicts(results: Results, cell: str) -> list[str]:
 def across_cells(results: Results) -> list[str]:
     """A sentence an arm: in which cells it was better, worse or neither."""
     sentences: list[str] = []
-    for arm in results.spec.arms:
+    for arm in results.spec.compared_arms:
         found = {cell: compared for (cell, a), compared in results.comparisons.items() if a == arm}
         if not found:
             continue

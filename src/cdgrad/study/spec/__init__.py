@@ -1,6 +1,7 @@
 """What a study compares: a TOML file read, checked key by key, and held as frozen values."""
 
 from cdgrad.study.spec.parse import builtin_names, load, parse
+from cdgrad.study.spec.rounding import with_rounding
 from cdgrad.study.spec.setting import (
     AUGMENTATIONS,
     BASELINE_METRIC,
@@ -26,4 +27,5 @@ __all__ = [
     "AUGMENTATIONS", "BASELINE_METRIC", "DATA", "DIRECTIONS", "MODELS", "RESCALES", "TUNINGS", "Arm",
     "Dimension", "Model", "Optimizer", "Schedule", "Setting", "Spec", "Tables", "Task", "Tuning", "Values",
     "as_json", "builtin_names", "first_difference", "load", "parse",
+    "with_rounding",
 ]

@@ -56,6 +56,24 @@ class Spec:
     until: float = 0.0
     margin: float = 0.0
 
+    @property
+    def rounding_arms(self) -> list[str]:
+        """Arms that are the baseline in exact arithmetic: they differ by noise, which is not tested."""
+        base = self.arms[self.baseline]
+        alike = replace(base, rounding=1, tuning="own")
+        return [
+            name
+            for name, arm in self.arms.items()
+            if arm.rounding != base.rounding
+            and replace(arm, rounding=1, tuning="own") == alike
+            and (self.tuning is None or arm.tuning == "baseline" or arm.tuning == base.tuning == "none")
+        ]
+
+    @property
+    def compared_arms(self) -> list[str]:
+        """The arms whose difference to the baseline is tested."""
+        return [arm for arm in self.arms if arm not in (self.baseline, *self.rounding_arms)]
+
     def setting(self, cell: str, arm: str, values: Values = _NOTHING, *, trial: bool = False) -> Setting:
         """The setting of an arm in a cell: the cell's own, with the arm's changes, with `values`.
 

@@ -5,6 +5,7 @@ All of it follows from the specification and the runs, wherever they were kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ Place = tuple[str, str]  # a cell and an arm
 
 
 class Compared(NamedTuple):
-    """A comparison, and its p after Holm's correction over all comparisons of the study."""
+    """A comparison, and its p after Holm's correction over all tests of the study; nan where none is made."""
 
     comparison: paired.Comparison
     p: float
@@ -152,7 +153,8 @@ class Results:
             seeds, mine, base = self.pairs(cell, arm)
             if seeds and arm != self.spec.baseline:
                 found[cell, arm] = self._compare(mine, base)
-        adjusted = paired.holm([c.p for c in found.values()])
+        floor = self.spec.rounding_arms
+        adjusted = paired.holm([math.nan if arm in floor else c.p for (_, arm), c in found.items()])
         return {place: Compared(c, p) for (place, c), p in zip(found.items(), adjusted, strict=True)}
 
     def _compare(self, mine: list[float], base: list[float]) -> paired.Comparison:
@@ -161,6 +163,11 @@ class Results:
             return found
         d = found.differences
         return replace(found, interval=anytime_interval(d), p=anytime_p(d))
+
+    @property
+    def tested(self) -> int:
+        """Number of comparisons that are tested: all but those of arms that only round otherwise."""
+        return sum(arm not in self.spec.rounding_arms for _, arm in self.comparisons)
 
     def in_cell(self, cell: str) -> dict[str, Compared]:
         """The comparisons of a cell, by arm."""
