@@ -7,10 +7,12 @@ report or a record.
 from __future__ import annotations
 
 import re
+from pathlib import PurePath, PureWindowsPath
+from typing import Any, cast
 
 from cdgrad.messages import brief, named, one_line
 
-__all__ = ["brief", "lines", "named", "one_line", "published"]
+__all__ = ["brief", "lines", "named", "one_line", "published", "published_values"]
 
 # An absolute path of at least two parts, with or without a drive; not the path of an address. A part but
 # the last one may hold single spaces, as names of users and folders do.
@@ -28,3 +30,18 @@ def lines(text: str) -> str:
 def published(text: str) -> str:
     """`text` with every absolute path cut down to its last part: the others name users and machines."""
     return _PATH.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], text)
+
+
+def published_values(values: Any) -> Any:
+    """Tables and lists with every text in them published; an absolute path becomes its last part."""
+    if isinstance(values, dict):
+        return {key: published_values(value) for key, value in cast(dict[str, Any], values).items()}
+    if isinstance(values, list):
+        return [published_values(value) for value in cast(list[Any], values)]
+    if not isinstance(values, str):
+        return values
+    for kind in (PurePath, PureWindowsPath):
+        path = kind(values)
+        if (path.is_absolute() or values.startswith("~")) and path.name:
+            return path.name
+    return published(values)

@@ -8,8 +8,10 @@ from contextlib import closing, suppress
 import pytest
 
 from cdgrad.study import StudyError
+from cdgrad.study.records import schema
 from cdgrad.study.records.csv_file import csv_text
 from cdgrad.study.records.parquet import from_parquet, to_parquet
+from cdgrad.study.records.run import COLUMNS
 from cdgrad.study.records.store import FILE, Store
 from cdgrad.study.spec import parse
 
@@ -40,12 +42,51 @@ def test_a_changed_value_of_a_row_is_named(tmp_path, make_run, column):
 def test_records_of_schema_2_are_read_and_brought_up_to_date(tmp_path, make_run):
     add(tmp_path, [make_run("sgd", 0, 3.0)])
     with closing(sqlite3.connect(tmp_path / FILE)) as db, db:
-        db.execute("ALTER TABLE runs DROP COLUMN digest")
+        for column in ("digest", *(column.name for column in COLUMNS if column.since > 2)):
+            db.execute(f"ALTER TABLE runs DROP COLUMN {column}")
         db.execute("PRAGMA user_version = 2")
     before = read(tmp_path)
     add(tmp_path, [make_run("sgd", 1, 2.0)])
     assert read(tmp_path)[:1] == before
     assert len(read(tmp_path)) == 2
+
+
+def as_schema_3(path):
+    """Make a store what the version before parameters, images and memory wrote, digests included."""
+    with closing(sqlite3.connect(path)) as db, db:
+        rows = db.execute(f"SELECT {schema.columns(schema.VERSION)} FROM runs").fetchall()
+        for column in (column.name for column in COLUMNS if column.since > 3):
+            db.execute(f"ALTER TABLE runs DROP COLUMN {column}")
+        for row in rows:
+            old = schema.digest(row[:-1], 3)
+            assert old != row[-1]
+            db.execute("UPDATE runs SET digest = ? WHERE digest = ?", (old, row[-1]))
+        db.execute("PRAGMA user_version = 3")
+
+
+def test_records_of_schema_3_keep_their_digests(tmp_path, make_run):
+    add(tmp_path, [make_run("sgd", 0, 3.0), make_run("sgd", 1, 2.5)])
+    as_schema_3(tmp_path / FILE)
+    before = read(tmp_path)
+    assert [(run.parameters, run.images, run.memory) for run in before] == [(None, None, None)] * 2
+    with Store(tmp_path, write=True) as store:
+        assert store.runs() == before
+        assert all(digest for (digest,) in store._db.execute("SELECT digest FROM runs"))
+
+
+def test_a_damaged_row_of_schema_3_is_named_and_not_brought_up_to_date(tmp_path, make_run):
+    add(tmp_path, [make_run("sgd", 0, 3.0)])
+    as_schema_3(tmp_path / FILE)
+    with closing(sqlite3.connect(tmp_path / FILE)) as db, db:
+        db.execute("UPDATE runs SET error = 7")
+    for write in (False, True):
+        with (
+            pytest.raises(StudyError, match="of arm sgd, seed 0 differs from its digest"),
+            Store(tmp_path, write=write) as store,
+        ):
+            store.runs()
+        with closing(sqlite3.connect(tmp_path / FILE)) as db:
+            assert db.execute("PRAGMA user_version").fetchone() == (3,)
 
 
 def test_a_flipped_bit_never_changes_the_runs_without_a_word(tmp_path, make_run):

@@ -2,14 +2,18 @@ import dataclasses
 import math
 import sqlite3
 from contextlib import closing
+from datetime import UTC, datetime
 
 import pytest
 from pyarrow import parquet
 
 from cdgrad.study import StudyError
-from cdgrad.study.records import FILE, Run, Store, csv_text, to_parquet
+from cdgrad.study.plan.job import Job
+from cdgrad.study.records import FILE, Run, Store, csv_text, from_parquet, to_parquet
 from cdgrad.study.records import parquet as parquet_file
 from cdgrad.study.records.schema import VERSION
+from cdgrad.study.shown import published_values
+from cdgrad.study.spec import as_json, parse
 
 
 def test_a_reader_sees_every_run_as_soon_as_it_is_added(tmp_path, make_run):
@@ -175,3 +179,35 @@ def test_a_record_of_an_earlier_version_has_its_cpu_under_the_present_name(tmp_p
     to_parquet([run], tmp_path / "runs.parquet")
     (read,) = parquet_file.from_parquet(tmp_path / "runs.parquet")
     assert kept.environment == read.environment == {"cpu": "a CPU", "torch": "2.0"}
+
+
+def test_a_record_holds_no_absolute_folder_and_keeps_its_fingerprint(tiny_text, tmp_path):
+    (tmp_path / "images").mkdir()
+    keys = f'data = "{tmp_path / "images"}"\ntrain_split = "train"'
+    spec = parse(tiny_text.replace('data = "fake"', keys), "tiny")
+    setting = spec.setting("", "sgd")
+    run = Job("", "sgd", None, 0, setting).lost(datetime.now(UTC), {}, "lost")
+    assert run.config["task"]["data"] == "images"
+    assert run.fingerprint == setting.fingerprint != parse(tiny_text, "tiny").setting("", "sgd").fingerprint
+    with Store(tmp_path, write=True) as store:
+        store.add(run, store.use_spec("tiny", "text"))
+    to_parquet([dataclasses.replace(run, config=as_json(setting))], tmp_path / "runs.parquet")
+    (again,) = from_parquet(tmp_path / "runs.parquet")
+    assert again == run
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/home/ann/cifar", "cifar"),
+        ("/data", "data"),
+        ("C:\\Users\\ann\\cifar", "cifar"),
+        ("~/cifar", "cifar"),
+        ("../cifar", "../cifar"),
+        ("uoft-cs/cifar10", "uoft-cs/cifar10"),
+        ("torch.optim:SGD", "torch.optim:SGD"),
+        ("/", "/"),
+    ],
+)
+def test_absolute_paths_are_published_as_their_last_part(text, expected):
+    assert published_values({"a": [text, 1, None, 0.5]}) == {"a": [expected, 1, None, 0.5]}

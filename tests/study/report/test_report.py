@@ -10,8 +10,10 @@ from rich.console import Console
 from cdgrad.study import StudyError
 from cdgrad.study.records import Store
 from cdgrad.study.report import compose as report
+from cdgrad.study.report import costs
 from cdgrad.study.report import text as render
 from cdgrad.study.spec import parse
+from cdgrad.study.statistics import Results
 
 
 @pytest.fixture
@@ -151,3 +153,16 @@ def test_a_study_that_chooses_settings_says_that_no_test_image_was_read(study, t
     assert "No test image was read: all 24 recorded runs were evaluated on validation images" in " ".join(
         text.split()
     )
+
+
+def test_an_arm_shows_when_and_with_what_its_runs_were_made(tiny, make_run):
+    none = {"backend": "none"}
+    runs = [
+        make_run("sgd", 0, 3.0, parameters=1234, images=480, memory=3 * 2**20, started="2026-01-03T00:00:00"),
+        make_run("sgd", 1, 3.0, parameters=1234, images=96, memory=5 * 2**20, environment=none),
+        make_run("directed", 0, 3.0, environment={"backend": "triton"}),
+    ]
+    assert costs.resources(Results.of(tiny, runs)).rows == [
+        ("sgd", "2026-01-01 to 2026-01-03", "none", "1,234", "96 to 480", "5"),
+        ("directed", "2026-01-01", "triton", "-", "-", "-"),
+    ]

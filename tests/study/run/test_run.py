@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from cdgrad.study import StudyError
+from cdgrad.study import StudyError, data, models
 from cdgrad.study.plan.job import Job
 from cdgrad.study.plan.plan import Plan
 from cdgrad.study.records import Store
@@ -34,6 +34,11 @@ def test_a_study_makes_what_is_missing_and_records_how(tiny, tiny_text, tmp_path
     ]
     assert {r.environment["threads"] for r in made} == {1}
     assert made[0].environment.items() >= environment().items()
+    assert {r.arm: r.environment["backend"] for r in made} == {"sgd": "none", "directed": "cpu"}
+    assert {(r.images, r.memory) for r in made} == {(48, None)}
+    parts = data.load(tiny.setting("", "sgd").task, 0)
+    network = models.build("small-cnn", parts.image_shape, parts.classes, {"width": 2})
+    assert {r.parameters for r in made} == {sum(p.numel() for p in network.parameters())}
     assert "4/4" in capfd.readouterr().err
 
     # The workers' results are those of the same runs made here, to the last bit.

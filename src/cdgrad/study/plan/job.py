@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cdgrad.study.records.run import Key, Run
+from cdgrad.study.shown import published_values
 from cdgrad.study.spec import Setting, as_json
 
 
@@ -45,7 +46,7 @@ class Job:
             *self.key,
             evaluated=self.setting.evaluate,
             values=self.values,
-            config=as_json(self.setting),
+            config=published_values(as_json(self.setting)),
             fingerprint=self.setting.fingerprint,
             started=started.isoformat(timespec="seconds"),
             **found,

@@ -15,6 +15,7 @@ from cdgrad.study.plan.complete import complete_differences, complete_seeds
 from cdgrad.study.plan.job import Job
 from cdgrad.study.plan.search import Choice, best, ranked_error
 from cdgrad.study.records.run import Key, Run
+from cdgrad.study.shown import published_values
 from cdgrad.study.spec import Spec, as_json, first_difference
 from cdgrad.study.spec.space import Values
 
@@ -187,8 +188,9 @@ class Plan:
     def _check_setting(self, run: Run, values: Values) -> None:
         setting = self.spec.setting(run.cell, run.arm, values, trial=run.trial is not None)
         if run.fingerprint != setting.fingerprint:
-            change = first_difference(run.values, values) or first_difference(run.config, as_json(setting))
-            raise self._mixed(run, change)
+            old, new = published_values(run.config), published_values(as_json(setting))
+            change = first_difference(run.values, values) or first_difference(old, new)
+            raise self._mixed(run, change or "a path was another one of that name")
 
     def _mixed(self, run: Run, change: str) -> StudyError:
         what = f"{'runs' if run.trial is None else 'trials'} of arm {run.arm}"

@@ -17,20 +17,24 @@ from typing import Any, get_args
 from cdgrad.study import StudyError
 from cdgrad.study.records.environment import renamed
 from cdgrad.study.records.run import COLUMNS, Run, Status, order, to_json, with_nan
-from cdgrad.study.shown import published
+from cdgrad.study.shown import published, published_values
 
 _JSON = [column.name for column in COLUMNS if column.json and column.name != "epochs"]
 _CURVE = "curve."
 
 
 def to_parquet(runs: Iterable[Run], path: Path) -> None:
-    """Write `runs`, with messages as they are published; equal runs give equal bytes under one pyarrow.
+    """Write `runs`, with messages and settings as they are published; equal runs give equal bytes under
+    one pyarrow.
 
     Raises:
         StudyError: the file cannot be written.
     """
     pa, pq = _pyarrow()
-    rows = [replace(run, message=published(run.message)) for run in sorted(runs, key=order)]
+    rows = [
+        replace(run, message=published(run.message), config=published_values(run.config))
+        for run in sorted(runs, key=order)
+    ]
     types = {"TEXT": pa.string(), "INTEGER": pa.int64(), "REAL": pa.float64()}
     columns: dict[str, Any] = {}
     for column in COLUMNS:
@@ -48,7 +52,7 @@ def to_parquet(runs: Iterable[Run], path: Path) -> None:
 
 
 def from_parquet(path: Path) -> list[Run]:
-    """The runs that `to_parquet` wrote, equal to those it was given but for paths in their messages.
+    """The runs that `to_parquet` wrote, equal to those it was given but for paths in messages and settings.
 
     Raises:
         StudyError: the file cannot be read, or is not one of those.

@@ -32,6 +32,11 @@ def _column(
     return field(metadata=column, **options)
 
 
+def _measured(sql: str, comment: str, *, since: int) -> Any:
+    """A column of what a run cost or had, NULL where that is not known; runs are equal without it."""
+    return _column(sql, comment, since=since, before="NULL", default=None, compare=False, kw_only=True)
+
+
 @dataclass(frozen=True)
 class Run:
     """What is known of one run. Where it failed, `error` is None and `message` says why.
@@ -48,11 +53,15 @@ class Run:
         values: what the trial tries, or what was chosen for a final run, by the keys of the search space.
         epochs: what was measured, one dict an epoch.
         measures: what else was measured at the end.
-        config: all that decides the numbers, besides the seed.
-        fingerprint: the SHA-256 of `config`.
+        config: all that decides the numbers, besides the seed; of an absolute path only its last part.
+        fingerprint: the SHA-256 of `config` with whole paths.
         environment: versions, CPU, device, commit and threads.
         started: ISO 8601, UTC.
         seconds: duration.
+        parameters: of the network, counted one by one; None, as in the next two, where it is not known.
+        images: how many training images the run saw, those of repeated epochs again.
+        memory: the most bytes that its tensors took of a GPU; None on the CPU, where what a process takes
+            is mostly Python, torch and what earlier runs left to the allocator.
     """
 
     cell: str = _column("TEXT NOT NULL", since=2, before="''")
@@ -91,6 +100,9 @@ class Run:
     )
     started: str = _column("TEXT NOT NULL", "ISO 8601, UTC", compare=False)
     seconds: float = _column("REAL NOT NULL", compare=False)
+    parameters: int | None = _measured("INTEGER", "of the network", since=4)
+    images: int | None = _measured("INTEGER", "training images seen", since=4)
+    memory: int | None = _measured("INTEGER", "peak bytes of a GPU", since=4)
 
     @property
     def key(self) -> Key:

@@ -29,7 +29,7 @@ _RUNS = f"""
 CREATE TABLE runs (
 {_DECLARED}
     spec TEXT NOT NULL REFERENCES specs (hash),
-    digest TEXT NOT NULL DEFAULT '', -- of the columns up to seconds; empty in rows of an older schema
+    digest TEXT NOT NULL DEFAULT '', -- of the columns above but spec; schema 2 and older had none
     CHECK (trial IS NULL OR evaluated = 'validation') -- settings are never chosen by the test split
 ) STRICT;
 CREATE UNIQUE INDEX runs_key ON runs (cell, arm, ifnull(trial, -1), seed);
@@ -71,14 +71,21 @@ def create(path: Path) -> None:
 
 
 def update(db: sqlite3.Connection) -> None:
-    """Bring the tables of an older version to the present one, in one transaction; no value is lost."""
+    """Bring the tables of an older version to the present one, in one transaction; no value is lost.
+
+    Raises:
+        sqlite3.DatabaseError: a row differs from its digest.
+    """
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    values = columns(version).rpartition(", ")[0]
+    rows = db.execute(f"SELECT spec, {columns(version)} FROM runs").fetchall()
+    for _, *row in rows:
+        check_row(row, version)
     db.executescript(
-        f"BEGIN;ALTER TABLE runs RENAME TO runs_old;DROP INDEX IF EXISTS runs_key;{_RUNS}"
-        f"INSERT INTO runs ({_NAMES}, spec) SELECT {values}, spec FROM runs_old;DROP TABLE runs_old;"
-        f"PRAGMA user_version = {VERSION};COMMIT;"
+        f"BEGIN;ALTER TABLE runs RENAME TO runs_old;DROP INDEX IF EXISTS runs_key;{_RUNS}DROP TABLE runs_old;"
     )
+    db.executemany(INSERT, [(*row[:-1], spec, digest(row[:-1])) for spec, *row in rows])
+    db.execute(f"PRAGMA user_version = {VERSION}")
+    db.execute("COMMIT")
 
 
 def check(db: sqlite3.Connection, version: int) -> None:
@@ -93,11 +100,21 @@ def check(db: sqlite3.Connection, version: int) -> None:
         raise sqlite3.DatabaseError(f"malformed: its table of runs is not that of schema {version}")
 
 
-def digest(row: Sequence[Any]) -> str:
-    """A hash of a row's values, in the order of `COLUMNS`."""
+def check_row(row: Sequence[Any], version: int) -> None:
+    """Raise sqlite3.DatabaseError unless the last value of a row is the digest of the others, or empty."""
+    if row[-1] and digest(row[:-1], version) != row[-1]:
+        cell, arm, trial, seed = row[:4]
+        which = [f"cell {cell}"] if cell else []
+        which += [f"arm {arm}", *([] if trial is None else [f"trial {trial}"]), f"seed {seed}"]
+        raise sqlite3.DatabaseError(f"malformed: the row of {', '.join(which)} differs from its digest")
+
+
+def digest(row: Sequence[Any], version: int = VERSION) -> str:
+    """A hash of a row's values, in the order of `COLUMNS`, of those that a schema version has."""
     numbers = [
         float(value) if column.kind == "REAL" and value is not None else value
         for column, value in zip(COLUMNS, row, strict=True)
+        if column.since <= version
     ]
     values = [None if number != number else number for number in numbers]  # SQLite keeps nan as NULL
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()

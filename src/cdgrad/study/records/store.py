@@ -139,7 +139,9 @@ class Store:
             rows = self._db.execute(
                 f"SELECT {schema.columns(self._version)} FROM runs ORDER BY 1, 2, 3, 4"  # the key's columns
             ).fetchall()
-            return [_run(row) for row in rows]
+            for row in rows:
+                schema.check_row(row, self._version)
+            return [_run(row[:-1]) for row in rows]
 
     @contextmanager
     def _explained(self) -> Generator[None]:
@@ -185,12 +187,6 @@ def _remedy(error: Exception, why: str) -> str:
 
 
 def _run(row: tuple[Any, ...]) -> Run:
-    row, digest = row[:-1], row[-1]
-    if digest and schema.digest(row) != digest:
-        cell, arm, trial, seed = row[:4]
-        which = [f"cell {cell}"] if cell else []
-        which += [f"arm {arm}", *([] if trial is None else [f"trial {trial}"]), f"seed {seed}"]
-        raise sqlite3.DatabaseError(f"malformed: the row of {', '.join(which)} differs from its digest")
     pairs = zip(COLUMNS, row, strict=True)
     values: dict[str, Any] = {c.name: json.loads(value) if c.json else value for c, value in pairs}
     values["epochs"] = [with_nan(epoch) for epoch in values["epochs"]]

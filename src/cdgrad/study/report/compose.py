@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cdgrad.study import StudyError, files
 from cdgrad.study.records import FILE, csv_file
-from cdgrad.study.report import html_page, tables, text
+from cdgrad.study.report import costs, html_page, tables, text
 from cdgrad.study.report.document import Document, Figure, Section, Table
 from cdgrad.study.report.figures import curves, differences, settings
 from cdgrad.study.report.remarks import environments, remarks
@@ -97,7 +97,8 @@ def _details(results: Results) -> Section:
     cells = results.spec.cells
     found = [tables.seeds(results, cell) for cell in cells]
     found += [tables.trials(search, *place) for place, search in results.searches.items() if search.runs]
-    return Section("Every run", (), [*found, tables.cost(results), tables.parts(results)], detail=True)
+    found += [costs.cost(results), costs.resources(results), tables.parts(results)]
+    return Section("Every run", (), found, detail=True)
 
 
 def _progress(results: Results) -> str:

@@ -204,27 +204,6 @@ def parts(results: Results) -> Table:
     )
 
 
-def cost(results: Results) -> Table:
-    """An arm a row: its runs, how many diverged, and the time that they took."""
-    rows: list[Sequence[str]] = []
-    for arm in results.spec.arms:
-        runs = [run for run in results.runs if run.arm == arm and run.status != "failed"]
-        trials = [run for run in runs if run.trial is not None]
-        diverged = [sum(run.status == "diverged" for run in some) for some in (runs, trials)]
-        total = math.fsum(run.seconds for run in runs)
-        mean = f"{total / len(runs):.1f}" if runs else "-"
-        final = len(runs) - len(trials)
-        counts = (final, diverged[0] - diverged[1], len(trials), diverged[1])
-        rows.append((arm, *map(str, counts), mean, f"{total:.0f}"))
-    return Table(
-        "What the runs of each arm took",
-        ("arm", "final runs", "diverged", "trials", "diverged trials", "s per run", "s in all"),
-        rows,
-        "all recorded runs; seconds of wall time, of a run beside the others that ran at once",
-        align="lrrrrrr",
-    )
-
-
 def seeds(results: Results, cell: str) -> Table:
     """A seed a row: every arm's error."""
     spec = results.spec

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from cdgrad.study.callables import load_callable, modules_beside
 from cdgrad.study.plan.job import Job
 from cdgrad.study.records.code import user_code
 from cdgrad.study.records.environment import environment, folder_commit
-from cdgrad.study.records.run import Run, Status
+from cdgrad.study.records.run import Run
 from cdgrad.study.shown import named, one_line
 from cdgrad.study.spec import Setting
 
@@ -51,27 +50,24 @@ def execute(
             where |= _code(job.folder) | _data(job.setting)
             dtype = torch.get_default_dtype()
             outcome = _outcome(job, on_epoch, device, checkpoints)
-        where |= _code(job.folder)  # what was imported only during the run, too
-        result = _Result(outcome.status, outcome.error, outcome.epochs, outcome.measures)
+        # What was imported only during the run, too.
+        where |= _code(job.folder) | outcome.environment
+        measured = {key: getattr(outcome, key) for key in ("status", "error", "epochs", "measures")}
+        found = measured | outcome.columns
     except ConnectionError:  # the driver is gone; no process would receive the record
         raise
     except Exception as error:
-        result = _Result(message=one_line(error if isinstance(error, StudyError) else named(error)))
+        message = one_line(error if isinstance(error, StudyError) else named(error))
+        found = _failed(message)
     finally:
         torch.set_default_dtype(dtype)  # the run's own code may have set another, which is not the next run's
     seconds = round(time.perf_counter() - clock, 3)
-    return job.run(started, environment=where, seconds=seconds, **vars(result))
+    return job.run(started, environment=where, seconds=seconds, **found)
 
 
-@dataclass
-class _Result:
-    """What a run gives its record; a failed one has a message alone."""
-
-    status: Status = "failed"
-    error: float | None = None
-    epochs: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
-    measures: dict[str, Any] = field(default_factory=dict[str, Any])
-    message: str = ""
+def _failed(message: str) -> dict[str, Any]:
+    """What the record of a failed run has in the place of measurements."""
+    return {"status": "failed", "error": None, "epochs": [], "measures": {}, "message": message}
 
 
 def _outcome(

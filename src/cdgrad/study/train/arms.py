@@ -20,7 +20,8 @@ from cdgrad.attachment import Attachment, Options, attach, attach_operator
 from cdgrad.channel_axis import is_convolution
 from cdgrad.diagnostics import Alignment, agreement
 from cdgrad.dtensors import is_dtensor
-from cdgrad.metrics import L2, as_metric
+from cdgrad.metrics import L2, Metric, as_metric
+from cdgrad.ops import select_backend
 from cdgrad.selection import Direction, Selection, Target
 from cdgrad.study import StudyError, streams
 from cdgrad.study.spec import BASELINE_METRIC, Setting
@@ -83,6 +84,20 @@ def _effective(handle: Attachment) -> Attachment:
         f"metric {metric} has nothing to direct in this network, so that the arm would equal the baseline"
         f"{reason}; give it trainable convolutions (lazy ones after a forward pass), or linear = true"
     )
+
+
+def operator_backends(handle: Attachment | None) -> str:
+    """The backends that computed an arm's operator, such as ``"cpu"``; ``"none"`` where there is none."""
+    if handle is None or (metric := handle.metric) == L2() or not isinstance(metric, Metric):
+        return "none"
+    found: set[str] = set()
+    for target in handle.selection.targets:
+        grad = target.param.grad if target.param.grad is not None else target.param.detach()
+        if is_dtensor(grad):
+            found.add("sharded")
+        elif target.param.requires_grad:
+            found.add(select_backend(grad, metric, target.dim, target.groups)[0])
+    return ", ".join(sorted(found)) or "none"
 
 
 def direct_and_compare(handle: Attachment | None) -> Alignment:

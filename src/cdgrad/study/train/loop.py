@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cdgrad.study import StudyError
 from cdgrad.study.spec import Setting
+from cdgrad.study.train.arms import operator_backends
 from cdgrad.study.train.checkpoint import Checkpoint
+from cdgrad.study.train.device import forget_peak_memory, peak_memory, the_device
 from cdgrad.study.train.epoch import error, run_epoch
 from cdgrad.study.train.outcome import Epoch, OnEpoch, Outcome
 from cdgrad.study.train.ranks import ALONE, Ranks
@@ -46,7 +49,8 @@ def train(
     Warns:
         UserWarning: the checkpoint is damaged, and the run starts over.
     """
-    where = _device(device)
+    where = the_device(device)
+    forget_peak_memory(where)
     if checkpoint and ranks.kind == "fsdp2":
         raise StudyError("a checkpoint of sharded weights is not supported; use ddp")
     saved = checkpoint and Checkpoint(checkpoint, setting, seed, where.type, every)
@@ -68,16 +72,6 @@ def train(
     return outcome
 
 
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as problem:  # its message lists every kind that torch knows
-        raise StudyError(f"unknown device {name!r}; expected cpu, cuda or cuda:N") from problem
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise StudyError(f"device {name}: PyTorch finds no CUDA device; use cpu")
-    return device
-
-
 def _resume(state: TrainingState, saved: Checkpoint) -> None:
     """Restore the state that the checkpoint holds, if there is one."""
     if (content := saved.load()) is None:
@@ -95,7 +89,24 @@ def _outcome(state: TrainingState) -> Outcome:
     """Evaluate the final network; without `test_every_epoch` the only place that reads the test split."""
     split = state.on_device(state.data.test) if state.setting.evaluate == "test" else state.validation
     status = "diverged" if state.diverged else "ok"
-    return Outcome(status, error(state, split), state.epochs, selected_errors(state.epochs), state.evaluated)
+    return Outcome(
+        status,
+        error(state, split),
+        state.epochs,
+        selected_errors(state.epochs),
+        _columns(state),
+        {"backend": operator_backends(state.handle)},
+        state.evaluated,
+    )
+
+
+def _columns(state: TrainingState) -> dict[str, Any]:
+    """What the run's record has columns for, besides what was measured."""
+    return {
+        "parameters": sum(parameter.numel() for parameter in state.model.parameters()),
+        "images": len(state.epochs) * len(state.training),
+        "memory": peak_memory(state.device),
+    }
 
 
 def selected_errors(epochs: list[Epoch]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 
@@ -24,11 +24,15 @@ class Outcome:
     gradient g of the epoch, over all weights that the arm changes at once, the cosine of g and P g
     and the ratio of their norms (1 where nothing is changed). With a weight average, the validation
     error and `error` are the average's. A run whose loss or weights stop being finite ends there: it
-    is "diverged" and evaluated as it is. `measures` holds further final numbers of the user's own code.
+    is "diverged" and evaluated as it is. `measures` holds further final numbers of the user's own code,
+    `columns` what else a `cdgrad.study.records.Run` has a column for, by name, and `environment` how the run
+    was executed: the operator's backends, and whether its steps were CUDA graphs.
     """
 
     status: Literal["ok", "diverged"] = "ok"
     error: float = math.nan
     epochs: list[Epoch] = field(default_factory=list[Epoch])
     measures: dict[str, float] = field(default_factory=dict[str, float])
+    columns: dict[str, Any] = field(default_factory=dict[str, Any])
+    environment: dict[str, Any] = field(default_factory=dict[str, Any])
     model: nn.Module = field(default_factory=nn.Module, repr=False)
