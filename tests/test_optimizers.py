@@ -71,7 +71,7 @@ def steps_of_a_wrapper(name, model, optimizer):
 
 @pytest.mark.parametrize("name", sorted(WRAPPERS.keys() - {"SafeFP16Optimizer"}))
 def test_the_remedy_for_a_wrapper_works(name):
-    """What the message says to attach to; a hook written by hand on the same optimizer is the judge."""
+    """What the message says to attach to; a hook written by hand on the same optimizer is the reference."""
     message = TABLE[name, "wrapper"].why
     path = re.search(r"attach\(optimizer\.([\w.]+), \.\.\.\)$", message)[1]
     weights = {}

@@ -1,4 +1,4 @@
-"""The judge: the operator from its definition, dense and in float64.
+"""The reference implementation: the operator from its definition, dense and in float64.
 
 Every backend is tested against `directed`. It costs O(n^3) time and O(n^2) memory and is never used
 in training.

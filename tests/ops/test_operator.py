@@ -1,4 +1,4 @@
-"""The contract: laws that every backend of the operator satisfies, judged by the dense reference."""
+"""The contract: laws that every backend of the operator satisfies, against the dense reference."""
 
 import numpy as np
 import pytest

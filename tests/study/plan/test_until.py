@@ -92,7 +92,7 @@ def test_a_study_that_has_ended_stays_ended(spec, tmp_path, capsys):
 
     made = run_study(spec, tmp_path, 2, engine)
     assert 10 <= len(made) < 80
-    assert "tiny: at most 80 runs, 0 of them done" in capsys.readouterr().err
+    assert "tiny: at most 80 runs, 0 of them finished" in capsys.readouterr().err
     assert run_study(spec, tmp_path, 2, engine) == []
 
 

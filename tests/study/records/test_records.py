@@ -56,7 +56,7 @@ def test_the_specification_used_last_is_the_present_one(tmp_path):
 
 
 def test_one_driver_at_a_time(tmp_path):
-    with Store(tmp_path, write=True), pytest.raises(StudyError, match="another cdgrad study is at work in"):
+    with Store(tmp_path, write=True), pytest.raises(StudyError, match="another cdgrad study is running in"):
         Store(tmp_path, write=True)
     Store(tmp_path, write=True).close()
 
@@ -153,7 +153,7 @@ def test_a_full_disk_is_reported_and_keeps_what_was_there(tmp_path, make_run):
         store.add(make_run("sgd", 0, 3.0), digest)
         pages = store._db.execute("PRAGMA page_count").fetchone()[0]
         store._db.execute(f"PRAGMA max_page_count = {pages}")
-        with pytest.raises(StudyError, match="disk is full; make room and run the same command again"):
+        with pytest.raises(StudyError, match="disk is full; free some space and run the same"):
             store.add(make_run("sgd", 1, 3.0, message="m" * 100_000), digest)
     with Store(tmp_path, write=False) as store:
         assert [run.seed for run in store.runs()] == [0]

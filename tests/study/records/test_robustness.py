@@ -87,7 +87,7 @@ def small_disk(folder, kilobytes):
 def test_a_full_disk(spec, whole, tmp_path, kilobytes):
     folder = tmp_path / "disk"
     with small_disk(folder, kilobytes):
-        with pytest.raises(StudyError, match="full; make room and run the same command again") as caught:
+        with pytest.raises(StudyError, match="full; free some space and run the same") as caught:
             run_study(spec, folder, 1, engine())
         assert "\n" not in str(caught.value)
         before = records(folder) if (folder / FILE).exists() else []
@@ -104,7 +104,7 @@ def test_a_limit_on_the_size_of_files(spec, whole, tmp_path):
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
     try:
-        with pytest.raises(StudyError, match="disk I/O error; make room and run the same command again"):
+        with pytest.raises(StudyError, match="disk I/O error; free some space and run the same"):
             run_study(spec, tmp_path, 1, engine())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -177,7 +177,7 @@ def test_a_specification_that_is_changed_in_mid_study(spec, whole, tmp_path):
 def test_two_drivers_on_one_folder(spec, whole, tmp_path):
     def with_another(jobs, workers):
         for event in engine()(jobs, workers):
-            with pytest.raises(StudyError, match=r"another cdgrad study is at work in .*; wait for it, or"):
+            with pytest.raises(StudyError, match=r"another cdgrad study is running in .*; wait for it, or"):
                 run_study(spec, tmp_path, 1, engine())
             yield event
 

@@ -73,14 +73,14 @@ def test_an_arm_changes_only_what_it_names(tiny):
         (
             "[arms.directed]",
             "[arms.directed]\nvalues.lr = 1",
-            "values is read by an entry, and there is none",
+            "values has no effect without `entry`; use arms.",
         ),
         ("[arms.sgd]", "[arms.sgd]\npermute = true", "arms.sgd.permute changes nothing under metric none"),
         ("[arms.sgd]", "[arms.sgd]\nmetric = 'l2'\nrescale = 'norm'", "changes nothing under metric l2"),
         (
             "[arms.directed]",
             "[arms.directed]\npermute = true\ndirection = 'width'",
-            "arms.directed.permute is of channels, and direction is width",
+            "arms.directed.permute needs direction output or input, whose axis holds channels; got width",
         ),
         ("batch = 16", "batch = 16\nwarmup = 1", "schedule.warmup must be below epochs = 1; got 1"),
         ("batch = 16", "batch = 16\naccumulate = 17", "accumulate must be at most batch = 16; got 17"),

@@ -141,8 +141,8 @@ def test_an_error_names_the_key_what_came_and_what_is_allowed(tiny_text, old, ne
     [
         ("own", "none", "unknown key tuning.arms.directed; known are sgd"),
         ("own", "best", "arms.directed.tuning must be one of own, baseline, none; got 'best'"),
-        ("none", "baseline", "needs a baseline that is tuned itself; sgd is not"),
-        ("baseline", "own", "needs a baseline that is tuned itself; sgd is not"),
+        ("none", "baseline", "needs a tuned baseline; sgd is not tuned"),
+        ("baseline", "own", "needs a tuned baseline; sgd is not tuned"),
     ],
 )
 def test_where_an_arm_takes_its_setting_from(tiny_text, sgd, directed, message):
@@ -155,7 +155,7 @@ def test_where_an_arm_takes_its_setting_from(tiny_text, sgd, directed, message):
 
 
 def test_an_arm_option_without_its_table_is_refused(tiny_text):
-    with pytest.raises(StudyError, match=r"arms.sgd.tuning has no meaning without a table tuning"):
+    with pytest.raises(StudyError, match=r"arms.sgd.tuning has no effect without a table tuning"):
         parse(tiny_text.replace("[arms.sgd]", '[arms.sgd]\ntuning = "none"'), "tiny")
 
 

@@ -13,10 +13,10 @@ from cdgrad.study.spec import Setting, as_json
 
 @dataclass(frozen=True)
 class Job:
-    """One run to make: a trial's, or a final one, where `trial` is None.
+    """One run to execute: a trial's, or a final one, where `trial` is None.
 
-    `values` are those that a trial or the choice among trials put in the setting, `folder` is the one in
-    which modules that the specification names may be.
+    `values` are those that a trial, or the choice among trials, sets; `folder` is the specification's
+    folder, in which modules that it names are looked for.
     """
 
     cell: str
@@ -53,7 +53,7 @@ class Job:
         )
 
     def lost(self, started: datetime, environment: dict[str, Any], message: str) -> Run:
-        """The record of this job where its worker could not tell what became of it."""
+        """The record of this job where its worker ended without returning one."""
         return self.run(
             started,
             status="failed",

@@ -1,6 +1,6 @@
-"""Which runs a study has, which of them are still to make, and what follows from its trials.
+"""Which runs a study has, which of them remain, and which values its trials choose.
 
-All is derived from the specification and the records of the runs; nothing here trains or writes.
+Everything is derived from the specification and the records; nothing here trains or writes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cdgrad.study.shown import published_values
 from cdgrad.study.spec import Spec, as_json, first_difference
 from cdgrad.study.spec.space import Values
 
-_AHEAD = 2  # seeds that start before the look at the seeds ahead of them, so that workers need not wait
+_AHEAD = 2  # seeds that may start before the decision about the seeds before them, so that no worker waits
 
 
 class Plan:
@@ -27,8 +27,8 @@ class Plan:
 
     Args:
         spec: the study.
-        runs: its records, in any order; failed ones are still to make, those of other arms are ignored.
-        place: where the records are, for messages.
+        runs: its records, in any order; failed runs remain, those of other arms are ignored.
+        place: the output directory, for messages.
         enough: whether a cell's differences, those of each arm other than the baseline, need no more seeds;
             asked where the study has ``seeds = { until, most }``. None: all seeds run.
 
@@ -65,13 +65,13 @@ class Plan:
 
     @property
     def total(self) -> int:
-        """How many runs the study has: all of `keys`, but for seeds that a cell no longer needs."""
+        """How many runs the study has: all of `keys`, without seeds that a cell no longer needs."""
         ended = {cell for cell in self.spec.cells if self._ended(cell)}
         known = self._done.keys() | self._taken
         return sum(key in known or key[2] is not None or key[0] not in ended for key in self.keys)
 
     def _ended(self, cell: str) -> bool:
-        """Whether a cell has seeds enough, before it has all."""
+        """Whether a cell needs no further seeds."""
         if self._enough is None:
             return False
         return self._enough(self.spec, complete_differences(self.spec, cell, self._done))
@@ -113,7 +113,7 @@ class Plan:
         return None
 
     def next_jobs(self) -> list[Job]:
-        """Take all that can be run now."""
+        """Take all jobs that can start now."""
         return list(iter(self.take, None))
 
     def add(self, run: Run) -> None:
@@ -122,7 +122,7 @@ class Plan:
             self._done[run.key] = run
 
     def choice(self, cell: str, arm: str) -> Choice | None:
-        """What `arm`'s trials in `cell` came to; None where it has none, or not all of them are done."""
+        """What `arm`'s trials in `cell` resulted in; None where it has none, or some of them remain."""
         tuning = self.spec.tuning
         if tuning is None or self._searched(arm) != arm:
             return None
@@ -174,7 +174,7 @@ class Plan:
 
     def _check_final(self, run: Run) -> None:
         values = self._values(run.cell, run.arm, None)
-        if values is None:  # the choice was made among other trials than the specification's
+        if values is None:  # the values were chosen among other trials than those of the specification
             assert self.spec.tuning is not None
             searched = self._searched(run.arm)
             trials = {k[2] for k in self._done if k[:2] == (run.cell, searched) and k[2] is not None}

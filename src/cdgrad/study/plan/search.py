@@ -25,11 +25,11 @@ def best(errors: Mapping[int, Sequence[float]]) -> int:
 
 @dataclass(frozen=True)
 class Choice:
-    """What the trials of an arm in a cell came to.
+    """The result of the trials of an arm in a cell.
 
     Attributes:
         trial: the number of the best trial.
-        values: what it tried, which the final runs use.
+        values: its values, which the final runs use.
         errors: validation error in percent, by trial, one a tuning seed.
     """
 
@@ -45,7 +45,7 @@ def ranked_error(run: Run) -> float:
 
 @dataclass(frozen=True)
 class Search:
-    """The trials of an arm in a cell, as far as they are made.
+    """The trials of an arm in a cell, as far as they are finished.
 
     Attributes:
         values: what each trial tried.

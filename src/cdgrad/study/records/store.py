@@ -32,7 +32,7 @@ class Store:
         write: create what is missing, and be the only writer. Otherwise read what is there.
 
     Raises:
-        StudyError: no study there, another driver at work, a newer schema, a damaged or unwritable file.
+        StudyError: no study there, another driver running, a newer schema, a damaged or unwritable file.
     """
 
     def __init__(self, folder: Path, *, write: bool) -> None:
@@ -125,7 +125,7 @@ class Store:
         """Keep a run, durably, before returning. A run of the same key is replaced.
 
         Raises:
-            StudyError: it is a trial that evaluated the test part, or the file cannot be written.
+            StudyError: it is a trial that read the test split, or the file cannot be written.
         """
         values = [(column, getattr(run, column.name)) for column in COLUMNS]
         row = tuple(to_json(value) if column.json else value for column, value in values)
@@ -171,7 +171,7 @@ def _locked(folder: Path) -> sqlite3.Connection:
         raise StudyError(f"cannot write in {folder}: {error.strerror}; choose another --out") from error
     except sqlite3.Error as error:
         if "locked" in str(error):
-            message = f"another cdgrad study is at work in {folder}; wait for it, or stop it"
+            message = f"another cdgrad study is running in {folder}; wait for it, or stop it"
         else:
             message = f"cannot write in {folder}: {error}; choose another --out"
         raise StudyError(message) from error
@@ -180,9 +180,9 @@ def _locked(folder: Path) -> sqlite3.Connection:
 
 def _remedy(error: Exception, why: str) -> str:
     if "full" in why or "disk I/O" in why:
-        return "; make room and run the same command again"
+        return "; free some space and run the same command again"
     if "malformed" in why or "not a database" in why or not isinstance(error, sqlite3.Error | OSError):
-        return "; the file is damaged: restore a copy, or move it away to start anew"
+        return "; the file is damaged: restore a copy, or move it away to start again"
     return ""
 
 

@@ -29,17 +29,17 @@ def run_study(
     *,
     allow_code_change: bool = False,
 ) -> list[Run]:
-    """Run what is missing of `spec` in `folder`; seeds and arms may have been added since.
+    """Execute the remaining runs of `spec` in `folder`; seeds and arms may have been added since.
 
     Trials come first, and the final runs of an arm in a cell as soon as all its trials there are done. With
     ``seeds = { until, most }``, a cell ends as soon as its comparisons are decided.
 
     Args:
         spec: the study.
-        folder: where its records are, or will be.
-        workers: how many runs at once.
+        folder: the folder of its records.
+        workers: number of runs at once.
         engine: what executes them; None: processes of this machine, of one thread each.
-        before: called with the recorded runs where runs remain and the folder can be used.
+        before: called with the recorded runs before the first one is executed, if any remains.
         allow_code_change: add runs of changed modules of the user to those recorded; the report says so.
 
     Returns:
@@ -55,7 +55,7 @@ def run_study(
         if plan.done < plan.total and not allow_code_change:
             _check_code(spec, [run for run in recorded if run.status != "failed"], folder)
         spec_hash = store.use_spec(spec.name, spec.text)
-        made: list[Run] = []
+        executed: list[Run] = []
         engine = engine or partial(run_all, checkpoints=folder / CHECKPOINTS)
         remaining = plan.total - plan.done
         workers = min(workers, remaining)
@@ -70,11 +70,11 @@ def run_study(
                         continue
                     store.add(event.run, spec_hash)
                     plan.add(event.run)
-                    made.append(event.run)
+                    executed.append(event.run)
                     shown.run(event)
-        if plan.done == plan.total:  # what is left there is of runs that the study does not have
+        if plan.done == plan.total:  # the remaining files belong to runs that the study no longer has
             _clear(folder / CHECKPOINTS)
-        return made
+        return executed
 
 
 def _check_code(spec: Spec, recorded: list[Run], folder: Path) -> None:

@@ -36,12 +36,12 @@ def execute(
         device: where to train, ``"cpu"`` or ``"cuda"``; the user's own training code chooses its own.
         checkpoints: a folder in which a long run saves its state, so that it resumes after it was killed.
     """
-    import torch  # here, because the driver, which imports this module, does without
+    import torch  # here, because the driver imports this module and needs no torch
 
     if job.trial is not None and job.setting.evaluate == "test":
         raise ValueError(f"trial {job.trial} of arm {job.arm} would read the test split")
     started, clock = datetime.now(UTC), time.perf_counter()
-    # Before training: the commit and the images are those that the run began with.
+    # Before training: the commit and the images may change during the run.
     where = environment(device) | {"threads": torch.get_num_threads()}
     dtype = torch.get_default_dtype()
     try:
@@ -54,7 +54,7 @@ def execute(
         where |= _code(job.folder) | outcome.environment
         measured = {key: getattr(outcome, key) for key in ("status", "error", "epochs", "measures")}
         found = measured | outcome.columns
-    except ConnectionError:  # the driver is gone; no process would receive the record
+    except ConnectionError:  # the driver has ended: no process would receive the record
         raise
     except Exception as error:
         message = one_line(error if isinstance(error, StudyError) else named(error))

@@ -1,7 +1,7 @@
-"""Runs in processes of this machine: each imports torch with one thread and takes one run at a time.
+"""Execution of runs in worker processes on this machine, each with one thread and one run at a time.
 
-None outlives the driver: a worker watches it, and leaves at once when it is gone, so that the next
-driver finds the machine free.
+No worker outlives the driver: each waits for the end of the driver's process in a thread and then exits at
+once, so that the next driver finds the machine free.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from cdgrad.study.run.execute import execute
 def run_all(
     take: Take, workers: int, *, gpus: Sequence[str] = (), checkpoints: Path | None = None
 ) -> Generator[EpochDone | RunDone]:
-    """Make the runs in up to `workers` processes of one thread each; yield what happens, as it does.
+    """Execute the runs in up to `workers` processes of one thread each, and yield their events.
 
     A worker that dies is replaced, and its run reported as failed. Leaving the iterator, by an
     exception or by closing it, ends all workers.
 
     Args:
         take: gives the next job, or None where none can start now.
-        workers: how many at once.
+        workers: number of processes.
         gpus: identifiers as in CUDA_VISIBLE_DEVICES. Worker k trains on number k modulo their count, and
-            sees no other; several workers may share one. None: on the CPU.
-        checkpoints: where long runs keep their state; None: nowhere.
+            sees no other; several workers may share one. Empty: on the CPU.
+        checkpoints: the folder in which long runs save their state; None: they do not.
     """
     pool: dict[int, _Worker] = {}
     try:
@@ -67,7 +67,7 @@ def run_all(
 
 
 def gpu_of(worker: int, gpus: Sequence[str]) -> str | None:
-    """The GPU of a worker: by turns; None where there are none to share."""
+    """The GPU of a worker, number `worker` modulo their count; None without GPUs."""
     return gpus[worker % len(gpus)] if gpus else None
 
 
@@ -75,7 +75,7 @@ def visible_gpus() -> list[str]:
     """The GPUs of this machine that CUDA_VISIBLE_DEVICES leaves to it.
 
     Raises:
-        StudyError: there is none, or torch was built without CUDA.
+        StudyError: there is none, or PyTorch was built without CUDA.
     """
     import torch
 
@@ -84,6 +84,9 @@ def visible_gpus() -> list[str]:
     if not count:
         raise StudyError("--device cuda: PyTorch finds no CUDA device; omit the option to train on the CPU")
     return listed[:count] or [str(index) for index in range(count)]
+
+
+_GRACE = 5  # seconds from SIGTERM to SIGKILL
 
 
 class _Worker:
@@ -97,7 +100,7 @@ class _Worker:
             target=_serve, args=(theirs, gpu is not None, checkpoints)
         )
         visible = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-        # Unsafe, the interpreter would look for its own modules in the working directory first.
+        # Otherwise the interpreter would search the working directory first, for its own modules, too.
         with _environment({**ONE_THREAD, **visible, "PYTHONSAFEPATH": "1"}), _interrupts_ignored():
             self._process.start()
         theirs.close()
@@ -109,7 +112,7 @@ class _Worker:
 
     @property
     def sentinel(self) -> int:
-        """Ready once the process is dead. The pipe may not tell: children of the process can hold its end."""
+        """Ready once the process has ended. The pipe may stay open, held by its children."""
         return self._process.sentinel
 
     def take(self, job: Job) -> None:
@@ -118,7 +121,7 @@ class _Worker:
             self.pipe.send(job)
 
     def receive(self, index: int) -> EpochDone | RunDone:
-        """The next event. The end of the pipe, perhaps in mid-message, means that the process was killed."""
+        """The next event. A pipe that ends, perhaps within a message, means that the process was killed."""
         assert self.job is not None
         job = self.job
         try:
@@ -147,13 +150,10 @@ class _Worker:
         self.pipe.close()
 
 
-_GRACE = 5  # seconds
-
-
 def _serve(pipe: Connection, on_gpu: bool, checkpoints: Path | None) -> None:
-    """A worker's life: receive a job, send each epoch's number and then the run, until the pipe ends."""
+    """The worker process: receive a job, send each epoch's number and then the run, until the pipe ends."""
     threading.Thread(target=_leave_with_the_driver, daemon=True).start()
-    os.environ.pop("PYTHONSAFEPATH", None)  # not for what the user's code starts
+    os.environ.pop("PYTHONSAFEPATH", None)  # processes that the user's code starts do not inherit it
     import torch
 
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""What a study shows while it runs: bars in a terminal, one line a run elsewhere. To stderr."""
+"""The progress of a study on standard error: bars in a terminal, otherwise one line for each run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Bars:
             console=Console(stderr=True, highlight=False),
             transient=True,
         )
-        # A run counts 1, its epochs the parts: cells may have different numbers of them.
+        # A run counts 1, and each epoch its share of it: cells may have different numbers of epochs.
         self._study = self._bars.add_task(
             f"[bold]{plan.spec.name}", total=plan.total, completed=self._done, at=self._at(), timed=True
         )
@@ -63,7 +63,7 @@ class Bars:
 
     def epoch(self, event: EpochDone) -> None:
         schedule = event.job.setting.schedule
-        # The user's own training code does not tell its epochs ahead.
+        # How many epochs the user's own training code has is not known in advance.
         share = event.epoch / schedule.epochs if schedule else 0.5
         self._under_way[event.worker] = share
         self._bars.update(self._study, completed=self._done + sum(self._under_way.values()))
@@ -102,7 +102,7 @@ class Lines:
 
     def __enter__(self) -> Lines:
         print(
-            f"{self._plan.spec.name}: {_runs(self._plan)}, {self._done} of them done",
+            f"{self._plan.spec.name}: {_runs(self._plan)}, {self._done} of them finished",
             file=sys.stderr,
             flush=True,
         )
@@ -112,7 +112,7 @@ class Lines:
         return None
 
     def epoch(self, event: EpochDone) -> None:
-        """Nothing: a log wants no line an epoch."""
+        """Nothing: in a log, a line for each epoch would be too much."""
 
     def run(self, event: RunDone) -> None:
         self._done += 1
@@ -126,7 +126,7 @@ class Lines:
 
 
 def _runs(plan: Plan) -> str:
-    """The number of runs, which may become less where a study can end early."""
+    """The number of runs, which may decrease where a study can end early."""
     limit = "at most " if plan.spec.until and plan.done < plan.total else ""
     return f"{limit}{plan.total} runs"
 

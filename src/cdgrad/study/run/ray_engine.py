@@ -1,9 +1,9 @@
 """Runs as tasks of a Ray cluster (extra ``ray``): the same jobs, the same code, the same numbers.
 
-The driver alone knows the study's folder; a node needs cdgrad, and what the specification names, under
-the same paths. Every run is a task of one CPU, and of a share of a GPU where asked, that streams its
-epochs. A run whose worker or node is lost is made again elsewhere, and at the last loss is recorded as
-failed, so that the study completes on the nodes that are left.
+Only the driver uses the study's folder; every node needs cdgrad, and the data and modules that the
+specification names, under the same paths. Every run is a task with one CPU and, with --device cuda, a share
+of a GPU; it streams its epochs. A run whose worker or node is lost is executed again elsewhere. After the
+third loss it is recorded as failed, so that the study completes on the remaining nodes.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ ATTEMPTS = 3
 def run_all(
     take: Take, workers: int, *, address: str = "auto", gpus_per_run: float = 0.0
 ) -> Generator[EpochDone | RunDone]:
-    """Make the runs in up to `workers` tasks at once; yield what happens, as it does.
+    """Execute the runs in up to `workers` tasks at once, and yield their events.
 
-    Leaving the iterator cancels what is under way and leaves the cluster.
+    Leaving the iterator cancels the running tasks and disconnects from the cluster.
 
     Args:
         take: gives the next job, or None where none can start now.
-        workers: how many at once; those that find no free CPU wait.
-        address: of the cluster, as for ``ray.init``; ``"auto"`` is the one that this machine is part of.
-        gpus_per_run: the share of a GPU that a run takes, such as 0.25; 0: it trains on the CPU.
+        workers: number of tasks at once; those that find no free CPU wait.
+        address: address of the cluster, as for ``ray.init``; ``"auto"``: the cluster of this machine.
+        gpus_per_run: GPUs of each run, such as 0.25; 0: runs train on the CPU.
 
     Raises:
-        StudyError: there is no cluster at the address, or none of its nodes has such a GPU.
+        StudyError: there is no cluster at the address, or it has no GPU.
     """
     ray = _connected(address)
     try:
@@ -79,7 +79,7 @@ def run_all(
 
 @dataclass
 class _Slot:
-    """One run under way, perhaps for another time."""
+    """A run that is being executed, and the number of its attempts."""
 
     job: Job
     remote: Any
@@ -98,8 +98,8 @@ class _Slot:
         """The next epoch, or the run; None where the run was lost and starts again."""
         try:
             return ray.get(next(self.stream))
-        except ray.exceptions.RayTaskError as error:  # by no loss: another attempt would raise it, too
-            return self._failed(f"the node cannot make it: {_last_line(error)}")
+        except ray.exceptions.RayTaskError as error:  # not a loss: another attempt would raise it, too
+            return self._failed(f"the node cannot execute the run: {_last_line(error)}")
         except (ray.exceptions.RayError, StopIteration) as error:
             if self.attempt == ATTEMPTS:
                 return self._failed(f"lost {ATTEMPTS} times by the Ray cluster: {_last_line(error)}")
@@ -120,14 +120,14 @@ def _stream(job: Job, device: str) -> Iterator[int | Run]:
 
     events = queue.SimpleQueue[int | Run | BaseException]()
 
-    def make() -> None:
+    def work() -> None:
         torch.set_num_threads(1)
         try:
             events.put(execute(job, lambda epoch, _: events.put(epoch), device=device))
-        except BaseException as error:  # Ray reports what the task raises, but not what its threads do
+        except BaseException as error:  # Ray reports an exception of the task, but not of its threads
             events.put(error)
 
-    threading.Thread(target=make, daemon=True).start()
+    threading.Thread(target=work, daemon=True).start()
     while True:
         event = events.get()
         if isinstance(event, BaseException):

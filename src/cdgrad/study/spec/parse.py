@@ -1,6 +1,6 @@
-"""What a study is, as frozen values read from TOML and checked key by key.
+"""Reads a study from TOML and checks it key by key.
 
-A `Spec` names the cells, arms and seeds, and makes of each the `Setting` of its runs.
+A `Spec` names the cells, arms and seeds; the `Setting` of every run follows from it.
 """
 
 from __future__ import annotations
@@ -117,10 +117,10 @@ class _Head:
 
     Attributes:
         baseline: the arm that all others are compared with.
-        title: of the report; the file's name unless given.
-        evaluate: which part the reported error is of; with ``"validation"`` no test image is ever read.
-        workers: how many runs at once.
-        out: folder of the records, unless the command names one; runs/NAME unless given.
+        title: title of the report; the file's name unless given.
+        evaluate: the split of the reported error; with ``"validation"`` no test image is ever read.
+        workers: number of runs at once.
+        out: output directory, unless the command names one; runs/NAME unless given.
         margin: difference in points below which two arms count as equivalent, written down before the
             results are known; the report then tests for equivalence. 0: no test.
         entry: your own training code, in place of the tables `task`, `model`, `schedule`, `optimizer`.
@@ -157,10 +157,10 @@ def _arm(title: str, value: Any, name: str, *, entry: bool) -> Arm:
     if arm.optimizer and entry:
         raise StudyError(f"{name}: {where}.optimizer has no effect with `entry`; use {where}.values")
     if arm.values and not entry:
-        raise StudyError(f"{name}: {where}.values is read by an entry, and there is none; use optimizer")
+        raise StudyError(f"{name}: {where}.values has no effect without `entry`; use {where}.optimizer")
     for key in ("rounding", "lr_factor"):
         if getattr(arm, key) != 1 and entry:
-            raise StudyError(f"{name}: {where}.{key} needs the built-in training loop, and there is an entry")
+            raise StudyError(f"{name}: {where}.{key} has no effect with `entry`, only in the built-in loop")
     if arm.metric == BASELINE_METRIC:
         return arm
     try:
@@ -174,18 +174,17 @@ def _tuning(
 ) -> Tuning | None:
     for arm, about in arms.items():
         if "tuning" not in table and about.tuning != "own":
-            raise StudyError(f"{name}: arms.{arm}.tuning has no meaning without a table tuning")
+            raise StudyError(f"{name}: arms.{arm}.tuning has no effect without a table tuning")
         if about.tuning == "baseline" and arms[baseline].tuning != "own":
             raise StudyError(
-                f'{name}: arms.{arm}.tuning = "baseline" needs a baseline that is tuned itself; '
-                f"{baseline} is not"
+                f'{name}: arms.{arm}.tuning = "baseline" needs a tuned baseline; {baseline} is not tuned'
             )
     own = [arm for arm, about in arms.items() if about.tuning == "own"]
     return read_tuning(table["tuning"], final_seeds, own, name) if "tuning" in table else None
 
 
 def _check_settings(spec: Spec) -> None:
-    """Every setting that the study can come to: each arm in each cell, at the corners of its space."""
+    """Check every setting that the study can have: each arm in each cell, at the ends of its search space."""
     for arm, about in spec.arms.items():
         for cell in spec.cells:
             spec.setting(cell, arm)

@@ -24,6 +24,7 @@ IMPORTABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 def at_least(minimum: int, *, or_all: bool = False) -> dict[str, Any]:
+    """An integer of at least `minimum`, or with `or_all` the text ``"all"``."""
     return {"minimum": minimum, "or_all": or_all}
 
 
@@ -33,6 +34,7 @@ def within(low: float, below: float) -> dict[str, Any]:
 
 
 def one_of(*choices: str, importable: bool = False) -> dict[str, Any]:
+    """One of some texts, or with `importable` a ``module:callable``."""
     return {"choices": choices, "importable": importable}
 
 
@@ -62,6 +64,7 @@ def read(cls: type[T], value: Any, where: str, name: str) -> T:
 def check_keys(
     table: Mapping[str, Any], known: Iterable[str] | None, required: Iterable[str], prefix: str, name: str
 ) -> None:
+    """Refuse a key that is not `known` (None: any key is) and the lack of a `required` one."""
     known = None if known is None else list(known)
     for key in table:
         if known is not None and key not in known:
@@ -117,6 +120,7 @@ def is_a(value: Any, kind: type) -> bool:
 
 
 def as_table(value: Any, where: str, name: str) -> dict[str, Any]:
+    """`value`, which must be a table; `where` is its key and `name` the specification's."""
     if not isinstance(value, dict):
         raise error_at(name, where, value, "a table of keys")
     return value  # pyright: ignore[reportUnknownVariableType]
@@ -152,11 +156,12 @@ class Until:
 
 
 def error_at(name: str, where: str, value: Any, allowed: str) -> StudyError:
+    """The error for a value at key `where`: what is allowed, and what came."""
     return StudyError(f"{name}: {where} must be {allowed}; got {value!r:.200}")
 
 
 def check_values(table: Mapping[str, Any], name: str, where: str = "", depth: int = 1) -> None:
-    """Refuse what TOML can say and no setting can be: dates, integers beyond 64 bits, very deep tables."""
+    """Refuse what TOML allows and no setting can use: dates, integers beyond 64 bits, very deep tables."""
     if depth > 20:
         raise StudyError(f"{name}: {where:.60} has more than 20 levels of tables and lists; use fewer")
     for key, value in table.items():
@@ -169,4 +174,4 @@ def check_values(table: Mapping[str, Any], name: str, where: str = "", depth: in
         elif isinstance(value, date | time):
             raise error_at(name, path, str(value), "a string, number or truth value; put a date in quotes")
         elif isinstance(value, int) and not -(2**63) <= value < 2**64:
-            raise StudyError(f"{name}: {path} must be an integer of at most 64 bits; got a longer one")
+            raise StudyError(f"{name}: {path} must be an integer of at most 64 bits; got a larger one")

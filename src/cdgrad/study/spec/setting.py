@@ -1,7 +1,7 @@
-"""What decides the numbers of a run: the tables of a specification as typed values.
+"""What determines the numbers of a run: the tables of a specification as typed values.
 
-A field's metadata says what TOML may give it. A `Setting` has a fingerprint, by which a record is told to
-belong to a study or not.
+A field's metadata is the rule for its value in TOML. The fingerprint of a `Setting` identifies the records
+that belong to it.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class Schedule:
         epochs: passes over the training images.
         batch: images per step of the optimizer.
         warmup: epochs in which the learning rate rises linearly to its initial value.
-        decay: what it does afterwards: fall to 0 along a ``"cosine"``, fall in ``"steps"``, or stay
-            (``"none"``).
+        decay: what the learning rate does afterwards: fall to 0 along a ``"cosine"``, fall in ``"steps"``,
+            or stay (``"none"``).
         step_epochs: with decay ``"steps"``, epochs from one step to the next, counted from the start.
         step_factor: with decay ``"steps"``, what each step multiplies the learning rate by.
         label_smoothing: share of the target spread evenly over all classes.
@@ -153,7 +153,7 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class Arm:
-    """One thing to compare: what is done to the gradient, and changes to the optimizer.
+    """One of the compared methods: what is done to the gradient, and changes to the optimizer.
 
     Attributes:
         metric: a metric, or ``none``: nothing attached.
@@ -167,9 +167,9 @@ class Arm:
         optimizer: keys that replace those of the study's optimizer.
         lr_factor: multiplies the learning rate, also a tuned one: with ``tuning = "baseline"`` the arm has
             this multiple of the baseline's rate.
-        values: what the user's own training code (`entry`) reads of the arm.
-        tuning: where the arm's setting comes from in a study with tuning: trials of its ``"own"``,
-            the values chosen for the ``"baseline"``, or ``"none"``: it is as the specification says.
+        values: the arm's values for the user's own training code (`entry`).
+        tuning: the source of the arm's values in a study with tuning: its ``"own"`` trials, the values
+            chosen for the ``"baseline"``, or ``"none"``: the specification alone.
     """
 
     metric: str = BASELINE_METRIC
@@ -194,16 +194,16 @@ class Arm:
                     )
         if self.permute and self.direction in ("height", "width"):
             raise ValueError(
-                f"permute is of channels, and direction is {self.direction}; use output or input"
+                f"permute needs direction output or input, whose axis holds channels; got {self.direction}"
             )
 
 
 @dataclass(frozen=True)
 class Setting:
-    """All that decides the numbers of a run, besides its seed.
+    """All that determines the numbers of a run, besides its seed.
 
-    With an `entry`, the user's own training code, the four tables are None and `values` holds what
-    that code reads of the arm, under dotted keys; otherwise `values` is empty.
+    With an `entry`, the user's own training code, the four tables are None and `values` holds the
+    arm's values for that code, under dotted keys; otherwise `values` is empty.
     """
 
     task: Task | None
@@ -229,7 +229,9 @@ class Setting:
         """
         if self.task and self.model and self.schedule and self.optimizer:
             return self.task, self.model, self.schedule, self.optimizer
-        raise StudyError(f"{self.entry} trains by itself: it has no task, model, schedule or optimizer table")
+        raise StudyError(
+            f"{self.entry} runs its own training loop: it has no task, model, schedule or optimizer table"
+        )
 
     @property
     def fingerprint(self) -> str:

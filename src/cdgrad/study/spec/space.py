@@ -91,8 +91,7 @@ def read_tuning(value: Any, final_seeds: Sequence[int], arms: Sequence[str], nam
     if both := sorted({*own} & {*final_seeds}):
         raise StudyError(
             f"{name}: tuning.seeds must be disjoint from seeds, so that final runs use seeds that "
-            f"tuning has not seen; "
-            f"both have {', '.join(map(str, both[:5]))}"
+            f"tuning has not seen; both have {', '.join(map(str, both[:5]))}"
         )
     of_arms = as_table(table.get("arms", {}), "tuning.arms", name)
     check_keys(of_arms, arms, (), "tuning.arms.", name)

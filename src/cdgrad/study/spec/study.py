@@ -26,18 +26,21 @@ _NOTHING: Values = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Spec:
-    """A study. `text` is the TOML it was read from, kept in the records.
+    """A study.
 
-    `cells` holds, for each combination in which the arms are compared, its tables ``task``, ``model``,
-    ``schedule`` and ``optimizer`` as read; a study without cells has one, named ``""``. `entry` is the
-    user's own training code, ``module:callable``, or empty; with it there is one cell without tables.
-    `out` is the folder of its records, relative to where the command runs. `evaluate` is ``"test"``, or
-    ``"validation"`` for a study that never reads a test set. `folder` is the one of the TOML file, in which
-    modules that it names may be; empty for a study that is not read from a file.
-    ``"validation"`` for a study that never reads a test set. `until` is 0 where all `seeds` run; otherwise a
-    cell ends earlier, once the anytime-valid interval of each of its comparisons is narrower than that, in
-    points, or shows a difference. `margin` is the difference in points below which two arms count as
-    equivalent; 0: none.
+    Attributes:
+        cells: for each combination in which the arms are compared, its tables ``task``, ``model``,
+            ``schedule`` and ``optimizer`` as read; a study without cells has one, named ``""``.
+        entry: the user's own training code, ``module:callable``, or empty; with it there is one cell without
+            tables.
+        evaluate: ``"test"``, or ``"validation"`` for a study that never reads the test split.
+        out: the output directory, relative to where the command runs.
+        text: the TOML that it was read from, kept in the records.
+        folder: the folder of the TOML file, in which modules that it names are looked for; empty for a study
+            that is not read from a file.
+        until: 0 where all `seeds` run; otherwise a cell ends earlier, once the anytime-valid interval of each
+            of its comparisons is narrower than that, in points, or shows a difference.
+        margin: the difference in points below which two arms count as equivalent; 0: none.
     """
 
     name: str
@@ -81,7 +84,7 @@ class Spec:
             cell: one of `cells`.
             arm: one of `arms`.
             values: what a trial tries, or what was chosen, by the keys of a search space.
-            trial: whether it is a trial's: those never read the test part.
+            trial: whether it is a trial's setting, which never reads the test split.
 
         Raises:
             StudyError: a value is not allowed, or its key names nothing.
@@ -100,7 +103,7 @@ class Spec:
                 changes.setdefault(table, {})[inner] = value
             else:
                 options = with_option(options, key, value, self.name)
-        # A table's at once: another name starts it anew, and must not drop what came before the name.
+        # All changes of a table at once: a new name discards the old arguments, in any order of the keys.
         tables = changed(tables, changes)
         places = {"optimizer": f"arms.{arm}."} if options.optimizer else {}
         typed: dict[str, Any] = (
@@ -142,7 +145,7 @@ TUNABLE = (*OPTIONS, "lam")
 def changed(tables: Tables, changes: Tables) -> Tables:
     """`tables` with the keys of `changes`.
 
-    A network or optimizer of another name starts anew: the arguments of the one are not the other's.
+    A network or optimizer of another name keeps none of the old arguments.
     """
     merged = dict(tables)
     for key, change in changes.items():
@@ -153,7 +156,7 @@ def changed(tables: Tables, changes: Tables) -> Tables:
 
 
 def read_tables(tables: Tables, places: Mapping[str, str], name: str) -> dict[str, Any]:
-    """The four typed tables; `places` says in front of which of them a message names another place."""
+    """The four typed tables; `places` holds the prefixes that messages put before some of them."""
     for key in TABLES:
         if key not in tables:
             raise StudyError(f"{name}: {key} is missing")

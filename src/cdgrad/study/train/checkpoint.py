@@ -23,14 +23,14 @@ _FORMAT = "cdgrad run 1"
 
 
 class Checkpoint:
-    """Where a run keeps its state, and how often.
+    """Where a run saves its state, and how often.
 
     Args:
         path: the file. Its folder is created.
         setting: the run's setting, whose fingerprint the file carries, and which images it had.
         seed: the run's seed.
         device: the type of the device, whose generators' states are kept.
-        every: seconds from one save to the next, at least; small runs then pay nothing.
+        every: least number of seconds between two saves, so that short runs have no overhead.
     """
 
     def __init__(self, path: Path, setting: Setting, seed: int, device: str, every: float) -> None:
@@ -113,6 +113,6 @@ class Checkpoint:
         self._saved = time.monotonic()
 
     def remove(self) -> None:
-        """The run is over."""
+        """Delete the file: the run is over."""
         if self._ours:
             self.path.unlink(missing_ok=True)

@@ -42,7 +42,7 @@ class EntryArm:
     Attributes:
         name: of the arm.
         values: the arm's ``values`` and, over them, a tuning trial's, under dotted keys.
-        evaluate: the part whose error to return, ``"test"`` or ``"validation"``.
+        evaluate: the split whose error to return, ``"test"`` or ``"validation"``.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class EntryArm:
         self._on_epoch = on_epoch
 
     def attach(self, optimizer: Optimizer, model: nn.Module) -> Attachment | None:
-        """Attach to `optimizer` what the arm says, as `cdgrad.attach`; None where that is nothing."""
+        """Attach the arm's metric to `optimizer`, as `cdgrad.attach` does; None where the arm has none."""
         self.attached = True
         return attach_arm(self._setting, optimizer, model, self._seed)
 
@@ -168,8 +168,8 @@ def run_entry(
 ) -> Outcome:
     """Call the user's training code once; `tuned` are the keys of the search space that it must read.
 
-    The generators of torch, numpy and random are seeded before, so that code which relies on them is
-    paired over the arms; torch's, on the CPU, is left as it was.
+    The generators of torch, numpy and random are seeded before, so that code that relies on them is
+    paired over the arms; torch's generator on the CPU is restored afterwards.
 
     Raises:
         StudyError: it cannot be imported, ends the process, ignores the arm or a tuned value, or returns

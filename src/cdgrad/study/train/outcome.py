@@ -17,7 +17,7 @@ OnEpoch = Callable[[int, Epoch], None]
 
 @dataclass
 class Outcome:
-    """What a run measured. `error` is in percent, on the part of the data that the study evaluates.
+    """What a run measured. `error` is in percent, on the split that the study evaluates.
 
     `epochs` holds one dict an epoch: mean training loss, training error and validation error in
     percent, L2 norm of the convolution weights, learning rate of the last step, and of the last

@@ -26,20 +26,20 @@ from cdgrad.study.shown import brief
 from cdgrad.study.spec import Schedule
 
 PATIENCE = timedelta(minutes=10)
-"""How long a rank waits in one collective for the others before it gives up."""
+"""How long a rank waits for the others in one collective operation, before it fails."""
 
 _ENVIRONMENT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that train one network; on each of them, which one it is.
+    """The processes that train one network, as seen by one of them.
 
     Attributes:
         rank: this process, from 0.
         size: how many there are.
-        kind: what keeps their weights equal; "" for a process on its own.
-        device: where this one trains.
+        kind: how they share the training; "" for a single process.
+        device: the device of this process.
     """
 
     rank: int = 0
@@ -119,7 +119,7 @@ def join(kind: Literal["ddp", "fsdp2"] | None, device: str) -> Generator[Ranks]:
     """The ranks that ``torchrun`` started, connected until the block ends; None: this process alone.
 
     Args:
-        kind: what is to keep their weights equal.
+        kind: how they share the training.
         device: ``"cpu"``, or ``"cuda"``, where each rank takes the GPU of its local number.
 
     Raises:
