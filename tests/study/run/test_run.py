@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import os
 import signal
 import subprocess
 import sys
@@ -131,6 +132,22 @@ def test_no_run_is_lost_where_workers_die_at_the_same_time(tiny, monkeypatch):
     assert {(run.status, run.message) for run in runs} == {
         ("failed", "the worker process ended during the run with exit status 0")
     }
+
+
+def test_an_interrupt_while_a_worker_starts_reaches_the_driver(tiny, monkeypatch):
+    start = local_engine.SpawnProcess.start
+    started = []
+
+    def start_interrupted(process):
+        os.kill(os.getpid(), signal.SIGINT)
+        start(process)
+        started.append(process)
+
+    monkeypatch.setattr(local_engine.SpawnProcess, "start", start_interrupted)
+    jobs = [Job("", "sgd", None, 0, tiny.setting("", "sgd"))]
+    with pytest.raises(KeyboardInterrupt):
+        list(run_all(lambda: jobs.pop() if jobs else None, 1))
+    assert [process.is_alive() for process in started] == [False]
 
 
 def test_what_a_run_raises_is_recorded_in_a_line(tiny):

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -52,7 +53,8 @@ def run_all(
                 if job is None:
                     break
                 if worker is None or not worker.alive:
-                    worker = pool[index] = _Worker(gpu_of(index, gpus), checkpoints)
+                    with _interrupts_held():
+                        worker = pool[index] = _Worker(gpu_of(index, gpus), checkpoints)
                 worker.take(job)
             busy = {index: worker for index, worker in pool.items() if worker.job is not None}
             if not busy:
@@ -101,7 +103,7 @@ class _Worker:
         )
         visible = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         # Otherwise the interpreter would search the working directory first, for its own modules, too.
-        with _environment({**ONE_THREAD, **visible, "PYTHONSAFEPATH": "1"}), _interrupts_ignored():
+        with _environment({**ONE_THREAD, **visible, "PYTHONSAFEPATH": "1"}):
             self._process.start()
         theirs.close()
         self.job: Job | None = None
@@ -152,6 +154,9 @@ class _Worker:
 
 def _serve(pipe: Connection, on_gpu: bool, checkpoints: Path | None) -> None:
     """The worker process: receive a job, send each epoch's number and then the run, until the pipe ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPT)
     threading.Thread(target=_leave_with_the_driver, daemon=True).start()
     os.environ.pop("PYTHONSAFEPATH", None)  # processes that the user's code starts do not inherit it
     import torch
@@ -189,10 +194,23 @@ def _environment(variables: Mapping[str, str]) -> Generator[None]:
 
 
 @contextmanager
-def _interrupts_ignored() -> Generator[None]:
-    """Processes started inside ignore Ctrl-C for good: the terminal sends it to all, the driver decides."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _interrupts_held() -> Generator[None]:
+    """Ctrl-C waits until the end, and processes started inside begin with it blocked.
+
+    A terminal sends it to all of them, but only the driver must act on it; `_serve` ignores it for good.
+    """
+    resource_tracker.ensure_running()  # else the first process starts it, and its start unblocks the signal
+    came: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    blocked = set[int]() if sys.platform == "win32" else signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        if sys.platform != "win32":
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)
+
+
+_INTERRUPT = {signal.SIGINT}
