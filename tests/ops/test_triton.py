@@ -83,6 +83,7 @@ def test_alternating_columns_of_zero_mean():
 @pytest.mark.parametrize("metric", METRICS, ids=str)
 def test_one_launch_for_all_tensors_of_a_dtype(metric, launches):
     """Unlike shapes, axes, groups and strides; a second step writes no table."""
+    torch.manual_seed(0)
     shapes = [
         ((8, 3, 3, 3), 0, 1),
         ((6, 10, 2, 2), 1, 2),
@@ -235,11 +236,11 @@ OFFLINE = Path(__file__).parents[2] / "benchmarks" / "offline.py"
 def test_the_kernels_compile_without_a_gpu(arch, tmp_path):
     """Lanes lie along the columns, all rows of a segment in one thread, and loads are of 16 bytes."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, OFFLINE, "--arch", arch, "--dtype", "float32", "--size", "4"]
+    command = [sys.executable, OFFLINE, "--arch", arch, "--dtype", "float32", "--size", "4", "5"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) == 4
+    assert len(rows) == 6
     for row in rows:
         assert row["layouts"]
         for elements, lanes in row["layouts"]:
@@ -249,4 +250,5 @@ def test_the_kernels_compile_without_a_gpu(arch, tmp_path):
         if not arch.startswith("gfx"):
             assert row["wide_loads"] >= 8
             assert row["registers"] <= 128
-            assert row["stack_bytes"] <= 256
+            # Beyond 1,024 channels the float64 values of four columns fill the registers.
+            assert row["stack_bytes"] <= (80 if row["size"] == 4 else 208)

@@ -169,7 +169,6 @@ def constants_of(metric: Metric, dtype: torch.dtype, used: int, tile: Tile) -> d
     return {
         "DTYPE": kernels.DTYPES[dtype],
         "FAMILY": FAMILIES[type(metric)],
-        "PERIODIC": _periodic(metric),
         "USED": used,
         "KINDS": tile.kinds,
         "R": tile.rows,

@@ -116,24 +116,29 @@ def _offsets(channels: Sequence[int], tile: Tile) -> dict[int, tuple[int, int]]:
     for n, count, length in zip(channels, tiles, lengths, strict=True):
         offsets[n] = row, at + count + 1
         row += length
-        at += count + 1 + 4 * (length // tile.shape(tile.size(n))[0])
+        at += count + 1 + 8 * (length // tile.shape(tile.size(n))[0])
     return offsets
 
 
 def weights(channels: Sequence[int], metric: Metric, tile: Tile) -> tuple[Array, Array]:
-    """float64: 1 / lam and a zero, row weights, then heads and segment weights; and those of recurrences."""
+    """float64: 1 / lam and whether the boundary is periodic, row weights, then heads and segment weights;
+    and those of recurrences.
+    """
     match metric:
-        case ReweightedL2(lam=lam) | MeanSobolev(lam=lam):
+        case ReweightedL2(lam=lam):
             return np.array([1 / lam, 0.0]), np.zeros(1)
-        case Sobolev(lam=lam):
-            each = [_sobolev(n, lam, tile) for n in channels]
+        case MeanSobolev(lam=lam, boundary=boundary):
+            return np.array([1 / lam, boundary == "periodic"]), np.zeros(1)
+        case Sobolev(lam=lam, boundary=boundary):
+            periodic = boundary == "periodic"
+            each = [_sobolev(n, lam, tile, periodic) for n in channels]
             rows, segments, local = ([arrays[i] for arrays in each] for i in range(3))
-            return np.concatenate([np.array([1 / lam, 0.0]), *rows, *segments]), np.concatenate(local)
+            return np.concatenate([np.array([1 / lam, periodic]), *rows, *segments]), np.concatenate(local)
         case _:
             raise TypeError(f"no Triton kernel is known for {metric!r}")
 
 
-def _sobolev(n: int, lam: float, tile: Tile) -> tuple[Array, Array, Array]:
+def _sobolev(n: int, lam: float, tile: Tile, periodic: bool) -> tuple[Array, Array, Array]:
     """Row, segment and recurrence weights of one channel count, padded to whole tiles.
 
     Rows beyond the last pass on what comes from either side; so does the row before the first.
@@ -160,10 +165,24 @@ def _sobolev(n: int, lam: float, tile: Tile) -> tuple[Array, Array, Array]:
     of_f = np.where(inner, of_b * solve.ratio[np.minimum(last, n - 1)], of_b)
     by_tile: Array = np.ones(tiles)
     by_tile[1:] = np.cumprod(factor.reshape(tiles, -1).prod(1))[:-1]
-    head = np.append(by_tile[::-1], solve.wrap_flux**2 * solve.green[0])
-    segments = np.stack([factor, factor_up, of_f, of_b], axis=1)
+    head = np.append(by_tile[::-1], periodic * solve.wrap_flux**2 * solve.green[0])
+    segments = [factor, factor_up, of_f, of_b, *_through_tiles(factor, factor_up, tiles)]
     return (
         np.stack([in_last.ravel(), in_first.ravel()], axis=1).ravel(),
-        np.concatenate([head, segments.ravel()]),
+        np.concatenate([head, np.stack(segments, axis=1).ravel()]),
         np.stack([less_before, inverse_pivot, less_after], axis=1).ravel(),
     )
+
+
+def _through_tiles(factor: Array, factor_up: Array, tiles: int) -> tuple[Array, Array, Array, Array]:
+    """Products of the segments' factors in each tile: from its beginning to behind a segment, from its end to
+    before one, from behind a segment to its end, and from before one to its beginning.
+    """
+    down, up = factor.reshape(tiles, -1), factor_up.reshape(tiles, -1)
+    to_end: Array = np.ones(down.shape)
+    to_end[:, :-1] = np.cumprod(down[:, :0:-1], axis=1)[:, ::-1]
+    to_beginning: Array = np.ones(up.shape)
+    to_beginning[:, 1:] = np.cumprod(up[:, :-1], axis=1)
+    through: Array = np.cumprod(down, axis=1, dtype=np.float64)
+    through_up: Array = np.cumprod(up[:, ::-1], axis=1, dtype=np.float64)[:, ::-1]
+    return through.ravel(), through_up.ravel(), to_end.ravel(), to_beginning.ravel()

@@ -1,0 +1,47 @@
+# pyright: basic, reportOperatorIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
+# Kernels are written in Triton's own language, whose names Python's types do not describe.
+"""How the GPU kernels reach a tile [R, W, C]: rows of a segment, segments, columns."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton import knobs
+
+INTERPRETED = knobs.runtime.interpret  # under TRITON_INTERPRET=1: the kernels run on the CPU
+_COMPILED = tl.constexpr(not INTERPRETED)
+
+
+@triton.jit
+def lanes_along(offset, C: tl.constexpr, MULTIPLE: tl.constexpr):
+    """`offset`, [W, C], rows of which begin at a multiple of that, so that lanes fill the columns first.
+
+    The compiler orders dimensions by contiguity, and breaks ties in one way in Triton 3.6 and in another in
+    3.9: columns are said to be more contiguous than segments, and these than rows. The width of an access
+    follows from the alignment, too, so it does not matter that the claim need not hold.
+    """
+    if _COMPILED:  # an operation that no simplification removes, and the claim with it
+        offset = tl.inline_asm_elementwise("mov.b64 $0, $1;", "=l,l", [offset], tl.int64, True, 1)
+        offset = tl.multiple_of(tl.max_contiguous(offset, (2, C)), (MULTIPLE, MULTIPLE))
+    return offset
+
+
+@triton.jit
+def load(p, exists, m, k, n, step):
+    """Rows m of every segment in float32 or float64, 0 where there is none: [R, W, C]."""
+    mask = exists[None, :, :] & (m < n)[:, :, None]
+    g = tl.load(p[None, :, :] + (k.to(tl.int64) * step)[:, None, None], mask=mask, other=0.0)
+    return g if g.dtype == tl.float64 else g.to(tl.float32)
+
+
+@triton.jit
+def store(p, x, exists, m, k, n, step):
+    dtype: tl.constexpr = p.dtype.element_ty
+    mask = exists[None, :, :] & (m < n)[:, :, None]
+    tl.store(p[None, :, :] + (k.to(tl.int64) * step)[:, None, None], x.to(dtype), mask=mask)
+
+
+@triton.jit
+def channels(tile, k, R: tl.constexpr, W: tl.constexpr):
+    """The channels m of a tile, [R, W]: rows k of every segment."""
+    return (tile * W + tl.arange(0, W))[None, :] * R + k[:, None]

@@ -1,0 +1,104 @@
+# pyright: basic, reportAttributeAccessIssue=false, reportOperatorIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
+# Kernels are written in Triton's own language, whose names Python's types do not describe.
+"""The mean-weighted Sobolev metric on the GPU."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from cdgrad.ops.triton.access import channels, load, store
+
+
+@triton.jit
+def mean_sobolev(
+    p, exists, n, step, weights, zero, R: tl.constexpr, W: tl.constexpr, C: tl.constexpr, LOOP: tl.constexpr
+):
+    """mean + (mean(r) - r_m) / (lam n^2), with r_m = sum_{i>m} q_i and q_i = sum_{j>=i} (g_j - mean).
+
+    If periodic, q less its mean over the n differences. Three moments of a column give its mean, mean(q) and
+    mean(r).
+    """
+    down = R - 1 - tl.arange(0, R)
+    tiles = tl.cdiv(n, R * W) if LOOP else 1
+    size = n.to(tl.float64)
+    total = tl.zeros((W, C), tl.float64)  # sum of g_m
+    first = tl.zeros((W, C), tl.float64)  # sum of m g_m
+    second = tl.zeros((W, C), tl.float64)  # sum of m (m + 1) / 2 g_m
+    if LOOP:
+        for tile in range(tiles):
+            m = channels(tile, down, R, W)
+            g = load(p + tile * (R * W) * step, exists, m, down, n, step)
+            S0, S1, S2 = _moments(g, tile, R, W)
+            total += S0
+            first += S1
+            second += S2
+    else:
+        m = channels(0, down, R, W)
+        g = load(p, exists, m, down, n, step)
+        total, first, second = _moments(g, 0, R, W)
+    mean = tl.sum(total, 0) / size
+    scale = tl.load(weights) / (size * size)
+    mean_q = tl.zeros((C,), tl.float64)
+    if tl.load(weights + 1) != 0.0:
+        mean_q = tl.sum(first, 0) / size - mean * ((size - 1) / 2)
+    mean_r = tl.sum(second, 0) / size - mean * ((size * size - 1) / 6) - mean_q * ((size - 1) / 2)
+    # At the last row of a tile, of the last one behind the last channel perhaps, and below it.
+    slope = -scale * mean_q
+    x = mean + scale * mean_r + (tiles * (R * W) - n).to(tl.float64) * slope
+    for back in range(tiles):
+        tile = tiles - 1 - back
+        q, m = p + tile * (R * W) * step, channels(tile, down, R, W)
+        if LOOP:
+            g = load(q, exists, m, down, n, step)
+            total, first, _ = _moments(g, 0, R, W)
+        # Of the deviation from the mean in every segment, the sum and the sum of m, counted from the tile's
+        # first channel; only of real channels.
+        origin = (tl.arange(0, W) * R).to(tl.float64)
+        real = tl.minimum(tl.maximum(size - (tile * (R * W)).to(tl.float64) - origin, 0.0), R * 1.0)
+        total -= real[:, None] * mean[None, :]
+        first -= (real * (origin + 0.5 * (real - 1.0)))[:, None] * mean[None, :]
+        bottom = (origin + (R - 1))[:, None]  # the last row of a segment
+        below, first_below = _of_later(total), _of_later(first)
+        slopes = slope[None, :] + scale * below
+        xs = x[None, :] - ((R * W - 1) - bottom) * slope[None, :] - scale * (first_below - bottom * below)
+        if LOOP:
+            x -= (R * W) * slope + scale * tl.sum(first + total, 0)
+            slope += scale * tl.sum(total, 0)
+        h = _integrate_twice(g, xs, slopes, mean, scale, m < n, R)
+        store(q + zero, h, exists, m, down, n, step)
+
+
+@triton.jit
+def _of_later(x):
+    """Of every segment, the sum over those behind it."""
+    return tl.cumsum(x, 0, reverse=True) - x
+
+
+@triton.jit
+def _moments(g, tile, R: tl.constexpr, W: tl.constexpr):
+    """Of every segment, whose rows are in falling order, the sums of g_m, m g_m and m (m + 1) / 2 g_m.
+
+    About a segment's first channel the weights are constants, which the compiler knows.
+    """
+    x = g.to(tl.float64)
+    row = (R - 1 - tl.arange(0, R)).to(tl.float64)[:, None, None]
+    origin = ((tile * W + tl.arange(0, W)) * R).to(tl.float64)[:, None]
+    S0, S1, S2 = tl.sum(x, 0), tl.sum(row * x, 0), tl.sum(0.5 * row * (row + 1) * x, 0)
+    return S0, origin * S0 + S1, 0.5 * origin * (origin + 1) * S0 + (origin * S1 + S2)
+
+
+@triton.jit
+def _integrate_twice(g, x, slope, mean, scale, real, R: tl.constexpr):
+    """x_m = x_{m+1} - slope_{m+1}, slope_m = slope_{m+1} + scale (g_m - mean), rows in falling order.
+
+    Args: x at a segment's last row, and the slope below it.
+    """
+    high = mean.to(g.dtype)
+    low = (mean - high.to(tl.float64)).to(g.dtype)
+    bottom = (tl.arange(0, R) == 0)[:, None, None]
+    deviation = (g - high[None, None, :]) - low[None, None, :]
+    h = tl.where(real[:, :, None], scale.to(g.dtype) * deviation, 0.0)
+    h = tl.cumsum(tl.where(bottom, h + slope.to(g.dtype)[None, :, :], h), 0)
+    total = tl.cumsum(tl.where(bottom, h - x.to(g.dtype)[None, :, :], h), 0)
+    return h - total
