@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import cdgrad
-from cdgrad.commands import bench, export, init, inspect, plan, record, report, study, train
-from cdgrad.commands.arguments import UsageError, failed, unexpected
+from cdgrad.commands import bench, export, init, inspect, log, plan, record, report, study, train
+from cdgrad.commands.arguments import UsageError, failed, traceback_file, unexpected
 from cdgrad.study import StudyError
+from cdgrad.study.callables import UserCodeError
 from cdgrad.study.shown import one_line
 
 _COMMANDS = {
@@ -23,6 +24,7 @@ _COMMANDS = {
     "plan": plan,
     "study": study,
     "report": report,
+    "log": log,
     "export": export,
     "record": record,
     "train": train,
@@ -50,6 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return options.command(options)
     except UsageError as error:
         return failed(2, str(error))
+    except UserCodeError as error:
+        return failed(1, f"{error}{traceback_file(error)}")
     except StudyError as error:
         return failed(1, str(error))
     except ModuleNotFoundError as error:

@@ -9,6 +9,9 @@ import pytest
 
 import cdgrad
 from cdgrad import cli
+from cdgrad.commands import inspect
+from cdgrad.study import StudyError, callables, models
+from cdgrad.study.callables import UserCodeError
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cdgrad.__file__).parents[1])}
 TRAP = "from pathlib import Path\nPath(__file__).with_suffix('.ran').touch()\nraise SystemExit('executed')\n"
@@ -52,6 +55,7 @@ COMMANDS = {  # every command, in an order in which each finds what it needs
     "plan": ["tiny.toml", "--no-timing"],
     "study": ["tiny.toml", "--out", "out"],
     "report": ["out"],
+    "log": ["out"],
     "export": ["out", "--to", "paper"],
     "record": ["out", "--to", "runs.parquet"],
     "train": ["tiny.toml"],
@@ -110,3 +114,109 @@ def test_a_module_that_cannot_be_imported_is_one_line(tmp_path, tiny_text, body)
     done = python(tmp_path, "-m", "cdgrad", "train", "own.toml")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert "mine:build cannot be imported" in done.stderr
+
+
+NETWORKS = """
+from torch import nn
+
+class Net(nn.Linear):
+    def __init__(self, *arguments, **keys):
+        super().__init__(1, 1)
+        self.arguments, self.keys = arguments, keys
+
+class Plain(Net):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+
+def by_name(width, *, in_channels, classes=3): return Net(width, in_channels, classes)
+def by_place(shape, n, depth=1): return Net(shape, n, depth)
+def anything(*arguments, **keys): return Net(*arguments, **keys)
+def fixed(): return Net()
+def keyed(num_classes=10, width=1): return Net(num_classes, width)
+def odd(num_classes, hidden, width): return Net()
+def broken(image_shape, classes): raise KeyError("layer7")
+made = Net()
+"""
+
+
+@pytest.fixture
+def networks(tmp_path, monkeypatch):
+    (tmp_path / "ownnets.py").write_text(NETWORKS)
+    monkeypatch.chdir(tmp_path)
+    yield
+    sys.modules.pop("ownnets", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "arguments"),
+    [
+        ("Plain", {}, (10,)),
+        ("by_name", {"width": 4}, (4, 1, 10)),
+        ("by_place", {"depth": 2}, ((1, 8, 8), 10, 2)),
+        ("anything", {}, ((1, 8, 8), 10)),
+        ("fixed", {}, ()),
+        ("keyed", {"num_classes": 7}, (7, 1)),
+    ],
+)
+def test_a_network_is_called_by_one_convention(networks, name, keys, arguments):
+    assert models.build(f"ownnets:{name}", (1, 8, 8), 10, keys).arguments == arguments
+    if not keys:
+        inspected = inspect.load_model(f"ownnets:{name}", None, (1, 8, 8), 10)
+        assert inspected.arguments == arguments
+
+
+def test_a_signature_that_does_not_fit_is_answered_with_the_convention(networks):
+    with pytest.raises(StudyError) as caught:
+        models.build("ownnets:odd", (1, 8, 8), 10, {"depth": 3})
+    assert str(caught.value) == (
+        "ownnets:odd refuses its arguments (depth): it is called as build(image_shape, classes, ...) with "
+        "the keys of [model], and takes (num_classes, hidden, width); name its parameters image_shape, "
+        "in_channels or num_classes, or give the others as keys"
+    )
+
+
+def test_a_network_that_raises_is_named_with_its_error_and_one_made_before_is_refused(networks, capsys):
+    with pytest.raises(UserCodeError, match="ownnets:broken failed: KeyError: 'layer7'"):
+        models.build("ownnets:broken", (1, 8, 8), 10, {})
+    with pytest.raises(StudyError, match="ownnets:made is a network, and every run needs a new one"):
+        models.build("ownnets:made", (1, 8, 8), 10, {})
+    assert cli.main(["inspect", "ownnets:broken"]) == 1
+    line = capsys.readouterr().err
+    assert 'raise KeyError("layer7")' in Path(line.split("the traceback is in ")[1].strip()).read_text()
+
+
+def test_training_code_of_another_signature_is_answered_with_the_convention():
+    with pytest.raises(
+        StudyError, match=r"mine:run is called as run\(seed, arm\), and takes \(config\); let"
+    ):
+        callables.check_entry(lambda config: None, "mine:run")
+
+
+@pytest.mark.parametrize("name", ["statistics", "code", "random"])
+def test_a_file_under_the_name_of_a_module_of_python_is_refused(tmp_path, monkeypatch, name):
+    (tmp_path / f"{name}.py").write_text(TRAP)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StudyError) as caught:
+        callables.load_callable(f"{name}:run")
+    assert str(caught.value) == (
+        f"{name}:run means the module {name} of Python's library, which comes before "
+        f"{tmp_path / name}.py; rename the file, such as to my_{name}.py, and name my_{name}:run"
+    )
+    assert not (tmp_path / f"{name}.ran").exists()
+
+
+def test_a_file_under_the_name_of_an_installed_module_is_named_where_something_is_missing(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "numba.py").write_text(TRAP)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        StudyError, match=r"numba:run means the module numba that is installed, .*my_numba:run"
+    ):
+        callables.load_callable("numba:run")
+    assert callables.load_callable("numba:njit")  # what is there is what the name says
+
+
+def test_a_function_of_a_notebook_is_answered_with_what_to_do():
+    with pytest.raises(StudyError, match=r"__main__:run: a worker process cannot import .* name it mine:run"):
+        callables.load_callable("__main__:run")

@@ -6,12 +6,12 @@ import argparse
 import math
 import sys
 import tempfile
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cdgrad.study.callables import traceback_of
 from cdgrad.study.shown import one_line
 
 if TYPE_CHECKING:
@@ -123,11 +123,17 @@ def failed(status: int, message: str) -> int:
 def unexpected(error: Exception) -> str:
     """A line for an error that no command foresaw; its traceback is written to a temporary file."""
     line = f"unexpected {type(error).__name__}: {one_line(error):.300}"
+    kept = traceback_file(error)
+    return f"{line}{kept}, please report it" if kept else line
+
+
+def traceback_file(error: Exception) -> str:
+    """Write the traceback of an error to a temporary file; returns a clause that names it, or nothing."""
     try:
         with tempfile.NamedTemporaryFile(
             "w", prefix="cdgrad-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
         ) as file:
-            traceback.print_exception(error, file=file)
+            file.write(traceback_of(error))
     except OSError:
-        return line
-    return f"{line}; the traceback is in {file.name}, please report it"
+        return ""
+    return f"; the traceback is in {file.name}"

@@ -88,13 +88,13 @@ def _renamed(text: str) -> str:
 def load_model(
     name: str, weights: str | None, image_shape: tuple[int, int, int] | None, classes: int | None
 ) -> nn.Module:
-    """A network as a study builds it, or what ``module:callable`` is or returns without arguments.
+    """A network as a study builds it, or the one that ``module:name`` is.
 
     Args:
         name: built-in, ``timm:NAME``, ``torchvision:NAME``, or ``module:callable``.
         weights: a file with a state dict.
         image_shape: (channels, height, width); None: the digits' for small-cnn, CIFAR's for others.
-        classes: number of outputs; None: 10. Without both, ``module:callable`` gets no arguments.
+        classes: number of outputs; None: 10.
 
     Raises:
         StudyError: it cannot be built, or `weights` is not its state dict.
@@ -104,14 +104,9 @@ def load_model(
     from cdgrad.study import callables, models
 
     library = name.partition(":")[0] in models.LIBRARIES
-    if name in models.BUILTIN or library or ":" not in name or image_shape or classes:
-        shape = image_shape or _IMAGE_SHAPES.get(name, _CIFAR)
-        model: Any = models.build(name, shape, classes or _CLASSES, {})
-    else:
-        model = callables.load_callable(name)
-        model = model if isinstance(model, nn.Module) else callables.call(model, name)
-    if not isinstance(model, nn.Module):
-        raise StudyError(f"{name} must be or return a torch.nn.Module, got {type(model).__name__}")
+    own = callables.load_callable(name) if ":" in name and not library else None
+    shape = image_shape or _IMAGE_SHAPES.get(name, _CIFAR)
+    model = own if isinstance(own, nn.Module) else models.build(name, shape, classes or _CLASSES, {})
     if weights is not None:
         _load_weights(model, name, Path(weights))
     return model

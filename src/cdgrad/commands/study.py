@@ -28,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="add runs although modules of your own changed since the recorded runs; the report says so",
     )
     parser.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="execute the other runs, too, after one raised an exception (default: stop at the first)",
+    )
+    parser.add_argument(
         "--engine",
         choices=("local", "ray"),
         default="local",
@@ -47,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Execute the remaining runs, then print the report."""
+    from cdgrad.study.records.run import FailedRun
     from cdgrad.study.report import preview
     from cdgrad.study.run.driver import run_study
 
@@ -60,17 +66,32 @@ def run(options: argparse.Namespace) -> int:
 
     try:
         executed = run_study(
-            spec, folder, workers, engine, first_screen, allow_code_change=options.allow_code_change
+            spec,
+            folder,
+            workers,
+            engine,
+            first_screen,
+            allow_code_change=options.allow_code_change,
+            keep_going=options.keep_going,
         )
     except KeyboardInterrupt:
         return failed(
             130, f"interrupted; {folder} keeps the finished runs; the same command resumes the study"
         )
     failures = [run for run in executed if run.status == "failed"]
+    if executed and isinstance(executed[-1], FailedRun) and not options.keep_going:
+        return failed(1, f"{_failure(folder, executed[-1])}; --keep-going executes the other runs")
     status = report.show(folder)
     if failures:
-        return failed(1, f"{len(failures)} of {len(executed)} runs failed, the first: {failures[0].message}")
+        count = f"{len(failures)} of {len(executed)} runs failed"
+        return failed(1, f"{count}, the first: {_failure(folder, failures[0])}")
     return status
+
+
+def _failure(folder: Path, run: Run) -> str:
+    from cdgrad.study.plan.job import name
+
+    return f"{name(run)} failed: {run.message}; cdgrad log {folder} {name(run)} prints its traceback"
 
 
 def _engine(options: argparse.Namespace, folder: Path) -> Engine:

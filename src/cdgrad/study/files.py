@@ -18,6 +18,7 @@ from cdgrad.study import StudyError
 
 OWN = ".cdgrad-"
 CHECKPOINTS = f"{OWN}checkpoints"  # the folder of a study's unfinished runs, in the study's own
+LOGS = f"{OWN}logs"  # the folder of the tracebacks of failed runs, in the study's own
 MANIFEST = f"{OWN}files.json"
 REPORT = ("report.html", "report.md", "runs.csv", "trials.csv")
 

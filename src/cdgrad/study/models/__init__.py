@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from cdgrad.study import StudyError
-from cdgrad.study.callables import call, load_callable
+from cdgrad.study.callables import call_network, load_callable
 from cdgrad.study.models import libraries
 from cdgrad.study.models.initialization import initialize_fan_out
 from cdgrad.study.spec.networks import NETWORKS
@@ -27,8 +27,7 @@ BUILTIN: dict[str, Callable[..., nn.Module]] = {
 def build(
     name: str, image_shape: tuple[int, int, int], classes: int, arguments: Mapping[str, Any]
 ) -> nn.Module:
-    """The network of a study: a built-in one, a library's, or ``module:callable``, which is
-    called with (image_shape, classes, **arguments).
+    """The network of a study: a built-in one, a library's, or ``module:callable``; see `call_network`.
 
     Raises:
         StudyError: it cannot be imported, refuses the arguments or is not a module.
@@ -40,7 +39,12 @@ def build(
         if name not in BUILTIN and not inner:
             raise StudyError(f"unknown model {name!r}; give module:callable or one of {', '.join(BUILTIN)}")
         make = BUILTIN.get(name) or load_callable(name)
-        model = call(make, name, image_shape, classes, **arguments)
+        if isinstance(make, nn.Module):
+            raise StudyError(
+                f"{name} is a network, and every run needs a new one; name a function or a class that "
+                "returns one"
+            )
+        model = call_network(make, name, image_shape, classes, arguments)
     if not isinstance(model, nn.Module):
         raise StudyError(f"{name} must return a torch.nn.Module, got {type(model).__name__}")
     return model

@@ -111,6 +111,13 @@ class Run:
 
 
 @dataclass(frozen=True)
+class FailedRun(Run):
+    """A run that raised an exception. The traceback is no column: it names folders of the machine."""
+
+    traceback: str = field(default="", kw_only=True, compare=False)
+
+
+@dataclass(frozen=True)
 class Column:
     """A column of the records; see `_column`."""
 

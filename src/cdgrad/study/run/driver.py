@@ -11,8 +11,9 @@ from cdgrad.study import StudyError
 from cdgrad.study.files import CHECKPOINTS
 from cdgrad.study.plan.plan import Plan
 from cdgrad.study.records.code import changed_files
-from cdgrad.study.records.run import Run
+from cdgrad.study.records.run import FailedRun, Run
 from cdgrad.study.records.store import Store
+from cdgrad.study.run import logs
 from cdgrad.study.run.engine import Engine, EpochDone
 from cdgrad.study.run.local_engine import run_all
 from cdgrad.study.run.progress import display
@@ -28,6 +29,7 @@ def run_study(
     before: Callable[[list[Run]], None] | None = None,
     *,
     allow_code_change: bool = False,
+    keep_going: bool = False,
 ) -> list[Run]:
     """Execute the remaining runs of `spec` in `folder`; seeds and arms may have been added since.
 
@@ -41,6 +43,9 @@ def run_study(
         engine: what executes them; None: processes of this machine, of one thread each.
         before: called with the recorded runs before the first one is executed, if any remains.
         allow_code_change: add runs of changed modules of the user to those recorded; the report says so.
+        keep_going: execute the other runs, too, after one raised an exception. Otherwise that run is the
+            last: an error in the user's code would meet every one. Neither a run that diverged, which is a
+            result, nor a killed worker ends the study.
 
     Returns:
         The runs executed now.
@@ -69,9 +74,12 @@ def run_study(
                         shown.epoch(event)
                         continue
                     store.add(event.run, spec_hash)
+                    logs.keep(folder, event.run)
                     plan.add(event.run)
                     executed.append(event.run)
                     shown.run(event)
+                    if isinstance(event.run, FailedRun) and not keep_going:
+                        break
         if plan.done == plan.total:  # the remaining files belong to runs that the study no longer has
             _clear(folder / CHECKPOINTS)
         return executed

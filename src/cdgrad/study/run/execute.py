@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdgrad.study import StudyError
-from cdgrad.study.callables import load_callable, modules_beside
+from cdgrad.study.callables import load_callable, modules_beside, traceback_of
 from cdgrad.study.plan.job import Job
 from cdgrad.study.records.code import user_code
 from cdgrad.study.records.environment import environment, folder_commit
-from cdgrad.study.records.run import Run
+from cdgrad.study.records.run import FailedRun, Run
 from cdgrad.study.shown import named, one_line
 from cdgrad.study.spec import Setting
 
@@ -28,7 +28,7 @@ def execute(
     device: str = "cpu",
     checkpoints: Path | None = None,
 ) -> Run:
-    """Execute one run in this process. An exception of the run becomes a record of status "failed".
+    """Execute one run in this process. An exception of the run becomes a `FailedRun`.
 
     Args:
         job: the run.
@@ -40,7 +40,7 @@ def execute(
 
     if job.trial is not None and job.setting.evaluate == "test":
         raise ValueError(f"trial {job.trial} of arm {job.arm} would read the test split")
-    started, clock = datetime.now(UTC), time.perf_counter()
+    started, clock, trace = datetime.now(UTC), time.perf_counter(), ""
     # Before training: the commit and the images may change during the run.
     where = environment(device) | {"threads": torch.get_num_threads()}
     dtype = torch.get_default_dtype()
@@ -54,15 +54,15 @@ def execute(
         where |= _code(job.folder) | outcome.environment
         measured = {key: getattr(outcome, key) for key in ("status", "error", "epochs", "measures")}
         found = measured | outcome.columns
-    except ConnectionError:  # the driver has ended: no process would receive the record
-        raise
     except Exception as error:
+        trace = traceback_of(error)
         message = one_line(error if isinstance(error, StudyError) else named(error))
         found = _failed(message)
     finally:
         torch.set_default_dtype(dtype)  # the run's own code may have set another, which is not the next run's
     seconds = round(time.perf_counter() - clock, 3)
-    return job.run(started, environment=where, seconds=seconds, **found)
+    run = job.run(started, environment=where, seconds=seconds, **found)
+    return run if run.status != "failed" else FailedRun(**vars(run), traceback=trace)
 
 
 def _failed(message: str) -> dict[str, Any]:

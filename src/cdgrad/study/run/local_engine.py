@@ -17,6 +17,7 @@ from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
+from types import ModuleType
 
 from cdgrad.study import StudyError
 from cdgrad.study.plan.job import Job
@@ -103,7 +104,7 @@ class _Worker:
         )
         visible = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         # Otherwise the interpreter would search the working directory first, for its own modules, too.
-        with _environment({**ONE_THREAD, **visible, "PYTHONSAFEPATH": "1"}):
+        with _environment({**ONE_THREAD, **visible, "PYTHONSAFEPATH": "1"}), _without_main():
             self._process.start()
         theirs.close()
         self.job: Job | None = None
@@ -164,7 +165,10 @@ def _serve(pipe: Connection, on_gpu: bool, checkpoints: Path | None) -> None:
     torch.set_num_threads(1)
 
     def report(epoch: int, _: Mapping[str, float]) -> None:
-        pipe.send(epoch)
+        try:
+            pipe.send(epoch)
+        except ConnectionError:  # the driver is gone; raised, it would pass for an error of the user's code
+            os._exit(1)
 
     try:
         while True:
@@ -194,11 +198,29 @@ def _environment(variables: Mapping[str, str]) -> Generator[None]:
 
 
 @contextmanager
+def _without_main() -> Generator[None]:
+    """Processes started inside do not import the driver's main module, as spawn would have them do.
+
+    A notebook has none, one read from standard input cannot be found again, and a script that starts a study
+    outside ``if __name__ == "__main__"`` would start it once more in every worker.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+@contextmanager
 def _interrupts_held() -> Generator[None]:
     """Ctrl-C waits until the end, and processes started inside begin with it blocked.
 
     A terminal sends it to all of them, but only the driver must act on it; `_serve` ignores it for good.
     """
+    if threading.current_thread() is not threading.main_thread():  # which alone may set what a signal does
+        yield
+        return
     resource_tracker.ensure_running()  # else the first process starts it, and its start unblocks the signal
     came: list[int] = []
     handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))

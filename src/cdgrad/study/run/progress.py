@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from cdgrad.study.plan.job import Job
+from cdgrad.study.plan.job import name
 from cdgrad.study.plan.plan import Plan
 from cdgrad.study.records.run import Run
 from cdgrad.study.run.engine import EpochDone, RunDone
@@ -136,9 +136,3 @@ def describe(run: Run) -> str:
     result = one_line(run.message) if run.error is None else f"error {run.error:.2f} %"
     status = "" if run.status == "ok" else f"{run.status}: "
     return f"{name(run)}: {status}{result} ({run.seconds:.1f} s)"
-
-
-def name(run: Run | Job) -> str:
-    """Cell, arm, trial and seed of a run, as far as it has them."""
-    trial = [] if run.trial is None else [f"trial {run.trial}"]
-    return ", ".join([*([run.cell] if run.cell else []), run.arm, *trial, f"seed {run.seed}"])

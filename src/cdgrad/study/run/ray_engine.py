@@ -21,7 +21,7 @@ from typing import Any
 from cdgrad.study import StudyError
 from cdgrad.study.plan.job import Job
 from cdgrad.study.records.environment import environment
-from cdgrad.study.records.run import Run
+from cdgrad.study.records.run import FailedRun, Run
 from cdgrad.study.run.engine import ONE_THREAD, EpochDone, RunDone, Take
 from cdgrad.study.run.execute import execute
 from cdgrad.study.shown import one_line
@@ -99,7 +99,8 @@ class _Slot:
         try:
             return ray.get(next(self.stream))
         except ray.exceptions.RayTaskError as error:  # not a loss: another attempt would raise it, too
-            return self._failed(f"the node cannot execute the run: {_last_line(error)}")
+            run = self._failed(f"the node cannot execute the run: {_last_line(error)}")
+            return FailedRun(**vars(run), traceback=str(error))
         except (ray.exceptions.RayError, StopIteration) as error:
             if self.attempt == ATTEMPTS:
                 return self._failed(f"lost {ATTEMPTS} times by the Ray cluster: {_last_line(error)}")

@@ -30,7 +30,8 @@ from torch.optim import Optimizer
 
 from cdgrad.attachment import Attachment
 from cdgrad.study import StudyError
-from cdgrad.study.callables import load_callable, users_modules
+from cdgrad.study.callables import UserCodeError, check_entry, load_callable, users_modules
+from cdgrad.study.shown import named
 from cdgrad.study.spec import Setting
 from cdgrad.study.train.arms import attach_arm
 from cdgrad.study.train.outcome import Epoch, Outcome
@@ -174,16 +175,17 @@ def run_entry(
     Raises:
         StudyError: it cannot be imported, ends the process, ignores the arm or a tuned value, or returns
             anything but numbers with an ``error`` from 0 to 100.
+        UserCodeError: it raised an exception.
     """
     with _no_command_line(setting.entry):
         run = load_callable(setting.entry)
+        check_entry(run, setting.entry)
         seen = EntryArm(arm, setting, seed, on_epoch)
         with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
             torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
             np.random.seed(seed % 2**32)  # noqa: NPY002, the user's code may use it
             random.seed(seed)
-            with users_modules():
-                result = run(seed, seen)
+            result = _called(run, setting.entry, seed, seen)
     if not isinstance(result, Mapping) or "error" not in result:
         raise StudyError(f'{setting.entry} must return a dict with "error" in percent; got {result!r:.60}')
     if not seen.attached:
@@ -202,6 +204,16 @@ def run_entry(
         raise StudyError(f"{setting.entry} returned error {error:.6g}; it is in percent, between 0 and 100")
     diverged = bool(measures.pop("diverged", 0))
     return Outcome("diverged" if diverged else "ok", error, seen.epochs, measures)
+
+
+def _called(run: Callable[..., Any], entry: str, seed: int, arm: EntryArm) -> Any:
+    try:
+        with users_modules():
+            return run(seed, arm)
+    except StudyError:
+        raise
+    except Exception as error:
+        raise UserCodeError(f"{entry} failed: {named(error)}") from error
 
 
 def _numbers(values: Mapping[Any, Any], source: str) -> dict[str, float]:

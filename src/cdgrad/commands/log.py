@@ -1,0 +1,42 @@
+"""``cdgrad log``: the tracebacks of failed runs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cdgrad.study import StudyError
+from cdgrad.study.shown import lines, one_line
+
+HELP = "print the traceback of a failed run"
+DESCRIPTION = "Print the traceback of a failed run; without RUN, or where several match, a line for each."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command."""
+    parser.add_argument("folder", metavar="DIR", help="output directory of a study")
+    parser.add_argument(
+        "run", metavar="RUN", nargs="*", help="the run as the study names it, such as: sgd, seed 0"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print a traceback, or the failed runs."""
+    from cdgrad.study.plan.job import name
+    from cdgrad.study.records import Store
+    from cdgrad.study.run import logs
+
+    folder = Path(options.folder)
+    with Store(folder, write=False) as store:
+        failed = [run for run in store.runs() if run.status == "failed"]
+    found = logs.matching(failed, options.run)
+    if len(found) == 1:
+        print(lines(logs.traceback_of(folder, found[0])))
+        return 0
+    if options.run and not found:
+        listed = "; ".join(name(run) for run in failed[:5]) or "none"
+        raise StudyError(f"no failed run of {folder} is named {' '.join(options.run)!r}; failed: {listed}")
+    for each in found:
+        print(one_line(f"{name(each)}: {each.message}"))
+    print(f"{len(found) or 'no'} failed runs" + (f"; name one: cdgrad log {folder} RUN" if found else ""))
+    return 0

@@ -1,0 +1,158 @@
+"""A run that raises: where a study ends, and where its traceback is kept."""
+
+import contextlib
+import subprocess
+import sys
+
+import pytest
+
+from cdgrad import cli
+from cdgrad.study.files import LOGS
+from cdgrad.study.plan.job import Job
+from cdgrad.study.records import Store
+from cdgrad.study.records.parquet import from_parquet, to_parquet
+from cdgrad.study.records.run import FailedRun
+from cdgrad.study.run import logs
+from cdgrad.study.run.driver import run_study
+from cdgrad.study.run.engine import RunDone
+from cdgrad.study.run.execute import execute
+from cdgrad.study.spec import load, parse
+
+TEXT = 'baseline = "a"\nseeds = 4\nworkers = 1\nentry = "failing:run"\narms.a = {}\narms.b = {}\n'
+CODE = """
+def helper(seed):
+    return 1 / (seed - 1)
+
+def run(seed, arm):
+    return {"error": abs(helper(seed))}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text(TEXT)
+    (tmp_path / "failing.py").write_text(CODE)
+    yield tmp_path
+    sys.modules.pop("failing", None)
+
+
+def here(take, workers):
+    """An engine in this process."""
+    for job in iter(take, None):
+        yield RunDone(0, job, execute(job, lambda epoch, measured: None))
+
+
+def keys(runs):
+    return [(run.arm, run.seed, run.status) for run in runs]
+
+
+def test_the_first_exception_is_the_studys_last_run(folder):
+    made = run_study(load("mine.toml"), folder / "out", 1, here)
+    assert keys(made) == [("a", 0, "ok"), ("b", 0, "ok"), ("a", 1, "failed")]
+    assert isinstance(made[-1], FailedRun)
+    assert made[-1].message == "failing:run failed: ZeroDivisionError: division by zero"
+
+
+def test_keep_going_executes_the_others(folder):
+    made = run_study(load("mine.toml"), folder / "out", 1, here, keep_going=True)
+    assert [run.seed for run in made if run.status == "failed"] == [1, 1]
+    assert len(made) == 8
+
+
+def test_neither_a_diverged_run_nor_a_lost_worker_ends_a_study(folder):
+    (folder / "failing.py").write_text(
+        "def run(seed, arm):\n    return {'error': 100, 'diverged': seed == 0}\n"
+    )
+
+    def lossy(take, workers):
+        for event in here(take, workers):
+            lost = event.job.key == ("", "b", None, 1)
+            run = execute_lost(event.job) if lost else event.run
+            yield RunDone(0, event.job, run)
+
+    def execute_lost(job: Job):
+        from datetime import UTC, datetime
+
+        return job.lost(datetime.now(UTC), {}, "the worker process was killed")
+
+    made = run_study(load("mine.toml"), folder / "out", 1, lossy)
+    assert len(made) == 8
+    assert {run.status for run in made} == {"ok", "diverged", "failed"}
+
+
+def test_the_traceback_is_the_users_and_stays_out_of_the_records(folder, tmp_path, capsys):
+    (failed,) = run_study(parse(TEXT, "x"), folder / "out", 1, lambda take, workers: last(here, take))
+    assert "return 1 / (seed - 1)" in logs.traceback_of(folder / "out", failed)
+    assert logs.traceback_of(folder / "out", failed).splitlines()[-1] == "ZeroDivisionError: division by zero"
+    (file,) = (folder / "out" / LOGS).iterdir()
+    assert file.name == "a, seed 1.txt"
+    with Store(folder / "out", write=False) as store:
+        assert "Traceback" not in repr(store.runs())
+    to_parquet([failed], tmp_path / "runs.parquet")
+    assert b"Traceback" not in (tmp_path / "runs.parquet").read_bytes()
+    assert [run.message for run in from_parquet(tmp_path / "runs.parquet")] == [failed.message]
+
+
+def last(engine, take):
+    """The failed run of an engine alone."""
+    with contextlib.closing(engine(take, 1)) as events:
+        yield next(event for event in events if event.run.status == "failed")
+
+
+def test_a_run_that_then_ends_well_takes_its_traceback_away(folder):
+    run_study(load("mine.toml"), folder / "out", 1, here)
+    assert (folder / "out" / LOGS).is_dir()
+    (folder / "failing.py").write_text(CODE.replace("seed - 1", "seed - 9"))
+    sys.modules.pop("failing")
+    made = run_study(load("mine.toml"), folder / "out", 1, here, allow_code_change=True)
+    assert {run.status for run in made} == {"ok"}
+    assert not (folder / "out" / LOGS).exists()
+
+
+def test_the_commands_name_the_run_and_print_its_traceback(folder, capsys):
+    command = [sys.executable, "-m", "cdgrad"]
+    done = subprocess.run([*command, "study", "mine.toml", "--out", "out"], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == (
+        "cdgrad: a, seed 1 failed: failing:run failed: ZeroDivisionError: division by zero; cdgrad log out "
+        "a, seed 1 prints its traceback; --keep-going executes the other runs"
+    )
+    assert cli.main(["log", "out", "a,", "seed", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "ZeroDivisionError: division by zero"
+    assert cli.main(["study", "mine.toml", "--out", "out", "--keep-going"]) == 1
+    capsys.readouterr()
+    assert cli.main(["log", "out"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "a, seed 1: failing:run failed: ZeroDivisionError: division by zero",
+        "b, seed 1: failing:run failed: ZeroDivisionError: division by zero",
+        "2 failed runs; name one: cdgrad log out RUN",
+    ]
+    assert cli.main(["log", "out", "b"]) == 0
+    assert "return 1 / (seed - 1)" in capsys.readouterr().out
+    assert cli.main(["log", "out", "c"]) == 1
+    assert capsys.readouterr().err == (
+        "cdgrad: no failed run of out is named 'c'; failed: a, seed 1; b, seed 1\n"
+    )
+
+
+@pytest.mark.parametrize("start", [[], ["-"]], ids=["script", "standard input"])
+def test_a_study_can_be_started_by_a_script_without_a_guard_or_a_file(folder, start):
+    (folder / "failing.py").write_text("def run(seed, arm):\n    return {'error': seed}\n")
+    code = (
+        "from pathlib import Path\nfrom cdgrad.study.run import run_study\n"
+        "from cdgrad.study.spec import load\n"
+        "print([run.status for run in run_study(load('mine.toml'), Path('out'), 2)])\n"
+    )
+    (folder / "script.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, *(start or ["script.py"])], input=code, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == f"{['ok'] * 8}\n", done.stderr
+
+
+def test_a_connection_that_the_users_code_misses_is_a_failure_of_the_run(folder):
+    (folder / "failing.py").write_text("def run(seed, arm):\n    raise ConnectionRefusedError('no server')\n")
+    spec = load("mine.toml")
+    run = execute(Job("", "a", None, 0, spec.setting("", "a"), folder=spec.folder), lambda *_: None)
+    assert run.message == "failing:run failed: ConnectionRefusedError: no server"
