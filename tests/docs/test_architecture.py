@@ -37,3 +37,10 @@ def test_the_picture_is_of_the_imports():
 def test_arrows_that_follow_from_others_are_omitted():
     graph = {"a": {"b", "c"}, "b": {"c"}, "c": set()}
     assert imports.needed(graph) == {"a": {"b"}, "b": {"c"}, "c": set()}
+
+
+def test_every_function_that_the_page_names_is_in_its_file():
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|]+ \| `(src/[\w./]+)` \| `(\w+)` \|$", text, re.MULTILINE)
+    assert len(rows) == 6
+    assert not [row for row in rows if f"def {row[1]}(" not in (ROOT / row[0]).read_text(encoding="utf-8")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
@@ -161,6 +162,15 @@ def read_tables(tables: Tables, places: Mapping[str, str], name: str) -> dict[st
         if key not in tables:
             raise StudyError(f"{name}: {key} is missing")
     return {key: read(kind, tables[key], f"{places.get(key, '')}{key}", name) for key, kind in TABLES.items()}
+
+
+def apart_from_lam(metric: str) -> tuple[float, str]:
+    """The lam of a metric's text, nan where it has none, and a text equal for metrics that differ in lam."""
+    parsed = None if metric == BASELINE_METRIC else parse_metric(metric)
+    if parsed is None or not any(f.name == "lam" for f in fields(parsed)):
+        return math.nan, metric
+    lam: float = getattr(parsed, "lam")  # noqa: B009, not every metric has one
+    return lam, str(replace(parsed, lam=1.0))  # pyright: ignore[reportCallIssue]
 
 
 def with_option(arm: Arm, key: str, value: Any, name: str) -> Arm:

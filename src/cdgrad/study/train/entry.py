@@ -28,12 +28,11 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from cdgrad.attachment import Attachment
 from cdgrad.study import StudyError
 from cdgrad.study.callables import UserCodeError, check_entry, load_callable, users_modules
 from cdgrad.study.shown import named
 from cdgrad.study.spec import Setting
-from cdgrad.study.train.arms import attach_arm
+from cdgrad.study.train.arms import Attachment, attach_arm
 from cdgrad.study.train.outcome import Epoch, Outcome
 
 

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from cdgrad.attachment import Attachment
 from cdgrad.study import StudyError, models, streams
 from cdgrad.study import data as datasets
 from cdgrad.study.callables import call, load_callable
 from cdgrad.study.spec import Model, Optimizer, Setting
-from cdgrad.study.train.arms import attach_arm
+from cdgrad.study.train.arms import Attachment, attach_arm
 from cdgrad.study.train.checks import check_holds_all, check_small_batches
 from cdgrad.study.train.outcome import Epoch
 from cdgrad.study.train.ranks import Ranks

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from cdgrad.metrics import parse_metric
 from cdgrad.study.plan.search import Search
 from cdgrad.study.report.figures.drawing import (
     Drawing,
@@ -21,7 +20,7 @@ from cdgrad.study.report.figures.drawing import (
     plain_logarithmic,
 )
 from cdgrad.study.report.text import printable
-from cdgrad.study.spec import BASELINE_METRIC
+from cdgrad.study.spec.study import apart_from_lam
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.results import Results
 
@@ -131,11 +130,9 @@ def _families(results: Results, cell: str) -> list[dict[float, str]]:
     families: dict[str, dict[float, str]] = {}
     for arm in results.spec.arms:
         setting = results.spec.setting(cell, arm, results.values(cell, arm))
-        metric = None if setting.metric == BASELINE_METRIC else parse_metric(setting.metric)
-        lam = getattr(metric, "lam", math.nan)
+        lam, rest = apart_from_lam(setting.metric)
         if math.isnan(lam) or not results.finished[cell, arm]:
             continue
-        rest = {"kind": type(metric).__name__, "boundary": getattr(metric, "boundary", "")}
         key = json.dumps(asdict(setting) | {"metric": rest}, sort_keys=True)
         families.setdefault(key, {})[lam] = arm
     return list(families.values())
