@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 from cdgrad.commands.arguments import failed
@@ -15,11 +17,29 @@ DESCRIPTION = "Print the tables of a study; write report.html, report.md, runs.c
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("folder", metavar="DIR", help="output directory of a study")
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="serve the page on this machine, refreshed while a study runs, until Ctrl-C; nothing is written",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print and write the report."""
-    return show(Path(options.folder))
+    """Print and write the report, or serve its page."""
+    return watch(Path(options.folder)) if options.watch else show(Path(options.folder))
+
+
+def watch(folder: Path) -> int:
+    """Serve the report of the study in `folder` until Ctrl-C."""
+    from cdgrad.study import records
+    from cdgrad.study.report import live_page
+
+    records.Store(folder, write=False).close()  # a mistyped folder is an error now, not a page
+    with live_page.served(folder) as address:
+        print(f"report: {address} (Ctrl-C ends)", flush=True)
+        with suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    return 0
 
 
 def show(folder: Path) -> int:

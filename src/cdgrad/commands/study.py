@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--keep-going",
         action="store_true",
         help="execute the other runs, too, after one raised an exception (default: stop at the first)",
+    )
+    parser.add_argument(
+        "--serve",
+        action="store_true",
+        help="serve the report on this machine while the study runs; the address is printed",
     )
     parser.add_argument(
         "--engine",
@@ -65,15 +73,16 @@ def run(options: argparse.Namespace) -> int:
         plan.show(spec, recorded, folder, workers, seconds, stderr=True)  # as all progress
 
     try:
-        executed = run_study(
-            spec,
-            folder,
-            workers,
-            engine,
-            first_screen,
-            allow_code_change=options.allow_code_change,
-            keep_going=options.keep_going,
-        )
+        with _page(folder, options.serve):
+            executed = run_study(
+                spec,
+                folder,
+                workers,
+                engine,
+                first_screen,
+                allow_code_change=options.allow_code_change,
+                keep_going=options.keep_going,
+            )
     except KeyboardInterrupt:
         return failed(
             130, f"interrupted; {folder} keeps the finished runs; the same command resumes the study"
@@ -86,6 +95,19 @@ def run(options: argparse.Namespace) -> int:
         count = f"{len(failures)} of {len(executed)} runs failed"
         return failed(1, f"{count}, the first: {_failure(folder, failures[0])}")
     return status
+
+
+@contextmanager
+def _page(folder: Path, serve: bool) -> Generator[None]:
+    """Inside, the report is served on this machine, where that is asked for."""
+    if not serve:
+        yield
+        return
+    from cdgrad.study.report import live_page
+
+    with live_page.served(folder) as address:
+        print(f"report while the study runs: {address}", file=sys.stderr, flush=True)
+        yield
 
 
 def _failure(folder: Path, run: Run) -> str:
