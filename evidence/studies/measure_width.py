@@ -1,0 +1,230 @@
+"""Error over width after training, without training after: the study of width.toml.
+
+    python measure_width.py width.toml ../../runs/width.jsonl ../records/width.parquet
+
+trains every cell, arm and seed once, folds the network to each width of `WIDTHS`, and measures. Each training
+is a line of the first file, so that an interrupted study resumes; the second file is written at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import width as mesh
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import CosineAnnealingLR
+
+from cdgrad.study import data as datasets
+from cdgrad.study import models
+from cdgrad.study.callables import load_callable
+from cdgrad.study.records.environment import environment
+from cdgrad.study.spec import Setting, load
+from cdgrad.study.train.evaluate import error_percent
+
+WIDTHS = (1.0, 0.75, 0.5, 0.25)
+RATES = (0.1, 0.3)
+TRIAL_SEED = 1000
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How a network is trained.
+
+    Attributes:
+        strength: lam n^2 of the Sobolev operator at the first step, and of the initialization; 0: neither.
+        last_strength: at the last step, geometrically between.
+        widths: whether half of the steps train the network folded to a random width of at least a quarter.
+        scale: of the network's width, for networks trained at a smaller one from scratch.
+    """
+
+    strength: float = 0.0
+    last_strength: float = 0.0
+    widths: bool = False
+    scale: float = 1.0
+
+    @property
+    def folds(self) -> bool:
+        """Whether the arm is meant for folding: its rate is chosen for full and half width."""
+        return self.strength > 0 or self.widths
+
+
+ARMS = {
+    "ordinary": Arm(),
+    "scratch-0.5": Arm(scale=0.5),
+    "widths": Arm(widths=True),
+    "widths-sobolev-1": Arm(1, 1, widths=True),
+    "sobolev-1": Arm(1, 1),
+    "sobolev-10": Arm(10, 10),
+    "sobolev-100": Arm(100, 100),
+    "widths-sobolev-10": Arm(10, 10, widths=True),
+    "scratch-0.25": Arm(scale=0.25),
+    "falling": Arm(100, 0.1),
+    "sobolev-0.1": Arm(0.1, 0.1),
+}
+
+
+def main() -> None:
+    """Run what is missing; write the record when nothing is."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("spec")
+    parser.add_argument("runs", type=Path)
+    parser.add_argument("record", type=Path)
+    parser.add_argument("--cells", nargs="*", help="only these cells")
+    arguments = parser.parse_args()
+    spec = load(arguments.spec)
+    torch.set_num_threads(1)
+    runs = Runs(arguments.runs)
+    cells = arguments.cells or list(spec.cells)
+    for cell in cells:
+        setting = spec.setting(cell, "none")
+        for name in ARMS:
+            rate = runs.chosen(cell, name, setting)
+            for seed in spec.seeds:
+                runs.get(cell, name, setting, seed, rate, trial=False)
+    write(arguments.record, spec.text, runs, cells)
+
+
+class Runs:
+    """The trainings that are done, one JSON object a line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        self.done = {self.key(run): run for run in map(json.loads, lines)}
+
+    @staticmethod
+    def key(run: Row) -> tuple[Any, ...]:
+        return tuple(run[key] for key in ("cell", "arm", "seed", "rate", "trial"))
+
+    def get(self, cell: str, arm: str, setting: Setting, seed: int, rate: float, *, trial: bool) -> Row:
+        """The training, from the file, or made and added to it."""
+        run: Row = {"cell": cell, "arm": arm, "seed": seed, "rate": rate, "trial": trial}
+        if (key := self.key(run)) not in self.done:
+            started = time.monotonic()
+            run["errors"] = measured(setting, ARMS[arm], seed, rate, trial=trial)
+            run["seconds"] = time.monotonic() - started
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(run) + "\n")
+            self.done[key] = run
+            shown = [f"{row['width']:g} {row['error']:.1f}" for row in run["errors"] if row["best"]]
+            print(f"{cell}, {arm}, seed {seed}, rate {rate:g}: {', '.join(shown)}", flush=True)
+        return self.done[key]
+
+    def chosen(self, cell: str, arm: str, setting: Setting) -> float:
+        """The rate of the smallest validation error, at half the width, too, if the arm folds."""
+        wanted = (1.0, 0.5) if ARMS[arm].folds else (1.0,)
+        errors: dict[float, float] = {}
+        for rate in RATES:
+            run = self.get(cell, arm, setting, TRIAL_SEED, rate, trial=True)
+            found = [row["error"] for row in run["errors"] if row["width"] in wanted and row["best"]]
+            errors[rate] = sum(found) / len(found)
+        return min(errors, key=errors.__getitem__)
+
+
+def measured(setting: Setting, arm: Arm, seed: int, rate: float, *, trial: bool) -> list[Row]:
+    """Train, then the error at every width by every reduction; of a trial on validation images.
+
+    ``best`` marks the row that stands for the arm's folding: in the channels' own order, with statistics of
+    batch norm estimated anew.
+    """
+    task = setting.tables()[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        data = datasets.load(task, seed)
+        model = train(setting, arm, data, seed, rate)
+        split = data.validation if trial else data.test
+        rows: list[Row] = [_row(1.0, "none", False, error_percent(model, split), True)]
+        if arm.scale < 1:
+            return rows
+        found = mesh.meshes(model)
+        methods = ["fold"] if arm.folds or trial else list(mesh.REDUCTIONS)
+        for width in (0.5,) if trial else WIDTHS[1:]:
+            for method in methods:
+                small = mesh.changed(model, found, mesh.REDUCTIONS[method](model, found, width))
+                if not trial:
+                    rows.append(_row(width, method, False, error_percent(small, split), False))
+                mesh.reestimate_(small, _batches(data.train, 256))
+                rows.append(_row(width, method, True, error_percent(small, split), method == "fold"))
+    return rows
+
+
+def _row(width: float, method: str, reestimated: bool, error: float, best: bool) -> Row:
+    return {"width": width, "method": method, "reestimated": reestimated, "error": error, "best": best}
+
+
+def _batches(split: datasets.Split, size: int) -> Iterator[Tensor]:
+    for start in range(0, len(split), size):
+        yield split.images(slice(start, start + size))
+
+
+def train(setting: Setting, arm: Arm, data: datasets.Data, seed: int, rate: float) -> nn.Module:
+    """One training of an arm; the order of the images and the widths follow from the seed."""
+    task, network, schedule, optimizing = setting.tables()
+    size = {"width": round(network.arguments["width"] * arm.scale)}
+    model = models.build(network.name, data.image_shape, data.classes, network.arguments | size)
+    found = mesh.meshes(model)
+    if arm.strength:
+        mesh.smooth_(model, found, arm.strength)
+    smoother = mesh.Smoother(model, found)
+    make = load_callable(optimizing.name)
+    optimizer = make(list(model.parameters()), lr=rate, **optimizing.arguments)
+    steps = schedule.epochs * math.ceil(len(data.train) / schedule.batch)
+    falling = CosineAnnealingLR(optimizer, T_max=steps)
+    random, augmentation = np.random.default_rng([seed, 8]), torch.Generator().manual_seed(seed)
+    model.train()
+    done = 0
+    for _ in range(schedule.epochs):
+        for rows in torch.tensor(random.permutation(len(data.train))).split(schedule.batch):
+            images = datasets.augment(data.train.images(rows), task.augment, augmentation)
+            optimizer.zero_grad()
+            folded = arm.widths and random.random() < 0.5
+            logits = _at_width(model, found, random.uniform(0.25, 1), images) if folded else model(images)
+            cross_entropy(logits, data.train.labels[rows]).backward()
+            if arm.strength:
+                smoother(arm.strength * (arm.last_strength / arm.strength) ** (done / steps))
+            optimizer.step()
+            falling.step()
+            done += 1
+    return model
+
+
+def _at_width(model: nn.Module, found: mesh.Meshes, width: float, images: Tensor) -> Tensor:
+    """The output of the network folded to `width`, differentiable in the weights of the whole one."""
+    changes = mesh.fold(model, found, width)
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    return functional_call(model, mesh.changed_tensors(tensors, found, changes), (images,))
+
+
+def write(path: Path, spec: str, runs: Runs, cells: list[str]) -> None:
+    """The record: one row an error."""
+    rows = [
+        {**{key: run[key] for key in ("cell", "arm", "seed", "rate", "trial", "seconds")}, **row}
+        for run in runs.done.values()
+        if run["cell"] in cells
+        for row in run["errors"]
+    ]
+    about = {"spec": spec, "environment": json.dumps(environment())}
+    table = pa.Table.from_pylist(rows).sort_by(
+        [(key, "ascending") for key in ("cell", "arm", "trial", "seed")]
+    )
+    pq.write_table(table.replace_schema_metadata(about), path, compression="zstd")
+    print(f"{path}: {len(rows)} rows")
+
+
+if __name__ == "__main__":
+    main()
