@@ -16,7 +16,8 @@ class Job:
     """One run to execute: a trial's, or a final one, where `trial` is None.
 
     `values` are those that a trial, or the choice among trials, sets; `folder` is the specification's
-    folder, in which modules that it names are looked for.
+    folder, in which modules that it names are looked for; `replicate` the search that the run belongs
+    to.
     """
 
     cell: str
@@ -26,6 +27,7 @@ class Job:
     setting: Setting
     values: dict[str, Any] = field(default_factory=dict[str, Any])
     folder: str = ""
+    replicate: int = 0
 
     @property
     def key(self) -> Key:
@@ -49,6 +51,7 @@ class Job:
             config=published_values(as_json(self.setting)),
             fingerprint=self.setting.fingerprint,
             started=started.isoformat(timespec="seconds"),
+            replicate=self.replicate,
             **found,
         )
 

@@ -104,12 +104,13 @@ class Plan:
             cell, arm, trial, seed = key
             if key in self._done or key in self._taken or (trial is None and seed not in ready[cell]):
                 continue
-            values = self._values(cell, arm, trial)
+            replicate = self.spec.replicate(seed)
+            values = self._values(cell, arm, trial, replicate)
             if values is None:
                 continue
             self._taken.add(key)
             setting = self.spec.setting(cell, arm, values, trial=trial is not None)
-            return Job(cell, arm, trial, seed, setting, dict(values), self.spec.folder)
+            return Job(cell, arm, trial, seed, setting, dict(values), self.spec.folder, replicate)
         return None
 
     def next_jobs(self) -> list[Job]:
@@ -121,24 +122,26 @@ class Plan:
         if run.status != "failed":
             self._done[run.key] = run
 
-    def choice(self, cell: str, arm: str) -> Choice | None:
-        """What `arm`'s trials in `cell` resulted in; None where it has none, or some of them remain."""
+    def choice(self, cell: str, arm: str, replicate: int = 0) -> Choice | None:
+        """What a search of `arm` in `cell` resulted in; None where there is none, or some trials remain."""
         tuning = self.spec.tuning
         if tuning is None or self._searched(arm) != arm:
             return None
-        keys = {t: [(cell, arm, t, seed) for seed in tuning.seeds] for t in range(tuning.trials)}
+        seeds = tuning.seeds_of(replicate)
+        keys = {t: [(cell, arm, t, seed) for seed in seeds] for t in range(tuning.trials)}
         if any(key not in self._done for of_trial in keys.values() for key in of_trial):
             return None
         errors = {t: [ranked_error(self._done[key]) for key in of_trial] for t, of_trial in keys.items()}
         trial = best(errors)
-        return Choice(trial, self._points[arm][trial], errors)
+        return Choice(trial, self._points[arm, replicate][trial], errors)
 
     @cached_property
-    def _points(self) -> dict[str, list[dict[str, Any]]]:
+    def _points(self) -> dict[tuple[str, int], list[dict[str, Any]]]:
         tuning = self.spec.tuning
-        return (
-            {} if tuning is None else {a: tuning.points(a) for a in self.spec.arms if self._searched(a) == a}
-        )
+        if tuning is None:
+            return {}
+        own = [arm for arm in self.spec.arms if self._searched(arm) == arm]
+        return {(arm, r): tuning.points(arm, r) for arm, r in product(own, range(tuning.replicates))}
 
     def _searched(self, arm: str) -> str | None:
         """The arm whose trials decide the setting of `arm`; None where no trials do."""
@@ -146,14 +149,14 @@ class Plan:
             return None
         return {"own": arm, "baseline": self.spec.baseline, "none": None}[self.spec.arms[arm].tuning]
 
-    def _values(self, cell: str, arm: str, trial: int | None) -> Values | None:
+    def _values(self, cell: str, arm: str, trial: int | None, replicate: int) -> Values | None:
         """What a run uses; None where that is not known yet."""
         if trial is not None:
-            return self._points[arm][trial]
+            return self._points[arm, replicate][trial]
         searched = self._searched(arm)
         if searched is None:
             return {}
-        choice = self.choice(cell, searched)
+        choice = self.choice(cell, searched, replicate)
         return None if choice is None else choice.values
 
     def _is_part(self, run: Run) -> bool:
@@ -170,10 +173,19 @@ class Plan:
             raise self._mixed(run, f"tuning.trials was {run.trial + 1} or more and is {tuning.trials}")
         if run.seed not in tuning.seeds:
             raise self._mixed(run, f"tuning.seeds had {run.seed} and is {list(tuning.seeds)}")
-        self._check_setting(run, self._points[run.arm][run.trial])
+        self._check_replicate(run)
+        self._check_setting(run, self._points[run.arm, run.replicate][run.trial])
+
+    def _check_replicate(self, run: Run) -> None:
+        """Whether a run belongs to the search that its seed does; former seeds belong to any that exists."""
+        known = {*self.spec.seeds, *(self.spec.tuning.seeds if self.spec.tuning else ())}
+        expected = self.spec.replicate(run.seed) if run.seed in known else run.replicate
+        if run.replicate != expected or run.replicate >= self.spec.replicates:
+            raise self._mixed(run, f"tuning.replicates or the order of seeds; it is {self.spec.replicates}")
 
     def _check_final(self, run: Run) -> None:
-        values = self._values(run.cell, run.arm, None)
+        self._check_replicate(run)
+        values = self._values(run.cell, run.arm, None, run.replicate)
         if values is None:  # the values were chosen among other trials than those of the specification
             assert self.spec.tuning is not None
             searched = self._searched(run.arm)

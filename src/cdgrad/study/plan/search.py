@@ -51,11 +51,13 @@ class Search:
         values: what each trial tried.
         runs: its finished runs, by tuning seed.
         planned: number of runs that the whole search has.
+        title: the arm, and where there are several searches of it the number of this one, from 1.
     """
 
     values: dict[int, Values]
     runs: dict[int, dict[int, Run]]
     planned: int
+    title: str = ""
 
     @property
     def finished(self) -> int:

@@ -45,6 +45,7 @@ class Run:
         cell: the cell of the study, ``""`` in a study without cells.
         arm: the arm.
         trial: the number of a trial, from 0; None for a final run.
+        replicate: the search that the run belongs to, from 0, where a study repeats its tuning.
         seed: the random seed.
         status: ``"ok"``, ``"diverged"`` or ``"failed"``.
         message: why the run failed; else empty.
@@ -103,6 +104,13 @@ class Run:
     parameters: int | None = _measured("INTEGER", "of the network", since=4)
     images: int | None = _measured("INTEGER", "training images seen", since=4)
     memory: int | None = _measured("INTEGER", "peak bytes of a GPU", since=4)
+    replicate: int = _column(
+        "INTEGER NOT NULL CHECK (replicate >= 0)",
+        "the search that the run belongs to, where a study repeats its tuning",
+        since=5,
+        before="0",
+        default=0,
+    )
 
     @property
     def key(self) -> Key:

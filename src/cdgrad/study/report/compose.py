@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cdgrad.study import StudyError, files
 from cdgrad.study.records import FILE, csv_file
-from cdgrad.study.report import costs, html_page, tables, text
+from cdgrad.study.report import costs, html_page, tables, text, tuning_tables
 from cdgrad.study.report.document import Document, Figure, Section, Table
 from cdgrad.study.report.figures import curves, differences, settings
 from cdgrad.study.report.remarks import environments, remarks
@@ -26,7 +26,7 @@ def document(results: Results) -> Document:
         sections.append(overview)
     sections += [_cell(results, cell, several) for cell in spec.cells]
     if results.searches:
-        sections.append(Section("Tuning", (), (tables.tuning(results),)))
+        sections.append(Section("Tuning", (), (tuning_tables.tuning(results),)))
     sections.append(_details(results))
     return Document(
         title=spec.title,
@@ -86,6 +86,7 @@ def _cell(results: Results, cell: str, several: bool) -> Section:
     over_epochs = (curves.difference_curves, curves.learning_curves)
     parts += [drawing for draw in over_epochs if (drawing := draw(results, cell))]
     if compared:
+        parts += [tuning_tables.replicates(results, cell)] if results.spec.replicates > 1 else []
         parts += [tables.certainty(results, cell), tables.power(results, cell)]
     others = (settings.lam_sweep, settings.tuning_scatter, curves.gradient_curves)
     parts += [drawing for draw in others if (drawing := draw(results, cell))]
@@ -96,7 +97,8 @@ def _details(results: Results) -> Section:
     """Every number that the tables are made of."""
     cells = results.spec.cells
     found = [tables.seeds(results, cell) for cell in cells]
-    found += [tables.trials(search, *place) for place, search in results.searches.items() if search.runs]
+    searches = results.searches.items()
+    found += [tuning_tables.trials(search, place.cell) for place, search in searches if search.runs]
     found += [costs.cost(results), costs.resources(results), tables.parts(results)]
     return Section("Every run", (), found, detail=True)
 

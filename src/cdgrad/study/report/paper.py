@@ -139,11 +139,12 @@ def _budget(spec: Spec) -> Iterator[str]:
         yield "No hyperparameter was searched."
         return
     tuned = [arm for arm, options in spec.arms.items() if options.tuning == "own"]
-    seeds = len(spec.tuning.seeds)
+    seeds = len(spec.tuning.seeds_of(0))
+    often = f"{spec.replicates} times independently, " if spec.replicates > 1 else ""
     yield (
-        f"For each of {_listed(tuned)}, {spec.tuning.trials} trials of a scrambled Sobol sequence were "
-        f"executed on {seeds} seed{'s' * (seeds > 1)} that no final run uses, and the trial with the lowest "
-        "mean validation error was chosen."
+        f"For each of {_listed(tuned)}, {often}{spec.tuning.trials} trials of a scrambled Sobol sequence "
+        f"were executed on {seeds} seed{'s' * (seeds > 1)} that no final run uses, and the trial with the "
+        "lowest mean validation error was chosen."
     )
     for arm in tuned:
         space = ", ".join(
@@ -157,9 +158,13 @@ def _budget(spec: Spec) -> Iterator[str]:
 
 def _tests(results: Results) -> Iterator[str]:
     count = results.tested
+    if results.spec.replicates > 1:
+        test = "of the t-test that belongs to it, both over the mean differences of the searches"
+    else:
+        test = "of a two-sided sign-flip permutation test"
     yield (
         f"We report the mean paired difference with its {100 * stats.LEVEL:.0f} % Student t interval, and p "
-        "of a two-sided sign-flip permutation test"
+        f"{test}"
         + (f", corrected by Holm's method over {count} comparisons [holm1979simple]." if count > 1 else ".")
     )
 

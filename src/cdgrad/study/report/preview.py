@@ -119,6 +119,8 @@ def warnings(spec: Spec) -> Iterator[str]:
             f"correction can be below {smallest:.2g}: no difference, however large, can be shown. "
             f"Use at least {enough} seeds."
         )
+    if spec.replicates == 2:
+        yield "With 2 searches the interval is 12.7 standard errors to each side: use 3 searches or more."
     if spec.tuning and spec.tuning.trials < 3:
         trials = spec.tuning.trials
         yield f"A search of {trials} trial{'s' * (trials > 1)} chooses hardly anything: use more trials."
@@ -138,6 +140,8 @@ def _comparisons(spec: Spec) -> int:
 
 def _smallest_p(spec: Spec) -> float:
     """The smallest p that Holm's correction leaves, where every comparison is as clear as it can be."""
+    if spec.replicates > 1:  # a t-test over the searches
+        return 0.0
     return min(1.0, stats.smallest_p(len(spec.seeds)) * _comparisons(spec))
 
 
@@ -197,7 +201,9 @@ def _time(plan: Plan, workers: int, seconds: Seconds | None) -> Iterator[Table]:
 
 def _power(spec: Spec, runs: Sequence[Run], sd: float | None) -> Iterator[Table]:
     """What the seeds can show: the smallest p, the minimum detectable difference, and seeds needed."""
-    pairs = len(spec.seeds)
+    several = spec.replicates > 1
+    pairs, units = (spec.replicates, "searches") if several else (len(spec.seeds), "seeds")
+    sampled = "the mean difference of a search" if several else "a paired difference"
     if not _comparisons(spec) or pairs < 2:
         return
     recorded = [
@@ -206,7 +212,7 @@ def _power(spec: Spec, runs: Sequence[Run], sd: float | None) -> Iterator[Table]
     source = "as stated"
     if sd is None and recorded:
         sd, source = max(recorded), "the largest of the recorded comparisons"
-    row = [f"{pairs}", f"{_comparisons(spec)}", f"{_smallest_p(spec):.2g}"]
+    row = [f"{pairs}", f"{_comparisons(spec)}", f"{_smallest_p(spec):.2g}" if not several else "-"]
     if sd is None:
         row += ["-"] * (2 + len(_SIZES))
         source = "not known yet: state one with --sd"
@@ -214,12 +220,12 @@ def _power(spec: Spec, runs: Sequence[Run], sd: float | None) -> Iterator[Table]
         needed = (f"{stats.required_pairs(size, sd):,}" for size in _SIZES)
         row += [f"{sd:.2f}", f"{stats.detectable_difference(pairs, sd):.2f}", *needed]
     yield Table(
-        "What the seeds can show",
-        ("seeds", "comparisons", "smallest p", "SD", "MDD", *(f"for {size:g}" for size in _SIZES)),
+        f"What the {units} can show",
+        (units, "comparisons", "smallest p", "SD", "MDD", *(f"for {size:g}" for size in _SIZES)),
         [row],
-        f"smallest p: after Holm's correction; SD: of a paired difference in points, {source}; MDD: minimum "
-        f"detectable difference, found in {100 * stats.POWER:.0f} % of studies by a two-sided paired t-test "
-        "at 5 %, uncorrected; for x: seeds needed to detect x points",
+        f"smallest p: after Holm's correction; SD: of {sampled} in points, {source}; MDD: minimum "
+        f"detectable difference, found in {100 * stats.POWER:.0f} % of studies by a two-sided t-test on the "
+        f"paired differences at 5 %, uncorrected; for x: {units} needed to detect x points",
         align="rrrrr" + "r" * len(_SIZES),
     )
 
@@ -229,7 +235,7 @@ def _search(spec: Spec) -> Iterator[Table]:
     rows: list[Sequence[str]] = []
     for arm, options in spec.arms.items():
         if spec.tuning and options.tuning == "own":
-            points = spec.tuning.points(arm)
+            points = [p for r in range(spec.replicates) for p in spec.tuning.points(arm, r)]
             rows += [
                 (arm, key, _range(dimension), _tried([point[key] for point in points]))
                 for key, dimension in spec.tuning.of(arm).items()

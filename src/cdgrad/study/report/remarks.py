@@ -19,6 +19,7 @@ def remarks(results: Results) -> list[str]:
         *_diverged(results),
         *_rounding(results),
         *_looks(results),
+        *_replicates(results),
         *_added_later(results),
         *_searched(results),
         *_shared_images(results),
@@ -90,10 +91,20 @@ def _looks(results: Results) -> Iterator[str]:
         )
 
 
+def _replicates(results: Results) -> Iterator[str]:
+    searches = results.spec.replicates
+    if searches > 1 and results.comparisons:
+        yield (
+            f"Each arm was tuned by {searches} independent searches, each with seeds of its own: intervals "
+            f"and p are Student's t over the searches' means ({searches - 1} degrees of freedom) and contain "
+            "the noise of tuning."
+        )
+
+
 def _unreachable(results: Results) -> Iterator[str]:
     """Whether the sign-flip test could show anything at all."""
     found = [c.pairs for c, _ in results.comparisons.values() if c.pairs > 1]
-    if not found or not results.tested or results.spec.until:
+    if not found or not results.tested or results.spec.until or results.spec.replicates > 1:
         return
     smallest = paired.smallest_p(max(found)) * results.tested
     if smallest >= 1 - paired.LEVEL:
@@ -147,7 +158,7 @@ def _added_later(results: Results) -> Iterator[str]:
 
 def _searched(results: Results) -> Iterator[str]:
     """Whether the searches were wide enough."""
-    for (cell, arm), search in results.searches.items():
+    for (cell, *_), search in results.searches.items():
         if search.chosen is None:
             continue
         for key, value in search.values[search.chosen].items():
@@ -159,7 +170,7 @@ def _searched(results: Results) -> Iterator[str]:
                 continue
             end = "lowest" if value == min(tried) else "highest"
             chosen = f"the chosen {key} = {value:.3g} is the {end} of {len(tried)} tried"
-            yield f"{arm}{_in(cell)}: {chosen}, so that a better one may lie beyond."
+            yield f"{search.title}{_in(cell)}: {chosen}, so that a better one may lie beyond."
 
 
 def _shared_images(results: Results) -> Iterator[str]:
@@ -187,7 +198,8 @@ def _images(results: Results) -> Iterator[str]:
     """Whether a folder of images changed between the runs of a cell; cells may differ in their data."""
     for cell in results.spec.cells:
         parts = [of_arm for (c, _), of_arm in results.finished.items() if c == cell]
-        parts += [tried for (c, _), s in results.searches.items() if c == cell for tried in s.runs.values()]
+        searches = [search for place, search in results.searches.items() if place.cell == cell]
+        parts += [tried for search in searches for tried in search.runs.values()]
         environments = [run.environment for part in parts for run in part.values()]
         found = sorted({environment["data"] for environment in environments if "data" in environment})
         if len(found) > 1:
@@ -222,12 +234,13 @@ def _identical(results: Results) -> Iterator[str]:
 
 def _equal_trials(results: Results) -> Iterator[str]:
     """Whether a search found no difference at all: then its keys probably change nothing."""
-    for (cell, arm), search in results.searches.items():
+    for (cell, *_), search in results.searches.items():
         runs = {trial: {s: r.error for s, r in of.items()} for trial, of in search.runs.items()}
         seeds = {seed for of in runs.values() for seed in of}
         equal = all(len({of[s] for of in runs.values() if s in of}) == 1 for s in seeds)
         if len(runs) > 1 and seeds and equal:
-            yield f"All {len(runs)} trials of {arm}{_in(cell)} agree: check that the tuned keys are used."
+            which = f"{search.title}{_in(cell)}"
+            yield f"All {len(runs)} trials of {which} agree: check that the tuned keys are used."
 
 
 def _shares(results: Results) -> Iterator[str]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cdgrad.study.plan.search import Search, error_of
+from cdgrad.study.plan.search import error_of
 from cdgrad.study.report.document import Table
 from cdgrad.study.spec import BASELINE_METRIC
 from cdgrad.study.statistics import paired
@@ -29,7 +29,7 @@ def errors(results: Results, cell: str) -> Table:
         measured = ["-", "-", "-"]
         if of_arm:
             mean, interval = math.fsum(of_arm) / len(of_arm), paired.mean_interval(of_arm)
-            measured = [number(mean), _interval(interval, ""), number(paired.standard_deviation(of_arm))]
+            measured = [number(mean), interval_text(interval, ""), number(paired.standard_deviation(of_arm))]
         rows.append((arm, *measured, str(len(of_arm)), *count, _what(results, cell, arm)))
     return Table(
         f"Error on the {spec.evaluate} images, in percent",
@@ -49,7 +49,7 @@ def differences(results: Results, cell: str) -> Table:
         (
             arm,
             number(c.mean, "+"),
-            _interval(c.interval, "+"),
+            interval_text(c.interval, "+"),
             _p(math.nan if arm in floor else c.p),
             *([_p(adjusted)] if several else []),
             f"{100 * c.win_rate:.0f} %",
@@ -59,12 +59,13 @@ def differences(results: Results, cell: str) -> Table:
         for arm, (c, adjusted) in found.items()
     ]
     kind = interval_name(results)
+    units = "searches" if results.spec.replicates > 1 else "pairs"
     note = f"95 % {kind}: interval of the mean, each for itself; p: {_test_name(results)}; "
     if several:
         note += f"Holm p: corrected for all {results.tested} comparisons of the study; "
     return Table(
         f"Paired difference to {results.spec.baseline}, in points: negative is fewer errors",
-        ("arm", "mean", f"95 % {kind}", "p", *(["Holm p"] if several else []), "win rate", "corr.", "pairs"),
+        ("arm", "mean", f"95 % {kind}", "p", *(["Holm p"] if several else []), "win rate", "corr.", units),
         rows,
         f"{note}win rate: share of seeds with fewer errors, ties half; corr.: of the pairs"
         + f"; {', '.join(floor)}: the baseline with other rounding errors, not a test" * bool(floor),
@@ -78,7 +79,9 @@ def interval_name(results: Results) -> str:
 
 
 def _test_name(results: Results) -> str:
-    return "sequential t-test" if results.spec.until else "sign-flip test"
+    if results.spec.until:
+        return "sequential t-test"
+    return "t-test over the searches" if results.spec.replicates > 1 else "sign-flip test"
 
 
 def certainty(results: Results, cell: str) -> Table:
@@ -87,14 +90,14 @@ def certainty(results: Results, cell: str) -> Table:
     rows: list[Sequence[str]] = []
     for arm, (c, _) in results.in_cell(cell).items():
         d = c.differences
-        row = [arm, _interval(anytime_interval(d), "+"), _p(anytime_p(d))]
+        row = [arm, interval_text(anytime_interval(d), "+"), _p(anytime_p(d))]
         if margin:
             found = equivalence(d, margin)
-            row += [_interval(found.interval, "+"), _p(found.p), "yes" if found.shown else "not shown"]
+            row += [interval_text(found.interval, "+"), _p(found.p), "yes" if found.shown else "not shown"]
         rows.append(row)
     note = (
-        "anytime: valid after a look at every seed, by the mixture sequential t-test (arXiv 2310.03722), "
-        "each comparison for itself"
+        f"anytime: valid after a look at every {results.sampled}, by the mixture sequential t-test "
+        "(arXiv 2310.03722), each comparison for itself"
     )
     if margin:
         note += (
@@ -114,10 +117,11 @@ def certainty(results: Results, cell: str) -> Table:
 
 def power(results: Results, cell: str) -> Table:
     """An arm a row: what the study could have seen, and how many seeds would see more."""
+    plural = "searches" if results.sampled == "search" else "seeds"
     rows = [
         (
             arm,
-            _interval(c.bootstrap, "+"),
+            interval_text(c.bootstrap, "+"),
             number(c.sd),
             number(paired.detectable_difference(c.pairs, c.sd)),
             *(f"{paired.required_pairs(size, c.sd):,}" for size in _SIZES),
@@ -126,13 +130,13 @@ def power(results: Results, cell: str) -> Table:
         if c.pairs > 1
     ]
     return Table(
-        "Statistical power: detectable difference, and seeds needed",
+        f"Statistical power: detectable difference, and {plural} needed",
         ("arm", "95 % BCa", "SD", "MDD", *(f"for {size}" for size in _SIZES)),
         rows,
         "BCa: bootstrap interval of the mean difference, too narrow below some 30 pairs; SD: standard "
         f"deviation of a difference; MDD: the smallest true difference in points shown with "
-        f"{100 * paired.POWER:.0f} % power by a two-sided paired t-test at 5 %; for x: seeds that would show "
-        "x points so, at this SD",
+        f"{100 * paired.POWER:.0f} % power by a two-sided paired t-test at 5 %; for x: {plural} that would "
+        "show x points so, at this SD",
         align="lrrr" + "r" * len(_SIZES),
     )
 
@@ -143,7 +147,7 @@ def summary(results: Results) -> Table:
     before = ""
     for (cell, arm), (c, adjusted) in results.comparisons.items():
         shown, before = ("" if cell == before else cell), cell
-        mean, interval = number(c.mean, "+"), _interval(c.interval, "+")
+        mean, interval = number(c.mean, "+"), interval_text(c.interval, "+")
         rows.append((shown, arm, mean, interval, _p(adjusted), f"{100 * c.win_rate:.0f} %"))
     return Table(
         f"Paired difference to {results.spec.baseline}, in points: negative is fewer errors",
@@ -153,36 +157,6 @@ def summary(results: Results) -> Table:
         "win rate: share of seeds with fewer errors",
         align="llrrrr",
         grouped=True,
-    )
-
-
-def tuning(results: Results) -> Table:
-    """An arm in a cell a row: its trials, what was chosen and how good that is on validation images."""
-    spec = results.spec
-    seeds = spec.tuning.seeds if spec.tuning else ()
-    several = len(spec.cells) > 1
-    rows: list[Sequence[str]] = []
-    for cell, arm in results.finished:
-        shown = [cell if arm == next(iter(spec.arms)) else ""] if several else []
-        search = results.searches.get((cell, arm))
-        if search is None:
-            borrowed = spec.arms[arm].tuning == "baseline"
-            chosen = f"as for {spec.baseline}" if borrowed else "not tuned"
-            rows.append((*shown, arm, "0", "0", "-", chosen))
-        elif search.chosen is None:
-            chosen = f"not yet: {search.finished} of {search.planned} runs"
-            rows.append((*shown, arm, str(len(search.runs)), str(search.finished), "-", chosen))
-        else:
-            mean, chosen = number(search.mean(search.chosen)), values(search.values[search.chosen])
-            rows.append((*shown, arm, str(len(search.runs)), str(search.finished), mean, chosen))
-    return Table(
-        "What was chosen, by the lowest mean error on validation images",
-        (*(["cell"] if several else []), "arm", "trials", "runs", "error", "chosen"),
-        rows,
-        f"every trial is run on seed {', '.join(map(str, seeds))}, which no final run uses; error: mean "
-        "validation error of the chosen trial in percent, optimistic because the trial was chosen by it",
-        align="l" * several + "lrrrp",
-        grouped=several,
     )
 
 
@@ -213,7 +187,7 @@ def seeds(results: Results, cell: str) -> Table:
         if any(seed in results.finished[cell, arm] for arm in spec.arms)
     ]
     return Table(
-        f"Every seed's error on the {spec.evaluate} images, in percent" + _in(cell),
+        f"Every seed's error on the {spec.evaluate} images, in percent" + in_cell(cell),
         ("seed", *spec.arms),
         rows,
         "* diverged",
@@ -221,33 +195,10 @@ def seeds(results: Results, cell: str) -> Table:
     )
 
 
-def trials(search: Search, cell: str, arm: str) -> Table:
-    """A trial a row, the best first."""
-    order = sorted(search.runs, key=search.mean)
-    keys = sorted(search.values[order[0]]) if order else []
-    rows = [
-        (
-            f"{trial}{' *' if trial == search.chosen else ''}",
-            number(search.mean(trial)),
-            number(paired.standard_deviation(search.errors(trial))),
-            str(sum(run.status == "diverged" for run in search.runs[trial].values())),
-            *(_value(search.values[trial].get(key)) for key in keys),
-        )
-        for trial in order
-    ]
-    return Table(
-        f"Trials of {arm}" + _in(cell),
-        ("trial", "error", "SD", "diverged", *keys),
-        rows,
-        "mean validation error in percent, best first; * chosen",
-        align="r" * (4 + len(keys)),
-    )
-
-
 def values(chosen: Mapping[str, Any]) -> str:
     """A trial's values in words."""
     pairs = sorted(chosen.items())
-    return ", ".join(f"{key.removeprefix('optimizer.')} {_value(value)}" for key, value in pairs)
+    return ", ".join(f"{key.removeprefix('optimizer.')} {value_text(value)}" for key, value in pairs)
 
 
 def number(value: float, sign: str = "") -> str:
@@ -255,7 +206,7 @@ def number(value: float, sign: str = "") -> str:
     return "-" if math.isnan(value) else f"{value:{sign}.{2 if abs(value) < 99.995 else 1}f}"
 
 
-def _interval(interval: paired.Interval, sign: str) -> str:
+def interval_text(interval: paired.Interval, sign: str) -> str:
     low, high = interval
     return "-" if math.isnan(low) else f"{number(low, sign)} to {number(high, sign)}"
 
@@ -264,11 +215,11 @@ def _p(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f}" if value >= 0.001 else "<.001"
 
 
-def _value(value: Any) -> str:
+def value_text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _in(cell: str) -> str:
+def in_cell(cell: str) -> str:
     return f", {cell}" if cell else ""
 
 
@@ -291,7 +242,8 @@ def _what(results: Results, cell: str, arm: str) -> str:
     spec = results.spec
     chosen = results.values(cell, arm)
     setting = spec.setting(cell, arm, chosen)
-    parts = ["no metric" if setting.metric == BASELINE_METRIC else _metric(setting.metric)]
+    metric = setting.metric if spec.replicates == 1 else spec.arms[arm].metric
+    parts = ["no metric" if metric == BASELINE_METRIC else _metric(metric)]
     parts += [f"along {setting.direction}"] if setting.direction != "output" else []
     parts += [f"rescale {setting.rescale}"] if setting.rescale != "none" else []
     parts += [f"rounded otherwise (k = {setting.rounding})"] if setting.rounding > 1 else []
@@ -301,4 +253,7 @@ def _what(results: Results, cell: str, arm: str) -> str:
     own |= {key: value for key, value in chosen.items() if key not in told}
     if setting.optimizer:
         own |= {"optimizer.lr": setting.optimizer.lr}
+    if chosen and spec.replicates > 1:
+        own = {key: value for key, value in own.items() if key not in chosen}
+        parts.append(f"chosen by each of {spec.replicates} searches: {', '.join(sorted(chosen))}")
     return ", ".join([*parts, *([values(own)] if own else [])])

@@ -14,6 +14,8 @@ def verdicts(results: Results, cell: str) -> list[str]:
     baseline = results.spec.baseline
     tell = verdict_after_looks if results.spec.until else verdict
     label = "Holm p" if results.tested > 1 else "p"
+    if results.spec.replicates > 1:
+        tell = verdict_over_searches
     sentences = [
         tell(arm, baseline, found, p, label)
         for arm, (found, p) in results.in_cell(cell).items()
@@ -89,6 +91,15 @@ def verdict(name: str, baseline: str, comparison: Comparison, p: float, label: s
         f"{name} against {baseline}: no difference is shown{but} (mean difference {comparison.mean:+.2f} "
         f"points, {numbers}); differences outside the interval are not supported."
     )
+
+
+def verdict_over_searches(
+    name: str, baseline: str, comparison: Comparison, p: float, label: str = "p"
+) -> str:
+    """As `verdict`, of a comparison whose independent differences are the means of searches."""
+    if comparison.pairs < 2:
+        return f"{name} against {baseline}: 1 search has finished pairs; a comparison needs at least 2."
+    return verdict(name, baseline, comparison, p, label)
 
 
 def verdict_after_looks(name: str, baseline: str, comparison: Comparison, p: float, label: str = "p") -> str:

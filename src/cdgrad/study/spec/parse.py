@@ -107,6 +107,11 @@ def parse(text: str, name: str) -> Spec:
         until=until,
         margin=head.margin,
     )
+    if spec.until and spec.replicates > 1:
+        raise StudyError(
+            f"{name}: tuning.replicates > 1 compares the means of searches, whose seeds must be known ahead; "
+            "give seeds a number"
+        )
     _check_settings(spec)
     return spec
 

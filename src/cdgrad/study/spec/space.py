@@ -53,9 +53,10 @@ class Dimension:
 class Tuning:
     """How the arms' settings are chosen: `trials` points for each, every one run on all seeds of a search.
 
-    `space` holds for every arm, `arms` adds to it or replaces keys of it. Keys are those of a setting, such
-    as ``optimizer.lr``; ``lam`` is the one of the arm's metric. `listed` holds the points of arms whose
-    trials the specification lists.
+    There are `replicates` independent searches: search r has a Sobol sequence of its own scrambling, and of
+    `seeds` every `replicates`-th from number r on. `space` holds for every arm, `arms` adds to it or replaces
+    keys of it. Keys are those of a setting, such as ``optimizer.lr``; ``lam`` is the one of the arm's metric.
+    `listed` holds the points of arms whose trials the specification lists, search after search.
     """
 
     trials: int
@@ -63,19 +64,27 @@ class Tuning:
     space: dict[str, Dimension]
     arms: dict[str, dict[str, Dimension]]
     listed: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict[str, list[dict[str, Any]]])
+    replicates: int = 1
 
     def of(self, arm: str) -> dict[str, Dimension]:
         """The arm's space."""
         return self.space | self.arms.get(arm, {})
 
-    def points(self, arm: str) -> list[dict[str, Any]]:
-        """The values of the arm's trials, in order; more trials begin with the same points."""
-        return self.listed[arm] if arm in self.listed else sobol(self.of(arm), self.trials)
+    def points(self, arm: str, replicate: int = 0) -> list[dict[str, Any]]:
+        """The values of the arm's trials in a search, in order; more trials begin with the same points."""
+        if arm in self.listed:
+            return self.listed[arm][replicate * self.trials : (replicate + 1) * self.trials]
+        return sobol(self.of(arm), self.trials, replicate)
+
+    def seeds_of(self, replicate: int) -> tuple[int, ...]:
+        """The seeds on which a search runs each of its trials."""
+        return self.seeds[replicate :: self.replicates]
 
 
 @dataclass(frozen=True)
 class _Head:
     trials: int = field(metadata=at_least(1))
+    replicates: int = field(default=1, metadata=at_least(1))
 
 
 def read_tuning(value: Any, final_seeds: Sequence[int], arms: Sequence[str], name: str) -> Tuning:
@@ -85,14 +94,21 @@ def read_tuning(value: Any, final_seeds: Sequence[int], arms: Sequence[str], nam
         StudyError: a key is unknown, missing or out of range, or a seed is used by final runs, too.
     """
     table = as_table(value, "tuning", name)
-    check_keys(table, ("trials", "seeds", "space", "arms", "points"), ("trials", "seeds"), "tuning.", name)
-    head = read(_Head, {"trials": table["trials"]}, "tuning", name)
+    known = ("trials", "replicates", "seeds", "space", "arms", "points")
+    check_keys(table, known, ("trials", "seeds"), "tuning.", name)
+    head = read(_Head, {k: v for k, v in table.items() if k in ("trials", "replicates")}, "tuning", name)
     own = seeds(table["seeds"], "tuning.seeds", name)
     if both := sorted({*own} & {*final_seeds}):
         raise StudyError(
             f"{name}: tuning.seeds must be disjoint from seeds, so that final runs use seeds that "
             f"tuning has not seen; both have {', '.join(map(str, both[:5]))}"
         )
+    for where, given in (("seeds", final_seeds), ("tuning.seeds", own)):
+        if len(given) % head.replicates:
+            raise StudyError(
+                f"{name}: tuning.replicates = {head.replicates} needs as many {where} for each search, and "
+                f"there are {len(given)}; use a multiple of {head.replicates}"
+            )
     of_arms = as_table(table.get("arms", {}), "tuning.arms", name)
     check_keys(of_arms, arms, (), "tuning.arms.", name)
     tuning = Tuning(
@@ -100,6 +116,7 @@ def read_tuning(value: Any, final_seeds: Sequence[int], arms: Sequence[str], nam
         own,
         _space(table.get("space", {}), "tuning.space", name),
         {arm: _space(space, f"tuning.arms.{arm}", name) for arm, space in of_arms.items()},
+        replicates=head.replicates,
     )
     for arm in arms:
         if not tuning.of(arm):
@@ -117,8 +134,8 @@ def _listed(value: Any, tuning: Tuning, arms: Sequence[str], name: str) -> dict[
     listed: dict[str, list[dict[str, Any]]] = {}
     for arm, given in table.items():
         where, rows = f"tuning.points.{arm}", cast(list[Any], given) if isinstance(given, list) else []
-        if len(rows) != tuning.trials:
-            raise error_at(name, where, given, f"a list of {tuning.trials} tables, one a trial")
+        if len(rows) != (count := tuning.trials * tuning.replicates):
+            raise error_at(name, where, given, f"a list of {count} tables, one a trial")
         listed[arm] = [_point(row, tuning.of(arm), f"{where}[{k}]", name) for k, row in enumerate(rows)]
     return listed
 

@@ -61,6 +61,17 @@ class Spec:
     margin: float = 0.0
 
     @property
+    def replicates(self) -> int:
+        """Number of independent searches for each arm's setting; 1 in a study without tuning, too."""
+        return self.tuning.replicates if self.tuning else 1
+
+    def replicate(self, seed: int) -> int:
+        """The search that a seed of final runs or of trials belongs to: they are dealt out in turn."""
+        if self.replicates == 1 or self.tuning is None:
+            return 0
+        return (self.seeds if seed in self.seeds else self.tuning.seeds).index(seed) % self.replicates
+
+    @property
     def rounding_arms(self) -> list[str]:
         """Arms that are the baseline in exact arithmetic: they differ by noise, which is not tested."""
         base = self.arms[self.baseline]

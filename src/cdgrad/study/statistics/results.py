@@ -13,6 +13,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from cdgrad.study import StudyError
 from cdgrad.study.plan.complete import complete_differences
 from cdgrad.study.plan.search import Search, error_of
@@ -21,10 +23,19 @@ from cdgrad.study.records.store import Store
 from cdgrad.study.spec import Spec, parse
 from cdgrad.study.spec.space import Values
 from cdgrad.study.statistics import paired
+from cdgrad.study.statistics.replicates import Replicated, compare_replicates
 from cdgrad.study.statistics.sequential import anytime_interval, anytime_p
 from cdgrad.study.statistics.stopping import enough
 
 Place = tuple[str, str]  # a cell and an arm
+
+
+class SearchPlace(NamedTuple):
+    """A cell, an arm, and the number of one of its independent searches, from 0."""
+
+    cell: str
+    arm: str
+    replicate: int
 
 
 class Compared(NamedTuple):
@@ -41,7 +52,7 @@ class Results:
     Attributes:
         runs: every record, also of arms and seeds that the specification no longer has.
         finished: the final runs of its present cells, arms and seeds.
-        searches: its trials, where it has any.
+        searches: its trials, where it has any, by cell, arm and search.
         failed: runs of it that failed; they remain to be executed.
         earlier: former specifications of the study, the oldest first.
     """
@@ -49,7 +60,7 @@ class Results:
     spec: Spec
     runs: list[Run]
     finished: dict[Place, dict[int, Run]]
-    searches: dict[Place, Search]
+    searches: dict[SearchPlace, Search]
     failed: list[Run]
     earlier: tuple[Spec, ...] = ()
 
@@ -61,7 +72,7 @@ class Results:
         """
         records = {run.key: run for run in runs}
         finished: dict[Place, dict[int, Run]] = {}
-        searches: dict[Place, Search] = {}
+        searches: dict[SearchPlace, Search] = {}
         failed: list[Run] = []
 
         def of_key(cell: str, arm: str, trial: int | None, seeds: Iterable[int]) -> dict[int, Run]:
@@ -74,11 +85,14 @@ class Results:
                 finished[cell, arm] = of_key(cell, arm, None, spec.seeds)
                 if spec.tuning is None or about.tuning != "own":
                     continue
-                tuning = spec.tuning
-                made = {trial: of_key(cell, arm, trial, tuning.seeds) for trial in range(tuning.trials)}
-                made = {trial: of_trial for trial, of_trial in made.items() if of_trial}
-                values: dict[int, Values] = {t: next(iter(rs.values())).values for t, rs in made.items()}
-                searches[cell, arm] = Search(values, made, tuning.trials * len(tuning.seeds))
+                for r in range(spec.tuning.replicates):
+                    seeds, trials = spec.tuning.seeds_of(r), range(spec.tuning.trials)
+                    made = {trial: of_key(cell, arm, trial, seeds) for trial in trials}
+                    made = {trial: of_trial for trial, of_trial in made.items() if of_trial}
+                    values: dict[int, Values] = {t: next(iter(rs.values())).values for t, rs in made.items()}
+                    title = arm if spec.replicates == 1 else f"{arm}, search {r + 1}"
+                    place = SearchPlace(cell, arm, r)
+                    searches[place] = Search(values, made, len(trials) * len(seeds), title)
         return Results(spec, list(records.values()), finished, searches, failed, tuple(earlier))
 
     @property
@@ -130,10 +144,12 @@ class Results:
         """The errors of an arm's final runs in percent, in the order of the seeds."""
         return [error_of(run) for run in self.finished[cell, arm].values()]
 
-    def values(self, cell: str, arm: str) -> Values:
-        """What was chosen for the final runs of an arm; empty where nothing was, or not yet."""
-        made = list(self.finished[cell, arm].values())
-        return made[0].values if made else {}
+    def values(self, cell: str, arm: str, replicate: int = 0) -> Values:
+        """What a search chose for the final runs of an arm; empty where nothing was, or not yet."""
+        finished = self.finished[cell, arm].items()
+        made = (run for seed, run in finished if self.spec.replicate(seed) == replicate)
+        first = next(made, None)
+        return first.values if first else {}
 
     def pairs(self, cell: str, arm: str) -> tuple[list[int], list[float], list[float]]:
         """Seeds that the arm shares with the baseline, its errors, and the baseline's."""
@@ -146,23 +162,62 @@ class Results:
         """Every other arm that shares a seed with the baseline in a cell.
 
         In a study with ``seeds = { until, most }``, whose number of seeds depends on what they showed,
-        `interval` and `p` are the anytime-valid ones.
+        `interval` and `p` are the anytime-valid ones. In one with several searches for each arm's setting, a
+        difference is the mean of a search, and `interval` and `p` are over the searches; nan until two of
+        them have finished pairs. `correlation` and `win_rate` are always the seeds'.
         """
         found: dict[Place, paired.Comparison] = {}
         for cell, arm in self.finished:
             seeds, mine, base = self.pairs(cell, arm)
             if seeds and arm != self.spec.baseline:
-                found[cell, arm] = self._compare(mine, base)
+                found[cell, arm] = self._compare((cell, arm), mine, base)
         floor = self.spec.rounding_arms
         adjusted = paired.holm([math.nan if arm in floor else c.p for (_, arm), c in found.items()])
         return {place: Compared(c, p) for (place, c), p in zip(found.items(), adjusted, strict=True)}
 
-    def _compare(self, mine: list[float], base: list[float]) -> paired.Comparison:
+    def _compare(self, place: Place, mine: list[float], base: list[float]) -> paired.Comparison:
         found = paired.compare(mine, base)
-        if not self.spec.until:
+        if self.spec.until:
+            d = found.differences
+            return replace(found, interval=anytime_interval(d), p=anytime_p(d))
+        if self.spec.replicates == 1:
             return found
-        d = found.differences
-        return replace(found, interval=anytime_interval(d), p=anytime_p(d))
+        # From here on the searches are what is independent, not the seeds.
+        nothing, over = paired.Interval(math.nan, math.nan), self.replicated.get(place)
+        means = over.means if over else np.array([found.mean])
+        return replace(
+            found,
+            differences=means,
+            mean=float(means.mean()),
+            sd=paired.standard_deviation(means),
+            interval=over.interval if over else nothing,
+            bootstrap=nothing,
+            median=float(np.median(means)),
+            median_interval=paired.median_interval(means),
+            p=over.p if over else math.nan,
+        )
+
+    @property
+    def sampled(self) -> str:
+        """What an independent difference belongs to: a seed, or a search with its seeds."""
+        return "search" if self.spec.replicates > 1 else "seed"
+
+    @cached_property
+    def replicated(self) -> dict[Place, Replicated]:
+        """The comparisons over independent searches, where a study has some and two of them share seeds."""
+        found: dict[Place, Replicated] = {}
+        for cell, arm in self.finished:
+            groups = self._by_search(cell, arm)
+            if self.spec.replicates > 1 and len(groups) > 1 and arm != self.spec.baseline:
+                found[cell, arm] = compare_replicates(groups)
+        return found
+
+    def _by_search(self, cell: str, arm: str) -> list[list[float]]:
+        """The paired differences of each search, of those that have any."""
+        groups: dict[int, list[float]] = {}
+        for seed, mine, base in zip(*self.pairs(cell, arm), strict=True):
+            groups.setdefault(self.spec.replicate(seed), []).append(mine - base)
+        return list(groups.values())
 
     @property
     def tested(self) -> int:

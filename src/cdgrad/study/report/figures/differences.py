@@ -34,9 +34,9 @@ def paired_differences(results: Results, cell: str) -> Drawing:
     return Drawing(
         name("paired_differences", cell),
         figure,
-        f"Paired differences in {spec.evaluate} error to {spec.baseline}, seed by seed, with their means.",
-        f"Paired differences to {spec.baseline}: a mark is a seed; bars and the numbers on the right are the "
-        "mean and its 95 % interval; grey: the minimum detectable difference around 0."
+        f"Paired differences in {spec.evaluate} error to {spec.baseline}, and their means.",
+        f"Paired differences to {spec.baseline}: a mark is a {results.sampled}; bars and the numbers on the "
+        "right are the mean and its 95 % interval; grey: the minimum detectable difference around 0."
         f"{_of_arrows(found.values(), ends, seeds_too=True)}",
     )
 

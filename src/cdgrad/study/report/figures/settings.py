@@ -74,23 +74,25 @@ def lam_sweep(results: Results, cell: str) -> Drawing | None:
 def tuning_scatter(results: Results, cell: str) -> Drawing | None:
     """Validation error of every trial, against each key that was tuned; None if nothing was."""
     spec = results.spec
-    searches = {arm: s for (c, arm), s in results.searches.items() if c == cell and s.runs}
+    searches = {place: s for place, s in results.searches.items() if place.cell == cell and s.runs}
     if spec.tuning is None or not searches:
         return None
-    space = {arm: spec.tuning.of(arm) for arm in searches}
+    space = {place: spec.tuning.of(place.arm) for place in searches}
     keys = list(dict.fromkeys(key for of_arm in space.values() for key in of_arm))
     figure, panels = canvas(0.7 + 2.3 * len(keys), len(keys))
     for axes, key in zip(panels, keys, strict=True):
-        about = {arm: of_arm[key] for arm, of_arm in space.items() if key in of_arm}
+        about = {place: of_arm[key] for place, of_arm in space.items() if key in of_arm}
         choices: list[str] = []
         if any(dimension.choices for dimension in about.values()):
             # One arm's choices may be another's range: the numbers tried in that stand among them.
-            tried = {arm: [values[key] for values in searches[arm].values.values()] for arm in about}
-            found = (value for arm, dimension in about.items() for value in dimension.choices or tried[arm])
+            tried = {place: [values[key] for values in searches[place].values.values()] for place in about}
+            found = (
+                value for place, dimension in about.items() for value in dimension.choices or tried[place]
+            )
             choices = list(dict.fromkeys(map(str, found)))
-        for arm, search in searches.items():
-            if key in space[arm]:
-                _draw_trials(axes, spec, arm, search, key, choices)
+        for place, search in searches.items():
+            if key in space[place]:
+                _draw_trials(axes, spec, place.arm, search, key, choices)
         if choices:
             # A choice is any text: without parse_math, a dollar would open a formula.
             axes.set_xticks(range(len(choices)), list(map(printable, choices)), parse_math=False)
@@ -100,7 +102,7 @@ def tuning_scatter(results: Results, cell: str) -> Drawing | None:
             plain_logarithmic(axes.xaxis, math.log10(high / low))
         axes.set_xlabel(key)
         axes.set_ylabel("validation error, %")
-        means = [s.mean(trial) for arm, s in searches.items() if key in space[arm] for trial in s.runs]
+        means = [s.mean(trial) for place, s in searches.items() if key in space[place] for trial in s.runs]
         error_axis(axes.yaxis, min(means), max(means))
         axes.margins(y=0.15)
     first = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1]))
@@ -119,7 +121,9 @@ def _draw_trials(axes: Any, spec: Any, arm: str, search: Search, key: str, choic
     values = {trial: search.values[trial][key] for trial in search.runs}
     x = {trial: choices.index(str(value)) if choices else value for trial, value in values.items()}
     y = {trial: search.mean(trial) for trial in search.runs}
-    axes.scatter(list(x.values()), list(y.values()), s=30, color=color, marker=marker, alpha=0.7, label=arm)
+    axes.scatter(
+        list(x.values()), list(y.values()), s=30, color=color, marker=marker, alpha=0.7, label=search.title
+    )
     if (chosen := search.chosen) is not None:
         ring = {"s": 160, "facecolors": "none", "edgecolors": color, "linewidths": 1.8, "marker": "o"}
         axes.scatter([x[chosen]], [y[chosen]], **ring)
