@@ -17,7 +17,7 @@ from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-_KINDS = {str: "a string", bool: "true or false", dict: "a table"}
+_KINDS = {str: "a string", bool: "true or false", bool | None: "true or false", dict: "a table"}
 
 
 class SpecKeys(SphinxDirective):
@@ -78,7 +78,7 @@ def default(about: Field) -> str:
     if about.default is MISSING and about.default_factory is MISSING:
         return "required"
     value = about.default if about.default_factory is MISSING else about.default_factory()
-    return "optional" if value in ("", (), {}) else f"default {json.dumps(value)}"
+    return "optional" if value in ("", (), {}, None) else f"default {json.dumps(value)}"
 
 
 def quoted(choice: str) -> str:

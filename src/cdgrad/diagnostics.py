@@ -67,12 +67,27 @@ def agreement(raw: Sequence[Tensor], directed: Sequence[Tensor]) -> Alignment:
     >>> agreement([torch.tensor([3.0, 4.0])], [torch.tensor([6.0, 8.0])])
     Alignment(cosine=1.0, norm_ratio=2.0)
     """
-    inner, g_square, directed_square = 0.0, 0.0, 0.0
+    return alignment(agreement_sums(raw, directed))
+
+
+@torch.no_grad()
+def agreement_sums(raw: Sequence[Tensor], directed: Sequence[Tensor]) -> Tensor:
+    """The inner products g . P g, g . g and P g . P g of `agreement`, float64 of shape (3,).
+
+    They stay on the device of the gradients, and the host does not wait for them.
+    """
+    totals = [torch.zeros((), dtype=torch.float64, device=raw[0].device if raw else None) for _ in range(3)]
     for g, Pg in zip(raw, directed, strict=True):
         g, Pg = g.double(), Pg.double()
-        inner += _sum(g * Pg)
-        g_square += _sum(g.square())
-        directed_square += _sum(Pg.square())
+        for total, product in zip(totals, (g * Pg, g.square(), Pg.square()), strict=True):
+            part = product.sum()
+            total += part.full_tensor() if is_dtensor(part) else part
+    return torch.stack(totals)
+
+
+def alignment(sums: Tensor) -> Alignment:
+    """What `agreement` returns, from the inner products of `agreement_sums`."""
+    inner, g_square, directed_square = map(float, sums.cpu())
     if g_square == 0:
         return Alignment(math.nan, math.nan)
     ratio = math.sqrt(directed_square / g_square)

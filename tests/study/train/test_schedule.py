@@ -11,9 +11,9 @@ from torch import nn
 
 from cdgrad.study import data, models
 from cdgrad.study.spec import Model, Optimizer, Schedule, Task
+from cdgrad.study.train.average import MovingAverage
 from cdgrad.study.train.loop import train
 from cdgrad.study.train.schedule import rate_factor
-from cdgrad.study.train.state import moving_average
 
 SEEN = []  # what the networks below were given: (training, number of images, dtype, channels-last)
 
@@ -166,13 +166,14 @@ def test_compile_runs_the_network_through_the_compiler(run, monkeypatch):
 def test_the_average_is_the_recursion_with_a_decay_that_grows():
     torch.manual_seed(0)
     model = models.BUILTIN["small-cnn"]((1, 8, 8), 4, width=2)
-    average = moving_average(model, 0.3)
+    average = MovingAverage(model, 0.3)
     expected, stats = copy.deepcopy(model.head.weight.detach()), model.features[1].running_mean.clone()
     for step in range(6):
         with torch.no_grad():
             model.head.weight.normal_()
             model(torch.randn(4, 1, 8, 8))
-        average.update_parameters(model)
+        average.begin_step()
+        average.update(model)
         decay = min(0.3, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model.head.weight.detach()
         stats = decay * stats + (1 - decay) * model.features[1].running_mean

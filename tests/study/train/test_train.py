@@ -9,7 +9,7 @@ from cdgrad import ReweightedL2, channel_directed_, select
 from cdgrad.diagnostics import agreement
 from cdgrad.study import StudyError, data, models
 from cdgrad.study.spec import Model, Optimizer, Schedule, Setting, Task
-from cdgrad.study.train.evaluate import error_percent
+from cdgrad.study.train.evaluate import count_mistakes
 from cdgrad.study.train.loop import train
 
 
@@ -156,7 +156,9 @@ def test_the_error_is_the_share_of_wrong_answers():
     logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0], [torch.nan, 1.0]])
     labels = torch.tensor([0, 1, 1, 1])
     part = data.Split(logits, torch.arange(4), labels, mean=torch.tensor(0.0), std=torch.tensor(1.0))
-    assert error_percent(torch.nn.Identity(), part) == 50.0
+    wrong = torch.tensor(7)
+    count_mistakes(torch.nn.Identity(), part, wrong)
+    assert wrong == 2
 
 
 def test_training_leaves_the_global_random_state_alone(setting):
@@ -224,13 +226,12 @@ class TwoPoints(torch.optim.SGD):
 
 def test_an_optimizer_with_two_points_is_evaluated_at_the_right_one(setting, monkeypatch):
     monkeypatch.setattr(TwoPoints, "calls", [])
-    original = error_percent
 
-    def watched(model, part):
+    def watched(model, part, wrong):
         assert TwoPoints.calls[-1] == "eval"
-        return original(model, part)
+        return count_mistakes(model, part, wrong)
 
-    monkeypatch.setattr("cdgrad.study.train.epoch.error_percent", watched)
+    monkeypatch.setattr("cdgrad.study.train.epoch.count_mistakes", watched)
     trained(dataclasses.replace(setting, optimizer=Optimizer(f"{__name__}:TwoPoints", 0.1)))
     assert TwoPoints.calls[:2] == ["train", "eval"]
 

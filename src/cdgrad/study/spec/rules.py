@@ -106,8 +106,8 @@ def _checked(value: Any, kind: Any, about: Field[Any], where: str, name: str) ->
         if given is not value or len({v for v in known if v in given}) < len(given):
             raise error_at(name, where, value, f"a list of different ones of {', '.join(known)}")
         return tuple(given)
-    elif kind is str or kind is bool:
-        if not is_a(value, kind):
+    elif kind in (str, bool, bool | None):
+        if not is_a(value, str if kind is str else bool):
             raise error_at(name, where, value, "a string" if kind is str else "true or false")
     else:
         return as_table(value, where, name)

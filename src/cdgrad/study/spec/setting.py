@@ -107,6 +107,9 @@ class Schedule:
         test_every_epoch: measure the test error after every epoch, and record beside the last one the
             smallest and the mean of the last ten. Choosing an epoch by the test set is a selection effect:
             the reported error stays that of the last epoch, and trials never read the test set.
+        graph: execute each step and each evaluation as a CUDA graph: one launch instead of hundreds, with the
+            same numbers up to rounding. Left out: on a GPU, if the step can be captured; the record says what
+            was done, and why.
     """
 
     epochs: int = field(metadata=at_least(1))
@@ -123,6 +126,7 @@ class Schedule:
     step_epochs: int = field(default=0, metadata=_later(at_least(0)))
     step_factor: float = field(default=0.1, metadata=_later(within(0, 1)))
     test_every_epoch: bool = field(default=False, metadata=_later())
+    graph: bool | None = field(default=None, metadata=_later())
 
     def __post_init__(self) -> None:
         if (self.decay == "steps") != (self.step_epochs > 0):

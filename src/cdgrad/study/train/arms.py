@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from cdgrad.attachment import Attachment, Options, attach, attach_operator
 from cdgrad.channel_axis import is_convolution
-from cdgrad.diagnostics import Alignment, agreement
+from cdgrad.diagnostics import Alignment, agreement_sums, alignment
 from cdgrad.dtensors import is_dtensor
 from cdgrad.metrics import L2, Metric, as_metric
 from cdgrad.ops import select_backend
@@ -100,17 +100,20 @@ def operator_backends(handle: Attachment | None) -> str:
     return ", ".join(sorted(found)) or "none"
 
 
-def direct_and_compare(handle: Attachment | None) -> Alignment:
-    """Direct the gradients ahead of the step; the cosine of g and P g, and |P g| / |g|.
+def direct_and_sum(handle: Attachment) -> Tensor:
+    """Direct the gradients g ahead of the step; returns g . P g, g . g and P g . P g, on their device.
 
-    Over all weights that the arm changes, as one vector. (1, 1) where nothing is attached.
+    Over all weights that the arm changes, as one vector.
     """
-    if handle is None:
-        return Alignment(1.0, 1.0)
     grads = [t.param.grad for t in handle.selection.targets if t.param.grad is not None]
     raw = [grad.clone() for grad in grads]
     handle.apply()
-    return agreement(raw, grads)
+    return agreement_sums(raw, grads)
+
+
+def comparison(products: Tensor) -> Alignment:
+    """The cosine of g and P g, and |P g| / |g|, from the products that `direct_and_sum` returned."""
+    return alignment(products)
 
 
 def permuted(operate: Operate, orders: Mapping[nn.Parameter, Tensor]) -> Operate:

@@ -14,6 +14,7 @@ from cdgrad.study.train.arms import operator_backends
 from cdgrad.study.train.checkpoint import Checkpoint
 from cdgrad.study.train.device import forget_peak_memory, peak_memory, the_device
 from cdgrad.study.train.epoch import error, run_epoch
+from cdgrad.study.train.execution import Captured, Execution, choose, stream_of
 from cdgrad.study.train.outcome import Epoch, OnEpoch, Outcome
 from cdgrad.study.train.ranks import ALONE, Ranks
 from cdgrad.study.train.state import TrainingState
@@ -56,17 +57,20 @@ def train(
     saved = checkpoint and Checkpoint(checkpoint, setting, seed, where.type, every)
     # Named, because torch warns where there are several devices and none is named.
     forked = [where] if where.type == "cuda" else []
-    with torch.random.fork_rng(devices=forked):  # pyright: ignore[reportUnknownMemberType]
+    with stream_of(where), torch.random.fork_rng(devices=forked):  # pyright: ignore[reportUnknownMemberType]
         torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
         state = TrainingState(setting, seed, where, ranks)
         if saved:
             _resume(state, saved)
+        state.execute, refusal = choose(state)
         while not state.over:
             run_epoch(state)
             on_epoch(len(state.epochs), state.epochs[-1])
             if saved and saved.due and not state.over and ranks.rank == 0:
                 saved.save(state.state_dict())
         outcome = _outcome(state)
+        if where.type == "cuda":
+            outcome.environment["graph"] = _graphs(state.execute, refusal)
     if saved and ranks.rank == 0:
         saved.remove()
     return outcome
@@ -98,6 +102,12 @@ def _outcome(state: TrainingState) -> Outcome:
         {"backend": operator_backends(state.handle)},
         state.evaluated,
     )
+
+
+def _graphs(execution: Execution, refusal: str) -> str:
+    """Whether the steps were CUDA graphs, for the record."""
+    refusal = refusal or (execution.refusal if isinstance(execution, Captured) else "")
+    return f"not captured: {refusal}" if refusal else "captured"
 
 
 def _columns(state: TrainingState) -> dict[str, Any]:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import inspect
 import json
 import math
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch import nn
 
 from cdgrad.study import StudyError, models, streams
 from cdgrad.study import data as datasets
 from cdgrad.study.callables import call, load_callable
 from cdgrad.study.spec import Model, Optimizer, Setting
 from cdgrad.study.train.arms import Attachment, attach_arm
+from cdgrad.study.train.average import MovingAverage
 from cdgrad.study.train.checks import check_holds_all, check_small_batches
+from cdgrad.study.train.execution import Execution, at_once
 from cdgrad.study.train.outcome import Epoch
 from cdgrad.study.train.ranks import Ranks
+from cdgrad.study.train.schedule import Rates
+from cdgrad.study.train.step import Buffers
 
 
 class TrainingState:
@@ -28,7 +30,9 @@ class TrainingState:
     Attributes:
         model: the network that is trained; `wrapped` is the same for a forward pass on several ranks.
         average: the moving average of the network's weights, or None.
-        rates: the initial learning rate of each parameter group.
+        rates: the learning rates of the parameter groups.
+        buffers: what a step reads and writes besides network and optimizer.
+        execute: how steps and evaluations are executed: at once, or as CUDA graphs.
         order, augmentation: the random generators of the order and the augmentation of the images.
         test: the test split, where it is evaluated after every epoch; else None, and not read before the end.
         epochs: what was measured, one dict an epoch.
@@ -44,7 +48,7 @@ class TrainingState:
         self.model = _network(network, self.data).to(device)
         if schedule.channels_last:
             self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportUnknownMemberType]
-        self.average = moving_average(self.model, schedule.ema) if schedule.ema else None
+        self.average = MovingAverage(self.model, schedule.ema) if schedule.ema else None
         self.wrapped = ranks.wrap(self.model, schedule)
         self.optimizer = _optimizer(optimizer, self.model)
         self.handle = _attached(setting, self.optimizer, self.model, seed)
@@ -52,7 +56,9 @@ class TrainingState:
             check_small_batches(self.model, self.training, schedule)
         if schedule.compile:
             self.wrapped.compile()  # pyright: ignore[reportUnknownMemberType]
-        self.rates: list[float] = [group["lr"] for group in self.optimizer.param_groups]
+        self.rates = Rates(self.optimizer)
+        self.buffers = Buffers(device)
+        self.execute: Execution = at_once
         self.order = streams.generator(seed, streams.ORDER)
         self.augmentation = torch.Generator(device).manual_seed(streams.number(seed, streams.AUGMENTATION))
         every = schedule.test_every_epoch and setting.evaluate == "test"
@@ -93,7 +99,7 @@ class TrainingState:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": self.average
-            and {"model": self.average.module.state_dict(), "steps": int(self.average.n_averaged) - 1},
+            and {"model": self.average.module.state_dict(), "steps": self.average.steps},
             "order": json.dumps(self.order.bit_generator.state),
             "augmentation": self.augmentation.get_state(),
             "torch": torch.get_rng_state(),
@@ -107,36 +113,12 @@ class TrainingState:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average:
             self.average.module.load_state_dict(state["average"]["model"])
-            self.average.n_averaged.fill_(state["average"]["steps"] + 1)
+            self.average.steps = state["average"]["steps"]
         self.order.bit_generator.state = json.loads(state["order"])
         self.augmentation.set_state(state["augmentation"])
         torch.set_rng_state(state["torch"])
         if state["cuda"] is not None:
             torch.cuda.set_rng_state(state["cuda"], self.device)
-
-
-def moving_average(model: nn.Module, decay: float) -> AveragedModel:
-    """The average w <- d w + (1 - d) v over the values v that the weights take, step by step.
-
-    The decay of step t, from 0, is d = min(decay, (1 + t) / (10 + t)), so that a short run does not keep
-    its initialization. The running statistics of batch norm, like all floating-point buffers, are averaged
-    with the same decay, because they belong to the weights; other buffers, such as counters, are copied.
-    Cost of an update: one read and one write of each weight.
-    """
-    average = AveragedModel(model, multi_avg_fn=partial(_ramped, decay), use_buffers=True)
-    average.requires_grad_(False)
-    average.n_averaged.fill_(1)  # at 0 its first update would copy the weights
-    return average
-
-
-@torch.no_grad()
-def _ramped(decay: float, averages: Any, values: Any, updates: Tensor | int) -> None:
-    """One step of the average for tensors of one dtype; `updates` counts from 1."""
-    if averages[0].is_floating_point():
-        step = int(updates) - 1
-        torch._foreach_lerp_(averages, values, 1 - min(decay, (1 + step) / (10 + step)))  # pyright: ignore
-    else:
-        torch._foreach_copy_(averages, values)  # pyright: ignore
 
 
 def _network(network: Model, data: datasets.Data) -> nn.Module:
