@@ -1,6 +1,7 @@
 """Tasks from a folder or the hub: which splits and columns, exact pixels, one decoding, clear refusals."""
 
 import dataclasses
+import logging
 import os
 import socket
 import subprocess
@@ -373,8 +374,8 @@ def test_a_missing_folder_is_named_with_the_place(name):
 def test_an_unknown_name_says_where_it_was_looked_for(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(StudyError, match="'mnost' is neither digits nor fake nor a folder here") as caught:
-        data.load(Task("mnost", 1, 1), seed=0)
+    with pytest.raises(StudyError, match="the Hugging Face hub did not give 'mnost': ") as caught:
+        data.load(Task("hub:mnost", 1, 1), seed=0)
     assert "check the name and the network, or name a local folder" in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -390,10 +391,53 @@ def test_a_name_on_the_hub_is_asked_for_once(monkeypatch, tmp_path, cached):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for _ in range(2):
         assert np.array_equal(
-            decoding.load(Task("owner/set", 1, 1)).train.pixels.numpy().transpose(0, 2, 3, 1), pixels["train"]
+            decoding.load(Task("hub:owner/set", 1, 1)).train.pixels.numpy().transpose(0, 2, 3, 1),
+            pixels["train"],
         )
     assert asked == ["owner/set"]
     assert [entry.name.rpartition("-")[0] for entry in cached.iterdir()] == ["owner--set"]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        (
+            "digit",
+            "; did you mean 'digits'?; a data set of that name on the Hugging Face hub is \"hub:digit\"",
+        ),
+        ("owner/set", '; a data set of that name on the Hugging Face hub is "hub:owner/set"'),
+        (
+            "phtos",
+            "; did you mean 'photos'?; a data set of that name on the Hugging Face hub is \"hub:phtos\"",
+        ),
+        ("./phtos", "; did you mean 'photos'?"),
+        ("photos/trian", "; did you mean 'photos/train'?; a data set of that name"),
+        ("cifar10", '; a data set of that name on the Hugging Face hub is "hub:cifar10"'),
+    ],
+)
+def test_nothing_is_asked_of_the_hub_unless_the_user_says_so(monkeypatch, tmp_path, name, meant):
+    (tmp_path / "photos" / "train").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(StudyError) as caught:
+        data.load(Task(name, 1, 1), seed=0)
+    assert str(caught.value).startswith(
+        f"task.data: there is no folder {name} (looked for {tmp_path / name}){meant}"
+    )
+
+
+def test_what_datasets_logs_does_not_reach_the_studys_display(monkeypatch, tmp_path, cached):
+    folder, _ = numbered(tmp_path / "set")
+    local, before, shown = datasets.load_dataset, datasets.logging.get_verbosity(), []
+
+    def load_dataset(name):
+        shown.append(datasets.logging.get_logger("datasets.load").isEnabledFor(logging.WARNING))
+        return local(folder, cache_dir=str(tmp_path / "arrow"))
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    decoding.load(Task("hub:owner/set", 1, 1))
+    assert shown == [False]
+    assert datasets.logging.get_verbosity() == before
 
 
 def test_a_folder_that_is_no_data_set_is_explained(tmp_path):

@@ -5,7 +5,8 @@ Only decoding needs Pillow and, where it is neither images in folders nor plain 
 
 from __future__ import annotations
 
-import os
+import difflib
+import re
 import shutil
 import warnings
 from functools import lru_cache
@@ -20,8 +21,8 @@ from cdgrad.study import StudyError
 from cdgrad.study.data import cache, image_folder, images, parquet_files, tables
 from cdgrad.study.data.choice import number_classes
 from cdgrad.study.data.files import contents, digest, shown
-from cdgrad.study.data.source import Source
-from cdgrad.study.spec import Task
+from cdgrad.study.data.source import HUB, Source, hub_name
+from cdgrad.study.spec import DATA, Task
 
 
 def load(task: Task) -> cache.Decoded:
@@ -35,9 +36,8 @@ def load(task: Task) -> cache.Decoded:
         UserWarning: something that was found is not read; once a process.
     """
     folder = _folder(task)
-    if folder is None and _is_path(task.data):
-        looked_for = Path(task.data).expanduser().absolute()
-        raise StudyError(f"task.data: there is no folder {task.data} (looked for {looked_for})")
+    if folder is None and not hub_name(task.data):
+        raise StudyError(_missing(task.data))
     decoded = cache.load(_entry(task, cache.LAYOUT), lambda entry: _decode(task, folder, entry))
     if decoded.about.notes:
         _warn(f"{task.data}: {'; '.join(decoded.about.notes)}")
@@ -54,7 +54,7 @@ def _entry(task: Task, layout: int) -> str:
     """The name of a cache entry of a layout. Layout 1, of the first records, did not turn images upright."""
     folder = _folder(task)
     try:
-        source = digest(folder) if folder else task.data
+        source = digest(folder) if folder else hub_name(task.data)
     except OSError as error:
         place = shown(error.filename or task.data)
         raise StudyError(f"task.data: {place} cannot be read: {error.strerror or error}") from error
@@ -64,23 +64,33 @@ def _entry(task: Task, layout: int) -> str:
     }
     if folder and contents(folder).of_images:
         decides["reader"] = "image folder"
-    return cache.entry_name(shown(folder.name) if folder else task.data.replace("/", "--"), decides, layout)
+    title = shown(folder.name) if folder else hub_name(task.data).replace("/", "--")
+    return cache.entry_name(title, decides, layout)
 
 
 def _folder(task: Task) -> Path | None:
     """The local folder that is meant, or None for a name on the hub."""
+    if hub_name(task.data):
+        return None
     folder = Path(task.data).expanduser()
     return folder.resolve() if task.data and folder.is_dir() else None
 
 
-def _is_path(data: str) -> bool:
-    """Whether `data` is no name on the hub, which is ``name`` or ``owner/name``.
-
-    Where `owner` is a folder here, a path was meant, and a mistyped one is not looked for on the hub.
-    """
-    owner, slash, name = data.partition("/")
-    is_name = not slash or (owner and name and "/" not in name and not Path(owner).is_dir())
-    return data.startswith((".", "~", os.sep)) or "\\" in data or Path(data).is_file() or not is_name
+def _missing(data: str) -> str:
+    """What to do where `data` is neither built in nor a folder: a mistyped name is not asked of the hub."""
+    path = Path(data).expanduser()
+    try:
+        beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
+    except OSError:
+        beside = []
+    names = {name: str(Path(data).with_name(name)) for name in beside if path.name}
+    names |= {name: name for name in DATA} if len(Path(data).parts) == 1 else {}
+    message = f"task.data: there is no folder {data} (looked for {path.absolute()})"
+    if close := difflib.get_close_matches(path.name, names, 1, 0.7):
+        message += f"; did you mean {names[close[0]]!r}?"
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", data) and not data.startswith("."):
+        message += f'; a data set of that name on the Hugging Face hub is "{HUB}{data}"'
+    return message
 
 
 @lru_cache

@@ -7,8 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+HUB = "hub:"  # in front of the name of a data set on the Hugging Face hub
 ImageFile = str | Path | BinaryIO | None
 Images = Callable[[], Iterator[tuple[str, ImageFile]]]
+
+
+def hub_name(data: str) -> str:
+    """The name on the Hugging Face hub that ``task.data`` asks for; empty where it names a folder."""
+    return data.removeprefix(HUB) if data.startswith(HUB) else ""
 
 
 @dataclass(frozen=True)

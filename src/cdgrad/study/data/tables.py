@@ -6,6 +6,7 @@ A local folder never asks the network.
 from __future__ import annotations
 
 import io
+import logging
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -14,9 +15,9 @@ from typing import Any
 from cdgrad.study import StudyError
 from cdgrad.study.data.choice import choose_columns, choose_splits
 from cdgrad.study.data.files import IMAGES, Contents, is_data, listed, shown
-from cdgrad.study.data.source import ImageFile, Source, SourceSplit
+from cdgrad.study.data.source import ImageFile, Source, SourceSplit, hub_name
 from cdgrad.study.shown import one_line
-from cdgrad.study.spec import DATA, Task
+from cdgrad.study.spec import Task
 
 
 def read(task: Task, library: Any, contents: Contents | None, arrow: Path) -> Source:
@@ -56,11 +57,12 @@ def _open(
     task: Task, library: Any, contents: Contents | None, arrow: Path
 ) -> tuple[Mapping[str, Any], dict[str, list[Path]]]:
     """The data set's splits by name, and the local files that each was read from."""
-    shown_before = library.is_progress_bar_enabled()
-    library.disable_progress_bars()  # they would break the study's own display
+    shown_before, verbosity = library.is_progress_bar_enabled(), library.logging.get_verbosity()
+    library.disable_progress_bars()  # they would break the study's own display, as lines of its log would
+    library.logging.set_verbosity(logging.CRITICAL)
     try:
         if contents is None:
-            return dict(library.load_dataset(task.data)), {}
+            return dict(library.load_dataset(hub_name(task.data))), {}
         place: dict[str, Any] = {"path": str(contents.folder), "cache_dir": str(arrow)}
         files = _files(library.load_dataset_builder(**place))
         visible = {contents.folder / path for path in contents.data}
@@ -77,10 +79,11 @@ def _open(
                 f"Parquet files or of images in a folder per class: {reason}"
             ) from error
         raise StudyError(
-            f"task.data {task.data!r} is neither {' nor '.join(DATA)} nor a folder here, and the Hugging "
-            f"Face hub did not give it: {reason}; check the name and the network, or name a local folder"
+            f"task.data: the Hugging Face hub did not give {hub_name(task.data)!r}: {reason}; check the name "
+            "and the network, or name a local folder"
         ) from error
     finally:
+        library.logging.set_verbosity(verbosity)
         if shown_before:
             library.enable_progress_bars()
 

@@ -42,7 +42,8 @@ class Task:
     """Images of classes, and how many of them a seed draws to train, to validate and to test.
 
     Attributes:
-        data: ``"digits"``, ``"fake"``, a local folder, or a name on the Hugging Face hub.
+        data: ``"digits"``, ``"fake"``, a local folder, or ``"hub:NAME"``, a data set on the Hugging Face
+            hub.
         train: count of training images, or ``"all"`` that are left.
         validation: count of validation images; never from an official test split.
         test: count of test images, or ``"all"``: the official test split, or what is left of the only one.
