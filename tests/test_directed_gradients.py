@@ -321,3 +321,91 @@ def test_patterns_that_match_nothing_that_can_be_processed():
         cdgrad.select(model, include=["0.*", "3.*"])
     with pytest.raises(ValueError, match=r"blocks pattern '1\.\*' matches only parameters that cannot"):
         cdgrad.select(model, blocks={"1.*": 2})
+
+
+def hooked(model):
+    return bool(model.weight._post_accumulate_grad_hooks)
+
+
+def test_backward_passes_are_watched_only_where_one_can_come_between():
+    """Hooks on parameters cost time in every backward pass, and torch's own steps run none."""
+    model, optimizer, handle = convolution()
+    backward(model)
+    optimizer.step()
+    assert not hooked(model)
+    handle.apply()
+    assert hooked(model)
+    model, optimizer, handle = convolution(ClampsThenSteps)
+    backward(model)
+    optimizer.step()
+    assert hooked(model)
+    model, optimizer, handle = convolution()
+    optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: None)
+    backward(model)
+    optimizer.step()
+    assert hooked(model)
+
+
+def test_a_gradient_accumulated_after_apply_is_directed_again():
+    model, optimizer, handle = convolution()
+    g = backward(model)
+    handle.apply()
+    backward(model)
+    assert_close(moved_by(optimizer, model.weight), channel_directed(channel_directed(g, METRIC) + g, METRIC))
+
+
+def test_a_backward_pass_in_the_pre_hook_of_another_is_noticed():
+    model, optimizer, _ = convolution()
+
+    def recompute(optimizer, args, kwargs):
+        with torch.enable_grad():
+            backward(model)
+
+    optimizer.register_step_pre_hook(recompute)
+    backward(model)
+    with pytest.raises(RuntimeError, match=r"SGD recomputed the gradient of weight inside step\(\)"):
+        optimizer.step()
+
+
+def test_gradients_that_begin_to_overlap_are_refused():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    attach(optimizer, model, METRIC)
+    for apart in (216, 100):
+        memory = torch.randn(500)
+        for layer, start in zip(model, (0, apart), strict=True):
+            layer.weight.grad = memory[start : start + 216].view(8, 3, 3, 3)
+        before = memory.clone()
+        if apart == 216:
+            optimizer.step()
+            assert not torch.equal(memory, before)
+    with pytest.raises(ValueError, match=r"grads\[0\] and grads\[1\] overlap in memory"):
+        optimizer.step()
+    assert torch.equal(memory, before)
+
+
+@pytest.mark.parametrize("change", ["shape", "strides", "dtype", "sparse", "none"])
+def test_gradients_of_another_form_are_prepared_anew(change):
+    model, optimizer, _ = convolution()
+    for turn in range(2):
+        g = backward(model, zero=turn == 1)
+        if turn and change == "strides":
+            model.weight.grad = g.to(memory_format=torch.channels_last)
+        elif turn and change == "none":
+            model.weight.grad = None
+            optimizer.step()
+            continue
+        elif turn and change == "dtype":
+            model.double()
+            model.weight.grad = g.double()
+        elif turn and change == "shape":
+            model.weight.data = torch.randn(5, 3, 3, 3)
+            model.weight.grad = None
+            model.weight.grad, g = g[:5].clone(), g[:5]
+        elif turn and change == "sparse":
+            model.weight.grad = g.to_sparse()
+            with pytest.raises(TypeError, match=r"the gradient of weight has layout torch\.sparse_coo"):
+                optimizer.step()
+            return
+        moved = moved_by(optimizer, model.weight)
+        assert_close(moved, channel_directed(g, METRIC).to(moved.dtype))

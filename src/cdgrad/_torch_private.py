@@ -6,13 +6,16 @@ Checked with torch 2.13.0. Each use says why no public name does.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from operator import attrgetter
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_pre_hooks  # pyright: ignore[reportPrivateUsage]
 
 from cdgrad.dtensors import local_part
 
@@ -27,6 +30,29 @@ def runs_hooks(optimizer: Optimizer) -> bool:
     """Whether calling the optimizer's step runs its hooks. No public method says so."""
     codes = [getattr(function, "__code__", None) for function in unwrapped(type(optimizer).step)]
     return _HOOKED_STEP in codes and hasattr(optimizer, "_optimizer_step_pre_hooks")
+
+
+class ForeignCode:
+    """Whether code that is not torch's, nor a method of `own_hooks`, runs between an optimizer's hooks.
+
+    torch's own steps run no backward pass but through the closure. No public method lists hooks.
+    """
+
+    def __init__(self, own_hooks: type) -> None:
+        self._own_hooks = own_hooks
+        self._seen: tuple[object, list[int], bool] | None = None
+        self._answer = True
+
+    def __call__(self, optimizer: Optimizer) -> bool:
+        hooks = cast(dict[int, Any], optimizer._optimizer_step_pre_hooks)  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType, reportAttributeAccessIssue]
+        step = type(optimizer).step
+        seen = (step, list(hooks), bool(_global_optimizer_pre_hooks))
+        if seen != self._seen:
+            names = [getattr(f, "__globals__", {}).get("__name__", "") for f in unwrapped(step)]
+            own = all(isinstance(getattr(h, "__self__", None), self._own_hooks) for h in hooks.values())
+            self._answer = seen[2] or not own or not all(name.startswith("torch.") for name in names)
+            self._seen = seen
+        return self._answer
 
 
 def unwrapped(function: Any) -> Iterator[Any]:
@@ -57,3 +83,56 @@ def _is_hooked_step(frame: FrameType) -> bool:
 def version(tensor: Tensor) -> int:
     """A number that changes whenever the tensor is written; of a DTensor, whenever its local part is."""
     return local_part(tensor)._version
+
+
+_version_of: Callable[[Tensor], int] = attrgetter("_version")
+_ORDINARY = {Tensor, torch.nn.Parameter}
+
+
+def versions(tensors: Sequence[Tensor], *, sharded: bool) -> list[int]:
+    """`version` of each; `sharded` says that there may be DTensors among them."""
+    return list(map(version if sharded else _version_of, tensors))
+
+
+class FormCheck:
+    """Whether tensors have the types, dtypes, devices, layouts, shapes and strides of given ones.
+
+    torch's compiler guards its graphs by such a check in C++, which takes a third of the time that reading
+    shapes and strides does. It also depends on modes such as autocast; where it fails, the forms decide.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        self._forms = _forms(tensors)
+        self._guard = _guard(tensors)
+
+    def __call__(self, tensors: Sequence[Tensor]) -> bool:
+        if len(tensors) != len(self._forms):
+            return False
+        if self._guard is not None and self._guard(*tensors):
+            return True
+        if _forms(tensors) != self._forms:
+            return False
+        self._guard = _guard(tensors)
+        return True
+
+
+def _forms(tensors: Sequence[Tensor]) -> list[object]:
+    return [
+        (type(t), t.layout, t.dtype, t.device, t.shape, t.stride(), t.is_neg())
+        if t.layout is torch.strided
+        else (type(t), t.layout)
+        for t in tensors
+    ]
+
+
+def _guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
+    guards: Any = getattr(getattr(torch._C, "_dynamo", None), "guards", None)  # pyright: ignore[reportPrivateUsage]
+    if not tensors or not hasattr(guards, "TensorGuards") or not _ORDINARY.issuperset(map(type, tensors)):
+        return None
+    if any(tensor.layout is not torch.strided for tensor in tensors):
+        return None
+    return guards.TensorGuards(
+        *tensors,
+        dynamic_dims_sizes=[list(tensor.shape) for tensor in tensors],
+        dynamic_dims_strides=[list(tensor.stride()) for tensor in tensors],
+    ).check

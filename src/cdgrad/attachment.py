@@ -242,7 +242,7 @@ class Attachment:
         Cost: a copy of the gradients, one application of the operator, one wait for the device.
         """
         self._check_attached()
-        self._gradients.refresh(self.optimizer)
+        self._gradients.refresh(self.optimizer, watch=False)
         return gradient_statistics(self._gradients.compare())
 
     def apply(self) -> None:
@@ -258,7 +258,7 @@ class Attachment:
         """
         self._check_attached()
         self._gradients.memory.records.clear()
-        self._gradients.refresh(self.optimizer)
+        self._gradients.refresh(self.optimizer, watch=True)
         self._gradients.direct()
 
     def remove(self) -> None:

@@ -1,9 +1,11 @@
 """Which gradients are directed already: the memory of an attachment.
 
 A gradient is directed from the moment the operator was applied until the step is over or a backward pass
-writes it, which a hook on the parameter reports. What else happens to it, such as clipping in place or
-`param.grad = f(param.grad)`, leaves it a directed gradient. After a step that failed, and around a closure,
-a gradient that was exchanged or written without a backward pass counts as a new one, too.
+writes it. What else happens to it, such as clipping in place or `param.grad = f(param.grad)`, leaves it a
+directed gradient; so only a hook on the parameter can tell, and hooks are registered where a backward pass
+can come between (`listen`): after `apply`, and in steps that run other code than torch's own. After a step
+that failed, and around a closure, a gradient that was exchanged or written without a backward pass counts
+as a new one, too; identity and version tell that.
 """
 
 from __future__ import annotations
@@ -15,28 +17,53 @@ from functools import partial
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from cdgrad._torch_private import version
+from cdgrad._torch_private import version, versions
+from cdgrad.dtensors import is_dtensor
 from cdgrad.selection import Target
 
-_Record = tuple[weakref.ref[Tensor], int]
+Record = tuple[weakref.ref[Tensor], int]
+"""A gradient, and its version when it was directed."""
+
+_Batch = tuple[Sequence[int], list[weakref.ref[Tensor]], list[int]]
 
 
 class DirectedGradients:
-    """The directed gradients of a list of targets, by index.
-
-    Attributes:
-        records: index -> (the gradient, its version when it was directed).
-        used: the same, of the last step that is over.
-    """
+    """The directed gradients of a list of targets, by index."""
 
     def __init__(self, targets: Sequence[Target]) -> None:
-        self.records: dict[int, _Record] = {}
-        self.used: dict[int, _Record] = {}
+        self._records: dict[int, Record] = {}
+        self._added: list[_Batch] = []  # records to be made when they are asked for
+        self._used: dict[int, Record] = {}
+        self._used_batches: list[_Batch] = []
         self._targets = targets
+        self._sharded = any(is_dtensor(target.param) for target in targets)
         self._hooks: dict[int, RemovableHandle] = {}
+        self._written: dict[int, Tensor] = {}  # parameters whose gradients a backward pass wrote
         # Parameters may outlive the optimizer, and this memory with it.
-        self.close: Callable[[], object] = weakref.finalize(self, _close, self._hooks, self.records)
-        self.listen()
+        self.close: Callable[[], object] = weakref.finalize(self, _close, self._hooks, self._written)
+
+    @property
+    def records(self) -> dict[int, Record]:
+        """The gradients that are directed, by index."""
+        if self._added:
+            _make_records(self._records, self._added)
+        if self._written:
+            for i in self._written:
+                self._records.pop(i, None)
+            self._written.clear()
+        return self._records
+
+    @property
+    def used(self) -> dict[int, Record]:
+        """Those of the last step that is over."""
+        _make_records(self._used, self._used_batches)
+        return self._used
+
+    def __len__(self) -> int:
+        """How many gradients are directed."""
+        if len(self._added) == 1 and not self._records and not self._written:
+            return len(self._added[0][0])
+        return len(self.records)
 
     def listen(self) -> None:
         """Hook every parameter that can take a hook and has none of these yet."""
@@ -44,19 +71,22 @@ class DirectedGradients:
             return
         for i, target in enumerate(self._targets):
             if i not in self._hooks and target.param.requires_grad and target.param.is_leaf:
-                heard = partial(_forget, self.records, self.used, i)
-                self._hooks[i] = target.param.register_post_accumulate_grad_hook(heard)  # pyright: ignore[reportUnknownMemberType]
+                # A bound method of dict costs half of what a Python function does, in every backward pass.
+                wrote = partial(self._written.__setitem__, i)
+                self._hooks[i] = target.param.register_post_accumulate_grad_hook(wrote)  # pyright: ignore[reportUnknownMemberType]
 
     def add(self, indices: Sequence[int], grads: Sequence[Tensor]) -> None:
         """Remember that these gradients are directed."""
-        self.records.update(zip(indices, [(weakref.ref(grad), version(grad)) for grad in grads], strict=True))
+        if self._written:
+            _ = self.records  # what was written before is no news of these
+        self._added.append((indices, list(map(weakref.ref, grads)), versions(grads, sharded=self._sharded)))
 
-    def state(self) -> dict[int, _Record]:
+    def state(self) -> dict[int, Record]:
         """The directed gradients as they are now, for `forget_changed` later."""
         there = {i: self._targets[i].param.grad for i in self.records}
         return {i: (weakref.ref(g), version(g)) for i, g in there.items() if g is not None}
 
-    def forget_changed(self, since: dict[int, _Record], only: dict[int, _Record] | None = None) -> None:
+    def forget_changed(self, since: dict[int, Record], only: dict[int, Record] | None = None) -> None:
         """Forget the gradients that are not the same tensors, unwritten, as in `since`.
 
         With `only`, those alone whose record is still the one in it: others were directed anew.
@@ -71,22 +101,25 @@ class DirectedGradients:
 
     def end_step(self) -> None:
         """Forget all; `used` keeps it."""
-        self.used.clear()
-        self.used.update(self.records)
-        self.records.clear()
+        if self._records or self._written:
+            self._used, self._used_batches = self.records, []
+        else:
+            self._used, self._used_batches = {}, self._added
+        self._records, self._added = {}, []
 
-    def _unchanged(self, i: int, record: _Record | None) -> bool:
+    def _unchanged(self, i: int, record: Record | None) -> bool:
         grad = self._targets[i].param.grad
         return record is not None and grad is not None and record[0]() is grad and version(grad) == record[1]
 
 
-def _forget(records: dict[int, _Record], used: dict[int, _Record], i: int, param: Tensor) -> None:
-    records.pop(i, None)
-    used.pop(i, None)
-
-
-def _close(hooks: dict[int, RemovableHandle], records: dict[int, _Record]) -> None:
+def _close(hooks: dict[int, RemovableHandle], written: dict[int, Tensor]) -> None:
     for hook in hooks.values():
         hook.remove()
     hooks.clear()
-    records.clear()
+    written.clear()
+
+
+def _make_records(records: dict[int, Record], batches: list[_Batch]) -> None:
+    for indices, refs, its_versions in batches:
+        records.update(zip(indices, zip(refs, its_versions, strict=True), strict=True))
+    batches.clear()

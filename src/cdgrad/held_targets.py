@@ -21,6 +21,7 @@ class HeldTargets:
         selection: all targets, and what is left alone.
         indices: of the held targets, within the selection.
         targets: the held targets.
+        params: their parameters.
     """
 
     def __init__(
@@ -29,6 +30,7 @@ class HeldTargets:
         self.selection = selection
         self.indices: tuple[int, ...] = ()
         self.targets: tuple[Target, ...] = ()
+        self.params: tuple[Tensor, ...] = ()
         self._kind = type(optimizer).__name__
         self._options = options
         self._known: set[Tensor] = parameters(optimizer).union(model.parameters())
@@ -71,7 +73,8 @@ class HeldTargets:
     def forget(self) -> None:
         """Keep no parameter."""
         self.selection = Selection((), self.selection.skipped)
-        self.indices, self.targets, self._held, self._lazy_model = (), (), None, None
+        self.indices, self.targets, self.params = (), (), ()
+        self._held, self._lazy_model = None, None
         self._known, self._noticed = set[Tensor](), set[Tensor]()
 
     def _find(self, held: list[Tensor]) -> None:
@@ -84,6 +87,7 @@ class HeldTargets:
                 "ZeRO; attach after that, or use torch.distributed.fsdp.fully_shard"
             )
         self.indices, self.targets = tuple(i for i, _ in found), tuple(t for _, t in found)
+        self.params = tuple(target.param for target in self.targets)
         self._held = held
         if new := holds - self._known - self._noticed:
             self._warn_of_new(new)

@@ -14,7 +14,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from cdgrad._torch_private import outside_graphs, steps_under_way
+from cdgrad._torch_private import ForeignCode, outside_graphs, steps_under_way
 from cdgrad.target_gradients import TargetGradients
 
 
@@ -26,6 +26,7 @@ class StepHooks:
         self._gradients = gradients
         self._thread: int | None = None  # the one whose step is running, or failed
         self._nested = False
+        self._foreign_code = ForeignCode(StepHooks)
         self._handles: list[RemovableHandle] = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
@@ -43,7 +44,7 @@ class StepHooks:
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         self._enter_step(optimizer)
-        self._gradients.refresh(optimizer)
+        self._gradients.refresh(optimizer, watch=self._foreign_code(optimizer))
         # args[0] is the optimizer itself.
         if callable(closure := kwargs.get("closure")):
             return args, {**kwargs, "closure": self._directing(closure)}

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
+from itertools import compress, repeat
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -9,11 +14,35 @@ from torch.optim import Optimizer
 from cdgrad.directed_gradients import DirectedGradients
 from cdgrad.held_targets import HeldTargets
 from cdgrad.metric_schedule import Metrics, Schedule, metric_of, scheduled
-from cdgrad.metrics import L2
+from cdgrad.metrics import L2, Metric
+from cdgrad.ops import graphs
 from cdgrad.refusals import check_gradient
-from cdgrad.selection import Selection, Target
+from cdgrad.selection import Target
 from cdgrad.step_probe import StepProbe
-from cdgrad.target_operator import Job, Operate
+from cdgrad.target_operator import DirectedInMetrics, Job, Operate
+
+_grad_of = operator.attrgetter("grad")
+
+
+class _Gradients(NamedTuple):
+    """Targets with their gradients, column by column: a list of jobs costs time in every step."""
+
+    indices: Sequence[int]
+    targets: tuple[Target, ...]
+    grads: Sequence[Tensor]
+    metrics: tuple[Metric, ...]
+
+    def where(self, chosen: Sequence[bool]) -> _Gradients:
+        """A part of them."""
+        return _Gradients(
+            list(compress(self.indices, chosen)),
+            tuple(compress(self.targets, chosen)),
+            list(compress(self.grads, chosen)),
+            tuple(compress(self.metrics, chosen)),
+        )
+
+    def jobs(self) -> list[Job]:
+        return list(zip(self.targets, self.grads, self.metrics, strict=True))
 
 
 class TargetGradients:
@@ -45,8 +74,10 @@ class TargetGradients:
 
     @metrics.setter
     def metrics(self, metrics: Metrics) -> None:
-        if metrics != self._metrics:
-            self._refuse_after_capture("handle.metric")
+        if self._captured and metrics != self._metrics:
+            new = dict(zip(self.held.selection.targets, metric_of(metrics, self.held.selection), strict=True))
+            if not (isinstance(self._operate, DirectedInMetrics) and self._operate.reach_replays(new)):
+                self._refuse_after_capture("handle.metric")
         self._set(metrics)
 
     @property
@@ -66,42 +97,47 @@ class TargetGradients:
         scheduled(fn, self.steps, self._metrics)
         self._schedule = fn
 
-    def refresh(self, optimizer: Optimizer) -> None:
-        """Follow the optimizer's groups, frozen parameters and lazy layers."""
+    def refresh(self, optimizer: Optimizer, *, watch: bool) -> None:
+        """Follow the optimizer's groups, frozen parameters and lazy layers.
+
+        With `watch`, a backward pass from now on is noticed.
+        """
+        indices = self.held.indices
         if self.held.refresh(optimizer):
             self.memory.close()
-            self._set(self._metrics)
             self.memory = DirectedGradients(self.held.selection.targets)
-        self.memory.listen()
+        if self.held.indices is not indices:
+            self._set(self._metrics)
+        if watch:
+            self.memory.listen()
 
-    @torch.no_grad()
     def direct(self) -> None:
         """Direct every gradient that is not directed yet, and remember it."""
         if self._schedule is not None:
             self._set(scheduled(self._schedule, self.steps, self._metrics))
-        if _capturing():
+        if graphs.capturing():
             self._captured = True
             if self._schedule is not None:
                 raise RuntimeError(
                     "a CUDA graph is being captured, and its replays would not see handle.schedule; capture "
                     "with a constant metric, or do not capture the step"
                 )
-        if not self._active() or not (pending := self._pending()):
+        if not self._active():
             return
-        for _, target, grad in pending:
-            check_gradient(target.name, grad)
-        jobs = [(target, grad, self._metric_of[i]) for i, target, grad in pending]
+        pending = self._pending()
+        if not pending.targets:
+            return
         if self.probe is not None:
-            self.probe.before_operator(jobs)
-        self._operate(jobs)
-        self.memory.add([i for i, _, _ in pending], [grad for _, _, grad in pending])
+            self.probe.before_operator(pending.jobs())
+        self._operate_on(pending)
+        self.memory.add(pending.indices, pending.grads)
 
     def missed(self) -> Target | None:
         """A target whose gradient should be directed and is not."""
-        if len(self.memory.records) >= len(self.held.targets) or not self._active():
+        if len(self.memory) >= len(self.held.targets) or not self._active():
             return None
-        pending = self._pending()
-        return pending[0][1] if pending else None
+        pending = self._pending().targets
+        return pending[0] if pending else None
 
     @torch.no_grad()
     def compare(self) -> list[tuple[Target, Tensor, Tensor]]:
@@ -111,15 +147,15 @@ class TargetGradients:
             RuntimeError: the gradients are directed already.
         """
         there = self._with_gradients()
-        if any(i in self.memory.records or self.memory.is_used(i) for i, _, _ in there):
+        if any(i in self.memory.records or self.memory.is_used(i) for i in there.indices):
             raise RuntimeError(
                 "these gradients are directed already; call handle.statistics() after the backward pass and "
                 "before handle.apply() or optimizer.step()"
             )
-        jobs: list[Job] = [(t, g.detach().clone(), self._metric_of[i]) for i, t, g in there]
+        copies = there._replace(grads=[grad.detach().clone() for grad in there.grads])
         if self._active():
-            self._operate(jobs)
-        return [(t, g, job[1]) for (_, t, g), job in zip(there, jobs, strict=True)]
+            self._operate_on(copies)
+        return list(zip(there.targets, there.grads, copies.grads, strict=True))
 
     def forget(self, operate: Operate) -> None:
         """Keep no parameter."""
@@ -127,22 +163,42 @@ class TargetGradients:
         self.held.forget()
         self.memory = DirectedGradients(())
         self._operate = operate
-        self._metric_of = metric_of(self._metrics, Selection((), ()))
+        self._held_metrics = ()
 
     def _set(self, metrics: Metrics) -> None:
-        self._metric_of = metric_of(metrics, self.held.selection)
+        metric_by_index = metric_of(metrics, self.held.selection)
         self._metrics = metrics
+        self._held_metrics = tuple([metric_by_index[i] for i in self.held.indices])
+        self._changes = self._always or any(metric != L2() for metric in metric_by_index)
 
-    def _with_gradients(self) -> list[tuple[int, Target, Tensor]]:
-        held = zip(self.held.indices, self.held.targets, strict=True)
-        return [(i, t, grad) for i, t in held if (grad := t.param.grad) is not None]
+    def _operate_on(self, gradients: _Gradients) -> None:
+        if isinstance(self._operate, DirectedInMetrics):
+            self._operate.direct(*gradients[1:])
+            return
+        for target, grad in zip(gradients.targets, gradients.grads, strict=True):
+            check_gradient(target.name, grad)
+        with torch.no_grad():
+            self._operate(gradients.jobs())
 
-    def _pending(self) -> list[tuple[int, Target, Tensor]]:
-        """The gradients that are not directed yet."""
-        return [pending for pending in self._with_gradients() if pending[0] not in self.memory.records]
+    def _with_gradients(self) -> _Gradients:
+        """The held targets that have a gradient."""
+        held = self.held
+        grads = list(map(_grad_of, held.params))
+        gradients = _Gradients(held.indices, held.targets, grads, self._held_metrics)
+        if all(map(operator.is_not, grads, repeat(None))):
+            return gradients
+        return gradients.where([grad is not None for grad in grads])
+
+    def _pending(self) -> _Gradients:
+        """Those whose gradient is not directed yet."""
+        gradients = self._with_gradients()
+        if not len(self.memory):
+            return gradients
+        records = self.memory.records
+        return gradients.where([i not in records for i in gradients.indices])
 
     def _active(self) -> bool:
-        return self._enabled and (self._always or any(metric != L2() for metric in self._metric_of))
+        return self._enabled and self._changes
 
     def _refuse_after_capture(self, what: str) -> None:
         if self._captured:
@@ -150,7 +206,3 @@ class TargetGradients:
                 f"{what} was changed after a CUDA graph captured a step, and replays would not see it; "
                 "capture the step again with a handle attached anew"
             )
-
-
-def _capturing() -> bool:
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()

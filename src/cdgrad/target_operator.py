@@ -1,17 +1,25 @@
-"""The operator of an attachment: gradients of targets in, replaced in place; no hooks, no state."""
+"""The operator of an attachment: gradients of targets in, replaced in place; no hooks.
+
+What shapes, strides, metrics and backends decide is found once for the same targets (`cdgrad.ops.prepare`),
+and again where the gradients no longer have these forms. An operator holds nothing else.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from cdgrad._torch_private import FormCheck
 from cdgrad.dtensors import channel_mesh_dim, is_dtensor, local_part, whole_norms
 from cdgrad.metrics import L2, Metric
-from cdgrad.ops import channel_directed_
+from cdgrad.ops import graphs, prepare
 from cdgrad.ops.local import distinct
+from cdgrad.ops.prepared import Prepared
+from cdgrad.refusals import check_gradient
 from cdgrad.selection import Target
 
 Rescale = Literal["none", "norm"]
@@ -20,30 +28,165 @@ Job = tuple[Target, Tensor, Metric]
 Operate = Callable[[Sequence[Job]], None]
 """Replaces each gradient in place."""
 
+_MOST_PLANS = 256  # an operator that takes one target at a time has one for each
 
-def directed_in_metrics(rescale: Rescale = "none", backend: str = "auto") -> Operate:
+
+def directed_in_metrics(rescale: Rescale = "none", backend: str = "auto") -> DirectedInMetrics:
     """What `cdgrad.attach` does: each gradient g becomes P g in its metric, rescaled if so chosen."""
+    return DirectedInMetrics(rescale, backend)
 
-    def operate(jobs: Sequence[Job]) -> None:
-        jobs = [job for job in jobs if job[2] != L2()]
-        grads = [grad for _, grad, _ in jobs]
-        parts = list(map(local_part, grads))
-        before = _norms(parts) if rescale == "norm" else []
-        by_metric: dict[Metric, list[tuple[Tensor, int, int]]] = {}
-        for target, grad, metric in jobs:
-            by_metric.setdefault(metric, []).extend(_intervals(target, grad))
-        for metric, intervals in by_metric.items():
-            tensors, dims, groups = zip(*intervals, strict=True)
-            channel_directed_(tensors, metric, dims, groups, backend=backend)
-        if rescale == "norm":
-            for part, old, new in zip(parts, *whole_norms(grads, before, _norms(parts)), strict=True):
+
+class DirectedInMetrics:
+    """The operator of `directed_in_metrics`."""
+
+    def __init__(self, rescale: Rescale, backend: str) -> None:
+        self._rescale: Rescale = rescale
+        self._backend = backend
+        self._plans: dict[tuple[Target, ...], _Plan] = {}
+        self._captured: list[_Plan] = []
+
+    def __call__(self, jobs: Sequence[Job]) -> None:
+        """Direct the gradients.
+
+        Raises:
+            TypeError, ValueError: as `cdgrad.channel_directed_`; nothing is written then.
+        """
+        if jobs:
+            self.direct(*zip(*jobs, strict=True))
+
+    def direct(
+        self, targets: tuple[Target, ...], grads: Sequence[Tensor], metrics: tuple[Metric, ...]
+    ) -> None:
+        """The same, of jobs column by column."""
+        plan = self._plans.get(targets)
+        if plan is None or not plan.fits(grads, metrics):
+            plan = _Plan(targets, grads, metrics, self._rescale, self._backend)
+            if len(self._plans) >= _MOST_PLANS:
+                del self._plans[next(iter(self._plans))]
+            self._plans[targets] = plan
+        if graphs.capturing() and plan not in self._captured:
+            self._captured.append(plan)
+        plan.run(grads)
+
+    def reach_replays(self, metric_of: Mapping[Target, Metric]) -> bool:
+        """Give captured CUDA graphs other metrics; False if they cannot see them, and nothing changed."""
+        metrics = [tuple(metric_of[target] for target in plan.targets) for plan in self._captured]
+        plans = list(zip(self._captured, metrics, strict=True))
+        if not all(
+            plan.metrics == new or (plan.replays_follow and plan.can_follow(new)) for plan, new in plans
+        ):
+            return False
+        for plan, new in plans:
+            plan.follow(new)
+        return True
+
+
+class _Part(NamedTuple):
+    """What has one metric."""
+
+    chosen: list[bool]  # which of the targets
+    targets: list[Target]
+    prepared: Prepared
+
+
+class _Plan:
+    """The operator on the gradients of some targets.
+
+    Attributes:
+        targets: the targets.
+        metrics: the metric of each.
+    """
+
+    def __init__(
+        self,
+        targets: tuple[Target, ...],
+        grads: Sequence[Tensor],
+        metrics: tuple[Metric, ...],
+        rescale: Rescale,
+        backend: str,
+    ) -> None:
+        for target, grad in zip(targets, grads, strict=True):
+            check_gradient(target.name, grad)
+        self.targets, self.metrics = targets, metrics
+        self._rescale = rescale
+        self._directed = [metric != L2() for metric in metrics]
+        self._have_forms = FormCheck(grads)
+        self._parts: list[_Part] = []
+        for metric in dict.fromkeys(compress(metrics, self._directed)):
+            chosen = [each == metric for each in metrics]
+            some = list(compress(targets, chosen))
+            tensors, dims, groups = zip(*_intervals(some, list(compress(grads, chosen))), strict=True)
+            self._parts.append(_Part(chosen, some, prepare(tensors, metric, dims, groups, backend)))
+        # Where one metric is all there is to do, its preparation takes the gradients as they are.
+        alone = rescale == "none" and len(self._parts) == 1 and all(self._directed)
+        whole = not any(target.sizes for target in targets)
+        self._alone: Prepared | None = self._parts[0].prepared if alone and whole else None
+
+    def fits(self, grads: Sequence[Tensor], metrics: tuple[Metric, ...]) -> bool:
+        """Whether `run` can take these gradients; metrics that differ in lam only are taken over."""
+        if not self._have_forms(grads):
+            return False
+        if metrics != self.metrics:
+            if not self.can_follow(metrics):
+                return False
+            self.follow(metrics)
+        return True
+
+    @property
+    def replays_follow(self) -> bool:
+        """Whether replays of a captured CUDA graph see what `follow` takes over."""
+        return all(part.prepared.replays_follow for part in self._parts)
+
+    def can_follow(self, metrics: tuple[Metric, ...]) -> bool:
+        """Whether the metrics differ from the present ones in lam only, alike within each part."""
+        for part in self._parts:
+            first, *others = compress(metrics, part.chosen)
+            if not part.prepared.can_become(first) or any(other != first for other in others):
+                return False
+        return self._directed == [metric != L2() for metric in metrics]
+
+    def follow(self, metrics: tuple[Metric, ...]) -> None:
+        """Take over metrics that differ in lam only."""
+        for part in self._parts:
+            part.prepared.metric = next(compress(metrics, part.chosen))
+        self.metrics = metrics
+
+    def run(self, grads: Sequence[Tensor]) -> None:
+        """The operator in place."""
+        if self._alone is not None:
+            self._alone.run(grads)
+            return
+        with torch.no_grad():
+            if self._rescale == "none":
+                self._run_parts(grads)
+                return
+            directed = list(compress(grads, self._directed))
+            parts = list(map(local_part, directed))
+            before = _norms(parts)
+            self._run_parts(grads)
+            for part, old, new in zip(parts, *whole_norms(directed, before, _norms(parts)), strict=True):
                 distinct(part).mul_(torch.where(new > 0, old / new, 1.0))
 
-    return operate
+    def _run_parts(self, grads: Sequence[Tensor]) -> None:
+        for part in self._parts:
+            part.prepared.run(_tensors(part.targets, list(compress(grads, part.chosen))))
 
 
-def _intervals(target: Target, grad: Tensor) -> list[tuple[Tensor, int, int]]:
-    """(tensor, channel axis, groups): the gradient, or its blocks where they differ in size."""
+def _tensors(targets: Sequence[Target], grads: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The gradients, or their blocks where these differ in size."""
+    if not any(target.sizes for target in targets):
+        return grads
+    return [tensor for tensor, _, _ in _intervals(targets, grads)]
+
+
+def _intervals(targets: Sequence[Target], grads: Sequence[Tensor]) -> list[tuple[Tensor, int, int]]:
+    """(tensor, channel axis, groups): the gradients, or their blocks where these differ in size."""
+    return [
+        interval for target, grad in zip(targets, grads, strict=True) for interval in _blocks(target, grad)
+    ]
+
+
+def _blocks(target: Target, grad: Tensor) -> list[tuple[Tensor, int, int]]:
     if not target.sizes:
         return [(grad, target.dim, target.groups)]
     if is_dtensor(grad):

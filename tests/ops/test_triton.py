@@ -152,7 +152,8 @@ def test_a_graph_captures_gradients_in_new_memory(capturing, launches, monkeypat
     """As after ``zero_grad(set_to_none=True)``: the addresses are written by a kernel, inside the graph."""
     monkeypatch.setattr(launch, "_captured", set())
     metric = Sobolev(0.25)
-    channel_directed_([torch.randn(12, 5)], metric, backend="triton")
+    kept = torch.randn(12, 5)  # so that the next gradient lies elsewhere
+    channel_directed_([kept], metric, backend="triton")
     grad = torch.randn(12, 5)
     exact = directed(grad.numpy(), metric)
     capturing()

@@ -49,6 +49,13 @@ def refuse_overlaps(grads: Sequence[Tensor]) -> None:
         open_spans.append(span)
 
 
+def bytes_spanned(grad: Tensor) -> int:
+    """Bytes from the first element to behind the last; 0 for what has no memory of its own."""
+    if _address(grad) is None:
+        return 0
+    return _reach(_layout(grad.shape, grad.stride())) * grad.itemsize
+
+
 def _address(grad: Tensor) -> int | None:
     """Where its first element is; None for what has no memory of its own, and for no elements."""
     if grad.layout is not torch.strided or grad.device.type == "meta":

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from cdgrad.dtensors import is_dtensor
+from cdgrad._torch_private import FormCheck
+from cdgrad.dtensors import is_dtensor, local_part
 from cdgrad.metrics import L2, Metric
 from cdgrad.ops import local
 from cdgrad.ops.cpu import launch as cpu
+from cdgrad.ops.overlaps import bytes_spanned, refuse_overlaps
 from cdgrad.ops.sharded import operator as sharded
+from cdgrad.ops.versions import wrote_behind_autograd
 
 if TYPE_CHECKING:
     from cdgrad.ops.triton.launch import Plan
@@ -33,13 +37,16 @@ class Prepared:
         backend: str,
     ) -> None:
         self._metric, self._dims, self._groups, self._backend = metric, dims, groups, backend
-        self._forms = _forms(grads)
+        self.matches = FormCheck(grads)
         self._members: dict[str, list[int]] = {}
         self._plan: Plan | None = None
+        self._pointers: list[int] = []
         self._sharded = any(map(is_dtensor, grads))
-        if not self._sharded:
-            for i, job in enumerate(zip(grads, dims, groups, strict=True)):
-                self._members.setdefault(local.choose(backend, metric, *job)[0], []).append(i)
+        if self._sharded:
+            return
+        self._spans = [bytes_spanned(grad) for grad in grads]
+        for i, job in enumerate(zip(grads, dims, groups, strict=True)):
+            self._members.setdefault(local.choose(backend, metric, *job)[0], []).append(i)
         if "triton" in self._members:
             from cdgrad.ops.triton.launch import Plan  # needs Triton, which is not on every machine
 
@@ -53,38 +60,59 @@ class Prepared:
     @metric.setter
     def metric(self, metric: Metric) -> None:
         """Raises ValueError: the family or the boundary condition is another one."""
-        boundaries = [getattr(each, "boundary", None) for each in (metric, self._metric)]
-        if type(metric) is not type(self._metric) or boundaries[0] != boundaries[1]:
+        if not self.can_become(metric):
             raise ValueError(f"only lam can change, from {self._metric} and not to {metric}; prepare anew")
         if self._plan is not None:
             self._plan.metric = metric
         self._metric = metric
 
-    def matches(self, grads: Sequence[torch.Tensor]) -> bool:
-        """Whether `run` can take these gradients."""
-        return _forms(grads) == self._forms
+    def can_become(self, metric: Metric) -> bool:
+        """Whether `metric` differs from the present one in lam at most."""
+        boundaries = [getattr(each, "boundary", None) for each in (metric, self._metric)]
+        return type(metric) is type(self._metric) and boundaries[0] == boundaries[1]
+
+    @property
+    def replays_follow(self) -> bool:
+        """Whether replays of a captured CUDA graph see another lam."""
+        return set(self._members) == {"triton"}
 
     def run(self, grads: Sequence[torch.Tensor]) -> None:
         """The operator in place.
 
         Raises:
+            ValueError: the gradients overlap in memory.
             RuntimeError: a CUDA graph is being captured before `run` ran once outside.
         """
         if self._sharded:
+            refuse_overlaps([local_part(grad) for grad in grads])
             sharded.directed_(grads, self._metric, self._dims, self._groups, self._backend)
             return
         if self._metric == L2():
             return
+        pointers = self._checked_pointers(grads)
         if self._plan is not None:
-            self._plan.run([grads[i] for i in self._members["triton"]])
+            mine = self._members["triton"]
+            self._plan.run_at(pointers if len(mine) == len(pointers) else [pointers[i] for i in mine])
+            wrote_behind_autograd(grads if len(mine) == len(grads) else [grads[i] for i in mine])
         if "cpu" in self._members:
             cpu.directed_(self._jobs(grads, "cpu"), self._metric)
         if "eager" in self._members:
             local.run_eager(self._jobs(grads, "eager"), self._metric)
 
+    def _checked_pointers(self, grads: Sequence[torch.Tensor]) -> list[int]:
+        """The addresses; where they are not those of the last run, without overlaps."""
+        try:
+            pointers = list(map(torch.Tensor.data_ptr, grads))
+        except RuntimeError:  # tensors of torch.func's transforms, and fake ones
+            refuse_overlaps(grads)
+            return []
+        if pointers != self._pointers:
+            # Intervals are disjoint if, sorted, each ends before the next begins.
+            ends = sorted(map(operator.add, pointers, self._spans))
+            if any(map(operator.gt, ends, sorted(pointers)[1:])):
+                refuse_overlaps(grads)  # on several devices, or interleaved, they may still be distinct
+            self._pointers = pointers
+        return pointers
+
     def _jobs(self, grads: Sequence[torch.Tensor], backend: str) -> list[tuple[torch.Tensor, int, int]]:
         return [(grads[i], self._dims[i], self._groups[i]) for i in self._members[backend]]
-
-
-def _forms(grads: Sequence[torch.Tensor]) -> list[object]:
-    return [(grad.shape, grad.stride(), grad.dtype, grad.device, is_dtensor(grad)) for grad in grads]

@@ -19,6 +19,7 @@ from cdgrad.metrics import MeanSobolev, Metric, ReweightedL2, Sobolev
 from cdgrad.ops.memory_layout import Columns, columns_of
 from cdgrad.ops.triton import kernels, tables
 from cdgrad.ops.triton.tables import TILES, Tile
+from cdgrad.ops.versions import wrote_behind_autograd
 
 FAMILIES: dict[type[Metric], int] = {ReweightedL2: 0, Sobolev: 1, MeanSobolev: 2}
 Job = tuple[Tensor, int, int]  # gradient, channel axis, groups
@@ -86,8 +87,17 @@ class Plan:
         Raises:
             RuntimeError: a graph is being captured, and the plan has not run before.
         """
+        self.run_at([grad.data_ptr() for grad in grads])
+        wrote_behind_autograd(grads)
+
+    def run_at(self, pointers: list[int]) -> None:
+        """`run` on gradients at these addresses, of which autograd is not told."""
         for batch in self._batches:
-            batch.run([grads[i].data_ptr() for i in batch.members])
+            batch.run(
+                pointers if len(batch.members) == len(pointers) else [pointers[i] for i in batch.members]
+            )
+            if batch.capturing:
+                _captured.add(self)  # a replay reads its arrays whenever it runs
 
 
 class _Batch:
@@ -109,6 +119,11 @@ class _Batch:
         self._stream: int | None = None
         self._launch: Any = None
 
+    @property
+    def capturing(self) -> bool:
+        """Whether a graph is being captured."""
+        return _capturing(self._device)
+
     def set_metric(self, metric: Metric) -> None:
         self._metric = metric
         if self._aligned is not None:
@@ -122,7 +137,7 @@ class _Batch:
             if pointers == self._pointers and (stream == self._stream or _capturing(self._device)):
                 self._launch(self._addresses)
                 return
-            aligned = tuple([pointer % 16 == 0 for pointer in pointers])
+            aligned = tuple([not pointer & 15 for pointer in pointers])
             if _capturing(self._device):
                 if aligned != self._aligned:
                     raise RuntimeError(
@@ -211,8 +226,6 @@ def directed_(jobs: Sequence[Job], metric: Metric) -> None:
         plan = _plans[key] = Plan(jobs, metric)
         while len(_plans) > _PLANS:
             del _plans[next(iter(_plans))]
-    if any(_capturing(device) for device in {grad.device for grad in grads}):
-        _captured.add(plan)  # a replay reads its arrays whenever it runs
     plan.run(grads)
 
 

@@ -1,0 +1,103 @@
+"""Captured steps, with the capture simulated: launches are recorded, and replayed on the same memory."""
+
+import pytest
+import torch
+from torch import nn
+
+from cdgrad import attach
+from cdgrad.ops import graphs
+from cdgrad.reference import directed
+
+pytest.importorskip("triton")
+from cdgrad.metrics import parse_metric
+from cdgrad.ops.triton import launch
+
+
+@pytest.fixture
+def capture(monkeypatch):
+    """Run a function as a CUDA graph would capture it; what it returns replays the launches."""
+    monkeypatch.setattr(launch, "_captured", set())
+    kernel = launch._kernel
+
+    def run(function):
+        recorded = []
+
+        class Recorder:
+            def __init__(self, name):
+                self.name = name
+
+            def __getitem__(self, grid):
+                def start(*args, **kwargs):
+                    recorded.append((self.name, grid, args, kwargs))
+                    kernel(self.name)[grid](*args, **kwargs)
+
+                return start
+
+        with monkeypatch.context() as inside:
+            inside.setattr(graphs, "capturing", lambda: True)
+            inside.setattr(launch, "_capturing", lambda device: True)
+            inside.setattr(launch, "_kernel", Recorder)
+            function()
+
+        def replay():
+            for name, grid, args, kwargs in recorded:
+                kernel(name)[grid](*args, **kwargs)
+
+        return replay
+
+    return run
+
+
+def captured_step(capture, metric, **options):
+    """An attached convolution whose second step is captured: weight's gradient, handle, replay."""
+    torch.manual_seed(0)
+    model = nn.Conv2d(2, 6, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    handle = attach(optimizer, model, metric, **{"backend": "triton", **options})
+    model.weight.grad = torch.randn_like(model.weight)
+    for _ in range(2):  # the first step is watched
+        optimizer.step()
+    return model.weight.grad, handle, capture(optimizer.step)
+
+
+@pytest.mark.parametrize(
+    ("metric", "other"),
+    [
+        ("reweighted:lam=3", "reweighted:lam=0.5"),
+        ("sobolev:lam=0.1", "sobolev:lam=2"),
+        ("mean-sobolev:lam=0.1,boundary=periodic", "mean-sobolev:lam=4,boundary=periodic"),
+    ],
+)
+def test_replays_see_another_lam(capture, metric, other):
+    grad, handle, replay = captured_step(capture, metric)
+    for each in (metric, other):
+        handle.metric = each
+        grad.copy_(torch.randn_like(grad))
+        expected = torch.from_numpy(directed(grad.numpy(), parse_metric(each)))
+        replay()
+        torch.testing.assert_close(grad, expected.float(), rtol=1e-5, atol=1e-6)
+    with pytest.raises(RuntimeError, match=r"handle\.enabled was changed after a CUDA graph captured a step"):
+        handle.enabled = False
+
+
+@pytest.mark.parametrize("other", ["l2", "reweighted:lam=3", "sobolev:lam=0.1,boundary=periodic"])
+def test_what_replays_cannot_see_is_refused(capture, other):
+    _, handle, _ = captured_step(capture, "sobolev:lam=0.1")
+    with pytest.raises(RuntimeError, match=r"handle\.metric was changed after a CUDA graph captured a step"):
+        handle.metric = other
+    assert str(handle.metric) == "sobolev:lam=0.1"
+    with pytest.raises(RuntimeError, match=r"handle\.schedule was changed after"):
+        handle.schedule(lambda step: 0.1)
+
+
+def test_lam_of_a_backend_whose_replays_hold_it_is_refused(capture):
+    _, handle, _ = captured_step(capture, "reweighted:lam=3", backend="eager")
+    handle.metric = "reweighted:lam=3"
+    with pytest.raises(RuntimeError, match=r"handle\.metric was changed after a CUDA graph captured a step"):
+        handle.metric = "reweighted:lam=2"
+
+
+def test_a_captured_plan_outlives_the_handle(capture):
+    _, handle, _ = captured_step(capture, "sobolev:lam=0.1")
+    handle.remove()
+    assert len(launch._captured) == 1
