@@ -28,7 +28,7 @@ class SpecKeys(SphinxDirective):
         module, _, name = self.arguments[0].partition(":")
         cls = getattr(import_module(module), name)
         self.env.note_dependency(str(import_module(module).__file__))
-        meanings, kinds = described(cls.__doc__), get_type_hints(cls)
+        meanings, kinds = described(cls), get_type_hints(cls)
         listing = nodes.definition_list(classes=["spec-keys"])
         if wordless := [about.name for about in fields(cls) if about.name not in meanings]:
             raise self.error(f"the docstring of {name} has no words for {wordless[0]}")
@@ -47,9 +47,9 @@ class SpecKeys(SphinxDirective):
         return nodes.term("", "", nodes.literal("", key), nodes.Text(f" {rules}"))
 
 
-def described(docstring: str) -> dict[str, str]:
-    """The words for each name under ``Attributes:``, as Markdown on one line."""
-    _, _, section = docstring.partition("    Attributes:\n")
+def described(cls: type) -> dict[str, str]:
+    """The words for each name under ``Attributes:`` of a class and its bases, as Markdown on one line."""
+    section = "\n".join((base.__doc__ or "").partition("    Attributes:\n")[2] for base in cls.__mro__)
     words: dict[str, str] = {}
     for names, text in re.findall(r"^ {8}(\w[\w, ]*): (.*(?:\n {12}.*)*)", section, re.MULTILINE):
         text = re.sub(r"``(.*?)``", r"`\1`", " ".join(text.split()))

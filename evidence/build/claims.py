@@ -61,10 +61,10 @@ class Control(NamedTuple):
 def at_equal_rates(table: Sequence[Row]) -> list[Control]:
     """Those tuned arms whose rate the baseline was run at, too; corrected over all of them."""
     at_rate = {
-        (cell.rpartition("-")[0], setting.optimizer.lr): study.errors(cell, "none")
+        (cell.rpartition("-")[0], setting.tables()[3].lr): study.errors(cell, "none")
         for study in studies(RATES)
         for cell in study.spec.cells
-        if (setting := study.spec.setting(cell, "none")).optimizer
+        if (setting := study.spec.setting(cell, "none"))
     }
     found = [
         (row, errors, stats.compare(row.errors, errors))

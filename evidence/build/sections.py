@@ -100,10 +100,10 @@ def rates() -> tuple[dict[str, str], list[Drawing]]:
         float(arm.removeprefix("lr-")): study.errors(cell, arm) for arm in study.spec.arms if "lr-" in arm
     }
     errors |= {
-        setting.optimizer.lr: other.errors(of_rate, "none")
+        setting.tables()[3].lr: other.errors(of_rate, "none")
         for other in studies(RATES)
         for of_rate in other.spec.cells
-        if of_rate.startswith(cell) and (setting := other.spec.setting(of_rate, "none")).optimizer
+        if of_rate.startswith(cell) and (setting := other.spec.setting(of_rate, "none"))
     }
     tuned = study.values(cell, "none")["optimizer.lr"]
     errors[tuned] = study.errors(cell, "none")

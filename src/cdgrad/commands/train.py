@@ -195,6 +195,7 @@ def run_single(
         tensorboard: a folder for the curves.
         ranks: the processes that train together; only the first one prints and writes. None: this one.
     """
+    from cdgrad.study.spec import EntrySetting
     from cdgrad.study.train.entry import run_entry
     from cdgrad.study.train.loop import train
     from cdgrad.study.train.ranks import ALONE
@@ -215,7 +216,7 @@ def run_single(
             print("  ".join(map(str.rjust, cells, map(len, titles))), flush=True)
 
         shown: list[int] = []
-        if setting.entry:
+        if isinstance(setting, EntrySetting):
             if checkpoint or device != "cpu" or ranks.kind:
                 raise StudyError(
                     f"--checkpoint, --device and --parallel do not apply to {setting.entry}, which runs its "

@@ -8,14 +8,13 @@ from typing import Any
 
 from cdgrad.study.plan.search import error_of
 from cdgrad.study.report.document import Table
-from cdgrad.study.spec import BASELINE_METRIC
+from cdgrad.study.spec import BASELINE_METRIC, OPTIONS, EntrySetting, LoopSetting
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.equivalence import equivalence
 from cdgrad.study.statistics.results import Results
 from cdgrad.study.statistics.sequential import anytime_interval, anytime_p
 
 _SIZES = (0.1, 0.2, 0.5)  # points, for the number of seeds needed
-_FLAGS = {"linear": "linear too", "permute": "channels permuted", "centralize": "centralized"}
 
 
 def errors(results: Results, cell: str) -> Table:
@@ -244,14 +243,11 @@ def _what(results: Results, cell: str, arm: str) -> str:
     setting = spec.setting(cell, arm, chosen)
     metric = setting.metric if spec.replicates == 1 else spec.arms[arm].metric
     parts = ["no metric" if metric == BASELINE_METRIC else _metric(metric)]
-    parts += [f"along {setting.direction}"] if setting.direction != "output" else []
-    parts += [f"rescale {setting.rescale}"] if setting.rescale != "none" else []
-    parts += [f"rounded otherwise (k = {setting.rounding})"] if setting.rounding > 1 else []
-    parts += [words for flag, words in _FLAGS.items() if getattr(setting, flag)]
-    told = ("lam", "direction", "rescale", "rounding", *_FLAGS)
-    own = {f"optimizer.{key}": value for key, value in spec.arms[arm].optimizer.items()} | setting.values
-    own |= {key: value for key, value in chosen.items() if key not in told}
-    if setting.optimizer:
+    parts += setting.words()
+    own = {f"optimizer.{key}": value for key, value in spec.arms[arm].optimizer.items()}
+    own |= setting.values if isinstance(setting, EntrySetting) else {}
+    own |= {key: value for key, value in chosen.items() if key not in ("lam", *OPTIONS)}
+    if isinstance(setting, LoopSetting):
         own |= {"optimizer.lr": setting.optimizer.lr}
     if chosen and spec.replicates > 1:
         own = {key: value for key, value in own.items() if key not in chosen}

@@ -15,7 +15,7 @@ from cdgrad.study.records.code import user_code
 from cdgrad.study.records.environment import environment, folder_commit
 from cdgrad.study.records.run import FailedRun, Run
 from cdgrad.study.shown import named, one_line
-from cdgrad.study.spec import Setting
+from cdgrad.study.spec import EntrySetting, Setting
 
 if TYPE_CHECKING:
     from cdgrad.study.train.outcome import Outcome
@@ -77,7 +77,7 @@ def _outcome(
     from cdgrad.study.train.entry import run_entry
     from cdgrad.study.train.loop import train
 
-    if job.setting.entry:
+    if isinstance(job.setting, EntrySetting):
         return run_entry(job.arm, job.setting, job.seed, on_epoch, tuned=job.values)
     checkpoint = checkpoints and checkpoints / job.file(device)
     return train(job.setting, job.seed, on_epoch, device=device, checkpoint=checkpoint)
@@ -85,8 +85,11 @@ def _outcome(
 
 def _import_callables(setting: Setting) -> None:
     """Import the user's modules first: they are recorded as they were when the run began."""
-    model, optimizer = setting.model, setting.optimizer
-    names = [setting.entry, model.name if model else "", optimizer.name if optimizer else ""]
+    if isinstance(setting, EntrySetting):
+        names = [setting.entry]
+    else:
+        _, model, _, optimizer = setting.tables()
+        names = [model.name, optimizer.name]
     for name in names:
         if ":" in name and not name.startswith(("timm:", "torchvision:", "torch.")):
             load_callable(name)
@@ -103,7 +106,8 @@ def _data(setting: Setting) -> dict[str, str]:
     """Which images the run had: a folder may change while its path in the specification stays."""
     from cdgrad.study import data
 
-    if not setting.task:
+    if isinstance(setting, EntrySetting):
         return {}
-    test = "official" if data.has_test_split(setting.task) else "drawn"
-    return {"data": data.identity(setting.task), "test_split": test}
+    task = setting.tables()[0]
+    test = "official" if data.has_test_split(task) else "drawn"
+    return {"data": data.identity(task), "test_split": test}

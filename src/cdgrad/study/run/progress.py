@@ -15,6 +15,7 @@ from cdgrad.study.plan.plan import Plan
 from cdgrad.study.records.run import Run
 from cdgrad.study.run.engine import EpochDone, RunDone
 from cdgrad.study.shown import one_line
+from cdgrad.study.spec import LoopSetting
 
 
 class Display(Protocol):
@@ -62,16 +63,17 @@ class Bars:
         self._bars.stop()
 
     def epoch(self, event: EpochDone) -> None:
-        schedule = event.job.setting.schedule
+        setting = event.job.setting
         # How many epochs the user's own training code has is not known in advance.
-        share = event.epoch / schedule.epochs if schedule else 0.5
+        epochs = setting.schedule.epochs if isinstance(setting, LoopSetting) else 0
+        share = event.epoch / epochs if epochs else 0.5
         self._under_way[event.worker] = share
         self._bars.update(self._study, completed=self._done + sum(self._under_way.values()))
         self._bars.update(
             self._workers[event.worker],
             description=name(event.job),
             completed=share,
-            at=f"epoch {event.epoch}/{schedule.epochs}" if schedule else f"epoch {event.epoch}",
+            at=f"epoch {event.epoch}/{epochs}" if epochs else f"epoch {event.epoch}",
         )
 
     def run(self, event: RunDone) -> None:

@@ -8,9 +8,12 @@ from cdgrad.study.spec.setting import (
     DATA,
     DIRECTIONS,
     MODELS,
+    OPTIONS,
     RESCALES,
     TUNINGS,
     Arm,
+    EntrySetting,
+    LoopSetting,
     Model,
     Optimizer,
     Schedule,
@@ -24,8 +27,9 @@ from cdgrad.study.spec.study import Spec, Tables
 
 # fmt: off
 __all__ = [
-    "AUGMENTATIONS", "BASELINE_METRIC", "DATA", "DIRECTIONS", "MODELS", "RESCALES", "TUNINGS", "Arm",
-    "Dimension", "Model", "Optimizer", "Schedule", "Setting", "Spec", "Tables", "Task", "Tuning", "Values",
+    "AUGMENTATIONS", "BASELINE_METRIC", "DATA", "DIRECTIONS", "MODELS", "OPTIONS", "RESCALES", "TUNINGS",
+    "Arm", "Dimension", "EntrySetting", "LoopSetting", "Model",
+    "Optimizer", "Schedule", "Setting", "Spec", "Tables", "Task", "Tuning", "Values",
     "as_json", "builtin_names", "first_difference", "load", "parse",
     "with_rounding",
 ]

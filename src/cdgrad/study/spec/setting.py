@@ -156,9 +156,22 @@ class Optimizer:
     arguments: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
+def _option(
+    words: str, rules: Mapping[str, Any] = MappingProxyType({}), *, of_metric: bool = False
+) -> dict[str, Any]:
+    """Metadata of an arm's option.
+
+    Args:
+        words: what a report calls the option where it is not at its default; ``{}`` is its value.
+        rules: what it may be.
+        of_metric: whether it changes nothing without a metric.
+    """
+    return {**rules, "words": words, "of_metric": of_metric}
+
+
 @dataclass(frozen=True)
-class Arm:
-    """One of the compared methods: what is done to the gradient, and changes to the optimizer.
+class ArmOptions:
+    """What is done to the gradient.
 
     Attributes:
         metric: a metric, or ``none``: nothing attached.
@@ -169,6 +182,34 @@ class Arm:
             in exact arithmetic, if the optimizer's update is proportional to its learning rate, with other
             rounding errors. Such an arm shows what rounding alone changes (arXiv 2206.02001). 1: the ordinary
             step.
+    """
+
+    metric: str = BASELINE_METRIC
+    direction: str = field(
+        default="output", metadata=_option("along {}", one_of(*DIRECTIONS), of_metric=True)
+    )
+    rescale: str = field(default="none", metadata=_option("rescale {}", one_of(*RESCALES), of_metric=True))
+    linear: bool = field(default=False, metadata=_option("linear too", of_metric=True))
+    permute: bool = field(default=False, metadata=_option("channels permuted", of_metric=True))
+    centralize: bool = field(default=False, metadata=_option("centralized"))
+    rounding: int = field(default=1, metadata=_later(_option("rounded otherwise (k = {})", at_least(1))))
+
+    def words(self) -> list[str]:
+        """What a report calls the options that are not at their defaults; the metric apart."""
+        changed = [about for about in _OPTIONS if getattr(self, about.name) != about.default]
+        return [about.metadata["words"].format(getattr(self, about.name)) for about in changed]
+
+
+_OPTIONS = tuple(about for about in fields(ArmOptions) if "words" in about.metadata)
+OPTIONS = tuple(about.name for about in _OPTIONS)
+"""The options of an arm besides its metric."""
+
+
+@dataclass(frozen=True)
+class Arm(ArmOptions):
+    """One of the compared methods: what is done to the gradient, and changes to the optimizer.
+
+    Attributes:
         optimizer: keys that replace those of the study's optimizer.
         lr_factor: multiplies the learning rate, also a tuned one: with ``tuning = "baseline"`` the arm has
             this multiple of the baseline's rate.
@@ -177,13 +218,6 @@ class Arm:
             chosen for the ``"baseline"``, or ``"none"``: the specification alone.
     """
 
-    metric: str = BASELINE_METRIC
-    direction: str = field(default="output", metadata=one_of(*DIRECTIONS))
-    rescale: str = field(default="none", metadata=one_of(*RESCALES))
-    linear: bool = False
-    permute: bool = False
-    centralize: bool = False
-    rounding: int = field(default=1, metadata=at_least(1))
     optimizer: dict[str, Any] = field(default_factory=dict[str, Any])
     lr_factor: float = field(default=1.0, metadata=POSITIVE)
     values: dict[str, Any] = field(default_factory=dict[str, Any])
@@ -191,10 +225,10 @@ class Arm:
 
     def __post_init__(self) -> None:
         if self.metric in (BASELINE_METRIC, "l2"):
-            for key in ("direction", "rescale", "linear", "permute"):
-                if getattr(self, key) != getattr(Arm, key):
+            for about in _OPTIONS:
+                if about.metadata["of_metric"] and getattr(self, about.name) != about.default:
                     raise ValueError(
-                        f"{key} changes nothing under metric {self.metric}; give a metric, such as "
+                        f"{about.name} changes nothing under metric {self.metric}; give a metric, such as "
                         f"sobolev:lam=0.01, or leave it out"
                     )
         if self.permute and self.direction in ("height", "width"):
@@ -203,28 +237,15 @@ class Arm:
             )
 
 
-@dataclass(frozen=True)
-class Setting:
-    """All that determines the numbers of a run, besides its seed.
+@dataclass(frozen=True, kw_only=True)
+class Setting(ArmOptions):
+    """All that determines the numbers of a run, besides its seed: a `LoopSetting` or an `EntrySetting`.
 
-    With an `entry`, the user's own training code, the four tables are None and `values` holds the
-    arm's values for that code, under dotted keys; otherwise `values` is empty.
+    Attributes:
+        evaluate: the split whose error is measured at the end, ``"test"`` or ``"validation"``.
     """
 
-    task: Task | None
-    model: Model | None
-    schedule: Schedule | None
-    optimizer: Optimizer | None
-    metric: str
-    direction: str
-    rescale: str
-    linear: bool
     evaluate: str
-    permute: bool = False
-    centralize: bool = False
-    rounding: int = field(default=1, metadata=_later())
-    entry: str = ""
-    values: dict[str, Any] = field(default_factory=dict[str, Any])
 
     def tables(self) -> tuple[Task, Model, Schedule, Optimizer]:
         """The four tables of a run by the built-in training loop.
@@ -232,16 +253,54 @@ class Setting:
         Raises:
             StudyError: the run is of the user's own training code.
         """
-        if self.task and self.model and self.schedule and self.optimizer:
-            return self.task, self.model, self.schedule, self.optimizer
-        raise StudyError(
-            f"{self.entry} runs its own training loop: it has no task, model, schedule or optimizer table"
-        )
+        raise NotImplementedError
 
     @property
     def fingerprint(self) -> str:
         """Equal for two settings exactly where all their values are."""
         return hashlib.sha256(json.dumps(as_json(self), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopSetting(Setting):
+    """The setting of a run by the built-in training loop."""
+
+    task: Task
+    model: Model
+    schedule: Schedule
+    optimizer: Optimizer
+
+    def tables(self) -> tuple[Task, Model, Schedule, Optimizer]:
+        """The four tables."""
+        return self.task, self.model, self.schedule, self.optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class EntrySetting(Setting):
+    """The setting of a run by the user's own training code.
+
+    Attributes:
+        entry: that code, ``module:callable``.
+        values: the arm's values for it, under dotted keys.
+    """
+
+    entry: str
+    values: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    def tables(self) -> tuple[Task, Model, Schedule, Optimizer]:
+        """There are none.
+
+        Raises:
+            StudyError: always.
+        """
+        raise StudyError(
+            f"{self.entry} runs its own training loop: it has no task, model, schedule or optimizer table"
+        )
+
+
+# The keys that a record has of the other kind of setting: the fingerprints contain them.
+_OF_ENTRY: dict[str, Any] = {"entry": "", "values": {}}
+_OF_LOOP = dict.fromkeys(("task", "model", "schedule", "optimizer"))
 
 
 def as_json(setting: Setting) -> dict[str, Any]:
@@ -251,6 +310,7 @@ def as_json(setting: Setting) -> dict[str, Any]:
         if is_dataclass(value):
             _omit_defaults(value, values[key])
     _omit_defaults(setting, values)
+    values |= _OF_ENTRY if isinstance(setting, LoopSetting) else _OF_LOOP
     return json.loads(json.dumps(values))
 
 

@@ -13,7 +13,11 @@ from cdgrad.study import StudyError
 from cdgrad.study.spec.rules import check_keys, read
 from cdgrad.study.spec.setting import (
     BASELINE_METRIC,
+    OPTIONS,
     Arm,
+    ArmOptions,
+    EntrySetting,
+    LoopSetting,
     Model,
     Optimizer,
     Schedule,
@@ -118,19 +122,13 @@ class Spec:
         # All changes of a table at once: a new name discards the old arguments, in any order of the keys.
         tables = changed(tables, changes)
         places = {"optimizer": f"arms.{arm}."} if options.optimizer else {}
-        typed: dict[str, Any] = (
-            dict.fromkeys(TABLES) if self.entry else read_tables(tables, places, self.name)
-        )
-        if (optimizer := typed["optimizer"]) is not None:
-            typed["optimizer"] = replace(optimizer, lr=optimizer.lr * options.lr_factor)
-        return Setting(
-            **typed,
-            **{key: getattr(options, key) for key in OPTIONS},
-            metric=options.metric,
-            evaluate="validation" if trial else self.evaluate,
-            entry=self.entry,
-            values=own,
-        )
+        common: dict[str, Any] = {about.name: getattr(options, about.name) for about in fields(ArmOptions)}
+        common["evaluate"] = "validation" if trial else self.evaluate
+        if self.entry:
+            return EntrySetting(**common, entry=self.entry, values=own)
+        typed = read_tables(tables, places, self.name)
+        typed["optimizer"] = replace(typed["optimizer"], lr=typed["optimizer"].lr * options.lr_factor)
+        return LoopSetting(**common, **typed)
 
 
 def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -146,9 +144,6 @@ Tables = Mapping[str, Mapping[str, Any]]
 
 
 TABLES = {"task": Task, "model": Model, "schedule": Schedule, "optimizer": Optimizer}
-
-
-OPTIONS = ("direction", "rescale", "linear", "permute", "centralize", "rounding")
 
 
 TUNABLE = (*OPTIONS, "lam")

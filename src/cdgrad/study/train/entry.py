@@ -31,7 +31,7 @@ from torch.optim import Optimizer
 from cdgrad.study import StudyError
 from cdgrad.study.callables import UserCodeError, check_entry, load_callable, users_modules
 from cdgrad.study.shown import named
-from cdgrad.study.spec import Setting
+from cdgrad.study.spec import EntrySetting
 from cdgrad.study.train.arms import Attachment, attach_arm
 from cdgrad.study.train.outcome import Epoch, Outcome
 
@@ -46,7 +46,7 @@ class EntryArm:
     """
 
     def __init__(
-        self, name: str, setting: Setting, seed: int, on_epoch: Callable[[int, Epoch], None]
+        self, name: str, setting: EntrySetting, seed: int, on_epoch: Callable[[int, Epoch], None]
     ) -> None:
         self.name = name
         self.values = ReadValues(setting.values)
@@ -161,7 +161,7 @@ def _no_command_line(entry: str) -> Generator[None]:
 
 def run_entry(
     arm: str,
-    setting: Setting,
+    setting: EntrySetting,
     seed: int,
     on_epoch: Callable[[int, Epoch], None],
     tuned: Iterable[str] = (),
