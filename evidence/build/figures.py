@@ -125,6 +125,39 @@ def training(
     return Drawing(name, figure, "", "")
 
 
+def widths(
+    name: str, curves: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], at: Sequence[float]
+) -> Drawing:
+    """A panel a cell: error over the share of the channels that are left, on a logarithmic axis."""
+    figure = _figure(height=1.2 + 2.2 * ((len(curves) + 1) // 2))
+    panels = figure.subplots((len(curves) + 1) // 2, 2, squeeze=False).flatten()
+    looks = [(BLACK, "o", "-"), (ORANGE, "s", "--"), (GREEN, "^", ":"), (BLUE, "v", "-."), ("0.5", "D", "")]
+    for axes, (title, lines) in zip(panels, curves.items(), strict=False):
+        for (label, errors), (color, marker, dash) in zip(lines.items(), looks, strict=True):
+            shown = [(width, values) for width, values in zip(at, errors, strict=True) if values]
+            for width, values in shown:
+                axes.plot([width] * len(values), values, marker, color=color, markersize=2.5, alpha=0.5)
+            mean = [float(np.mean(values)) for _, values in shown]
+            axes.plot([w for w, _ in shown], mean, dash, color=color, marker=marker, ms=5, label=label)
+        axes.set_title(title, fontsize=10)
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 40, 60, 80]))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_xticks([0.25, 0.5, 0.75, 1], ["1/4", "1/2", "3/4", "full"])
+        axes.invert_xaxis()
+        axes.grid(axis="y", color="0.92")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    for axes in panels[len(curves) :]:
+        axes.set_visible(False)
+    figure.supxlabel("channels left, nothing trained after", fontsize=9)
+    figure.supylabel("test error, %", fontsize=9)
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
+    return Drawing(name, figure, "", "")
+
+
 def _legend(figure: Figure) -> None:
     handles = [
         Line2D([], [], color="0.6", marker="o", markersize=3, linestyle=""),

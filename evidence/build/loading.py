@@ -18,9 +18,10 @@ ROOT = Path(__file__).parents[2]
 STUDIES = ROOT / "evidence" / "studies"
 RECORDS = ROOT / "evidence" / "records"
 CLAIMS = ("claims-momentum", "claims-small-cnn", "claims-plain", "claims-resnet8")
-RATES = ("rates-momentum", "rates-attempts", "rates-small-cnn", "rates-adaptive", "rates-cifar10")
+RATES = ("rates-momentum", "rates-attempts", "rates-small-cnn", "rates-adaptive", "rates-cifar10", "rates-regimes")
 PHOTOS = ("cifar10-jpeg", "cifar10-momentum", "cifar10-adamw", "tiny-imagenet-50")
-OTHERS = ("controls", *PHOTOS, "best-effort-sgd", "best-effort-adamw")
+ELSEWHERE = ("axes", "depth", "regimes-labels", "regimes-training", "regimes-cifar10")
+OTHERS = ("controls", *PHOTOS, *ELSEWHERE, "best-effort-sgd", "best-effort-adamw")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from cdgrad.study.statistics import paired as stats
 from cdgrad.study.report.figures.drawing import Drawing
 from cdgrad.study.statistics.results import Results
-from evidence.build import claims, figures, mechanism, tables
+from evidence.build import claims, elsewhere, figures, mechanism, tables, width
 from evidence.build.loading import (
     CLAIMS,
     OTHERS,
@@ -69,7 +69,9 @@ def all_parts() -> tuple[dict[str, str], list[Drawing]]:
     """Everything that the two pages ask for, by name, and the figures."""
     parts: dict[str, str] = {}
     drawn: list[Drawing] = []
-    for section in (claims.section, axes, rates, photographs, mechanisms, attempts, ledger):
+    for section in (
+        claims.section, axes, rates, photographs, elsewhere.section, mechanisms, attempts, width.section, ledger
+    ):  # fmt: skip
         more, figures_of_it = section()
         parts |= more
         drawn += figures_of_it

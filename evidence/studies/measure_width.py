@@ -12,7 +12,7 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path)
     parser.add_argument("record", type=Path)
     parser.add_argument("--cells", nargs="*", help="only these cells")
+    parser.add_argument("--arms", nargs="*", choices=ARMS, help="only these arms")
     arguments = parser.parse_args()
     spec = load(arguments.spec)
     torch.set_num_threads(1)
@@ -91,11 +92,11 @@ def main() -> None:
     cells = arguments.cells or list(spec.cells)
     for cell in cells:
         setting = spec.setting(cell, "none")
-        for name in ARMS:
+        for name in arguments.arms or ARMS:
             rate = runs.chosen(cell, name, setting)
             for seed in spec.seeds:
                 runs.get(cell, name, setting, seed, rate, trial=False)
-    write(arguments.record, spec.text, runs, cells)
+    write(arguments.record, spec.text, runs, spec.seeds)
 
 
 class Runs:
@@ -210,12 +211,16 @@ def _at_width(model: nn.Module, found: mesh.Meshes, width: float, images: Tensor
     return functional_call(model, mesh.changed_tensors(tensors, found, changes), (images,))
 
 
-def write(path: Path, spec: str, runs: Runs, cells: list[str]) -> None:
-    """The record: one row an error."""
+def write(path: Path, spec: str, runs: Runs, seeds: Sequence[int]) -> None:
+    """The record: one row an error, of the arms that were trained on all seeds."""
+    final: dict[tuple[str, str], set[int]] = {}
+    for run in runs.done.values():
+        if not run["trial"]:
+            final.setdefault((run["cell"], run["arm"]), set()).add(run["seed"])
     rows = [
         {**{key: run[key] for key in ("cell", "arm", "seed", "rate", "trial", "seconds")}, **row}
         for run in runs.done.values()
-        if run["cell"] in cells
+        if final.get((run["cell"], run["arm"])) == set(seeds)
         for row in run["errors"]
     ]
     about = {"spec": spec, "environment": json.dumps(environment())}

@@ -12,7 +12,9 @@ from evidence.build import pages as build
 from evidence.build.loading import RECORDS, ROOT
 from evidence.build.mechanism import SPECS, table
 
-STUDIES = sorted(path.stem for path in RECORDS.glob("*.parquet") if not path.stem.startswith("mechanism"))
+STUDIES = sorted(
+    path.stem for path in RECORDS.glob("*.parquet") if not path.stem.startswith(("mechanism", "width"))
+)
 
 
 @lru_cache
