@@ -100,3 +100,12 @@ def test_the_latex_compiles(study, tmp_path):
 def test_a_table_states_the_alignment_of_every_column():
     with pytest.raises(ValueError, match="a letter l, r or p for each"):
         Table("T", ("arm", "mean"), [("a", "1")], "", "l")
+
+
+def test_the_arms_are_compared_with_any_of_them(study, tmp_path, capsys):
+    assert cli.main(["report", str(study), "--reference", "directed_1"]) == 0
+    assert "Paired difference to directed_1" in capsys.readouterr().out
+    assert cli.main(["export", str(study), "--to", str(tmp_path), "--all-pairs"]) == 0
+    assert "We compared all pairs of sgd and directed_1 over" in (tmp_path / "methods.md").read_text()
+    assert cli.main(["report", str(study), "--reference", "none"]) == 1
+    assert "has no arm 'none'; it has sgd, directed_1" in capsys.readouterr().err

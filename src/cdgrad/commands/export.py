@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from cdgrad.commands.report import add_comparison_arguments
+
 HELP = "write a study's figures, tables and methods for a publication"
 DESCRIPTION = (
     "Write figures as SVG and PDF, tables in LaTeX and Markdown, a methods paragraph, BibTeX references, and "
@@ -16,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("folder", metavar="DIR", help="output directory of a study")
     parser.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="where to write the files")
+    add_comparison_arguments(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -23,5 +26,6 @@ def run(options: argparse.Namespace) -> int:
     from cdgrad.study.report import compose, paper
 
     results = compose.read(Path(options.folder))
-    print("written:", *paper.write(results, compose.document(results), options.to), sep="\n")
+    results = results.compared_with(options.reference, all_pairs=options.all_pairs)
+    print("written:", *paper.write(results, compose.document(results, options.target), options.to), sep="\n")
     return 0

@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sd",
         type=positive,
         metavar="X",
-        help="standard deviation of a paired difference, in points (default: from the recorded runs)",
+        help="standard deviation of a paired difference, in points or in the metric's unit (default: from "
+        "the recorded runs)",
     )
     parser.add_argument(
         "--no-timing",

@@ -122,9 +122,8 @@ def _run(options: argparse.Namespace) -> int:
         )
         weights = ranks.state_dict(outcome.model) if options.weights else None
         if ranks.rank == 0:
-            print(
-                f"{arm}, seed {options.seed}: {outcome.status}, {spec.evaluate} error {outcome.error:.2f} %"
-            )
+            result = spec.measure.shown(outcome.error)
+            print(f"{arm}, seed {options.seed}: {outcome.status}, {spec.evaluate} {result}")
             if weights is not None:
                 _save(weights, options.weights)
     return 0

@@ -143,9 +143,7 @@ def test_holm_corrects_over_all_cells_and_arms(spec, runs):
     assert p == pytest.approx(4 * stats.smallest_p(8))
     text = shown(results)
     assert "corrected for all 4 comparisons" in words(text)
-    assert "re against sgd, 2 cells: fewer errors in 1 (one), more in 0, no difference shown in 1" in words(
-        text
-    )
+    assert "re against sgd, 2 cells: better in 1 (one), worse in 0, no difference shown in 1" in words(text)
 
 
 def test_the_order_of_the_records_does_not_matter(spec, runs):

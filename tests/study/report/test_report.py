@@ -47,7 +47,7 @@ def test_the_tables_fit_80_columns_and_hold_the_study(study):
     assert max(map(len, text.splitlines())) <= 80
     assert "tiny: 24 of 24 runs finished" in text
     assert re.search(r"directed +-\d\.\d\d +-\d\.\d\d to -\d\.\d\d", text)
-    assert "points fewer errors than sgd" in " ".join(text.split())
+    assert "directed is better than sgd: its error is " in " ".join(text.split())
 
 
 def test_with_several_arms_p_is_corrected_and_the_widest_table_still_fits(study, tiny_text, make_run):

@@ -29,7 +29,7 @@ def test_the_added_arm_is_the_baseline_but_for_rounding(tiny, tiny_text):
     assert dataclasses.replace(rounded, rounding=1) == base
     assert rounded.rounding == 3
     assert study.rounding_arms == ["rounded"]
-    assert study.compared_arms == ["directed"]
+    assert [*study.tested_contrasts] == ["directed"]
     assert parse(study.text, "tiny") == study  # the records keep the text
     assert with_rounding(study, 3) == study
 

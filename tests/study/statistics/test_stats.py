@@ -186,11 +186,11 @@ def test_the_verdict_on_a_null_has_both_ends_of_the_interval_names_p_and_claims_
     assert "% of studies" not in sentence
 
 
-@pytest.mark.parametrize(("shift", "word"), [(-1.0, "fewer"), (1.0, "more")])
+@pytest.mark.parametrize(("shift", "word"), [(-1.0, "better"), (1.0, "worse")])
 def test_the_verdict_on_a_difference_says_which_way(shift, word):
     base = np.linspace(2.0, 4.0, 10)
     found = stats.compare(base + shift + 0.1 * np.sin(np.arange(10)), base)
-    assert f"points {word} errors than a" in verdict("b", "a", found, found.p)
+    assert f"b is {word} than a: its error is " in verdict("b", "a", found, found.p)
     assert "no difference is shown" in verdict("b", "a", found, 0.2)  # after Holm's correction
 
 

@@ -244,3 +244,24 @@ def test_a_network_without_anything_to_direct_is_refused():
 
     with pytest.raises(StudyError, match="has nothing to direct in this network"):
         ran(function, "directed")
+
+
+@pytest.mark.parametrize("returned", [41.5, torch.tensor(41.5), {"perplexity": 41.5}])
+def test_a_study_with_a_metric_takes_a_number_or_a_dict_with_its_name(returned):
+    outcome = ran(lambda seed, arm: returned, measure="perplexity", percent=False)
+    assert (outcome.error, outcome.measures) == (41.5, {})
+
+
+@pytest.mark.parametrize(
+    ("returned", "percent", "message"),
+    [
+        ({"perplexty": 3}, False, r'must return a dict with "perplexity"; .*did you mean \'perplexty\'\?'),
+        ("41.5", False, 'must return a dict with "perplexity"; got'),
+        (None, True, 'must return a dict with "perplexity" in percent; got None'),
+        (math.inf, False, "a diverged run is a result: return the value of a model that has learned nothing"),
+        (141.5, True, r"between 0 and 100; for another kind of number, set percent = false in \[metric\]"),
+    ],
+)
+def test_what_is_not_the_metric_is_refused(returned, percent, message):
+    with pytest.raises(StudyError, match=message):
+        ran(lambda seed, arm: returned, measure="perplexity", percent=percent)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from cdgrad.study.plan.search import error_of
 from cdgrad.study.records.run import Key, Run
 from cdgrad.study.spec import Spec
 
@@ -22,10 +21,13 @@ def complete_seeds(spec: Spec, cell: str, runs: Mapping[Key, Run]) -> int:
 
 
 def complete_differences(spec: Spec, cell: str, runs: Mapping[Key, Run]) -> list[list[float]]:
-    """Each compared arm's errors minus the baseline's over the complete seeds, in points."""
+    """The paired differences of each of the study's comparisons over the complete seeds."""
     seeds = spec.seeds[: complete_seeds(spec, cell, runs)]
-    base = [error_of(runs[cell, spec.baseline, None, seed]) for seed in seeds]
+
+    def results(arm: str) -> list[float]:
+        return [spec.measure.value(runs[cell, arm, None, seed].error) for seed in seeds]
+
     return [
-        [error_of(runs[cell, arm, None, seed]) - error for seed, error in zip(seeds, base, strict=True)]
-        for arm in spec.compared_arms
+        [a - b for a, b in zip(results(arm), results(reference), strict=True)]
+        for arm, reference in spec.tested_contrasts.values()
     ]

@@ -132,7 +132,7 @@ class Plan:
         if any(key not in self._done for of_trial in keys.values() for key in of_trial):
             return None
         errors = {t: [ranked_error(self._done[key]) for key in of_trial] for t, of_trial in keys.items()}
-        trial = best(errors)
+        trial = best(errors, self.spec.measure)
         return Choice(trial, self._points[arm, replicate][trial], errors)
 
     @cached_property

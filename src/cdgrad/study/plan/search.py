@@ -7,20 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cdgrad.study.records.run import Run
+from cdgrad.study.spec.measure import ERROR, Measure
 from cdgrad.study.spec.space import Values
 
 
-def best(errors: Mapping[int, Sequence[float]]) -> int:
-    """The trial with the lowest mean error over its seeds; of equal ones the first.
+def best(results: Mapping[int, Sequence[float]], measure: Measure = ERROR) -> int:
+    """The trial with the best mean result over its seeds, the lowest error; of equal ones the first.
 
-    An error that is not a number counts as the worst.
+    A result that is not a number counts as the worst.
     """
 
-    def mean(trial: int) -> float:
-        value = math.fsum(errors[trial]) / len(errors[trial])
-        return math.inf if math.isnan(value) else value
+    def mean_cost(trial: int) -> float:
+        return measure.cost(math.fsum(results[trial]) / len(results[trial]))
 
-    return min(sorted(errors), key=mean)
+    return min(sorted(results), key=mean_cost)
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Choice:
     Attributes:
         trial: the number of the best trial.
         values: its values, which the final runs use.
-        errors: validation error in percent, by trial, one a tuning seed.
+        errors: validation error in percent, or the study's other measure, by trial, one a tuning seed.
     """
 
     trial: int
@@ -52,12 +52,14 @@ class Search:
         runs: its finished runs, by tuning seed.
         planned: number of runs that the whole search has.
         title: the arm, and where there are several searches of it the number of this one, from 1.
+        measure: what the runs' results are.
     """
 
     values: dict[int, Values]
     runs: dict[int, dict[int, Run]]
     planned: int
     title: str = ""
+    measure: Measure = ERROR
 
     @property
     def finished(self) -> int:
@@ -66,23 +68,17 @@ class Search:
 
     @property
     def chosen(self) -> int | None:
-        """The trial with the lowest mean validation error; None before all are made."""
+        """The trial with the best mean validation result; None before all runs are finished."""
         if self.finished < self.planned:
             return None
-        return best(
-            {trial: [ranked_error(run) for run in runs.values()] for trial, runs in self.runs.items()}
-        )
+        results = {trial: [ranked_error(run) for run in runs.values()] for trial, runs in self.runs.items()}
+        return best(results, self.measure)
 
     def errors(self, trial: int) -> list[float]:
-        """The trial's validation errors in percent, in the order of its seeds."""
-        return [error_of(run) for _, run in sorted(self.runs[trial].items())]
+        """The trial's validation errors, or other results, in the order of its seeds."""
+        return [self.measure.value(run.error) for _, run in sorted(self.runs[trial].items())]
 
     def mean(self, trial: int) -> float:
         """Their mean."""
         errors = self.errors(trial)
         return math.fsum(errors) / len(errors)
-
-
-def error_of(run: Run) -> float:
-    """The run's error in percent. A diverged run counts as it was measured, and as 100 where it was not."""
-    return run.error if run.error is not None and math.isfinite(run.error) else 100.0

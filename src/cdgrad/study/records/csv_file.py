@@ -1,9 +1,10 @@
 """A study's records as CSV, for other tools: final runs and trials apart, lest a mean mix them.
 
-One row a run. The columns: arm, seed, error in percent; status (ok, diverged, failed); cell; trial;
-evaluated, the split that the error is of; ``value.KEY``, what was tried or chosen; ``measure.KEY``, what
-else was measured at the end; what the last epoch measured, under its own names; the number of epochs;
-seconds; started; fingerprint of the setting; message of a failure. Numbers have full precision.
+One row a run. The columns: arm, seed, error in percent (or, under its own name, the study's other measure);
+status (ok, diverged, failed); cell; trial; evaluated, the split that it is of; ``value.KEY``, what was tried
+or chosen; ``measure.KEY``, what else was measured at the end; what the last epoch measured, under its own
+names; the number of epochs; peak bytes of a GPU; images seen; parameters; seconds; started; fingerprint of
+the setting; message of a failure. Numbers have full precision.
 """
 
 from __future__ import annotations
@@ -13,34 +14,37 @@ import io
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from cdgrad.study.records.run import COLUMNS, Run
+from cdgrad.study.records.run import COLUMNS, OPTIONAL, Run
 from cdgrad.study.shown import published
 
 _FIRST = ("arm", "seed", "error", "status", "cell", "trial", "evaluated")
 _PLAIN = [column.name for column in COLUMNS if not column.json]
 
 
-def csv_text(runs: Iterable[Run]) -> str:
-    """`runs` in their order, as the text of a CSV file."""
-    rows = [_row(run) for run in runs]
-    last = ["epochs", *(name for name in reversed(_PLAIN) if name not in _FIRST)]
-    others = {key for row in rows for key in row} - {*_FIRST, *last}
+def csv_text(runs: Iterable[Run], measure: str = "error") -> str:
+    """`runs` in their order, as the text of a CSV file; `measure` is the column of their results."""
+    first = [measure if name == "error" else name for name in _FIRST]
+    rows = [_row(run, measure) for run in runs]
+    # Another measure is of the user's own code, which need not know of images.
+    empty = () if measure == "error" else [n for n in OPTIONAL if all(row[n] == "" for row in rows)]
+    last = ["epochs", *(name for name in reversed(_PLAIN) if name not in (*_FIRST, *empty))]
+    others = {key for row in rows for key in row} - {*first, *last, *OPTIONAL}
     kinds = ("value.", "measure.")
     middle = sorted(others, key=lambda key: ([not key.startswith(kind) for kind in kinds], key))
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [*_FIRST, *middle, *last], restval="")
+    writer = csv.DictWriter(text, [*first, *middle, *last], restval="", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
-def _row(run: Run) -> dict[str, Any]:
+def _row(run: Run, measure: str) -> dict[str, Any]:
     ended: Mapping[str, Any] = run.epochs[-1] if run.epochs else {}
     return {
         **{_text(key): _exact(value) for key, value in ended.items()},
         **{f"value.{key}": _exact(value) for key, value in run.values.items()},
         **{f"measure.{key}": _exact(value) for key, value in run.measures.items()},
-        **{name: _exact(getattr(run, name)) for name in _PLAIN},
+        **{measure if name == "error" else name: _exact(getattr(run, name)) for name in _PLAIN},
         "epochs": len(run.epochs),
         "message": _text(published(run.message)),
     }

@@ -16,16 +16,19 @@ from typing import Any, get_args
 
 from cdgrad.study import StudyError
 from cdgrad.study.records.environment import renamed
-from cdgrad.study.records.run import COLUMNS, Run, Status, order, to_json, with_nan
+from cdgrad.study.records.run import COLUMNS, OPTIONAL, Run, Status, order, to_json, with_nan
 from cdgrad.study.shown import published, published_values
 
 _JSON = [column.name for column in COLUMNS if column.json and column.name != "epochs"]
 _CURVE = "curve."
 
 
-def to_parquet(runs: Iterable[Run], path: Path) -> None:
+def to_parquet(runs: Iterable[Run], path: Path, measure: str = "error") -> None:
     """Write `runs`, with messages and settings as they are published; equal runs give equal bytes under
     one pyarrow.
+
+    `measure` is the name of the column of their results; `from_parquet` reads files where it is ``error``.
+    With another name, columns are left out that say nothing of these runs.
 
     Raises:
         StudyError: the file cannot be written.
@@ -38,9 +41,15 @@ def to_parquet(runs: Iterable[Run], path: Path) -> None:
     types = {"TEXT": pa.string(), "INTEGER": pa.int64(), "REAL": pa.float64()}
     columns: dict[str, Any] = {}
     for column in COLUMNS:
+        if (
+            measure != "error"
+            and column.name in OPTIONAL
+            and all(getattr(r, column.name) is None for r in rows)
+        ):
+            continue
         values = [getattr(run, column.name) for run in rows]
         values = list(map(to_json, values)) if column.json else values
-        columns[column.name] = pa.array(values, types[column.kind])
+        columns[measure if column.name == "error" else column.name] = pa.array(values, types[column.kind])
     columns["epochs"] = pa.array([len(run.epochs) for run in rows], pa.int64())
     for name in sorted({name for run in rows for epoch in run.epochs for name in epoch}):
         curves = [[epoch.get(name) for epoch in run.epochs] for run in rows]

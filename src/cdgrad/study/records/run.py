@@ -49,7 +49,8 @@ class Run:
         seed: the random seed.
         status: ``"ok"``, ``"diverged"`` or ``"failed"``.
         message: why the run failed; else empty.
-        error: in percent, on the split that `evaluated` names, ``"validation"`` or ``"test"``.
+        error: the result: the error in percent, or the measure that the study's table ``[metric]`` names, on
+            the split that `evaluated` names, ``"validation"`` or ``"test"``.
         evaluated: the split that `error` is of.
         values: what the trial tries, or what was chosen for a final run, by the keys of the search space.
         epochs: what was measured, one dict an epoch.
@@ -142,6 +143,7 @@ class Column:
         return self.sql.partition(" ")[0]
 
 
+OPTIONAL = ("parameters", "images", "memory")  # columns that are empty where it is not known
 COLUMNS = tuple(Column(f.name, **f.metadata) for f in fields(Run))
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cdgrad.study import StudyError, files
 from cdgrad.study.records import FILE, csv_file
-from cdgrad.study.report import costs, html_page, tables, text, tuning_tables
+from cdgrad.study.report import costs, details, further, html_page, tables, text, times, tuning_tables
 from cdgrad.study.report.document import Document, Figure, Section, Table
 from cdgrad.study.report.figures import curves, differences, settings
 from cdgrad.study.report.remarks import environments, remarks
@@ -16,15 +16,19 @@ from cdgrad.study.statistics.results import Results, read
 __all__ = ["Results", "document", "read", "write"]
 
 
-def document(results: Results) -> Document:
-    """The study in sentences, tables and figures."""
+def document(results: Results, target: float | None = None) -> Document:
+    """The study in sentences, tables and figures; with the time to reach `target`, where one is given.
+
+    Raises:
+        StudyError: no epoch measured what `target` is of.
+    """
     spec = results.spec
     several = len(spec.cells) > 1
     sections: list[Section] = []
     if several and results.comparisons:
         overview = Section("All cells", (), (tables.summary(results), differences.overview(results)))
         sections.append(overview)
-    sections += [_cell(results, cell, several) for cell in spec.cells]
+    sections += [_cell(results, cell, several, target) for cell in spec.cells]
     if results.searches:
         sections.append(Section("Tuning", (), (tuning_tables.tuning(results),)))
     sections.append(_details(results))
@@ -34,12 +38,13 @@ def document(results: Results) -> Document:
         verdicts=across_cells(results) if several else verdicts(results, next(iter(spec.cells))),
         remarks=remarks(results),
         sections=sections,
-        environment=[f"{key}: {' and '.join(found)}" for key, found in environments(results).items()],
+        environment=times.dates(results)
+        + [f"{key}: {' and '.join(versions)}" for key, versions in environments(results).items()],
         spec=spec.text,
     )
 
 
-def write(results: Results, folder: Path, found: Document | None = None) -> list[Path]:
+def write(results: Results, folder: Path, written: Document | None = None) -> list[Path]:
     """Write the files of a report; their paths, most useful first.
 
     report.html, report.md, runs.csv, with trials also trials.csv, and every figure as a PNG.
@@ -47,19 +52,19 @@ def write(results: Results, folder: Path, found: Document | None = None) -> list
     Args:
         results: the study.
         folder: where to; it exists.
-        found: the document of `results`, where it is made already.
+        written: the document of `results`, where there is one already.
 
     Raises:
         StudyError: a file cannot be written.
     """
-    doc = found or document(results)
+    spec, doc = results.spec, written or document(results)
     content = {
         "report.html": html_page.html(doc).encode(),
         "report.md": text.markdown(doc).encode(),
-        "runs.csv": csv_file.csv_text(results.final_runs).encode(),
+        "runs.csv": csv_file.csv_text(results.final_runs, spec.measure.name).encode(),
     }
     if results.searches:
-        content["trials.csv"] = csv_file.csv_text(results.trial_runs).encode()
+        content["trials.csv"] = csv_file.csv_text(results.trial_runs, spec.measure.name).encode()
     for figure in doc.figures:
         content[f"{figure.name}.png"] = figure.png()
     try:
@@ -76,7 +81,7 @@ def write(results: Results, folder: Path, found: Document | None = None) -> list
     return [folder / name for name in content]
 
 
-def _cell(results: Results, cell: str, several: bool) -> Section:
+def _cell(results: Results, cell: str, several: bool, target: float | None) -> Section:
     """What was measured in a cell; its verdicts, too, where there are several cells."""
     compared = results.in_cell(cell)
     parts: list[Table | Figure] = []
@@ -85,22 +90,36 @@ def _cell(results: Results, cell: str, several: bool) -> Section:
     parts.append(tables.errors(results, cell))
     over_epochs = (curves.difference_curves, curves.learning_curves)
     parts += [drawing for draw in over_epochs if (drawing := draw(results, cell))]
+    parts += [] if target is None else [_time_to(results, cell, target)]
     if compared:
         parts += [tuning_tables.replicates(results, cell)] if results.spec.replicates > 1 else []
         parts += [tables.certainty(results, cell), tables.power(results, cell)]
+        besides = (further.further_table(results, cell), further.further_figure(results, cell))
+        parts += [part for part in besides if part]
     others = (settings.lam_sweep, settings.tuning_scatter, curves.gradient_curves)
     parts += [drawing for draw in others if (drawing := draw(results, cell))]
     return Section(cell, verdicts(results, cell) if several else (), parts)
 
 
+def _time_to(results: Results, cell: str, target: float) -> Table:
+    table = times.time_to_target(results, cell, target)
+    if table is None:
+        spec, name = results.spec, results.spec.measure.key
+        raise StudyError(
+            f"{spec.name} has no curve of its {spec.measure.name}, so that no time to a target is known; "
+            f"an entry records one with arm.report(epoch, validation_{name}=...)"
+        )
+    return table
+
+
 def _details(results: Results) -> Section:
     """Every number that the tables are made of."""
     cells = results.spec.cells
-    found = [tables.seeds(results, cell) for cell in cells]
     searches = results.searches.items()
-    found += [tuning_tables.trials(search, place.cell) for place, search in searches if search.runs]
-    found += [costs.cost(results), costs.resources(results), tables.parts(results)]
-    return Section("Every run", (), found, detail=True)
+    seeds = [details.seeds(results, cell) for cell in cells]
+    trials = [tuning_tables.trials(results, search, place.cell) for place, search in searches if search.runs]
+    parts = [*seeds, *trials, costs.cost(results), costs.resources(results), details.parts(results)]
+    return Section("Every run", (), parts, detail=True)
 
 
 def _progress(results: Results) -> str:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from cdgrad.study.report.document import Table
+from cdgrad.study.statistics.paired import standard_deviation
 from cdgrad.study.statistics.results import Results
 
 
@@ -16,17 +17,18 @@ def cost(results: Results) -> Table:
         runs = [run for run in results.runs if run.arm == arm and run.status != "failed"]
         trials = [run for run in runs if run.trial is not None]
         diverged = [sum(run.status == "diverged" for run in some) for some in (runs, trials)]
-        total = math.fsum(run.seconds for run in runs)
-        mean = f"{total / len(runs):.1f}" if runs else "-"
+        seconds = [run.seconds for run in runs]
+        mean = f"{math.fsum(seconds) / len(runs):.1f}" if runs else "-"
+        sd = f"{standard_deviation(seconds):.1f}" if len(runs) > 1 else "-"
         final = len(runs) - len(trials)
         counts = (final, diverged[0] - diverged[1], len(trials), diverged[1])
-        rows.append((arm, *map(str, counts), mean, f"{total:.0f}"))
+        rows.append((arm, *map(str, counts), mean, sd, f"{math.fsum(seconds):.0f}"))
     return Table(
         "What the runs of each arm took",
-        ("arm", "final runs", "diverged", "trials", "diverged trials", "s per run", "s in all"),
+        ("arm", "final runs", "diverged", "trials", "diverged trials", "s per run", "SD", "s in all"),
         rows,
         "all recorded runs; seconds of wall time, of a run beside the others that ran at once",
-        align="lrrrrrr",
+        align="lrrrrrrr",
     )
 
 
@@ -48,14 +50,26 @@ def resources(results: Results) -> Table:
                 f"{max(memory):,.0f}" if memory else "-",
             )
         )
+    known = [k for k in range(len(_RESOURCES)) if k < 2 or any(row[k] != "-" for row in rows)]
+    notes = [_RESOURCES[k][2] for k in known if _RESOURCES[k][2]]
     return Table(
         "When and with what the runs of each arm were made",
-        ("arm", "date", "backend", "parameters", "images", "GPU MiB"),
-        rows,
-        "all recorded runs; backend: what computed the operator; parameters of the network; images: training "
-        "images that a run saw; GPU MiB: the most that the tensors of a run took, not measured on a CPU",
-        align="lllrrr",
+        [_RESOURCES[k][0] for k in known],
+        [[row[k] for k in known] for row in rows],
+        "; ".join(["all recorded runs", *notes]),
+        align="".join(_RESOURCES[k][1] for k in known),
     )
+
+
+# Title, alignment and meaning of each column; one that no run has a value for is left out.
+_RESOURCES = (
+    ("arm", "l", ""),
+    ("date", "l", ""),
+    ("backend", "l", "backend: what computed the operator"),
+    ("parameters", "r", "parameters of the network"),
+    ("images", "r", "images: training images that a run saw"),
+    ("GPU MiB", "r", "GPU MiB: the most that the tensors of a run took, not measured on a CPU"),
+)
 
 
 def _range(values: Sequence[int]) -> str:

@@ -15,7 +15,8 @@ from cdgrad.study.records import csv_text, to_parquet
 from cdgrad.study.report.document import Document, Table
 from cdgrad.study.report.remarks import environments
 from cdgrad.study.report.text import markdown_rows, printable
-from cdgrad.study.spec import Setting, Spec
+from cdgrad.study.report.words import words
+from cdgrad.study.spec import BASELINE_METRIC, ERROR, Setting, Spec
 from cdgrad.study.statistics import Results
 from cdgrad.study.statistics import paired as stats
 
@@ -27,14 +28,15 @@ _TEX = {
     ">": r"\textgreater{}",
     **{c: f"\\{c}" for c in "&%$#_{}"},
 }
-BIBTEX = """@article{lao2020channel,
+_CHANNEL_DIRECTED = """@article{lao2020channel,
   title   = {Channel-Directed Gradients for Optimization of Convolutional Neural Networks},
   author  = {Lao, Dong and Zhu, Peihao and Wonka, Peter and Sundaramoorthi, Ganesh},
   journal = {arXiv preprint arXiv:2008.10766},
   year    = {2020}
 }
 
-@article{holm1979simple,
+"""
+_HOLM = """@article{holm1979simple,
   title   = {A Simple Sequentially Rejective Multiple Test Procedure},
   author  = {Holm, Sture},
   journal = {Scandinavian Journal of Statistics},
@@ -52,14 +54,15 @@ def write(results: Results, document: Document, folder: Path) -> list[Path]:
     Raises:
         StudyError: a file of one of the names exists, or the folder cannot be written.
     """
+    measure = results.spec.measure.name
     texts = {
         "methods.md": methods(results) + "\n",
         "methods.tex": latex(methods(results)) + "\n",
-        "references.bib": BIBTEX,
-        "runs.csv": csv_text(results.final_runs),
+        "references.bib": references(results),
+        "runs.csv": csv_text(results.final_runs, measure),
     }
     if results.searches:
-        texts["trials.csv"] = csv_text(results.trial_runs)
+        texts["trials.csv"] = csv_text(results.trial_runs, measure)
     for section in document.sections:
         for table in section.tables:
             name = "-".join(filter(None, [_slug(section.title), _slug(table.title.partition(",")[0])]))
@@ -76,7 +79,7 @@ def write(results: Results, document: Document, folder: Path) -> list[Path]:
             (folder / name).write_text(text, encoding="utf-8", newline="")
         for name, drawing in figures.items():
             (folder / name).write_bytes(drawing.svg() if name.endswith("svg") else drawing.pdf())
-        to_parquet(results.runs, folder / "runs.parquet")
+        to_parquet(results.runs, folder / "runs.parquet", measure)
     except OSError as error:
         raise StudyError(f"cannot write in {folder}: {error.strerror}; choose another --to") from error
     return [folder / name for name in names]
@@ -97,12 +100,19 @@ def methods(results: Results) -> str:
 
 def _design(results: Results) -> Iterator[str]:
     spec = results.spec
-    others = [arm for arm in spec.arms if arm != spec.baseline]
+    reference = spec.reference or spec.baseline
+    others = [arm for arm in spec.arms if arm != reference]
+    compared = (
+        f"all pairs of {_listed([*spec.arms])}" if spec.all_pairs else f"{_listed(others)} with {reference}"
+    )
     cells = f" in {len(spec.cells)} settings ({', '.join(spec.cells)})" if len(spec.cells) > 1 else ""
     yield (
-        f"We compared {_listed(others)} with {spec.baseline}{cells} over {len(spec.seeds)} paired seeds. "
+        f"We compared {compared}{cells} over {len(spec.seeds)} paired seeds. "
         "A seed fixes the initialization and the order of the data, alike for all arms."
     )
+    if (measure := spec.measure) != ERROR:
+        direction = "lower" if measure.direction == "min" else "higher"
+        yield f"The measure is {measure.name}{words(results).in_unit}; {direction} values are better."
     if spec.evaluate == "test":
         yield "The test split was read once per run, after its last epoch."
     else:
@@ -141,10 +151,11 @@ def _budget(spec: Spec) -> Iterator[str]:
     tuned = [arm for arm, options in spec.arms.items() if options.tuning == "own"]
     seeds = len(spec.tuning.seeds_of(0))
     often = f"{spec.replicates} times independently, " if spec.replicates > 1 else ""
+    best = "lowest" if spec.measure.direction == "min" else "highest"
     yield (
         f"For each of {_listed(tuned)}, {often}{spec.tuning.trials} trials of a scrambled Sobol sequence "
         f"were executed on {seeds} seed{'s' * (seeds > 1)} that no final run uses, and the trial with the "
-        "lowest mean validation error was chosen."
+        f"{best} mean validation {spec.measure.name} was chosen."
     )
     for arm in tuned:
         space = ", ".join(
@@ -170,12 +181,23 @@ def _tests(results: Results) -> Iterator[str]:
 
 
 def _software(results: Results) -> Iterator[str]:
-    found = environments(results)
-    software = [f"{key} {' and '.join(found[key])}" for key in ("python", "torch", "cdgrad") if key in found]
-    hardware = [" and ".join(found[key]) for key in ("cpu",) if key in found]
+    versions = environments(results)
+    software = [
+        f"{key} {' and '.join(versions[key])}" for key in ("python", "torch", "cdgrad") if key in versions
+    ]
+    hardware = [" and ".join(versions[key]) for key in ("cpu",) if key in versions]
     yield f"Software: {', '.join(software)}." + (f" Hardware: {', '.join(hardware)}." if hardware else "")
-    if any(options.metric != "none" for options in results.spec.arms.values()):
+    if _is_directed(results.spec):
         yield "The metrics are channel-directed gradients [lao2020channel]."
+
+
+def _is_directed(spec: Spec) -> bool:
+    return any(options.metric != BASELINE_METRIC for options in spec.arms.values())
+
+
+def references(results: Results) -> str:
+    """What `methods` may cite, in BibTeX."""
+    return _CHANNEL_DIRECTED * _is_directed(results.spec) + _HOLM
 
 
 def latex(text: str) -> str:

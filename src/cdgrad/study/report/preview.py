@@ -15,6 +15,8 @@ from cdgrad.study import StudyError
 from cdgrad.study.plan import Plan
 from cdgrad.study.records import Run
 from cdgrad.study.report.document import Document, Section, Table
+from cdgrad.study.report.tables import true_differences
+from cdgrad.study.report.words import words_of
 from cdgrad.study.spec import Dimension, Spec
 from cdgrad.study.statistics import Results
 from cdgrad.study.statistics import paired as stats
@@ -32,13 +34,13 @@ class Seconds:
 
 def recorded_seconds(spec: Spec, runs: Sequence[Run]) -> Seconds | None:
     """The mean duration of the finished runs of each cell; None where a cell has none yet."""
-    found = {
+    seconds = {
         cell: [run.seconds for run in runs if run.cell == cell and run.status == "ok"] for cell in spec.cells
     }
-    if not all(found.values()):
+    if not all(seconds.values()):
         return None
-    means = {cell: math.fsum(seconds) / len(seconds) for cell, seconds in found.items()}
-    return Seconds(means, f"the mean of {sum(map(len, found.values()))} recorded runs")
+    means = {cell: math.fsum(values) / len(values) for cell, values in seconds.items()}
+    return Seconds(means, f"the mean of {sum(map(len, seconds.values()))} recorded runs")
 
 
 def timed_seconds(spec: Spec, device: str) -> Seconds:
@@ -135,7 +137,7 @@ def warnings(spec: Spec) -> Iterator[str]:
 
 
 def _comparisons(spec: Spec) -> int:
-    return len(spec.cells) * len(spec.compared_arms)
+    return len(spec.cells) * len(spec.tested_contrasts)
 
 
 def _smallest_p(spec: Spec) -> float:
@@ -206,27 +208,30 @@ def _power(spec: Spec, runs: Sequence[Run], sd: float | None) -> Iterator[Table]
     sampled = "the mean difference of a search" if several else "a paired difference"
     if not _comparisons(spec) or pairs < 2:
         return
-    recorded = [
-        c.comparison.sd for c in Results.of(spec, runs).comparisons.values() if c.comparison.pairs > 2
-    ]
+    compared = Results.of(spec, runs).comparisons.values()
+    recorded = [c.comparison.sd for c in compared if c.comparison.pairs > 2]
     source = "as stated"
     if sd is None and recorded:
         sd, source = max(recorded), "the largest of the recorded comparisons"
+    w = words_of(spec, sd)
+    sizes = true_differences(w, math.nan if sd is None else sd, _SIZES)
     row = [f"{pairs}", f"{_comparisons(spec)}", f"{_smallest_p(spec):.2g}" if not several else "-"]
     if sd is None:
-        row += ["-"] * (2 + len(_SIZES))
+        row += ["-"] * (2 + len(sizes))
         source = "not known yet: state one with --sd"
     else:
-        needed = (f"{stats.required_pairs(size, sd):,}" for size in _SIZES)
-        row += [f"{sd:.2f}", f"{stats.detectable_difference(pairs, sd):.2f}", *needed]
+        needed = (f"{stats.required_pairs(size, sd):,}" for size in sizes)
+        row += [w.number(sd), w.number(stats.detectable_difference(pairs, sd)), *needed]
+    unit = f" in {w.of_difference}" if w.of_difference else ""
+    needs = f"; for x: {units} needed to detect {f'x {w.of_difference}'.rstrip()}" * bool(sizes)
     yield Table(
         f"What the {units} can show",
-        (units, "comparisons", "smallest p", "SD", "MDD", *(f"for {size:g}" for size in _SIZES)),
+        (units, "comparisons", "smallest p", "SD", "MDD", *(f"for {size:g}" for size in sizes)),
         [row],
-        f"smallest p: after Holm's correction; SD: of {sampled} in points, {source}; MDD: minimum "
+        f"smallest p: after Holm's correction; SD: of {sampled}{unit}, {source}; MDD: minimum "
         f"detectable difference, found in {100 * stats.POWER:.0f} % of studies by a two-sided t-test on the "
-        f"paired differences at 5 %, uncorrected; for x: {units} needed to detect x points",
-        align="rrrrr" + "r" * len(_SIZES),
+        f"paired differences at 5 %, uncorrected{needs}",
+        align="rrrrr" + "r" * len(sizes),
     )
 
 

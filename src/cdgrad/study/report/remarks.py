@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cdgrad.study.report.words import words
 from cdgrad.study.shown import published
+from cdgrad.study.spec import ERROR
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.results import Results
 
@@ -14,7 +16,9 @@ _ENVIRONMENT = ("torch", "numpy", "numba", "cdgrad", "commit", "python", "device
 def remarks(results: Results) -> list[str]:
     """All that applies to `results`."""
     return [
+        *_shares(results),
         *_evaluated(results),
+        *_reference(results),
         *_unreachable(results),
         *_diverged(results),
         *_rounding(results),
@@ -28,7 +32,6 @@ def remarks(results: Results) -> list[str]:
         *_code(results),
         *_identical(results),
         *_equal_trials(results),
-        *_shares(results),
         *_not_in_the_study(results),
         *_unfinished(results),
     ]
@@ -36,57 +39,76 @@ def remarks(results: Results) -> list[str]:
 
 def environments(results: Results) -> dict[str, list[str]]:
     """What a repetition needs; several values where final runs differ in it."""
-    runs = [run for of_arm in results.finished.values() for run in of_arm.values()]
+    runs = [run for by_seed in results.finished.values() for run in by_seed.values()]
     runs = runs or [run for s in results.searches.values() for t in s.runs.values() for run in t.values()]
-    found = {key: sorted({str(run.environment.get(key)) for run in runs}) for key in _ENVIRONMENT}
-    return {key: values for key, values in found.items() if values != ["None"]}
+    recorded = {key: sorted({str(run.environment.get(key)) for run in runs}) for key in _ENVIRONMENT}
+    return {key: values for key, values in recorded.items() if values != ["None"]}
 
 
 def _evaluated(results: Results) -> Iterator[str]:
-    """Who read the test images: from the records of all runs, not from the specification."""
+    """Who read the test data: from the records of all runs, not from the specification."""
+    data = words(results).data
+    none, were = ("No test image", "images were") if data == "images" else ("No test data", "data was")
     ended = [run for run in results.runs if run.status != "failed"]
     read = [run for run in ended if run.evaluated == "test"]
     trials = [run for run in ended if run.trial is not None]
     if not read:
-        yield f"No test image was read: all {len(ended)} recorded runs were evaluated on validation images."
+        yield f"{none} was read: all {len(ended)} recorded runs were evaluated on validation {data}."
     elif wrong := [run for run in read if run.trial is not None]:
-        yield f"The test images were read by {len(wrong)} trials: this study's test errors are not valid."
+        what = "test errors" if results.spec.measure == ERROR else "results on test data"
+        yield f"The test {were} read by {len(wrong)} trials: this study's {what} are not valid."
     elif trials:
         yield (
-            f"The test images were read by {len(read)} final runs, once each, at their end; the "
-            f"{len(trials)} runs of trials were evaluated on validation images."
+            f"The test {were} read by {len(read)} final runs, once each, at their end; the "
+            f"{len(trials)} runs of trials were evaluated on validation {data}."
         )
     else:
-        yield f"The test images were read by {len(read)} runs, once each, at their end."
+        yield f"The test {were} read by {len(read)} runs, once each, at their end."
+
+
+def _reference(results: Results) -> Iterator[str]:
+    """Whether the report was asked for other comparisons than those that the study planned."""
+    spec, planned = results.spec, results.planned
+    if planned is None or planned.contrasts == spec.contrasts:
+        return
+    before = "all pairs of arms" if planned.all_pairs else f"with {planned.reference or planned.baseline}"
+    yield (
+        f"The specification compares {before}; this report compares "
+        + ("all pairs of arms" if spec.all_pairs else f"with {spec.reference or spec.baseline}")
+        + f", {len(results.comparisons)} in all: comparisons that are chosen after a look at results show "
+        "too much."
+    )
 
 
 def _rounding(results: Results) -> Iterator[str]:
     """How far arms that are identical in exact arithmetic differ, beside how far the others do."""
-    spec = results.spec
+    spec, w = results.spec, words(results)
+
+    def size(c: paired.Comparison) -> str:
+        return w.number(float(abs(c.differences).mean()))
+
     for cell in spec.cells:
-        compared = {arm: c for arm, (c, _) in results.in_cell(cell).items() if c.pairs > 1}
-        floor = [arm for arm in compared if arm in spec.rounding_arms]
-        beside = ", ".join(f"{arm} {_size(c)}" for arm, c in compared.items() if arm not in floor)
-        for arm in floor:
+        compared = {name: c for name, (c, _) in results.in_cell(cell).items() if c.pairs > 1}
+        floor = [name for name in compared if name not in spec.tested_contrasts]
+        beside = ", ".join(f"{name} {size(c)}" for name, c in compared.items() if name not in floor)
+        for name in floor:
+            arm, reference = spec.contrasts[name]
+            others = "the other pairs differ" if spec.all_pairs else f"the others differ from {reference}"
             yield (
-                f"{arm} is {spec.baseline} with other rounding errors{_in(cell)}: it differs from it by "
-                f"{_size(compared[arm])} points in a seed, on average of absolute values, and by "
-                f"{compared[arm].mean:+.2f} in the mean."
-                + (f" In a seed, the others differ from {spec.baseline} by: {beside}." if beside else "")
+                f"{arm} is {reference} with other rounding errors{_in(cell)}: it differs from it by "
+                f"{size(compared[name])} points in a seed, on average of absolute values, and by "
+                f"{w.number(compared[name].mean, '+')} in the mean."
+                + (f" In a seed, {others} by: {beside}." if beside else "")
             )
-
-
-def _size(c: paired.Comparison) -> str:
-    """The mean absolute difference of a seed, in points."""
-    return f"{float(abs(c.differences).mean()):.2f}"
 
 
 def _looks(results: Results) -> Iterator[str]:
     spec = results.spec
     if spec.until and results.comparisons:
+        until = f"{spec.until:g} {words(results).of_difference}".rstrip()
         yield (
             "The number of seeds followed from the results: a cell ends once each of its comparisons is "
-            f"shown or its interval is narrower than {spec.until:g} points, at {len(spec.seeds)} seeds at "
+            f"shown or its interval is narrower than {until}, at {len(spec.seeds)} seeds at "
             "the latest. Intervals and p are valid after any number of looks; bootstrap and power are not."
         )
 
@@ -103,19 +125,20 @@ def _replicates(results: Results) -> Iterator[str]:
 
 def _unreachable(results: Results) -> Iterator[str]:
     """Whether the sign-flip test could show anything at all."""
-    found = [c.pairs for c, _ in results.comparisons.values() if c.pairs > 1]
-    if not found or not results.tested or results.spec.until or results.spec.replicates > 1:
+    pairs = [c.pairs for c, _ in results.comparisons.values() if c.pairs > 1]
+    if not pairs or not results.tested or results.spec.until or results.spec.replicates > 1:
         return
-    smallest = paired.smallest_p(max(found)) * results.tested
+    smallest = paired.smallest_p(max(pairs)) * results.tested
     if smallest >= 1 - paired.LEVEL:
         yield (
-            f"With {max(found)} seeds and {results.tested} comparisons no p can be below "
+            f"With {max(pairs)} seeds and {results.tested} comparisons no p can be below "
             f"{min(smallest, 1):.2g}, so that no difference, however large, can be shown: add seeds."
         )
 
 
 def _diverged(results: Results) -> Iterator[str]:
     """Diverged runs are results; where they rule the mean, the median says what the others did."""
+    w, measure = words(results), results.spec.measure
     for (cell, arm), runs in results.finished.items():
         seeds = sorted(seed for seed, run in runs.items() if run.status == "diverged")
         if not seeds:
@@ -123,16 +146,18 @@ def _diverged(results: Results) -> Iterator[str]:
         listed = ", ".join(map(str, seeds))
         sentence = (
             f"{arm}{_in(cell)}: {len(seeds)} of {_count(len(runs), 'run')} diverged (seed {listed}) and "
-            f"counts like any other, with the error it ended with; what is not finite is an error."
+            f"counts like any other, with the {measure.name} it ended with"
+            + ("; what is not finite is an error." if measure == ERROR else ".")
         )
         compared = results.comparisons.get((cell, arm))
         if compared and compared.comparison.pairs > 1:
             c = compared.comparison
-            low, high = c.median_interval
-            between = "" if low != low else f" (95 % interval {low:+.2f} to {high:+.2f})"
+            interval = w.interval(c.median_interval, "+")
+            between = "" if interval == "-" else f" (95 % interval {interval})"
+            what = "errors" if measure == ERROR else "values"
             sentence += (
-                f" Such errors rule a mean and its interval; the median difference to "
-                f"{results.spec.baseline} is {c.median:+.2f} points{between}."
+                f" Such {what} rule a mean and its interval; the median difference to "
+                f"{results.spec.contrasts[arm].reference} is {w.difference(c.median)}{between}."
             )
         yield sentence
 
@@ -197,14 +222,14 @@ def _environment(results: Results) -> Iterator[str]:
 def _images(results: Results) -> Iterator[str]:
     """Whether a folder of images changed between the runs of a cell; cells may differ in their data."""
     for cell in results.spec.cells:
-        parts = [of_arm for (c, _), of_arm in results.finished.items() if c == cell]
+        groups = [by_seed for (c, _), by_seed in results.finished.items() if c == cell]
         searches = [search for place, search in results.searches.items() if place.cell == cell]
-        parts += [tried for search in searches for tried in search.runs.values()]
-        environments = [run.environment for part in parts for run in part.values()]
-        found = sorted({environment["data"] for environment in environments if "data" in environment})
-        if len(found) > 1:
+        groups += [by_seed for search in searches for by_seed in search.runs.values()]
+        environments = [run.environment for by_seed in groups for run in by_seed.values()]
+        data = sorted({environment["data"] for environment in environments if "data" in environment})
+        if len(data) > 1:
             yield (
-                f"The runs differ in data{_in(cell)} ({', '.join(found)}): the images changed between them, "
+                f"The runs differ in data{_in(cell)} ({', '.join(data)}): the images changed between them, "
                 f"and they are not comparable; run the study again with another --out."
             )
 
@@ -223,11 +248,13 @@ def _code(results: Results) -> Iterator[str]:
 
 
 def _identical(results: Results) -> Iterator[str]:
-    """Whether an arm made the baseline's errors: then it probably changes nothing."""
-    for (cell, arm), (found, _) in results.comparisons.items():
-        if found.pairs > 1 and found.sd == 0:
+    """Whether an arm has its reference's results: then it probably changes nothing."""
+    w = words(results)
+    for (cell, name), (c, _) in results.comparisons.items():
+        if c.pairs > 1 and c.sd == 0:
+            arm, reference = results.spec.contrasts[name]
             yield (
-                f"{arm}{_in(cell)} differs from {results.spec.baseline} by {found.mean:.2f} points in every "
+                f"{arm}{_in(cell)} differs from {reference} by {w.difference(c.mean, '')} in every "
                 f"seed: check that the arm changes the training; nothing is estimated from this."
             )
 
@@ -235,21 +262,23 @@ def _identical(results: Results) -> Iterator[str]:
 def _equal_trials(results: Results) -> Iterator[str]:
     """Whether a search found no difference at all: then its keys probably change nothing."""
     for (cell, *_), search in results.searches.items():
-        runs = {trial: {s: r.error for s, r in of.items()} for trial, of in search.runs.items()}
-        seeds = {seed for of in runs.values() for seed in of}
-        equal = all(len({of[s] for of in runs.values() if s in of}) == 1 for s in seeds)
+        runs = {t: {s: run.error for s, run in by_seed.items()} for t, by_seed in search.runs.items()}
+        seeds = {seed for by_seed in runs.values() for seed in by_seed}
+        equal = all(len({by_seed[s] for by_seed in runs.values() if s in by_seed}) == 1 for s in seeds)
         if len(runs) > 1 and seeds and equal:
             which = f"{search.title}{_in(cell)}"
             yield f"All {len(runs)} trials of {which} agree: check that the tuned keys are used."
 
 
 def _shares(results: Results) -> Iterator[str]:
-    """Whether errors look like shares instead of percent."""
-    errors = [run.error for run in results.final_runs if run.error is not None]
-    if results.spec.entry and len(errors) > 1 and 0 < max(errors) <= 1:
+    """Whether percentages look like shares."""
+    measure, runs = results.spec.measure, results.final_runs
+    values = [run.error for run in runs if run.error is not None]
+    if results.spec.entry and measure.percent and len(values) > 1 and 0 < max(values) <= 1:
+        what = "errors" if measure == ERROR else f"values of {measure.name}"
         yield (
-            f"All errors are at most {max(errors):.3g} %: is the entry's error a share from 0 to 1? It is "
-            f"taken for percent; return 100 times the share."
+            f"All {what} are at most {max(values):.3g} %: is the entry's {measure.name} a share from 0 to 1? "
+            "It is taken for percent; return 100 times the share."
         )
 
 

@@ -1,4 +1,4 @@
-"""The tables of a report: numbers as text, from a study's results."""
+"""The tables of a cell: arms, paired differences and what they can show. Numbers as text."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cdgrad.study.plan.search import error_of
 from cdgrad.study.report.document import Table
-from cdgrad.study.spec import BASELINE_METRIC, OPTIONS, EntrySetting, LoopSetting
+from cdgrad.study.report.words import Words, words
+from cdgrad.study.spec import BASELINE_METRIC, OPTIONS, EntrySetting, LoopSetting, Spec
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.equivalence import equivalence
 from cdgrad.study.statistics.results import Results
@@ -18,44 +18,44 @@ _SIZES = (0.1, 0.2, 0.5)  # points, for the number of seeds needed
 
 
 def errors(results: Results, cell: str) -> Table:
-    """An arm a row: what it is, and the error of its final runs."""
-    spec = results.spec
+    """An arm a row: what it is, and the error, or the study's other measure, of its final runs."""
+    spec, w = results.spec, words(results)
     diverged = any(r.status == "diverged" for arm in spec.arms for r in results.finished[cell, arm].values())
     rows: list[Sequence[str]] = []
     for arm in spec.arms:
-        of_arm, runs = results.errors(cell, arm), results.finished[cell, arm].values()
+        values, runs = results.errors(cell, arm), results.finished[cell, arm].values()
         count = [str(sum(run.status == "diverged" for run in runs))] if diverged else []
-        measured = ["-", "-", "-"]
-        if of_arm:
-            mean, interval = math.fsum(of_arm) / len(of_arm), paired.mean_interval(of_arm)
-            measured = [number(mean), interval_text(interval, ""), number(paired.standard_deviation(of_arm))]
-        rows.append((arm, *measured, str(len(of_arm)), *count, _what(results, cell, arm)))
+        numbers = ["-", "-", "-"]
+        if values:
+            sd = w.number(paired.standard_deviation(values))
+            numbers = [w.number(mean(values)), w.interval(paired.mean_interval(values)), sd]
+        rows.append((arm, *numbers, str(len(values)), *count, what(results, cell, arm)))
     return Table(
-        f"Error on the {spec.evaluate} images, in percent",
+        f"{spec.measure.title} on the {spec.evaluate} {w.data}{w.in_unit}",
         ("arm", "mean", "95 % interval", "SD", "seeds", *(["div."] if diverged else []), "what"),
         rows,
         "mean over the seeds, its interval by Student's t, standard deviation of a run"
-        + ("; div.: runs that diverged, which count with the error they ended with" if diverged else ""),
+        + f"; div.: runs that diverged, which count with the {spec.measure.name} they ended with" * diverged,
         align="lrrrr" + "r" * diverged + "p",
     )
 
 
 def differences(results: Results, cell: str) -> Table:
-    """An arm a row: its paired difference to the baseline, and how sure it is."""
-    found = results.in_cell(cell)
-    several, floor = results.tested > 1, results.spec.rounding_arms
+    """A comparison a row: its paired difference, and how sure it is."""
+    w, compared, tested = words(results), results.in_cell(cell), results.spec.tested_contrasts
+    several, floor = results.tested > 1, [name for name in compared if name not in tested]
     rows = [
         (
-            arm,
-            number(c.mean, "+"),
-            interval_text(c.interval, "+"),
-            _p(math.nan if arm in floor else c.p),
-            *([_p(adjusted)] if several else []),
+            name,
+            w.number(c.mean, "+"),
+            w.interval(c.interval, "+"),
+            p_value(c.p if name in tested else math.nan),
+            *([p_value(adjusted)] if several else []),
             f"{100 * c.win_rate:.0f} %",
-            number(c.correlation),
+            "-" if math.isnan(c.correlation) else f"{c.correlation:.2f}",
             f"{c.pairs}",
         )
-        for arm, (c, adjusted) in found.items()
+        for name, (c, adjusted) in compared.items()
     ]
     kind = interval_name(results)
     units = "searches" if results.spec.replicates > 1 else "pairs"
@@ -63,13 +63,27 @@ def differences(results: Results, cell: str) -> Table:
     if several:
         note += f"Holm p: corrected for all {results.tested} comparisons of the study; "
     return Table(
-        f"Paired difference to {results.spec.baseline}, in points: negative is fewer errors",
-        ("arm", "mean", f"95 % {kind}", "p", *(["Holm p"] if several else []), "win rate", "corr.", units),
+        difference_title(results.spec, w),
+        (row_name(results), "mean", f"95 % {kind}", "p", *(["Holm p"] * several), "win rate", "corr.", units),
         rows,
-        f"{note}win rate: share of seeds with fewer errors, ties half; corr.: of the pairs"
-        + f"; {', '.join(floor)}: the baseline with other rounding errors, not a test" * bool(floor),
+        f"{note}win rate: share of seeds on which the {row_name(results)} is better, ties half; "
+        "corr.: of the pairs"
+        + f"; {', '.join(floor)}: the baseline with other rounding errors, not a test"
+        * bool(floor),
         align="l" + "r" * (6 + several),
     )
+
+
+def difference_title(spec: Spec, w: Words) -> str:
+    """The title of a table of paired differences."""
+    if spec.all_pairs:
+        return f"Paired differences of all pairs of arms{w.in_points}: first minus second, {w.better_sign}"
+    return f"Paired difference to {spec.reference or spec.baseline}{w.in_points}: {w.better_sign}"
+
+
+def row_name(results: Results) -> str:
+    """What a row of comparisons is: an arm, or a pair of arms."""
+    return "pair" if results.spec.all_pairs else "arm"
 
 
 def interval_name(results: Results) -> str:
@@ -84,30 +98,31 @@ def _test_name(results: Results) -> str:
 
 
 def certainty(results: Results, cell: str) -> Table:
-    """An arm a row: what holds after any number of looks, and whether the arms are equivalent."""
-    margin = results.spec.margin
+    """A comparison a row: what holds after any number of looks, and whether the arms are equivalent."""
+    w, margin = words(results), results.spec.margin
     rows: list[Sequence[str]] = []
-    for arm, (c, _) in results.in_cell(cell).items():
+    for name, (c, _) in results.in_cell(cell).items():
         d = c.differences
-        row = [arm, interval_text(anytime_interval(d), "+"), _p(anytime_p(d))]
+        row = [name, w.interval(anytime_interval(d), "+"), p_value(anytime_p(d))]
         if margin:
-            found = equivalence(d, margin)
-            row += [interval_text(found.interval, "+"), _p(found.p), "yes" if found.shown else "not shown"]
+            test = equivalence(d, margin)
+            row += [w.interval(test.interval, "+"), p_value(test.p), "yes" if test.shown else "not shown"]
         rows.append(row)
     note = (
         f"anytime: valid after a look at every {results.sampled}, by the mixture sequential t-test "
         "(arXiv 2310.03722), each comparison for itself"
     )
     if margin:
+        size = f"{margin:g} {w.of_difference}".rstrip()
         note += (
-            f"; equivalence: the mean difference is smaller than the margin of {margin:g} points, by two "
+            f"; equivalence: the mean difference is smaller than the margin of {size}, by two "
             "one-sided t-tests at 5 %, which hold where neither the margin nor the number of seeds followed "
             "from the results"
         )
     columns = ("90 % t", "TOST p", "equivalent") if margin else ()
     return Table(
         "After any number of looks" + (", and equivalence" if margin else ""),
-        ("arm", "95 % anytime", "anytime p", *columns),
+        (row_name(results), "95 % anytime", "anytime p", *columns),
         rows,
         note,
         align="lrr" + "r" * len(columns),
@@ -115,116 +130,82 @@ def certainty(results: Results, cell: str) -> Table:
 
 
 def power(results: Results, cell: str) -> Table:
-    """An arm a row: what the study could have seen, and how many seeds would see more."""
+    """A comparison a row: what the study could have seen, and how many seeds would see more."""
+    w, compared = words(results), {n: c for n, (c, _) in results.in_cell(cell).items() if c.pairs > 1}
+    sizes = true_differences(w, max((c.sd for c in compared.values()), default=math.nan))
     plural = "searches" if results.sampled == "search" else "seeds"
     rows = [
         (
-            arm,
-            interval_text(c.bootstrap, "+"),
-            number(c.sd),
-            number(paired.detectable_difference(c.pairs, c.sd)),
-            *(f"{paired.required_pairs(size, c.sd):,}" for size in _SIZES),
+            name,
+            w.interval(c.bootstrap, "+"),
+            w.number(c.sd),
+            w.number(paired.detectable_difference(c.pairs, c.sd)),
+            *(f"{paired.required_pairs(size, c.sd):,}" for size in sizes),
         )
-        for arm, (c, _) in results.in_cell(cell).items()
-        if c.pairs > 1
+        for name, c in compared.items()
     ]
+    unit = f" in {w.of_difference}" if w.of_difference else ""
     return Table(
         f"Statistical power: detectable difference, and {plural} needed",
-        ("arm", "95 % BCa", "SD", "MDD", *(f"for {size}" for size in _SIZES)),
+        (row_name(results), "95 % BCa", "SD", "MDD", *(f"for {size:g}" for size in sizes)),
         rows,
         "BCa: bootstrap interval of the mean difference, too narrow below some 30 pairs; SD: standard "
-        f"deviation of a difference; MDD: the smallest true difference in points shown with "
+        f"deviation of a difference; MDD: the smallest true difference{unit} shown with "
         f"{100 * paired.POWER:.0f} % power by a two-sided paired t-test at 5 %; for x: {plural} that would "
-        "show x points so, at this SD",
-        align="lrrr" + "r" * len(_SIZES),
+        f"show {f'x {w.of_difference}'.rstrip()} so, at this SD",
+        align="lrrr" + "r" * len(sizes),
     )
+
+
+def true_differences(w: Words, sd: float, sizes: Sequence[float] = _SIZES) -> Sequence[float]:
+    """Differences for which the seeds needed are of interest: `sizes` in points, or of the order of `sd`."""
+    if w.measure.percent:
+        return sizes
+    if not (math.isfinite(sd) and sd > 0):
+        return ()
+    order = 10.0 ** math.floor(math.log10(sd))
+    return [float(f"{size * order:.1g}") for size in (1, 2, 5)]
 
 
 def summary(results: Results) -> Table:
     """A comparison a row, over all cells."""
-    rows: list[Sequence[str]] = []
-    before = ""
-    for (cell, arm), (c, adjusted) in results.comparisons.items():
+    w, rows, before = words(results), list[Sequence[str]](), ""
+    for (cell, name), (c, adjusted) in results.comparisons.items():
         shown, before = ("" if cell == before else cell), cell
-        mean, interval = number(c.mean, "+"), interval_text(c.interval, "+")
-        rows.append((shown, arm, mean, interval, _p(adjusted), f"{100 * c.win_rate:.0f} %"))
+        interval = w.interval(c.interval, "+")
+        rows.append(
+            (shown, name, w.number(c.mean, "+"), interval, p_value(adjusted), f"{100 * c.win_rate:.0f} %")
+        )
     return Table(
-        f"Paired difference to {results.spec.baseline}, in points: negative is fewer errors",
-        ("cell", "arm", "mean", f"95 % {interval_name(results)}", "Holm p", "win rate"),
+        difference_title(results.spec, w),
+        ("cell", row_name(results), "mean", f"95 % {interval_name(results)}", "Holm p", "win rate"),
         rows,
         f"Holm p: {_test_name(results)}, corrected for all {results.tested} comparisons; "
-        "win rate: share of seeds with fewer errors",
+        f"win rate: share of seeds on which the {row_name(results)} is better",
         align="llrrrr",
         grouped=True,
-    )
-
-
-def parts(results: Results) -> Table:
-    """Which part of the data the recorded runs evaluated, counted over all records of the store."""
-    rows: list[Sequence[str]] = []
-    for title, trial in (("final runs", False), ("trials", True)):
-        runs = [run for run in results.runs if (run.trial is not None) == trial]
-        ended = [run for run in runs if run.status != "failed"]
-        counts = [sum(run.evaluated == part for run in ended) for part in ("test", "validation")]
-        rows.append((title, *map(str, counts), str(len(runs) - len(ended))))
-    return Table(
-        "What the recorded runs were evaluated on",
-        ("part", "test images", "validation images", "failed"),
-        rows,
-        "all records of the study's folder, those of former arms and seeds included; the store refuses a "
-        "trial that was evaluated on test images",
-        align="lrrr",
-    )
-
-
-def seeds(results: Results, cell: str) -> Table:
-    """A seed a row: every arm's error."""
-    spec = results.spec
-    rows = [
-        (str(seed), *(_run_cell(results, cell, arm, seed) for arm in spec.arms))
-        for seed in spec.seeds
-        if any(seed in results.finished[cell, arm] for arm in spec.arms)
-    ]
-    return Table(
-        f"Every seed's error on the {spec.evaluate} images, in percent" + in_cell(cell),
-        ("seed", *spec.arms),
-        rows,
-        "* diverged",
-        align="r" * (1 + len(spec.arms)),
     )
 
 
 def values(chosen: Mapping[str, Any]) -> str:
     """A trial's values in words."""
     pairs = sorted(chosen.items())
-    return ", ".join(f"{key.removeprefix('optimizer.')} {value_text(value)}" for key, value in pairs)
+    return ", ".join(f"{key.removeprefix('optimizer.')} {one_value(value)}" for key, value in pairs)
 
 
-def number(value: float, sign: str = "") -> str:
-    """Two decimals, one from 100 on; a dash for nan."""
-    return "-" if math.isnan(value) else f"{value:{sign}.{2 if abs(value) < 99.995 else 1}f}"
-
-
-def interval_text(interval: paired.Interval, sign: str) -> str:
-    low, high = interval
-    return "-" if math.isnan(low) else f"{number(low, sign)} to {number(high, sign)}"
-
-
-def _p(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.3f}" if value >= 0.001 else "<.001"
-
-
-def value_text(value: Any) -> str:
+def one_value(value: Any) -> str:
+    """A value of a search space or a specification."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def in_cell(cell: str) -> str:
-    return f", {cell}" if cell else ""
+def mean(numbers: Sequence[float]) -> float:
+    """The mean."""
+    return math.fsum(numbers) / len(numbers)
 
 
-def _run_cell(results: Results, cell: str, arm: str, seed: int) -> str:
-    run = results.finished[cell, arm].get(seed)
-    return "-" if run is None else number(error_of(run)) + (" *" if run.status == "diverged" else "")
+def p_value(value: float) -> str:
+    """A p in three decimals; a dash for nan."""
+    return "-" if math.isnan(value) else f"{value:.3f}" if value >= 0.001 else "<.001"
 
 
 def _metric(text: str) -> str:
@@ -236,13 +217,14 @@ def _metric(text: str) -> str:
     )
 
 
-def _what(results: Results, cell: str, arm: str) -> str:
+def what(results: Results, cell: str, arm: str) -> str:
     """An arm in words: what is done to the gradient, its learning rate, and how it differs otherwise."""
     spec = results.spec
     chosen = results.values(cell, arm)
     setting = spec.setting(cell, arm, chosen)
     metric = setting.metric if spec.replicates == 1 else spec.arms[arm].metric
-    parts = ["no metric" if metric == BASELINE_METRIC else _metric(metric)]
+    parts = [_metric(metric)] if metric != BASELINE_METRIC else []
+    parts += ["no metric"] if not parts and words(results).metrics else []
     parts += setting.words()
     own = {f"optimizer.{key}": value for key, value in spec.arms[arm].optimizer.items()}
     own |= setting.values if isinstance(setting, EntrySetting) else {}

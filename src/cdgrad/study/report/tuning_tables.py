@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from cdgrad.study.plan.search import Search
 from cdgrad.study.report.document import Table
-from cdgrad.study.report.tables import in_cell, interval_text, number, value_text, values
+from cdgrad.study.report.tables import difference_title, one_value, row_name, values
+from cdgrad.study.report.words import words
 from cdgrad.study.spec import Spec
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.results import Results
@@ -14,19 +15,21 @@ from cdgrad.study.statistics.results import Results
 
 def replicates(results: Results, cell: str) -> Table:
     """An arm a row: the mean difference of each search, and what searches and seeds add to its spread."""
-    found = {arm: r for (c, arm), r in results.replicated.items() if c == cell}
+    w = words(results)
+    title = difference_title(results.spec, w).partition(":")[0]
     return Table(
-        f"Independent searches: paired difference to {results.spec.baseline}, in points",
-        ("arm", "of each search", "SD, tuning", "SD, seed", "95 % as if one search"),
+        f"Independent searches: {title[0].lower()}{title[1:]}",
+        (row_name(results), "of each search", "SD, tuning", "SD, seed", "95 % as if one search"),
         [
             (
-                arm,
-                ", ".join(number(mean, "+") for mean in r.means),
-                number(r.tuning_sd),
-                number(r.seed_sd),
-                interval_text(r.one_search, "+"),
+                name,
+                ", ".join(w.number(mean, "+") for mean in r.means),
+                w.number(r.tuning_sd),
+                w.number(r.seed_sd),
+                w.interval(r.one_search, "+"),
             )
-            for arm, r in found.items()
+            for (c, name), r in results.replicated.items()
+            if c == cell
         ],
         "SD: standard deviations by analysis of variance, of the searches and of a seed within a search; the "
         "last column is the interval without the noise of tuning, which a single search would report",
@@ -35,8 +38,9 @@ def replicates(results: Results, cell: str) -> Table:
 
 
 def tuning(results: Results) -> Table:
-    """An arm in a cell a row: its trials, what was chosen and how good that is on validation images."""
-    spec = results.spec
+    """An arm in a cell a row: its trials, what was chosen and how good that is on validation data."""
+    spec, w = results.spec, words(results)
+    name, best = spec.measure.name, "lowest" if spec.measure.direction == "min" else "highest"
     several = len(spec.cells) > 1
     rows: list[Sequence[str]] = []
     for cell, arm in results.finished:
@@ -49,14 +53,15 @@ def tuning(results: Results) -> Table:
         for search in searches:
             mean, chosen = "-", f"not yet: {search.finished} of {search.planned} runs"
             if search.chosen is not None:
-                mean, chosen = number(search.mean(search.chosen)), values(search.values[search.chosen])
+                mean, chosen = w.number(search.mean(search.chosen)), values(search.values[search.chosen])
             rows.append((*shown, search.title, str(len(search.runs)), str(search.finished), mean, chosen))
     return Table(
-        "What was chosen, by the lowest mean error on validation images",
-        (*(["cell"] if several else []), "arm", "trials", "runs", "error", "chosen"),
+        f"What was chosen, by the {best} mean {name} on validation {w.data}",
+        (*(["cell"] if several else []), "arm", "trials", "runs", name, "chosen"),
         rows,
-        f"every trial is run on {_tuning_seeds(spec)}, which no final run uses; error: mean "
-        "validation error of the chosen trial in percent, optimistic because the trial was chosen by it",
+        f"every trial is run on {_tuning_seeds(spec)}, which no final run uses; {name}: mean validation "
+        f"{name} of the chosen trial{w.in_unit.replace(',', '')}, optimistic because the trial was chosen by "
+        "it",
         align="l" * several + "lrrrp",
         grouped=several,
     )
@@ -72,24 +77,25 @@ def _tuning_seeds(spec: Spec) -> str:
     return "; ".join(f"seed {seeds} in search {r}" for r, seeds in enumerate(of_each, 1))
 
 
-def trials(search: Search, cell: str) -> Table:
+def trials(results: Results, search: Search, cell: str) -> Table:
     """A trial a row, the best first."""
-    order = sorted(search.runs, key=search.mean)
+    w, measure = words(results), results.spec.measure
+    order = sorted(search.runs, key=lambda trial: measure.cost(search.mean(trial)))
     keys = sorted(search.values[order[0]]) if order else []
     rows = [
         (
             f"{trial}{' *' if trial == search.chosen else ''}",
-            number(search.mean(trial)),
-            number(paired.standard_deviation(search.errors(trial))),
+            w.number(search.mean(trial)),
+            w.number(paired.standard_deviation(search.errors(trial))),
             str(sum(run.status == "diverged" for run in search.runs[trial].values())),
-            *(value_text(search.values[trial].get(key)) for key in keys),
+            *(one_value(search.values[trial].get(key)) for key in keys),
         )
         for trial in order
     ]
     return Table(
-        f"Trials of {search.title}" + in_cell(cell),
-        ("trial", "error", "SD", "diverged", *keys),
+        f"Trials of {search.title}" + (f", {cell}" if cell else ""),
+        ("trial", measure.name, "SD", "diverged", *keys),
         rows,
-        "mean validation error in percent, best first; * chosen",
+        f"mean validation {measure.name}{w.in_unit.replace(',', '')}, best first; * chosen",
         align="r" * (4 + len(keys)),
     )

@@ -15,7 +15,7 @@ from cdgrad.study.plan.plan import Plan
 from cdgrad.study.records.run import Run
 from cdgrad.study.run.engine import EpochDone, RunDone
 from cdgrad.study.shown import one_line
-from cdgrad.study.spec import LoopSetting
+from cdgrad.study.spec import LoopSetting, Measure
 
 
 class Display(Protocol):
@@ -82,7 +82,7 @@ class Bars:
         completed = self._done + sum(self._under_way.values())
         self._bars.update(self._study, total=self._plan.total, completed=completed, at=self._at())
         if event.run.status != "ok":
-            self._bars.console.print(describe(event.run), markup=False)
+            self._bars.console.print(describe(event.run, self._plan.spec.measure), markup=False)
 
     def _at(self) -> str:
         return f"{self._done}/{_runs(self._plan)}"
@@ -120,8 +120,9 @@ class Lines:
         self._done += 1
         self._fresh += 1
         left = (time.monotonic() - self._start) / self._fresh * (self._plan.total - self._done)
+        line = describe(event.run, self._plan.spec.measure)
         print(
-            f"{self._done}/{self._plan.total} {describe(event.run)}, {left:.0f} s left",
+            f"{self._done}/{self._plan.total} {line}, {left:.0f} s left",
             file=sys.stderr,
             flush=True,
         )
@@ -133,8 +134,8 @@ def _runs(plan: Plan) -> str:
     return f"{limit}{plan.total} runs"
 
 
-def describe(run: Run) -> str:
+def describe(run: Run, measure: Measure) -> str:
     """A run in a line."""
-    result = one_line(run.message) if run.error is None else f"error {run.error:.2f} %"
+    result = one_line(run.message) if run.error is None else measure.shown(run.error)
     status = "" if run.status == "ok" else f"{run.status}: "
     return f"{name(run)}: {status}{result} ({run.seconds:.1f} s)"

@@ -17,6 +17,7 @@ from typing import Any
 
 from cdgrad.metrics import parse_metric
 from cdgrad.study import StudyError
+from cdgrad.study.spec.measure import ERROR, Measure
 from cdgrad.study.spec.rules import (
     Until,
     as_table,
@@ -83,13 +84,15 @@ def parse(text: str, name: str) -> Spec:
     check_values(table, name)
     head = read(_Head, {k: v for k, v in table.items() if k in _HEAD}, "", name)
     tables = () if head.entry else (*TABLES, "cells")
-    check_keys(table, (*_HEAD, "seeds", "arms", *tables, "tuning"), ("seeds", "arms"), "", name)
+    check_keys(table, (*_HEAD, "seeds", "arms", *tables, "metric", "tuning"), ("seeds", "arms"), "", name)
     arms = {
         str(arm): _arm(str(arm), value, name, entry=bool(head.entry))
         for arm, value in as_table(table["arms"], "arms", name).items()
     }
     if head.baseline not in arms:
         raise error_at(name, "baseline", head.baseline, f"one of the arms: {', '.join(arms) or 'none given'}")
+    if head.reference and head.reference not in arms:
+        raise error_at(name, "reference", head.reference, f"one of the arms: {', '.join(arms)}")
     until, final_seeds = _final_seeds(table["seeds"], name)
     spec = Spec(
         name=name,
@@ -106,6 +109,9 @@ def parse(text: str, name: str) -> Spec:
         text=text,
         until=until,
         margin=head.margin,
+        measure=_measure(table, head.entry, name),
+        reference=head.reference,
+        all_pairs=head.all_pairs,
     )
     if spec.until and spec.replicates > 1:
         raise StudyError(
@@ -126,8 +132,11 @@ class _Head:
         evaluate: the split of the reported error; with ``"validation"`` no test image is ever read.
         workers: number of runs at once.
         out: output directory, unless the command names one; runs/NAME unless given.
-        margin: difference in points below which two arms count as equivalent, written down before the
-            results are known; the report then tests for equivalence. 0: no test.
+        margin: difference in points, or in the unit of ``[metric]``, below which two arms count as
+            equivalent, written down before the results are known; the report then tests for equivalence.
+            0: no test.
+        reference: the arm that the report compares all others with; the baseline unless given.
+        all_pairs: compare every two arms, in place of every arm with one.
         entry: your own training code, in place of the tables `task`, `model`, `schedule`, `optimizer`.
     """
 
@@ -138,9 +147,23 @@ class _Head:
     out: str = ""
     entry: str = field(default="", metadata=one_of(importable=True))
     margin: float = field(default=0.0, metadata=within(0, math.inf))
+    reference: str = ""
+    all_pairs: bool = False
 
 
 _HEAD = tuple(f.name for f in fields(_Head))
+
+
+def _measure(table: Mapping[str, Any], entry: str, name: str) -> Measure:
+    """What the runs' results are: the error in percent, unless an entry returns something else."""
+    if "metric" not in table:
+        return ERROR
+    if not entry:
+        raise StudyError(
+            f"{name}: metric is what an entry returns; the built-in training loop measures the error in "
+            "percent. Leave the table out, or give an entry (an arm's metric is arms.NAME.metric)"
+        )
+    return read(Measure, table["metric"], "metric", name)
 
 
 def _final_seeds(value: Any, name: str) -> tuple[float, tuple[int, ...]]:

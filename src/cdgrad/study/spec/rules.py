@@ -146,8 +146,8 @@ class Until:
     """The table ``seeds = { until, most }``: seeds are added until all comparisons of a cell are decided.
 
     Attributes:
-        until: a comparison is decided where its anytime-valid interval is narrower than this, in points, or
-            where it shows a difference.
+        until: a comparison is decided where its anytime-valid interval is narrower than this, in points or in
+            the unit of ``[metric]``, or where it shows a difference.
         most: number of seeds at which a cell ends in any case.
     """
 

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 from cdgrad.study import StudyError
+from cdgrad.study.spec.measure import ERROR
 from cdgrad.study.spec.networks import NETWORKS
 from cdgrad.study.spec.rules import POSITIVE, at_least, one_of, some_of, within
 
@@ -282,10 +283,14 @@ class EntrySetting(Setting):
     Attributes:
         entry: that code, ``module:callable``.
         values: the arm's values for it, under dotted keys.
+        measure: the name of the study's `Measure`, under which that code returns its result.
+        percent: whether the result is in percent.
     """
 
     entry: str
     values: dict[str, Any] = field(default_factory=dict[str, Any])
+    measure: str = field(default=ERROR.name, metadata=_later())
+    percent: bool = field(default=ERROR.percent, metadata=_later())
 
     def tables(self) -> tuple[Task, Model, Schedule, Optimizer]:
         """There are none.

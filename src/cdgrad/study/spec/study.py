@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import combinations
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from cdgrad.metrics import parse_metric
 from cdgrad.study import StudyError
+from cdgrad.study.spec.measure import ERROR, Measure
 from cdgrad.study.spec.rules import check_keys, read
 from cdgrad.study.spec.setting import (
     BASELINE_METRIC,
@@ -29,6 +31,13 @@ from cdgrad.study.spec.space import Tuning, Values
 _NOTHING: Values = MappingProxyType({})
 
 
+class Contrast(NamedTuple):
+    """Two arms that are compared. A difference is the result of `arm` minus that of `reference`."""
+
+    arm: str
+    reference: str
+
+
 @dataclass(frozen=True)
 class Spec:
     """A study.
@@ -44,8 +53,12 @@ class Spec:
         folder: the folder of the TOML file, in which modules that it names are looked for; empty for a study
             that is not read from a file.
         until: 0 where all `seeds` run; otherwise a cell ends earlier, once the anytime-valid interval of each
-            of its comparisons is narrower than that, in points, or shows a difference.
-        margin: the difference in points below which two arms count as equivalent; 0: none.
+            of its comparisons is narrower than that, or shows a difference. In points, or in the unit of
+            `measure`, like `margin`.
+        margin: the difference below which two arms count as equivalent; 0: none.
+        measure: what the runs' results are.
+        reference: the arm that the others are compared with; empty: the baseline.
+        all_pairs: whether every two arms are compared.
     """
 
     name: str
@@ -63,6 +76,19 @@ class Spec:
     folder: str = ""
     until: float = 0.0
     margin: float = 0.0
+    measure: Measure = ERROR
+    reference: str = ""
+    all_pairs: bool = False
+
+    @property
+    def contrasts(self) -> dict[str, Contrast]:
+        """What is compared, by its name: every other arm with the reference, or all pairs of arms."""
+        if not self.all_pairs:
+            reference = self.reference or self.baseline
+            return {arm: Contrast(arm, reference) for arm in self.arms if arm != reference}
+        first = self.reference or self.baseline
+        pairs = combinations([first, *(arm for arm in self.arms if arm != first)], 2)
+        return {f"{arm} vs. {reference}": Contrast(arm, reference) for reference, arm in pairs}
 
     @property
     def replicates(self) -> int:
@@ -89,9 +115,10 @@ class Spec:
         ]
 
     @property
-    def compared_arms(self) -> list[str]:
-        """The arms whose difference to the baseline is tested."""
-        return [arm for arm in self.arms if arm not in (self.baseline, *self.rounding_arms)]
+    def tested_contrasts(self) -> dict[str, Contrast]:
+        """The contrasts that are tested: all but those of two arms that are equal in exact arithmetic."""
+        alike = {self.baseline, *self.rounding_arms}
+        return {name: contrast for name, contrast in self.contrasts.items() if not alike.issuperset(contrast)}
 
     def setting(self, cell: str, arm: str, values: Values = _NOTHING, *, trial: bool = False) -> Setting:
         """The setting of an arm in a cell: the cell's own, with the arm's changes, with `values`.
@@ -125,7 +152,8 @@ class Spec:
         common: dict[str, Any] = {about.name: getattr(options, about.name) for about in fields(ArmOptions)}
         common["evaluate"] = "validation" if trial else self.evaluate
         if self.entry:
-            return EntrySetting(**common, entry=self.entry, values=own)
+            measure = {"measure": self.measure.name, "percent": self.measure.percent}
+            return EntrySetting(**common, **measure, entry=self.entry, values=own)
         typed = read_tables(tables, places, self.name)
         typed["optimizer"] = replace(typed["optimizer"], lr=typed["optimizer"].lr * options.lr_factor)
         return LoopSetting(**common, **typed)

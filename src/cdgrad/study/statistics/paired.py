@@ -1,6 +1,7 @@
-"""Statistics of paired comparisons: pure functions of arrays. Errors in percent, differences in points.
+"""Statistics of paired comparisons: pure functions of arrays, such as errors in percent.
 
-d is the vector of paired differences, arm minus baseline, one entry a seed: negative is better.
+d is the vector of paired differences, arm minus baseline, one entry a seed, in the unit of the values (points
+where they are in percent). Negative is better where small values are, as with errors.
 """
 
 from __future__ import annotations
@@ -36,16 +37,16 @@ class Comparison:
     """An arm against the baseline over the seeds that both have.
 
     Attributes:
-        differences: arm minus baseline, in points, seed by seed.
+        differences: arm minus baseline, seed by seed.
         mean: their mean.
-        sd: their sample standard deviation, in points.
+        sd: their sample standard deviation.
         interval: of the mean, by Student's t.
         bootstrap: of the mean, by the BCa bootstrap.
         median: the median difference, which a few diverged runs do not move.
         median_interval: of the median, from order statistics.
         p: sign-flip permutation test of no difference, two-sided.
-        correlation: of the two arms' errors over the seeds; what pairing bought.
-        win_rate: share of seeds on which the arm has the smaller error; ties count half.
+        correlation: of the two arms' values over the seeds; what pairing bought.
+        win_rate: share of seeds on which the arm has the better value; ties count half.
     """
 
     differences: Array
@@ -65,8 +66,13 @@ class Comparison:
         return len(self.differences)
 
 
-def compare(arm: ArrayLike, baseline: ArrayLike) -> Comparison:
-    """The comparison of two arms' errors, in percent, entry k of both from the same seed.
+def compare(arm: ArrayLike, baseline: ArrayLike, *, larger_is_better: bool = False) -> Comparison:
+    """The comparison of two arms' values, such as errors in percent, entry k of both from the same seed.
+
+    Args:
+        arm: the values of one arm.
+        baseline: those of the arm that it is compared with.
+        larger_is_better: whether the arm wins a seed by the larger value, as with an accuracy.
 
     Raises:
         ValueError: the two have different lengths, or none.
@@ -85,7 +91,7 @@ def compare(arm: ArrayLike, baseline: ArrayLike) -> Comparison:
         median_interval=median_interval(d),
         p=sign_flip_p(d),
         correlation=correlation(a, b),
-        win_rate=float(np.mean(np.where(d == 0, 0.5, d < 0))),
+        win_rate=float(np.mean(np.where(d == 0, 0.5, (d > 0) == larger_is_better))),
     )
 
 
@@ -118,10 +124,10 @@ def bca_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
     if np.ptp(x) == 0:
         return Interval(float(x[0]), float(x[0]))
     rng = np.random.default_rng(0)
-    found = scipy_stats.bootstrap(
+    interval = scipy_stats.bootstrap(
         (x,), np.mean, n_resamples=RESAMPLES, confidence_level=level, method="BCa", rng=rng
     ).confidence_interval
-    return Interval(float(found.low), float(found.high))
+    return Interval(float(interval.low), float(interval.high))
 
 
 def median_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
@@ -131,8 +137,8 @@ def median_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
     outliers are. Both ends nan where even the extremes are too few to cover: below 6 values at 95 %.
     """
     x = np.asarray(values, dtype=np.float64)
-    found = scipy_stats.quantile_test(x, q=0.0, p=0.5).confidence_interval(level)
-    ends = Interval(float(found.low), float(found.high))
+    interval = scipy_stats.quantile_test(x, q=0.0, p=0.5).confidence_interval(level)
+    ends = Interval(float(interval.low), float(interval.high))
     return ends if np.isfinite(ends).all() else Interval(math.nan, math.nan)
 
 

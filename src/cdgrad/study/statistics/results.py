@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from cdgrad.study import StudyError
 from cdgrad.study.plan.complete import complete_differences
-from cdgrad.study.plan.search import Search, error_of
+from cdgrad.study.plan.search import Search
 from cdgrad.study.records.run import Run
 from cdgrad.study.records.store import Store
 from cdgrad.study.spec import Spec, parse
@@ -27,7 +28,7 @@ from cdgrad.study.statistics.replicates import Replicated, compare_replicates
 from cdgrad.study.statistics.sequential import anytime_interval, anytime_p
 from cdgrad.study.statistics.stopping import enough
 
-Place = tuple[str, str]  # a cell and an arm
+Place = tuple[str, str]  # a cell, and an arm or the name of a comparison
 
 
 class SearchPlace(NamedTuple):
@@ -55,6 +56,7 @@ class Results:
         searches: its trials, where it has any, by cell, arm and search.
         failed: runs of it that failed; they remain to be executed.
         earlier: former specifications of the study, the oldest first.
+        planned: the specification itself, where `compared_with` asked for other comparisons.
     """
 
     spec: Spec
@@ -63,6 +65,7 @@ class Results:
     searches: dict[SearchPlace, Search]
     failed: list[Run]
     earlier: tuple[Spec, ...] = ()
+    planned: Spec | None = None
 
     @staticmethod
     def of(spec: Spec, runs: Iterable[Run], earlier: Iterable[Spec] = ()) -> Results:
@@ -75,24 +78,26 @@ class Results:
         searches: dict[SearchPlace, Search] = {}
         failed: list[Run] = []
 
-        def of_key(cell: str, arm: str, trial: int | None, seeds: Iterable[int]) -> dict[int, Run]:
-            found = [run for seed in seeds if (run := records.get((cell, arm, trial, seed)))]
-            failed.extend(run for run in found if run.status == "failed")
-            return {run.seed: run for run in found if run.status != "failed"}
+        def runs_by_seed(cell: str, arm: str, trial: int | None, seeds: Iterable[int]) -> dict[int, Run]:
+            recorded = [run for seed in seeds if (run := records.get((cell, arm, trial, seed)))]
+            failed.extend(run for run in recorded if run.status == "failed")
+            return {run.seed: run for run in recorded if run.status != "failed"}
 
         for cell in spec.cells:
-            for arm, about in spec.arms.items():
-                finished[cell, arm] = of_key(cell, arm, None, spec.seeds)
-                if spec.tuning is None or about.tuning != "own":
+            for arm, options in spec.arms.items():
+                finished[cell, arm] = runs_by_seed(cell, arm, None, spec.seeds)
+                if spec.tuning is None or options.tuning != "own":
                     continue
                 for r in range(spec.tuning.replicates):
-                    seeds, trials = spec.tuning.seeds_of(r), range(spec.tuning.trials)
-                    made = {trial: of_key(cell, arm, trial, seeds) for trial in trials}
-                    made = {trial: of_trial for trial, of_trial in made.items() if of_trial}
-                    values: dict[int, Values] = {t: next(iter(rs.values())).values for t, rs in made.items()}
+                    seeds, numbers = spec.tuning.seeds_of(r), range(spec.tuning.trials)
+                    every = {trial: runs_by_seed(cell, arm, trial, seeds) for trial in numbers}
+                    trials = {trial: by_seed for trial, by_seed in every.items() if by_seed}
+                    values: dict[int, Values] = {
+                        trial: next(iter(by_seed.values())).values for trial, by_seed in trials.items()
+                    }
                     title = arm if spec.replicates == 1 else f"{arm}, search {r + 1}"
-                    place = SearchPlace(cell, arm, r)
-                    searches[place] = Search(values, made, len(trials) * len(seeds), title)
+                    planned, place = len(numbers) * len(seeds), SearchPlace(cell, arm, r)
+                    searches[place] = Search(values, trials, planned, title, spec.measure)
         return Results(spec, list(records.values()), finished, searches, failed, tuple(earlier))
 
     @property
@@ -141,52 +146,66 @@ class Results:
         return sum(search.planned for search in self.searches.values())
 
     def errors(self, cell: str, arm: str) -> list[float]:
-        """The errors of an arm's final runs in percent, in the order of the seeds."""
-        return [error_of(run) for run in self.finished[cell, arm].values()]
+        """The errors in percent of an arm's final runs, or their other results, in the order of the seeds."""
+        return [self.spec.measure.value(run.error) for run in self.finished[cell, arm].values()]
 
     def values(self, cell: str, arm: str, replicate: int = 0) -> Values:
         """What a search chose for the final runs of an arm; empty where nothing was, or not yet."""
         finished = self.finished[cell, arm].items()
-        made = (run for seed, run in finished if self.spec.replicate(seed) == replicate)
-        first = next(made, None)
+        runs = (run for seed, run in finished if self.spec.replicate(seed) == replicate)
+        first = next(runs, None)
         return first.values if first else {}
 
-    def pairs(self, cell: str, arm: str) -> tuple[list[int], list[float], list[float]]:
-        """Seeds that the arm shares with the baseline, its errors, and the baseline's."""
-        mine, base = self.finished[cell, arm], self.finished[cell, self.spec.baseline]
-        seeds = [seed for seed in self.spec.seeds if seed in mine and seed in base]
-        return seeds, [error_of(mine[s]) for s in seeds], [error_of(base[s]) for s in seeds]
+    def paired_runs(self, cell: str, name: str) -> list[tuple[Run, Run]]:
+        """The final runs of a comparison, the arm's and the reference's, of each seed that both have.
+
+        `name` is one of ``spec.contrasts``: the arm's, unless all pairs of arms are compared.
+        """
+        contrast = self.spec.contrasts[name]
+        of_arm, of_reference = self.finished[cell, contrast.arm], self.finished[cell, contrast.reference]
+        both = [seed for seed in self.spec.seeds if seed in of_arm and seed in of_reference]
+        return [(of_arm[seed], of_reference[seed]) for seed in both]
+
+    def pairs(self, cell: str, name: str) -> tuple[list[int], list[float], list[float]]:
+        """Seeds that the arm of a comparison shares with its reference, its results, and the reference's."""
+        value, runs = self.spec.measure.value, self.paired_runs(cell, name)
+        return (
+            [run.seed for run, _ in runs],
+            [value(run.error) for run, _ in runs],
+            [value(run.error) for _, run in runs],
+        )
 
     @cached_property
     def comparisons(self) -> dict[Place, Compared]:
-        """Every other arm that shares a seed with the baseline in a cell.
+        """All comparisons with a seed, by cell and name, which is the arm's where the reference is one arm.
 
         In a study with ``seeds = { until, most }``, whose number of seeds depends on what they showed,
         `interval` and `p` are the anytime-valid ones. In one with several searches for each arm's setting, a
         difference is the mean of a search, and `interval` and `p` are over the searches; nan until two of
         them have finished pairs. `correlation` and `win_rate` are always the seeds'.
         """
-        found: dict[Place, paired.Comparison] = {}
-        for cell, arm in self.finished:
-            seeds, mine, base = self.pairs(cell, arm)
-            if seeds and arm != self.spec.baseline:
-                found[cell, arm] = self._compare((cell, arm), mine, base)
-        floor = self.spec.rounding_arms
-        adjusted = paired.holm([math.nan if arm in floor else c.p for (_, arm), c in found.items()])
-        return {place: Compared(c, p) for (place, c), p in zip(found.items(), adjusted, strict=True)}
+        compared: dict[Place, paired.Comparison] = {}
+        for cell, name in product(self.spec.cells, self.spec.contrasts):
+            seeds, of_arm, of_reference = self.pairs(cell, name)
+            if seeds:
+                compared[cell, name] = self._compare((cell, name), of_arm, of_reference)
+        tested = self.spec.tested_contrasts
+        adjusted = paired.holm([c.p if name in tested else math.nan for (_, name), c in compared.items()])
+        return {place: Compared(c, p) for (place, c), p in zip(compared.items(), adjusted, strict=True)}
 
-    def _compare(self, place: Place, mine: list[float], base: list[float]) -> paired.Comparison:
-        found = paired.compare(mine, base)
+    def _compare(self, place: Place, of_arm: list[float], of_reference: list[float]) -> paired.Comparison:
+        larger = self.spec.measure.direction == "max"
+        comparison = paired.compare(of_arm, of_reference, larger_is_better=larger)
         if self.spec.until:
-            d = found.differences
-            return replace(found, interval=anytime_interval(d), p=anytime_p(d))
+            d = comparison.differences
+            return replace(comparison, interval=anytime_interval(d), p=anytime_p(d))
         if self.spec.replicates == 1:
-            return found
+            return comparison
         # From here on the searches are what is independent, not the seeds.
         nothing, over = paired.Interval(math.nan, math.nan), self.replicated.get(place)
-        means = over.means if over else np.array([found.mean])
+        means = over.means if over else np.array([comparison.mean])
         return replace(
-            found,
+            comparison,
             differences=means,
             mean=float(means.mean()),
             sd=paired.standard_deviation(means),
@@ -205,28 +224,51 @@ class Results:
     @cached_property
     def replicated(self) -> dict[Place, Replicated]:
         """The comparisons over independent searches, where a study has some and two of them share seeds."""
-        found: dict[Place, Replicated] = {}
-        for cell, arm in self.finished:
-            groups = self._by_search(cell, arm)
-            if self.spec.replicates > 1 and len(groups) > 1 and arm != self.spec.baseline:
-                found[cell, arm] = compare_replicates(groups)
-        return found
+        compared: dict[Place, Replicated] = {}
+        for cell, name in product(self.spec.cells, self.spec.contrasts):
+            groups = self._by_search(cell, name)
+            if self.spec.replicates > 1 and len(groups) > 1:
+                compared[cell, name] = compare_replicates(groups)
+        return compared
 
-    def _by_search(self, cell: str, arm: str) -> list[list[float]]:
+    def _by_search(self, cell: str, name: str) -> list[list[float]]:
         """The paired differences of each search, of those that have any."""
         groups: dict[int, list[float]] = {}
-        for seed, mine, base in zip(*self.pairs(cell, arm), strict=True):
-            groups.setdefault(self.spec.replicate(seed), []).append(mine - base)
+        for seed, of_arm, of_reference in zip(*self.pairs(cell, name), strict=True):
+            groups.setdefault(self.spec.replicate(seed), []).append(of_arm - of_reference)
         return list(groups.values())
 
     @property
     def tested(self) -> int:
         """Number of comparisons that are tested: all but those of arms that only round otherwise."""
-        return sum(arm not in self.spec.rounding_arms for _, arm in self.comparisons)
+        return sum(name in self.spec.tested_contrasts for _, name in self.comparisons)
 
     def in_cell(self, cell: str) -> dict[str, Compared]:
-        """The comparisons of a cell, by arm."""
-        return {arm: compared for (c, arm), compared in self.comparisons.items() if c == cell}
+        """The comparisons of a cell, by name: the arm's, unless all pairs of arms are compared."""
+        return {name: compared for (c, name), compared in self.comparisons.items() if c == cell}
+
+    def compared_with(self, reference: str, *, all_pairs: bool = False) -> Results:
+        """The same records, with other comparisons than the specification's.
+
+        Args:
+            reference: the arm that all others are compared with; empty: as the specification says.
+            all_pairs: compare every two arms.
+
+        Raises:
+            StudyError: there is no such arm, or the number of seeds followed from the comparisons.
+        """
+        spec = self.spec
+        if not reference and not all_pairs:
+            return self
+        if reference and reference not in spec.arms:
+            raise StudyError(f"{spec.name} has no arm {reference!r}; it has {', '.join(spec.arms)}")
+        if spec.until and (reference or all_pairs):
+            raise StudyError(
+                f"{spec.name}: seeds = {{ until }} ended its cells by the comparisons of the specification; "
+                "write reference or all_pairs there"
+            )
+        changes = {"reference": reference or spec.reference, "all_pairs": all_pairs or spec.all_pairs}
+        return replace(self, spec=replace(spec, **changes), planned=self.planned or spec)
 
 
 def _parsed(specs: Iterable[tuple[str, str]]) -> Iterator[Spec]:

@@ -11,6 +11,8 @@
             ...
             arm.report(epoch, loss=..., validation_error=...)
         return {"error": ...}                # percent, and any further numbers
+
+In a study with a table ``[metric]`` its name takes the place of ``error``, and a number alone will do.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import math
 import random
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ from torch.optim import Optimizer
 from cdgrad.study import StudyError
 from cdgrad.study.callables import UserCodeError, check_entry, load_callable, users_modules
 from cdgrad.study.shown import named
-from cdgrad.study.spec import EntrySetting
+from cdgrad.study.spec import ERROR, EntrySetting
 from cdgrad.study.train.arms import Attachment, attach_arm
 from cdgrad.study.train.outcome import Epoch, Outcome
 
@@ -67,7 +69,8 @@ class EntryArm:
 
         Args:
             epoch: counted from 1, one more each time.
-            measures: numbers, such as ``loss`` and ``validation_error`` (percent, which is plotted).
+            measures: numbers, such as ``loss`` and ``validation_error`` (percent, which is plotted, as is
+                ``validation_NAME`` of a study whose ``[metric]`` has that name).
 
         Raises:
             StudyError: an epoch out of order, or something that is no number.
@@ -173,7 +176,7 @@ def run_entry(
 
     Raises:
         StudyError: it cannot be imported, ends the process, ignores the arm or a tuned value, or returns
-            anything but numbers with an ``error`` from 0 to 100.
+            anything but numbers with the study's result, an ``error`` from 0 to 100 unless it says otherwise.
         UserCodeError: it raised an exception.
     """
     with _no_command_line(setting.entry):
@@ -185,24 +188,56 @@ def run_entry(
             np.random.seed(seed % 2**32)  # noqa: NPY002, the user's code may use it
             random.seed(seed)
             result = _called(run, setting.entry, seed, seen)
-    if not isinstance(result, Mapping) or "error" not in result:
-        raise StudyError(f'{setting.entry} must return a dict with "error" in percent; got {result!r:.60}')
+    values = _with_result(result, setting)
     if not seen.attached:
         raise StudyError(
             f"{setting.entry} never called arm.attach(optimizer, model): arm {arm} would equal the baseline"
         )
     seen.values.check(setting.entry, {key.removeprefix("values.") for key in tuned})
-    measures = _numbers(result, setting.entry)  # pyright: ignore[reportUnknownArgumentType]
-    error = measures.pop("error")
-    if not math.isfinite(error):
-        raise StudyError(
-            f"{setting.entry} returned error {error}; a diverged run is a result: measure it, mistakes "
-            'count 100 %, and add "diverged": True'
-        )
-    if not 0 <= error <= 100:
-        raise StudyError(f"{setting.entry} returned error {error:.6g}; it is in percent, between 0 and 100")
+    measures = _numbers(values, setting.entry)
+    result = measures.pop(setting.measure)
+    _check_result(result, setting)
     diverged = bool(measures.pop("diverged", 0))
-    return Outcome("diverged" if diverged else "ok", error, seen.epochs, measures)
+    return Outcome("diverged" if diverged else "ok", result, seen.epochs, measures)
+
+
+def _with_result(returned: Any, setting: EntrySetting) -> Mapping[Any, Any]:
+    """What the code returned as a mapping that has the study's result, under its name."""
+    name = setting.measure
+    if isinstance(returned, Mapping):
+        values: Mapping[Any, Any] = returned  # pyright: ignore[reportUnknownVariableType]
+        if name in values:
+            return values
+        meant = difflib.get_close_matches(name, map(str, values), 1)
+        hint = f"; did you mean {meant[0]!r}?" if meant else ""
+    elif name == ERROR.name:  # a number alone would not say that it is in percent
+        values, hint = {}, ""
+    else:
+        with suppress(TypeError, ValueError):
+            if not isinstance(returned, str | bytes):
+                return {name: float(returned)}
+        values, hint = {}, ""
+    unit = " in percent" * setting.percent
+    raise StudyError(f'{setting.entry} must return a dict with "{name}"{unit}; got {returned!r:.60}{hint}')
+
+
+def _check_result(result: float, setting: EntrySetting) -> None:
+    name = setting.measure
+    if not math.isfinite(result):
+        how = (
+            "measure it, mistakes count 100 %,"
+            if name == ERROR.name
+            else "return the value of a model that has learned nothing"
+        )
+        raise StudyError(
+            f"{setting.entry} returned {name} {result}; a diverged run is a result: {how} and add "
+            '"diverged": True'
+        )
+    if setting.percent and not 0 <= result <= 100:
+        raise StudyError(
+            f"{setting.entry} returned {name} {result:.6g}; it is in percent, between 0 and 100"
+            + "; for another kind of number, set percent = false in [metric]" * (name != ERROR.name)
+        )
 
 
 def _called(run: Callable[..., Any], entry: str, seed: int, arm: EntryArm) -> Any:

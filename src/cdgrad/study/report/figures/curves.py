@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from cdgrad.study.records.run import Run
-from cdgrad.study.report.figures.drawing import Drawing, canvas, error_axis, legend, look, name
+from cdgrad.study.report.figures.drawing import Drawing, canvas, error_axis, file_name, legend, look
+from cdgrad.study.report.words import words
+from cdgrad.study.spec import Spec
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.results import Results
 
 _BANDS_AT_MOST = 4  # arms: more bands than that hide each other
-_ERRORS = ("validation_error", "error", "train_error")  # the first that was measured is drawn
 _GRADIENT = {
     "norm_ratio": "|Pg| / |g|",
     "cosine": "cos(g, Pg)",
@@ -28,47 +29,52 @@ def learning_curves(results: Results, cell: str) -> Drawing | None:
 
     Without bands: those of unpaired means overlap where the pairs differ clearly; see `difference_curves`.
     """
-    runs = {arm: list(results.finished[cell, arm].values()) for arm in results.spec.arms}
-    key = _error_key(run for of_arm in runs.values() for run in of_arm)
+    spec = results.spec
+    key = curve_key(spec, (run for arm in spec.arms for run in results.finished[cell, arm].values()))
     if key is None:
         return None
-    figure, (axes,) = canvas(3.8)
-    _draw(axes, results, cell, key)
-    lowest, highest = _range(axes)
-    error_axis(axes.yaxis, lowest, highest)
-    axes.set_xlabel("epoch")
+    seconds = _seconds_per_epoch(results, cell)
+    figure, panels = canvas(3.4 * (1 + bool(seconds)) + 0.4, 1 + bool(seconds))
     what = key.replace("_", " ")
-    axes.set_ylabel(f"{what}, %")
-    legend(figure, axes)
+    for axes, scales, title in zip(panels, (None, seconds), ("epoch", "seconds"), strict=False):
+        _draw(axes, results, cell, key, scales)
+        error_axis(axes.yaxis, *_range(axes))
+        axes.set_xlabel(title)
+        axes.set_ylabel(words(results).axis(what.removesuffix(spec.measure.key.replace("_", " "))))
+    legend(figure, panels[0])
+    by_time = " Below against time: the seconds of a run evenly spread over its epochs." if seconds else ""
     return Drawing(
-        name("learning_curves", cell),
+        file_name("learning_curves", cell),
         figure,
-        f"Mean {what} of each arm over the epochs.",
-        f"{what[0].upper()}{what[1:]}: mean over the seeds.",
+        f"Mean {what} of each arm over the epochs" + (", and over the seconds." if seconds else "."),
+        f"{what[0].upper()}{what[1:]}: mean over the seeds.{by_time}",
     )
 
 
-def difference_curves(results: Results, cell: str) -> Drawing | None:
-    """Paired difference of the error to the baseline over the epochs, with the 95 % interval of its mean.
+def _seconds_per_epoch(results: Results, cell: str) -> dict[str, float]:
+    """The mean seconds of an epoch of each arm; empty where an arm has none."""
+    arms = [arm for arm in results.spec.arms if results.finished[cell, arm]]
+    means = {
+        arm: float(np.mean([r.seconds / max(1, len(r.epochs)) for r in results.finished[cell, arm].values()]))
+        for arm in arms
+    }
+    return means if all(means.values()) else {}
 
-    None where it was not measured, or no arm shares two seeds with the baseline.
+
+def difference_curves(results: Results, cell: str) -> Drawing | None:
+    """Paired difference of the result to the reference over the epochs, with the 95 % interval of its mean.
+
+    None where it was not measured, or no comparison has two seeds.
     """
-    base = results.finished[cell, results.spec.baseline]
-    drawn: dict[str, tuple[paired.Array, paired.Array]] = {}
-    key = _error_key(base.values())
-    for arm in results.in_cell(cell) if key else ():
-        seeds, _, _ = results.pairs(cell, arm)
-        curves = _curves([results.finished[cell, arm][seed] for seed in seeds], key or "")
-        against = _curves([base[seed] for seed in seeds], key or "")
-        if len(seeds) > 1 and curves and against and len(curves[1]) == len(against[1]) == len(seeds):
-            epochs, mine, theirs = np.intersect1d(curves[0], against[0], return_indices=True)
-            drawn[arm] = epochs, curves[1][:, mine] - against[1][:, theirs]
+    spec, w = results.spec, words(results)
+    key = curve_key(spec, (run for arm in spec.arms for run in results.finished[cell, arm].values()))
+    drawn = _paired_curves(results, cell, key) if key else {}
     if key is None or not drawn:
         return None
     figure, (axes,) = canvas(3.8)
     axes.axhline(0, color="0.4", linewidth=1)
     for arm, (epochs, differences) in drawn.items():
-        color, _, dash = look(results.spec, arm)
+        color, _, dash = look(spec, spec.contrasts[arm].arm)
         mark = {"marker": "o", "markersize": 4} if len(epochs) == 1 else {}
         axes.plot(epochs, differences.mean(axis=0), dash, color=color, linewidth=1.8, label=arm, **mark)
         if len(drawn) <= _BANDS_AT_MOST:
@@ -77,21 +83,37 @@ def difference_curves(results: Results, cell: str) -> Drawing | None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     what = key.replace("_", " ")
-    axes.set_ylabel(f"{what} minus that of {results.spec.baseline}")
+    to = "" if spec.all_pairs else f" to {spec.reference or spec.baseline}"
+    axes.set_ylabel(f"difference in {what}{to}")
+    better, worse = ("below", "above") if w.is_better(-1) else ("above", "below")
+    axes.set_title(f"{better} 0: better, {worse}: worse", loc="right", fontsize=10, color="0.3")
     legend(figure, axes)
     bands = " The band is the 95 % interval of the mean." if len(drawn) <= _BANDS_AT_MOST else ""
     return Drawing(
-        name("difference_curves", cell),
+        file_name("difference_curves", cell),
         figure,
-        f"Mean paired difference in {what} to {results.spec.baseline} over the epochs.",
-        f"Paired difference in {what} to {results.spec.baseline}, in points: mean over the seeds.{bands}",
+        f"Mean paired difference in {what}{to} over the epochs.",
+        f"Paired difference in {what}{to}{w.in_points}, {w.better_sign}: mean over the seeds.{bands}",
     )
 
 
-def _error_key(runs: Iterable[Run]) -> str | None:
-    """The error that the epochs measured: the first of `_ERRORS` that is there."""
-    measured = _measured(runs)
-    return next((key for key in _ERRORS if key in measured), None)
+def _paired_curves(results: Results, cell: str, key: str) -> dict[str, tuple[paired.Array, paired.Array]]:
+    """For each comparison with two seeds or more the epochs (n,) and its differences (seeds, n)."""
+    drawn: dict[str, tuple[paired.Array, paired.Array]] = {}
+    for name in results.in_cell(cell):
+        runs = results.paired_runs(cell, name)
+        of_arm, of_reference = (_curves([pair[side] for pair in runs], key) for side in (0, 1))
+        if len(runs) > 1 and of_arm and of_reference and len(of_arm[1]) == len(of_reference[1]) == len(runs):
+            epochs, ours, theirs = np.intersect1d(of_arm[0], of_reference[0], return_indices=True)
+            drawn[name] = epochs, of_arm[1][:, ours] - of_reference[1][:, theirs]
+    return drawn
+
+
+def curve_key(spec: Spec, runs: Iterable[Run]) -> str | None:
+    """The study's measure in the epochs: on the validation data, or else as such, or on the training data."""
+    measured, name = _measured(runs), spec.measure.key
+    keys = (f"validation_{name}", name, spec.measure.name, f"train_{name}")
+    return next((key for key in keys if key in measured), None)
 
 
 def gradient_curves(results: Results, cell: str) -> Drawing | None:
@@ -107,7 +129,7 @@ def gradient_curves(results: Results, cell: str) -> Drawing | None:
     panels[-1].set_xlabel("epoch")
     legend(figure, panels[0])
     return Drawing(
-        name("gradient_curves", cell),
+        file_name("gradient_curves", cell),
         figure,
         "Over the epochs, means of each arm: " + ", ".join(_GRADIENT[key] for key in keys) + ".",
         "Means over the seeds. |Pg| / |g| and cos(g, Pg): how much shorter the operator makes the gradient, "
@@ -121,18 +143,21 @@ def _measured(runs: Iterable[Run]) -> set[str]:
     return {k for run in runs for epoch in run.epochs for k, value in epoch.items() if math.isfinite(value)}
 
 
-def _draw(axes: Any, results: Results, cell: str, key: str) -> None:
-    """The mean of each arm over the epochs."""
+def _draw(
+    axes: Any, results: Results, cell: str, key: str, seconds: Mapping[str, float] | None = None
+) -> None:
+    """The mean of each arm over the epochs, or over the time where `seconds` has that of an epoch."""
     for arm in results.spec.arms:
-        found = _curves(list(results.finished[cell, arm].values()), key)
-        if not found:
+        if not (measured := _curves(list(results.finished[cell, arm].values()), key)):
             continue
-        epochs, curves = found
+        epochs, curves = measured
         color, _, dash = look(results.spec, arm)
         # A mark where a single epoch has no line.
         mark = {"marker": "o", "markersize": 4} if len(epochs) == 1 else {}
-        axes.plot(epochs, curves.mean(axis=0), dash, color=color, linewidth=1.8, label=arm, **mark)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        x = epochs * seconds[arm] if seconds else epochs
+        axes.plot(x, curves.mean(axis=0), dash, color=color, linewidth=1.8, label=arm, **mark)
+    if not seconds:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def _curves(runs: Sequence[Run], key: str) -> tuple[paired.Array, paired.Array] | None:
@@ -141,12 +166,12 @@ def _curves(runs: Sequence[Run], key: str) -> tuple[paired.Array, paired.Array] 
     A run that ended early, because it diverged, stays where it ended.
     """
     measured = [
-        found for run in runs if (found := {k: e[key] for k, e in enumerate(run.epochs, 1) if key in e})
+        curve for run in runs if (curve := {k: e[key] for k, e in enumerate(run.epochs, 1) if key in e})
     ]
-    epochs = sorted({k for found in measured for k in found})
+    epochs = sorted({k for curve in measured for k in curve})
     if not epochs:
         return None
-    curves = np.array([[found.get(k, found[max(found)]) for k in epochs] for found in measured])
+    curves = np.array([[curve.get(k, curve[max(curve)]) for k in epochs] for curve in measured])
     return np.array(epochs, dtype=np.float64), curves
 
 

@@ -1,7 +1,4 @@
-"""How a report draws, without matplotlib's global state, and its figures of differences.
-
-Colors are Okabe and Ito's, which color-blind readers tell apart; arms differ in marker and dash, too.
-"""
+"""The figures of paired differences: seed by seed in a cell, and over all cells."""
 
 from __future__ import annotations
 
@@ -10,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from cdgrad.study.report.figures.drawing import Drawing, canvas, look, name
+from cdgrad.study.report.figures.drawing import Drawing, canvas, file_name, look
+from cdgrad.study.report.words import Words, words
 from cdgrad.study.spec import Spec
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.results import Compared, Place, Results
@@ -18,64 +16,69 @@ from cdgrad.study.statistics.results import Compared, Place, Results
 
 def paired_differences(results: Results, cell: str) -> Drawing:
     """A row an arm: every seed's difference to the baseline, their mean and its 95 % interval."""
-    spec, found = results.spec, results.in_cell(cell)
-    figure, (axes,) = canvas(1.3 + 0.7 * len(found))
-    ends = _ends(results, [(cell, arm) for arm in found], seeds_too=True)
-    for row, (arm, (comparison, _)) in enumerate(found.items()):
-        color, marker, _ = look(spec, arm)
+    spec, compared = results.spec, results.in_cell(cell)
+    figure, (axes,) = canvas(1.3 + 0.7 * len(compared))
+    ends = _ends(results, [(cell, name) for name in compared], seeds_too=True)
+    for row, (name, (comparison, _)) in enumerate(compared.items()):
+        color, marker, _ = look(spec, spec.contrasts[name].arm)
         shown = np.clip(comparison.differences, *ends)
         spots = row + 0.2 + _swarm(shown, (ends[1] - ends[0]) / 80)
         axes.scatter(shown, spots, s=28, color=color, marker=marker, alpha=0.6, linewidth=0, clip_on=False)
         detectable = paired.detectable_difference(comparison.pairs, comparison.sd)
         axes.fill_betweenx([row - 0.32, row - 0.08], -detectable, detectable, color="0.88", zorder=0)
         _mean_and_interval(axes, row, comparison, color, ends)
-    _difference_axis(axes, spec, dict(enumerate(found)), ends)
-    _numbers(axes, [comparison for comparison, _ in found.values()])
+    w = words(results)
+    _difference_axis(axes, spec, w, dict(enumerate(compared)), ends)
+    _numbers(axes, w, [comparison for comparison, _ in compared.values()])
     return Drawing(
-        name("paired_differences", cell),
+        file_name("paired_differences", cell),
         figure,
-        f"Paired differences in {spec.evaluate} error to {spec.baseline}, and their means.",
-        f"Paired differences to {spec.baseline}: a mark is a {results.sampled}; bars and the numbers on the "
-        "right are the mean and its 95 % interval; grey: the minimum detectable difference around 0."
-        f"{_of_arrows(found.values(), ends, seeds_too=True)}",
+        f"Paired differences in {spec.evaluate} {spec.measure.name}{_to(spec)}, and their means.",
+        f"Paired differences{_to(spec)}{w.in_points}, {w.better_sign}: a mark is a {results.sampled}; bars "
+        "and the numbers on the right are the mean and its 95 % interval; grey: the minimum detectable "
+        "difference around 0."
+        f"{_of_arrows(compared.values(), ends, seeds_too=True)}",
     )
 
 
-def _numbers(axes: Any, found: Sequence[paired.Comparison]) -> None:
+def _to(spec: Spec) -> str:
+    return " of all pairs of arms" if spec.all_pairs else f" to {spec.reference or spec.baseline}"
+
+
+def _numbers(axes: Any, w: Words, compared: Sequence[paired.Comparison]) -> None:
     """The mean and its interval of each row, to the right of the axis."""
-    words = [
-        f"{c.mean:+.2f}" + f"\n{c.interval.low:+.2f} to {c.interval.high:+.2f}" * (c.pairs > 1) for c in found
-    ]
+    texts = [w.number(c.mean, "+") + f"\n{w.interval(c.interval, '+')}" * (c.pairs > 1) for c in compared]
     right = axes.secondary_yaxis("right")
-    right.set_yticks(range(len(words)), words, fontsize=8)
+    right.set_yticks(range(len(texts)), texts, fontsize=8)
     right.tick_params(axis="y", length=0)
     right.spines["right"].set_visible(False)
 
 
 def overview(results: Results) -> Drawing:
     """A row a comparison, over all cells: mean difference and 95 % interval."""
-    spec, found = results.spec, results.comparisons
-    figure, (axes,) = canvas(1.2 + 0.24 * len(found) + 0.34 * len(spec.cells))
-    ends = _ends(results, found, seeds_too=False)
+    spec, compared = results.spec, results.comparisons
+    figure, (axes,) = canvas(1.2 + 0.24 * len(compared) + 0.34 * len(spec.cells))
+    ends = _ends(results, compared, seeds_too=False)
     rows: dict[float, str] = {}
     position, before = 0.0, None
-    for (cell, arm), (comparison, _) in found.items():
+    for (cell, name), (comparison, _) in compared.items():
         if cell != before:
             position, before = position + 1.4 * (before is not None), cell
             ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
             place = {"xycoords": axes.get_yaxis_transform(), "va": "center"}
             axes.annotate(cell, (0.01, position), **place, fontsize=9, fontweight="bold", bbox=ground)
         position += 1
-        color, marker, _ = look(spec, arm)
+        color, marker, _ = look(spec, spec.contrasts[name].arm)
         _mean_and_interval(axes, position, comparison, color, ends, marker)
-        rows[position] = arm
-    _difference_axis(axes, spec, rows, ends)
+        rows[position] = name
+    w = words(results)
+    _difference_axis(axes, spec, w, rows, ends)
     return Drawing(
         "overview",
         figure,
-        f"Mean paired difference of every arm to {spec.baseline} in every cell, with 95 % intervals.",
-        f"Paired differences to {spec.baseline} in every cell: means and their 95 % intervals, not "
-        f"corrected for their number.{_of_arrows(found.values(), ends, seeds_too=False)}",
+        f"Mean paired differences{_to(spec)} in every cell, with 95 % intervals.",
+        f"Paired differences{_to(spec)} in every cell{w.in_points}, {w.better_sign}: means and their 95 % "
+        f"intervals, not corrected for their number.{_of_arrows(compared.values(), ends, seeds_too=False)}",
     )
 
 
@@ -83,23 +86,21 @@ def _ends(results: Results, places: Iterable[Place], *, seeds_too: bool) -> tupl
     """Where the axis of differences ends: a diverged run, of some 90 points, must not hide the others."""
     shown = [0.0]
     for place in places:
-        baseline = results.finished[place[0], results.spec.baseline]
-        runs = results.finished[place]
-        seeds, mine, base = results.pairs(*place)
-        ok = [runs[seed].status == baseline[seed].status == "ok" for seed in seeds]
+        comparison = results.comparisons[place].comparison
+        ok = [a.status == b.status == "ok" for a, b in results.paired_runs(*place)]
         if seeds_too:
-            shown += [a - b for a, b, kept in zip(mine, base, ok, strict=True) if kept]
+            shown += [float(d) for d, kept in zip(comparison.differences, ok, strict=True) if kept]
         if all(ok):
-            shown += results.comparisons[place].comparison.interval
+            shown += comparison.interval
     low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
     reach = max(-low, high) or 1.0
     # Both directions are seen, whichever of them the differences take.
     return min(low, -reach / 4) - 0.08 * reach, max(high, reach / 4) + 0.08 * reach
 
 
-def _of_arrows(found: Iterable[Compared], ends: tuple[float, float], *, seeds_too: bool) -> str:
+def _of_arrows(compared: Iterable[Compared], ends: tuple[float, float], *, seeds_too: bool) -> str:
     low, high = ends
-    drawn = (v for c, _ in found for v in (*c.interval, *(c.differences if seeds_too else ())))
+    drawn = (v for c, _ in compared for v in (*c.interval, *(c.differences if seeds_too else ())))
     beyond = any(v < low or v > high for v in drawn)
     what = "Arrows, and marks on the frame," if seeds_too else "Arrows"
     return f" {what} lie farther out: runs diverged." if beyond else ""
@@ -108,30 +109,35 @@ def _of_arrows(found: Iterable[Compared], ends: tuple[float, float], *, seeds_to
 def _mean_and_interval(
     axes: Any,
     row: float,
-    found: paired.Comparison,
+    comparison: paired.Comparison,
     color: str,
     ends: tuple[float, float],
     marker: str = "|",
 ) -> None:
-    low, high = found.interval
+    low, high = comparison.interval
     size = {"markersize": 15, "markeredgewidth": 2.5} if marker == "|" else {"markersize": 6}
     axes.plot([low, high], [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
-    axes.plot(found.mean, row, marker=marker, color=color, **size)
+    axes.plot(comparison.mean, row, marker=marker, color=color, **size)
     for end, beyond, arrow in ((ends[0], low < ends[0], "<"), (ends[1], high > ends[1], ">")):
         if beyond:
             axes.plot(end, row, marker=arrow, markersize=7, color=color, clip_on=False)
 
 
-def _difference_axis(axes: Any, spec: Spec, rows: Mapping[float, str], ends: tuple[float, float]) -> None:
-    """Differences to the right, arms from above."""
+def _difference_axis(
+    axes: Any, spec: Spec, w: Words, rows: Mapping[float, str], ends: tuple[float, float]
+) -> None:
+    """Differences to the right, comparisons from above; which side is better stands over the axis."""
     axes.axvline(0, color="0.4", linewidth=1)
     axes.set_yticks(list(rows), list(rows.values()))
     axes.set_ylim(max(rows) + 0.7, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(*ends)
-    axes.set_xlabel(f"error minus that of {spec.baseline} on the same seed, in points")
-    axes.set_title("\N{LEFTWARDS ARROW} fewer errors", loc="left", fontsize=10, color="0.3")
-    axes.set_title("more errors \N{RIGHTWARDS ARROW}", loc="right", fontsize=10, color="0.3")
+    of = "the second arm" if spec.all_pairs else spec.reference or spec.baseline
+    unit = f", in {w.of_difference}" if w.of_difference else ""
+    axes.set_xlabel(f"{w.measure.name} minus that of {of} on the same seed{unit}")
+    left, right = ("better", "worse") if w.is_better(-1) else ("worse", "better")
+    axes.set_title(f"\N{LEFTWARDS ARROW} {left}", loc="left", fontsize=10, color="0.3")
+    axes.set_title(f"{right} \N{RIGHTWARDS ARROW}", loc="right", fontsize=10, color="0.3")
 
 
 def _swarm(values: paired.Array, width: float) -> paired.Array:

@@ -59,7 +59,7 @@ class Drawing:
         return buffer.getvalue()
 
 
-def name(kind: str, cell: str) -> str:
+def file_name(kind: str, cell: str) -> str:
     """A file's base name."""
     return f"{kind}-{cell}" if cell else kind
 
@@ -77,7 +77,7 @@ def canvas(height: float, panels: int = 1) -> tuple[Any, list[Any]]:
 
 
 def error_axis(axis: Any, lowest: float, highest: float) -> None:
-    """Errors in percent: logarithmic where they span more than a factor of 3, with plain numbers."""
+    """Errors or other results: logarithmic where they span more than a factor of 3, with plain numbers."""
     if highest < 3 * lowest or lowest <= 0:
         return
     axis.axes.set_yscale("log")

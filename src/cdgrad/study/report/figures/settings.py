@@ -14,12 +14,13 @@ from cdgrad.study.report.figures.drawing import (
     Drawing,
     canvas,
     error_axis,
+    file_name,
     legend,
     look,
-    name,
     plain_logarithmic,
 )
 from cdgrad.study.report.text import printable
+from cdgrad.study.report.words import words
 from cdgrad.study.spec.study import apart_from_lam
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.results import Results
@@ -43,8 +44,8 @@ def lam_sweep(results: Results, cell: str) -> Drawing | None:
         lams = sorted(arms)
         color, marker, dash = look(spec, arms[lams[0]])
         errors = [results.errors(cell, arms[lam]) for lam in lams]
-        means = np.array([np.mean(of_arm) for of_arm in errors])
-        reach = np.array([paired.mean_interval(of_arm).high for of_arm in errors]) - means
+        means = np.array([np.mean(values) for values in errors])
+        reach = np.array([paired.mean_interval(values).high for values in errors]) - means
         title = f"{arms[lams[0]]} to {arms[lams[-1]]}"
         axes.errorbar(
             lams,
@@ -60,14 +61,14 @@ def lam_sweep(results: Results, cell: str) -> Drawing | None:
     lams = [lam for arms in sweeps for lam in arms]
     plain_logarithmic(axes.xaxis, math.log10(max(lams) / min(lams)))
     axes.set_xlabel("lam")
-    axes.set_ylabel(f"{spec.evaluate} error, %")
+    axes.set_ylabel(words(results).axis(spec.evaluate))
     legend(figure, axes)
     return Drawing(
-        name("lam_sweep", cell),
+        file_name("lam_sweep", cell),
         figure,
-        "Mean error of arms that differ in lam alone, against lam, beside the baseline's.",
-        f"Mean {spec.evaluate} error against lam, for arms that differ in nothing else; bars and the "
-        f"baseline's band are 95 % intervals of the mean.",
+        f"Mean {spec.measure.name} of arms that differ in lam alone, against lam, and the baseline's.",
+        f"Mean {spec.evaluate} {spec.measure.name} against lam, for arms that differ in nothing else; bars "
+        f"and the baseline's band are 95 % intervals of the mean.",
     )
 
 
@@ -78,41 +79,39 @@ def tuning_scatter(results: Results, cell: str) -> Drawing | None:
     if spec.tuning is None or not searches:
         return None
     space = {place: spec.tuning.of(place.arm) for place in searches}
-    keys = list(dict.fromkeys(key for of_arm in space.values() for key in of_arm))
+    keys = list(dict.fromkeys(key for dimensions in space.values() for key in dimensions))
     figure, panels = canvas(0.7 + 2.3 * len(keys), len(keys))
     for axes, key in zip(panels, keys, strict=True):
-        about = {place: of_arm[key] for place, of_arm in space.items() if key in of_arm}
+        ranges = {place: dimensions[key] for place, dimensions in space.items() if key in dimensions}
         choices: list[str] = []
-        if any(dimension.choices for dimension in about.values()):
+        if any(dimension.choices for dimension in ranges.values()):
             # One arm's choices may be another's range: the numbers tried in that stand among them.
-            tried = {place: [values[key] for values in searches[place].values.values()] for place in about}
-            found = (
-                value for place, dimension in about.items() for value in dimension.choices or tried[place]
-            )
-            choices = list(dict.fromkeys(map(str, found)))
+            tried = {place: [values[key] for values in searches[place].values.values()] for place in ranges}
+            shown = (v for place, dimension in ranges.items() for v in dimension.choices or tried[place])
+            choices = list(dict.fromkeys(map(str, shown)))
         for place, search in searches.items():
             if key in space[place]:
                 _draw_trials(axes, spec, place.arm, search, key, choices)
         if choices:
             # A choice is any text: without parse_math, a dollar would open a formula.
             axes.set_xticks(range(len(choices)), list(map(printable, choices)), parse_math=False)
-        elif (low := min(d.low for d in about.values())) > 0 and any(d.log for d in about.values()):
+        elif (low := min(d.low for d in ranges.values())) > 0 and any(d.log for d in ranges.values()):
             axes.set_xscale("log")
-            high = max(d.high for d in about.values())
+            high = max(d.high for d in ranges.values())
             plain_logarithmic(axes.xaxis, math.log10(high / low))
         axes.set_xlabel(key)
-        axes.set_ylabel("validation error, %")
+        axes.set_ylabel(words(results).axis("validation"))
         means = [s.mean(trial) for place, s in searches.items() if key in space[place] for trial in s.runs]
         error_axis(axes.yaxis, min(means), max(means))
         axes.margins(y=0.15)
     first = max(panels, key=lambda axes: len(axes.get_legend_handles_labels()[1]))
     legend(figure, first)
     return Drawing(
-        name("tuning", cell),
+        file_name("tuning", cell),
         figure,
-        "Mean validation error of every trial of each arm, against each tuned value.",
-        "Trials: mean validation error over the tuning seeds, against each tuned value; the chosen trial of "
-        "an arm is ringed.",
+        f"Mean validation {spec.measure.name} of every trial of each arm, against each tuned value.",
+        f"Trials: mean validation {spec.measure.name} over the tuning seeds, against each tuned value; the "
+        "chosen trial of an arm is ringed.",
     )
 
 

@@ -1,0 +1,105 @@
+"""What the runs measured besides the study's result: described, and not tested for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cdgrad.study.records.run import Run
+from cdgrad.study.report.document import Table
+from cdgrad.study.report.figures.drawing import Drawing, canvas, file_name, look
+from cdgrad.study.report.tables import mean, row_name
+from cdgrad.study.report.words import Words, decimals
+from cdgrad.study.shown import one_line
+from cdgrad.study.statistics import paired
+from cdgrad.study.statistics.results import Results
+
+_PANELS = 6  # of the figure
+_LAST_LOSS = "loss of the last epoch"
+
+
+class Difference(NamedTuple):
+    """The paired differences of a further measure in a comparison."""
+
+    measure: str
+    name: str
+    of_arm: list[float]
+    differences: list[float]
+
+
+def further_table(results: Results, cell: str) -> Table | None:
+    """A measure and comparison a row; None where the runs measured nothing else."""
+    rows: list[Sequence[str]] = []
+    before = ""
+    for d in _differences(results, cell):
+        w = Words(decimals=decimals(paired.standard_deviation(d.differences)))
+        shown, before = ("" if d.measure == before else one_line(d.measure)), d.measure
+        interval = w.interval(paired.mean_interval(d.differences), "+")
+        arm_mean = "-" if results.spec.all_pairs else w.number(mean(d.of_arm))
+        difference = w.number(mean(d.differences), "+")
+        rows.append((shown, d.name, arm_mean, difference, interval, str(len(d.differences))))
+    if not rows:
+        return None
+    return Table(
+        "Further measures, not tested for",
+        ("measure", row_name(results), "mean", "difference", "95 % t", "pairs"),
+        rows,
+        "mean: of the arm; difference: paired, with its interval, each for itself. No hypothesis about these "
+        "was tested, and nothing is corrected for their number: they describe",
+        align="llrrrr",
+        grouped=True,
+    )
+
+
+def further_figure(results: Results, cell: str) -> Drawing | None:
+    """A panel a measure: mean differences and their intervals; None where the runs measured nothing else."""
+    differences = _differences(results, cell)
+    measures = list(dict.fromkeys(d.measure for d in differences))[:_PANELS]
+    if not measures:
+        return None
+    spec, per_panel = results.spec, len(differences) // len(dict.fromkeys(d.measure for d in differences))
+    figure, panels = canvas((0.75 + 0.28 * per_panel) * len(measures) + 0.3, len(measures))
+    for axes, measure in zip(panels, measures, strict=True):
+        rows = [d for d in differences if d.measure == measure]
+        axes.axvline(0, color="0.4", linewidth=1)
+        for row, d in enumerate(rows):
+            color, marker, _ = look(spec, spec.contrasts[d.name].arm)
+            axes.plot(paired.mean_interval(d.differences), [row, row], color=color, linewidth=2.5)
+            axes.plot(mean(d.differences), row, marker=marker, color=color, markersize=6)
+        axes.set_yticks(range(len(rows)), [d.name for d in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.set_title(one_line(measure), loc="left", fontsize=10, parse_math=False)
+    to = "" if spec.all_pairs else f" to {spec.reference or spec.baseline}"
+    panels[-1].set_xlabel(f"paired difference{to}")
+    left_out = len({d.measure for d in differences}) - len(measures)
+    more = f" The first {_PANELS} are shown." if left_out else ""
+    return Drawing(
+        file_name("further_measures", cell),
+        figure,
+        f"Mean paired differences{to} in further measures, with 95 % intervals.",
+        f"Further measures, not tested for: mean paired differences{to} and their 95 % t intervals, each for "
+        f"itself.{more}",
+    )
+
+
+def _differences(results: Results, cell: str) -> list[Difference]:
+    """For each measure and comparison the pairs in which both runs have a finite number."""
+    runs = [run for arm in results.spec.arms for run in results.finished[cell, arm].values()]
+    keys = sorted({key for run in runs for key in run.measures})
+    measured: list[Difference] = []
+    for key in [*keys, *([] if "loss" in keys else [_LAST_LOSS])]:
+        for name in results.in_cell(cell):
+            both = [(_value(a, key), _value(b, key)) for a, b in results.paired_runs(cell, name)]
+            both = [pair for pair in both if all(map(math.isfinite, pair))]
+            if both:
+                measured.append(Difference(key, name, [a for a, _ in both], [a - b for a, b in both]))
+    return measured
+
+
+def _value(run: Run, key: str) -> float:
+    """A run's number; nan where it has none."""
+    values = {_LAST_LOSS: run.epochs[-1].get("loss")} if run.epochs else {}
+    value = (values | run.measures).get(key)
+    return float(value) if isinstance(value, int | float) else math.nan

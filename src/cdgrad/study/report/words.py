@@ -1,0 +1,120 @@
+"""How a report names a study's measure and data, and writes its numbers: the same in every part of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cdgrad.study.spec import BASELINE_METRIC, ERROR, Measure, Spec
+from cdgrad.study.statistics.paired import Interval, standard_deviation
+from cdgrad.study.statistics.results import Results
+
+_DECIMALS = 2  # of a percentage
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words and numbers of one study.
+
+    Attributes:
+        measure: what the runs' results are.
+        decimals: of its values and differences; None: three significant digits.
+        data: what the runs are evaluated on, ``"images"``, or ``"data"`` where only the user's code knows.
+        metrics: whether some arm changes the gradient, so that arms are described by their metrics.
+    """
+
+    measure: Measure = ERROR
+    decimals: int | None = _DECIMALS
+    data: str = "images"
+    metrics: bool = True
+
+    def number(self, value: float, sign: str = "") -> str:
+        """A value or, with `sign` ``"+"``, a difference; a dash for nan. From 100 on, a percentage has one
+        decimal.
+        """
+        if math.isnan(value):
+            return "-"
+        if self.decimals is None or (abs(value) >= 1e7 and not self.measure.percent):
+            return f"{value:{sign}.3g}"
+        shorter = self.measure.percent and abs(value) >= 99.995
+        return f"{value:{sign}.{1 if shorter else self.decimals}f}"
+
+    def interval(self, interval: Interval, sign: str = "") -> str:
+        """Both ends of an interval; a dash where there is none."""
+        low, high = interval
+        return "-" if math.isnan(low) else f"{self.number(low, sign)} to {self.number(high, sign)}"
+
+    def difference(self, value: float, sign: str = "+") -> str:
+        """A difference with its unit, such as ``-0.52 points``."""
+        return f"{self.number(value, sign)} {self.of_difference}".rstrip()
+
+    def rounded_up(self, value: float) -> str:
+        """A positive difference with its unit, rounded up: a bound must not be understated."""
+        if self.decimals is None:
+            digits = 2 - math.floor(math.log10(value)) if value > 0 else 0
+        else:
+            digits = self.decimals
+        up = math.ceil(value * 10.0**digits - 1e-9) / 10.0**digits
+        return f"{up:.{max(digits, 0)}f} {self.of_difference}".rstrip()
+
+    @property
+    def of_difference(self) -> str:
+        """The unit of a difference; may be empty."""
+        return "points" if self.measure.percent else self.measure.unit
+
+    @property
+    def in_unit(self) -> str:
+        """The unit of the values, behind a title."""
+        unit = "percent" if self.measure.percent else self.measure.unit
+        return f", in {unit}" if unit else ""
+
+    @property
+    def in_points(self) -> str:
+        """What differences are in, behind a title."""
+        return f", in {self.of_difference or self.measure.name}"
+
+    @property
+    def better_sign(self) -> str:
+        """Which differences are better."""
+        return f"{'negative' if self.measure.direction == 'min' else 'positive'} is better"
+
+    def is_better(self, difference: float) -> bool:
+        """Whether an arm with that mean difference is the better one."""
+        return self.measure.sign * difference < 0
+
+    def axis(self, of: str = "") -> str:
+        """The title of an axis of values, such as ``test error, %``."""
+        unit = "%" if self.measure.percent else self.measure.unit
+        return f"{of} {self.measure.name}".strip() + (f", {unit}" if unit else "")
+
+
+def words(results: Results) -> Words:
+    """Those of a study, with decimals that show two digits of a standard deviation."""
+    spec = results.spec
+    return words_of(spec, None if spec.measure.percent else _scale(results))
+
+
+def words_of(spec: Spec, scale: float | None = None) -> Words:
+    """Those of a specification; `scale` is a typical standard deviation of its results, where it is known."""
+    metrics = any(arm.metric != BASELINE_METRIC or arm.centralize for arm in spec.arms.values())
+    digits = _DECIMALS if spec.measure.percent else decimals(scale)
+    return Words(spec.measure, digits, "data" if spec.entry else "images", metrics)
+
+
+def decimals(scale: float | None) -> int | None:
+    """Decimals that show two digits of `scale`; None where it is not known, or needs more than six."""
+    if not scale or not math.isfinite(scale):
+        return None
+    needed = max(0, 1 - math.floor(math.log10(scale)))
+    return needed if needed <= 6 else None
+
+
+def _scale(results: Results) -> float | None:
+    """The smallest standard deviation of a comparison's differences, or else of an arm's results."""
+    values = [results.errors(*place) for place in results.finished if results.finished[place]]
+    rounding = 1e-9 * max((abs(value) for of_arm in values for value in of_arm), default=0.0)
+    compared = [c.sd for c, _ in results.comparisons.values()]
+    for deviations in (compared, map(standard_deviation, values)):
+        if larger := [sd for sd in deviations if math.isfinite(sd) and sd > rounding]:
+            return min(larger)
+    return None

@@ -1,0 +1,83 @@
+"""The table ``[metric]``: what a study compares, and which direction is better."""
+
+import math
+
+import pytest
+
+from cdgrad.study import StudyError
+from cdgrad.study.spec import ERROR, Measure, parse
+
+ENTRY = """
+baseline = "a"
+seeds = 2
+entry = "mine:run"
+[arms.a]
+[arms.b]
+[arms.c]
+"""
+PERPLEXITY = '[metric]\nname = "perplexity"\ndirection = "min"\n'
+
+
+def test_without_the_table_a_setting_is_what_it_was():
+    # The fingerprint is that of the version before the table existed.
+    setting = parse(ENTRY, "own").setting("", "a")
+    assert setting.fingerprint == "f44f6192ad41bfe5351a2d190c3f2e4b0bc79400277cfa45576f674f7dfe41b2"
+    assert parse(ENTRY, "own").measure is ERROR
+
+
+def test_another_metric_is_another_setting_but_its_direction_and_unit_are_words():
+    def fingerprint(table):
+        return parse(ENTRY + table, "own").setting("", "a").fingerprint
+
+    plain = fingerprint(PERPLEXITY)
+    assert plain != fingerprint("")
+    assert plain != fingerprint(PERPLEXITY.replace("perplexity", "loss"))
+    assert plain != fingerprint(PERPLEXITY + "percent = true\n")
+    assert plain == fingerprint(PERPLEXITY.replace("min", "max"))
+    assert plain == fingerprint(PERPLEXITY + 'unit = "nats"\n')
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ('[metric]\nname = "auc"\n', "metric.direction is missing"),
+        (PERPLEXITY + 'units = "nats"\n', "unknown key metric.units; did you mean metric.unit?"),
+        (PERPLEXITY.replace("min", "lower"), "metric.direction must be one of min, max; got 'lower'"),
+        (PERPLEXITY.replace("perplexity", "a/b"), "metric.name must be 1 to 30 letters"),
+        (PERPLEXITY.replace("perplexity", "Seed"), "metric.name must be 1 to 30 letters"),
+        (PERPLEXITY + 'percent = true\nunit = "nats"', "metric.unit is left out where percent = true"),
+        ('reference = "d"\n', "reference must be one of the arms: a, b, c; got 'd'"),
+    ],
+)
+def test_a_table_that_cannot_be_is_refused(table, message):
+    text = table + ENTRY if table.startswith("reference") else ENTRY + table
+    with pytest.raises(StudyError, match="own: ") as error:
+        parse(text, "own")
+    assert message in str(error.value)
+
+
+def test_the_built_in_loop_measures_the_error(tiny_text):
+    with pytest.raises(StudyError, match="metric is what an entry returns; the built-in training loop"):
+        parse(tiny_text + PERPLEXITY, "tiny")
+
+
+def test_the_better_value_has_the_lower_cost_and_nan_the_highest():
+    small, large = Measure("loss", "min"), Measure("AUC", "max")
+    assert small.cost(1) < small.cost(2) < small.cost(math.nan)
+    assert large.cost(2) < large.cost(1) < large.cost(math.nan)
+    assert ERROR.value(None) == 100
+    assert Measure("accuracy", "max", percent=True).value(math.inf) == 0
+    assert math.isnan(small.value(None))
+
+
+def test_every_other_arm_is_compared_with_the_reference_or_every_two_arms_once():
+    def contrasts(head):
+        return {name: (*c,) for name, c in parse(head + ENTRY, "own").contrasts.items()}
+
+    assert contrasts("") == {"b": ("b", "a"), "c": ("c", "a")}
+    assert contrasts('reference = "b"\n') == {"a": ("a", "b"), "c": ("c", "b")}
+    assert contrasts("all_pairs = true\n") == {
+        "b vs. a": ("b", "a"),
+        "c vs. a": ("c", "a"),
+        "c vs. b": ("c", "b"),
+    }
