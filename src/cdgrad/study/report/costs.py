@@ -55,7 +55,7 @@ def resources(results: Results) -> Table:
     return Table(
         "When and with what the runs of each arm were made",
         [_RESOURCES[k][0] for k in known],
-        [[row[k] for k in known] for row in rows],
+        [tuple(row[k] for k in known) for row in rows],
         "; ".join(["all recorded runs", *notes]),
         align="".join(_RESOURCES[k][1] for k in known),
     )
