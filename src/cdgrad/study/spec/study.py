@@ -152,8 +152,8 @@ class Spec:
         common: dict[str, Any] = {about.name: getattr(options, about.name) for about in fields(ArmOptions)}
         common["evaluate"] = "validation" if trial else self.evaluate
         if self.entry:
-            measure = {"measure": self.measure.name, "percent": self.measure.percent}
-            return EntrySetting(**common, **measure, entry=self.entry, values=own)
+            common |= {"measure": self.measure.name, "percent": self.measure.percent}
+            return EntrySetting(**common, entry=self.entry, values=own)
         typed = read_tables(tables, places, self.name)
         typed["optimizer"] = replace(typed["optimizer"], lr=typed["optimizer"].lr * options.lr_factor)
         return LoopSetting(**common, **typed)
