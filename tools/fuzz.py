@@ -60,8 +60,6 @@ ODD = (
     "a\0b",
     "n" * 5000,
     "no.toml",
-)
-ODD += (
     ".",
     "/",
     "~",
@@ -75,8 +73,8 @@ ODD += (
     "1e999",
     "=",
     "*",
+    *("file", "bad.toml", "damaged", "--out", "--help", "%s", "{}", "nul\t", "/dev/null", "file/below"),
 )
-ODD += ("file", "bad.toml", "damaged", "--out", "--help", "%s", "{}", "nul\t", "/dev/null", "file/below")
 
 
 def mutated(text, chance):

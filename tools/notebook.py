@@ -35,6 +35,6 @@ def _words(cells: list[dict[str, object]], text: str) -> None:
 
 
 def _cell(cells: list[dict[str, object]], kind: str, source: str) -> None:
-    extra = {"execution_count": None, "outputs": []} if kind == "code" else {}
+    extra: dict[str, object] = {"execution_count": None, "outputs": []} if kind == "code" else {}
     cell = {"cell_type": kind, "id": f"cell-{len(cells)}", "metadata": {}, "source": source, **extra}
     cells.append(cell)

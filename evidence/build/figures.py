@@ -60,7 +60,7 @@ def rates(name: str, errors: Mapping[float, Sequence[float]], tuned: float) -> D
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator([0.05, 0.1, 0.2, 0.5, 1]))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(_plain))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("learning rate", fontsize=9)
     axes.set_ylabel("test error, %", fontsize=9)
@@ -143,7 +143,7 @@ def widths(
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(FixedLocator([1, 2, 5, 10, 20, 40, 60, 80]))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
         axes.set_xticks([0.25, 0.5, 0.75, 1], ["1/4", "1/2", "3/4", "full"])
         axes.invert_xaxis()
         axes.grid(axis="y", color="0.92")
@@ -156,6 +156,10 @@ def widths(
     handles = panels[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     return Drawing(name, figure, "", "")
+
+
+def _plain(value: float, _: int | None) -> str:
+    return f"{value:g}"
 
 
 def _legend(figure: Figure) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from cdgrad.study.statistics import paired as stats
@@ -15,6 +15,7 @@ from evidence.build.loading import RECORDS
 SPECS = ("mechanism", "mechanism-cifar10-jpeg")
 BINS = 6  # of the relative mode number k / n, for k > 0
 Array = NDArray[np.float64]
+pq: Any = import_module("pyarrow.parquet")  # it has no types
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Curve:
 def table(kind: str) -> dict[str, Array]:
     """The columns of ``modes`` or ``layers``, of all specifications that have records."""
     paths = [p for name in SPECS if (p := RECORDS / f"{name}-{kind}.parquet").is_file()]
-    parts = [pq.read_table(path).to_pydict() for path in paths]
+    parts: list[dict[str, Any]] = [pq.read_table(path).to_pydict() for path in paths]
     return {
         key: np.concatenate([np.asarray(part[key]) for part in parts]) for key in (parts[0] if parts else {})
     }

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from types import FrameType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -19,11 +19,22 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks  # pyright: ignore
 
 from cdgrad.dtensors import local_part
 
-# torch.compiler.disable imports the compiler at once, which doubles the time that `import cdgrad` takes.
-outside_graphs = _disable_dynamo  # pyright: ignore[reportUnknownVariableType]
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+# The operations on lists of tensors of torch.optim: one kernel for many tensors on a GPU.
+foreach_copy_: Callable[[list[Tensor], list[Tensor]], None] = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
+foreach_lerp_: Callable[[list[Tensor], list[Tensor], list[Tensor]], None] = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
 
 # Optimizer.__init__ replaces a class's `step` by this wrapper, which is what runs the hooks.
 _HOOKED_STEP = Optimizer.profile_hook_step(Optimizer.step).__code__
+
+
+def outside_graphs(function: _F) -> _F:
+    """`function`, which torch.compile calls between two graphs.
+
+    torch.compiler.disable imports the compiler at once, which doubles the time that `import cdgrad` takes.
+    """
+    return cast(_F, _disable_dynamo(function))
 
 
 def runs_hooks(optimizer: Optimizer) -> bool:
@@ -44,7 +55,7 @@ class ForeignCode:
         self._answer = True
 
     def __call__(self, optimizer: Optimizer) -> bool:
-        hooks = cast(dict[int, Any], optimizer._optimizer_step_pre_hooks)  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType, reportAttributeAccessIssue]
+        hooks = cast(dict[int, Any], optimizer._optimizer_step_pre_hooks)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
         step = type(optimizer).step
         seen = (step, list(hooks), bool(_global_optimizer_pre_hooks))
         if seen != self._seen:
@@ -78,6 +89,11 @@ def steps_under_way(optimizer: Optimizer, thread: int) -> int:
 def _is_hooked_step(frame: FrameType) -> bool:
     code = frame.f_code
     return code.co_filename == _HOOKED_STEP.co_filename and _HOOKED_STEP.co_name in code.co_name
+
+
+def is_functorch_wrapped(tensor: Tensor) -> bool:
+    """Whether `torch.func` wraps the tensor, whose memory then cannot be read. No public function tells."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownVariableType]
 
 
 def version(tensor: Tensor) -> int:

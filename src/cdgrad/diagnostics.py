@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -107,7 +107,7 @@ def gradient_statistics(jobs: Sequence[tuple[Target, Tensor, Tensor]]) -> dict[s
         energies = [torch.stack(energy).sum() for energy in (whole[3 : 3 + half], whole[3 + half :])]
         sums.append(torch.stack([*whole[:3], *energies]).cpu())
     statistics: dict[str, float] = {}
-    rows: list[list[float]] = torch.stack(sums).tolist() if sums else []  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    rows = cast(list[list[float]], torch.stack(sums).tolist()) if sums else []
     total = [sum(column) for column in zip(*rows, strict=True)] if rows else [0.0] * 5
     for name, (inner, g_square, Pg_square, step, deviation) in zip(
         ["", *(f"{target.name}/" for target, _, _ in jobs)], [total, *rows], strict=True

@@ -73,7 +73,7 @@ class DirectedGradients:
             if i not in self._hooks and target.param.requires_grad and target.param.is_leaf:
                 # A bound method of dict costs half of what a Python function does, in every backward pass.
                 wrote = partial(self._written.__setitem__, i)
-                self._hooks[i] = target.param.register_post_accumulate_grad_hook(wrote)  # pyright: ignore[reportUnknownMemberType]
+                self._hooks[i] = target.param.register_post_accumulate_grad_hook(wrote)
 
     def add(self, indices: Sequence[int], grads: Sequence[Tensor]) -> None:
         """Remember that these gradients are directed."""

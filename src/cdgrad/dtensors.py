@@ -64,7 +64,7 @@ def whole_norms(tensors: Sequence[Tensor], *parts: Sequence[Tensor]) -> list[lis
     norms = [list(part) for part in parts]
     for (process_group, device), members in shared.items():
         squares = torch.stack([norm[i].double().square().to(device) for norm in norms for i in members])
-        dist.all_reduce(squares, group=process_group)  # pyright: ignore[reportUnknownMemberType]
+        dist.all_reduce(squares, group=process_group)
         for norm, totals in zip(norms, squares.sqrt().view(len(norms), -1), strict=True):
             for i, total in zip(members, totals, strict=True):
                 norm[i] = total.to(norm[i].device)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cdgrad.attachment import Attachment, attach
 from cdgrad.metric_schedule import Schedule
@@ -50,7 +50,9 @@ class ChannelDirected(TrainerCallback):
         self.handle: Attachment | None = None
         self._last: dict[str, float] = {}
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Attach; where a run resumes, at its step."""
         optimizer = kwargs["optimizer"]
         optimizer = getattr(optimizer, "optimizer", optimizer)
@@ -58,17 +60,24 @@ class ChannelDirected(TrainerCallback):
         self.handle = attach(optimizer, kwargs["model"], self.metric, **self.options)
         if self.schedule is not None:
             self.handle.schedule(self.schedule)
-        saved = Path(args.output_dir, f"checkpoint-{state.global_step}", _STATE)
+        saved = Path(args.output_dir or ".", f"checkpoint-{state.global_step}", _STATE)
         if state.global_step and saved.exists():
             self.handle.load_state_dict(json.loads(saved.read_text(encoding="utf-8")))
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Measure, for the next log."""
         if self.handle is not None and self.statistics and self.handle.steps % self.statistics == 0:
             self._last = {f"cdgrad/{name}": value for name, value in self.handle.statistics().items()}
 
     def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Add the last measurement to what is logged."""
         if logs is not None and self._last:
@@ -76,13 +85,17 @@ class ChannelDirected(TrainerCallback):
             state.log_history[-1].update(self._last)
             self._last = {}
 
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Save the attachment's state beside the trainer's."""
-        folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+        folder = Path(args.output_dir or ".", f"checkpoint-{state.global_step}")
         if self.handle is not None and state.is_world_process_zero and folder.is_dir():
             (folder / _STATE).write_text(json.dumps(self.handle.state_dict()), encoding="utf-8")
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Detach."""
         self._detach()
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields, replace
 from fnmatch import fnmatchcase
 
-from cdgrad.metrics import L2, Metric, as_metric
+from cdgrad.metrics import L2, Metric, as_metric, lam_of, with_lam
 from cdgrad.selection import Selection
 
 Metrics = Metric | Mapping[str, Metric]
@@ -66,6 +65,6 @@ def scheduled(schedule: Schedule, step: int, present: Metrics) -> Metrics:
 
 
 def _with_lam(metric: Metric, lam: float) -> Metric:
-    if "lam" not in {field.name for field in fields(metric)}:
+    if lam_of(metric) is None:
         raise ValueError(f"the schedule gave lam={lam!r}, and {metric} has no lam; let it return a metric")
-    return replace(metric, lam=float(lam))  # pyright: ignore[reportCallIssue]
+    return with_lam(metric, float(lam))

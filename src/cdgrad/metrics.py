@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import numpy as np
@@ -193,7 +193,7 @@ def parse_metric(text: str) -> Metric:
     >>> parse_metric("sobolev:lam=0.01,boundary=periodic")
     Sobolev(lam=0.01, boundary='periodic')
     """
-    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(text, str):
         raise TypeError(f"a metric's text is a str, got {type(text).__name__}: {text!r}")
     name, _, arguments = (part.strip() for part in text.partition(":"))
     if name not in FAMILIES:
@@ -223,12 +223,29 @@ def as_metric(metric: Metric | str) -> Metric:
     """
     if isinstance(metric, Metric):
         return metric
-    if isinstance(metric, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if isinstance(metric, str):
         return parse_metric(metric)
     raise TypeError(
         f"expected a metric or its text, such as cdgrad.ReweightedL2(3) or 'reweighted:lam=3', "
         f"got {type(metric).__name__}: {metric!r}"
     )
+
+
+def lam_of(metric: Metric) -> float | None:
+    """The metric's lam; None where it has none."""
+    return getattr(metric, "lam", None)
+
+
+def with_lam(metric: Metric, lam: float) -> Metric:
+    """The metric with another lam.
+
+    Raises:
+        ValueError, TypeError: the metric has no lam, or `lam` is not a positive finite number.
+    """
+    if lam_of(metric) is None:
+        raise ValueError(f"metric {metric} has no lam")
+    changed: Any = replace  # the base class does not declare the field
+    return changed(metric, lam=lam)
 
 
 def eigenvalues(n: int, boundary: Boundary) -> Array:
@@ -268,7 +285,7 @@ def _check_boundary(boundary: str) -> None:
 
 
 def _positive_count(n: int) -> int:
-    if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+    if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
         raise ValueError(f"the number of channels must be a positive integer, got {n!r}")
     return n
 

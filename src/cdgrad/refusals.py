@@ -27,7 +27,7 @@ def refuse_partitions(optimizer: object, model: nn.Module) -> None:
     Raises:
         ValueError: such a parameter or optimizer, with what to use instead.
     """
-    named: Any = model.named_parameters() if isinstance(model, nn.Module) else ()  # pyright: ignore[reportUnnecessaryIsInstance]
+    named: Any = model.named_parameters() if isinstance(model, nn.Module) else ()
     for name, param in named:
         if getattr(param, "_fsdp_flattened", False):
             raise ValueError(

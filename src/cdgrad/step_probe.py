@@ -91,6 +91,6 @@ def _is_combination(x: Tensor, *of: Tensor) -> bool:
     """Whether x is a linear combination of the others, to rounding."""
     basis = torch.stack([part.detach().double().flatten() for part in of], 1)
     target = x.detach().double().flatten()
-    inverse = cast(Tensor, torch.linalg.pinv(basis))  # pyright: ignore[reportUnknownMemberType]
+    inverse = cast(Tensor, torch.linalg.pinv(basis))
     residual = (target - basis @ (inverse @ target)).square().sum()
     return bool(residual <= _TOLERANCE**2 * target.square().sum())

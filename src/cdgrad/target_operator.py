@@ -203,8 +203,6 @@ def _blocks(target: Target, grad: Tensor) -> list[tuple[Tensor, int, int]]:
 def _norms(grads: list[Tensor]) -> list[Tensor]:
     """L2 norms; in float64 where the device has it, so that scaled or tiny gradients keep theirs."""
     return [
-        torch.linalg.vector_norm(  # pyright: ignore[reportUnknownMemberType]
-            grad, dtype=torch.float32 if grad.device.type == "mps" else torch.float64
-        )
+        torch.linalg.vector_norm(grad, dtype=torch.float32 if grad.device.type == "mps" else torch.float64)
         for grad in grads
     ]

@@ -26,7 +26,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
         return []
     import jax
     import jax.numpy as jnp
-    import optax  # pyright: ignore[reportMissingTypeStubs]
+    import optax  # pyright: ignore[reportMissingTypeStubs]  it has no types
 
     from cdgrad.optax import channel_directed
 

@@ -53,7 +53,7 @@ def machine() -> dict[str, Any]:
 
 def measure(network: str, rounds: int, *, with_peers: bool) -> dict[str, Any]:
     """The rows of one network."""
-    torch.manual_seed(0)  # pyright: ignore[reportUnknownMemberType]
+    torch.manual_seed(0)
     layers = NETWORKS[network]()
     grads = [layer.gradient() for layer in layers]
     groups = [layer.groups for layer in layers]

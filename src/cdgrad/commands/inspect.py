@@ -185,7 +185,7 @@ def _load_weights(model: nn.Module, name: str, path: Path) -> None:
     except Exception as error:  # torch.load raises whatever the bytes lead its unpickler to
         raise StudyError(f"--weights {path} is not a file of plain tensors: {brief(error)}") from error
     if isinstance(state, dict) and "state_dict" in state:
-        state = state["state_dict"]  # pyright: ignore[reportUnknownVariableType]
+        state = cast(dict[str, Any], state)["state_dict"]
     try:
         model.load_state_dict(cast(Any, state))
     except Exception as error:  # keys and values may be anything

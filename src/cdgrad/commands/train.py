@@ -257,7 +257,7 @@ def _curves(folder: Path | None) -> Generator[OnEpoch]:
 
         def log(epoch: int, measured: Epoch) -> None:
             for key, value in measured.items():
-                writer.add_scalar(key, value, epoch)  # pyright: ignore[reportUnknownMemberType]
+                writer.add_scalar(key, value, epoch)
 
         yield log
 

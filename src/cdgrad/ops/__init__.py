@@ -172,7 +172,7 @@ def _checked(
 
 def _check(grad: torch.Tensor, dim: int, groups: int, name: str) -> None:
     """Refuse what has no view of shape (groups, channels per group, ...)."""
-    if not isinstance(grad, torch.Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(grad, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(grad).__name__}")
     if not grad.is_floating_point():
         raise TypeError(

@@ -18,12 +18,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cdgrad._torch_private import foreach_copy_
 from cdgrad.metrics import L2, Array, MeanSobolev, Metric, ReweightedL2, Sobolev
 from cdgrad.ops import cyclic_reduction
 from cdgrad.ops.byte_cache import cached_by_bytes
@@ -45,7 +46,7 @@ def directed(x: Tensor, metric: Metric) -> Tensor:
     """
     if isinstance(metric, L2) or x.shape[1] == 1 or not x.numel():
         return x.clone()
-    return _Directed.apply(x, metric)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    return cast(Tensor, _Directed.apply(x, metric))
 
 
 def directed_(xs: Sequence[Tensor], metric: Metric) -> None:
@@ -72,10 +73,11 @@ def _directed_batch_(xs: list[Tensor], metric: Metric) -> None:
         return
     # (groups, n, ...) as (n, columns)
     columns = [x.transpose(0, 1).reshape(x.shape[1], -1) for x in xs]
-    out = torch.split(_operator(torch.cat(columns, 1)[None], metric)[0], [c.shape[1] for c in columns], 1)  # pyright: ignore
+    widths: Any = [c.shape[1] for c in columns]  # torch types them as one number
+    out = torch.split(_operator(torch.cat(columns, 1)[None], metric)[0], widths, 1)
     views = [x.transpose(0, 1) for x in xs]
     shaped = [part.reshape(x.shape) for part, x in zip(out, views, strict=True)]
-    torch._foreach_copy_(views, shaped)  # pyright: ignore
+    foreach_copy_(views, shaped)
 
 
 class _Directed(torch.autograd.Function):

@@ -90,7 +90,7 @@ def direct(grad: Array, metric: Metric, lam: ArrayLike, *, axis: int, groups: in
     """`directed`, after `with_lam`; with ``rescale="norm"`` the result has the L2 norm of `grad`."""
     if isinstance(grad, np.ndarray) and np.issubdtype(grad.dtype, np.floating):
         grad = jnp.asarray(grad)
-    if not isinstance(grad, jax.Array) or not jnp.issubdtype(grad.dtype, jnp.floating):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(grad, jax.Array) or not jnp.issubdtype(grad.dtype, jnp.floating):
         raise TypeError(
             f"grad must be a jax.Array or NumPy array of a real floating dtype, "
             f"got {getattr(grad, 'dtype', type(grad).__name__)}"

@@ -22,7 +22,7 @@ from cdgrad.optax.selection import Select, Target, selection, warn_of_doubts
 class ChannelDirectedState(NamedTuple):
     """The number of updates so far, from which a schedule computes lam."""
 
-    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]
+    count: jax.Array  # pyright: ignore[reportIncompatibleMethodOverride]  tuples have a method of that name
 
 
 def channel_directed(

@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, njit, types  # pyright: ignore[reportPrivateImportUsage]
+from numba import carray, cfunc, njit, types  # pyright: ignore[reportPrivateImportUsage]  numba declares no names public
 from numba.extending import overload
 
 from cdgrad.ops.cpu import vectors

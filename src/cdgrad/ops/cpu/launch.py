@@ -28,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cdgrad._torch_private import is_functorch_wrapped
 from cdgrad.messages import brief
 from cdgrad.metrics import Array, MeanSobolev, Metric, ReweightedL2, Sobolev
 from cdgrad.ops import sobolev_weights
@@ -61,7 +62,7 @@ def refusal(grad: Tensor, metric: Metric, dim: int, groups: int) -> str | None:
         return f"the fused CPU kernels cannot reach a tensor on {grad.device.type}"
     if type(grad) is not Tensor and type(grad) is not torch.nn.Parameter:
         return f"a {type(grad).__name__} may not be plain memory"
-    if torch._C._functorch.is_functorch_wrapped_tensor(grad):  # pyright: ignore
+    if is_functorch_wrapped(grad):
         return "under torch.func's transforms a tensor has no memory of its own"
     if grad.layout is not torch.strided or grad.is_neg():
         return "sparse, packed and lazily negated tensors are not plain memory"

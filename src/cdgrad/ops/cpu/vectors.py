@@ -15,7 +15,7 @@ from typing import Any
 import numba.extending
 import numpy as np
 from llvmlite import ir
-from numba import types  # pyright: ignore[reportPrivateImportUsage]
+from numba import types  # pyright: ignore[reportPrivateImportUsage]  numba declares no names public
 from numba.core import cgutils
 from numba.extending import models, overload, register_model
 

@@ -158,7 +158,7 @@ def _reweight(shards: list[_Cut], lam: float, process_group: dist.ProcessGroup, 
     for shard, block in zip(shards, blocks, strict=True):
         for piece in shard.own:
             block[piece.interval] = shard.part(piece).sum(0, dtype=torch.float64).flatten()
-    dist.all_reduce(sums, group=process_group)  # pyright: ignore[reportUnknownMemberType]
+    dist.all_reduce(sums, group=process_group)
     for shard, block in zip(shards, blocks, strict=True):
         for piece in shard.own:
             x, mean = shard.part(piece), block[piece.interval] / shard.n
@@ -261,4 +261,4 @@ class _Directed(torch.autograd.Function):
         return _apply(cotangents[0].redistribute(placements=ctx.placements), ctx.direct_), None
 
 
-_apply: Callable[[Tensor, Callable[[Sequence[Tensor]], None]], Tensor] = _Directed.apply  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+_apply: Callable[[Tensor, Callable[[Sequence[Tensor]], None]], Tensor] = _Directed.apply  # pyright: ignore[reportUnknownVariableType]  torch does not type `apply`

@@ -38,7 +38,7 @@ def he_normal(model: nn.Module) -> None:
         if isinstance(module, nn.Conv2d | nn.Linear):
             gain = 2 if isinstance(module, nn.Conv2d) else 1
             nn.init.normal_(module.weight, std=math.sqrt(gain / module.weight[0].numel()))
-            if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]
+            if module.bias is not None:  # pyright: ignore[reportUnnecessaryComparison]  torch's types say it never is
                 nn.init.zeros_(module.bias)
 
 

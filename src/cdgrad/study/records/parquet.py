@@ -85,7 +85,7 @@ def _run(row: dict[str, Any]) -> Run:
     row["measures"] = with_nan(row["measures"])
     row["environment"] = renamed(row["environment"])
     run = Run(**row)
-    if not (isinstance(run.arm, str) and isinstance(run.seed, int) and run.status in get_args(Status)):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not (isinstance(run.arm, str) and isinstance(run.seed, int) and run.status in get_args(Status)):
         raise ValueError(f"not a run: arm {run.arm!r:.60}, seed {run.seed!r:.60}, status {run.status!r:.60}")
     return run
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from datetime import date, time
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 from cdgrad.study import StudyError
 
@@ -46,7 +46,7 @@ def some_of(*choices: str) -> dict[str, Any]:
 def read(cls: type[T], value: Any, where: str, name: str) -> T:
     """An instance of dataclass `cls` from a TOML table; keys beyond its own go to `arguments`."""
     table = as_table(value, where, name)
-    known = {f.name: f for f in fields(cls)}  # pyright: ignore[reportArgumentType]
+    known = {f.name: f for f in fields(cast(Any, cls))}
     free = known.pop("arguments", None) is not None
     required = [k for k, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
     prefix = f"{where}." if where else ""
@@ -102,7 +102,7 @@ def _checked(value: Any, kind: Any, about: Field[Any], where: str, name: str) ->
             raise error_at(name, where, value, f"an integer of at least {rules['minimum']}{other}")
     elif "some_of" in rules:
         known: tuple[str, ...] = rules["some_of"]
-        given: list[Any] = value if isinstance(value, list) else [value]  # pyright: ignore[reportUnknownVariableType]
+        given: list[Any] = cast(list[Any], value) if isinstance(value, list) else [value]
         if given is not value or len({v for v in known if v in given}) < len(given):
             raise error_at(name, where, value, f"a list of different ones of {', '.join(known)}")
         return tuple(given)
@@ -123,7 +123,7 @@ def as_table(value: Any, where: str, name: str) -> dict[str, Any]:
     """`value`, which must be a table; `where` is its key and `name` the specification's."""
     if not isinstance(value, dict):
         raise error_at(name, where, value, "a table of keys")
-    return value  # pyright: ignore[reportUnknownVariableType]
+    return cast(dict[str, Any], value)
 
 
 def seeds(value: Any, where: str, name: str) -> tuple[int, ...]:
@@ -135,7 +135,7 @@ def seeds(value: Any, where: str, name: str) -> tuple[int, ...]:
         return tuple(range(value))
     if not isinstance(value, list) or not value:
         raise error_at(name, where, value, allowed)
-    given: list[Any] = value  # pyright: ignore[reportUnknownVariableType]
+    given = cast(list[Any], value)
     if not all(is_a(s, int) and 0 <= s < 2**63 for s in given) or len(set(given)) < len(given):
         raise error_at(name, where, given, allowed)
     return tuple(given)
@@ -167,9 +167,9 @@ def check_values(table: Mapping[str, Any], name: str, where: str = "", depth: in
     for key, value in table.items():
         path = f"{where}.{key}" if where else str(key)
         if isinstance(value, dict):
-            check_values(value, name, path, depth + 1)  # pyright: ignore[reportUnknownArgumentType]
+            check_values(cast(dict[str, Any], value), name, path, depth + 1)
         elif isinstance(value, list):
-            each: list[Any] = value  # pyright: ignore[reportUnknownVariableType]
+            each = cast(list[Any], value)
             check_values({str(k): v for k, v in enumerate(each)}, name, path, depth + 1)
         elif isinstance(value, date | time):
             raise error_at(name, path, str(value), "a string, number or truth value; put a date in quotes")

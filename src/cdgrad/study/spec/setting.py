@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from cdgrad.study import StudyError
 from cdgrad.study.spec.measure import ERROR
@@ -330,7 +330,8 @@ def first_difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str
     for key in sorted({*old, *new}):
         a, b, path = old.get(key), new.get(key), f"{prefix}{key}"
         if isinstance(a, dict) and isinstance(b, dict):
-            if inner := first_difference(a, b, f"{path}."):  # pyright: ignore[reportUnknownArgumentType]
+            tables = cast(Mapping[str, Any], a), cast(Mapping[str, Any], b)
+            if inner := first_difference(*tables, f"{path}."):
                 return inner
         elif a != b:
             return f"{path} was {a!r} and is {b!r}"

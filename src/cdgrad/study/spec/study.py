@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from cdgrad.metrics import parse_metric
+from cdgrad.metrics import lam_of, parse_metric, with_lam
 from cdgrad.study import StudyError
 from cdgrad.study.spec.measure import ERROR, Measure
 from cdgrad.study.spec.rules import check_keys, read
@@ -163,7 +163,7 @@ def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
     """The leaves of nested tables under keys such as ``optimizer.lr``."""
     for key, value in table.items():
         if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")  # pyright: ignore[reportUnknownArgumentType]
+            yield from _dotted(cast(Mapping[str, Any], value), f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
@@ -201,10 +201,8 @@ def read_tables(tables: Tables, places: Mapping[str, str], name: str) -> dict[st
 def apart_from_lam(metric: str) -> tuple[float, str]:
     """The lam of a metric's text, nan where it has none, and a text equal for metrics that differ in lam."""
     parsed = None if metric == BASELINE_METRIC else parse_metric(metric)
-    if parsed is None or not any(f.name == "lam" for f in fields(parsed)):
-        return math.nan, metric
-    lam: float = getattr(parsed, "lam")  # noqa: B009, not every metric has one
-    return lam, str(replace(parsed, lam=1.0))  # pyright: ignore[reportCallIssue]
+    lam = None if parsed is None else lam_of(parsed)
+    return (math.nan, metric) if parsed is None or lam is None else (lam, str(with_lam(parsed, 1.0)))
 
 
 def with_option(arm: Arm, key: str, value: Any, name: str) -> Arm:
@@ -215,9 +213,9 @@ def with_option(arm: Arm, key: str, value: Any, name: str) -> Arm:
     if key != "lam":
         known = [*TUNABLE, "model.KEY", "schedule.KEY", "optimizer.KEY"]
         check_keys({key: value}, known, (), "", name)
-    if metric is None or not any(f.name == "lam" for f in fields(metric)):
+    if metric is None or lam_of(metric) is None:
         raise StudyError(f"{name}: metric {arm.metric} has no lam")
     try:
-        return replace(arm, metric=str(replace(metric, lam=value)))  # pyright: ignore[reportCallIssue]
+        return replace(arm, metric=str(with_lam(metric, value)))
     except (TypeError, ValueError) as error:
         raise StudyError(f"{name}: {error}") from None

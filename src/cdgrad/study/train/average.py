@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from cdgrad._torch_private import foreach_lerp_
+
 
 class MovingAverage:
     """The average w <- d w + (1 - d) v over the values v that the weights take, step by step.
@@ -51,4 +53,4 @@ class MovingAverage:
                 moved.append(value.detach())
             else:
                 average.copy_(value)
-        torch._foreach_lerp_(averages, moved, [weights[average.dtype] for average in averages])  # pyright: ignore
+        foreach_lerp_(averages, moved, [weights[average.dtype] for average in averages])

@@ -6,12 +6,13 @@ import copy
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.optim import Optimizer
 
 from cdgrad.study import StudyError
 from cdgrad.study.data import Split
 from cdgrad.study.spec import Schedule
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 def check_holds_all(optimizer: Optimizer, model: nn.Module, name: str) -> None:
@@ -51,10 +52,10 @@ def check_small_batches(model: nn.Module, split: Split, schedule: Schedule) -> N
         StudyError: training would fail at that batch.
     """
     if 1 not in _batch_sizes(len(split), schedule) or not any(
-        isinstance(m, _BatchNorm) for m in model.modules()
+        isinstance(m, _BATCH_NORMS) for m in model.modules()
     ):
         return
-    with torch.random.fork_rng(devices=[]), torch.no_grad():  # pyright: ignore[reportUnknownMemberType]
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             copy.deepcopy(model).train()(split.images(slice(1)))
         except ValueError as error:

@@ -183,8 +183,8 @@ def run_entry(
         run = load_callable(setting.entry)
         check_entry(run, setting.entry)
         seen = EntryArm(arm, setting, seed, on_epoch)
-        with torch.random.fork_rng(devices=[]):  # pyright: ignore[reportUnknownMemberType]
-            torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
             np.random.seed(seed % 2**32)  # noqa: NPY002, the user's code may use it
             random.seed(seed)
             result = _called(run, setting.entry, seed, seen)

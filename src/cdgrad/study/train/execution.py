@@ -61,7 +61,7 @@ class CudaGraph:
         self._pool = pool
         self._generators = [*generators, torch.cuda.default_generators[torch.cuda.current_device()]]
         for generator in generators:
-            self._graph.register_generator_state(generator)  # pyright: ignore[reportUnknownMemberType]
+            self._graph.register_generator_state(generator)
 
     def capture(self, work: Work) -> None:
         """Record `work`; after a failure the generators are as they were before."""

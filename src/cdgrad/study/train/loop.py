@@ -57,8 +57,8 @@ def train(
     saved = checkpoint and Checkpoint(checkpoint, setting, seed, where.type, every)
     # Named, because torch warns where there are several devices and none is named.
     forked = [where] if where.type == "cuda" else []
-    with stream_of(where), torch.random.fork_rng(devices=forked):  # pyright: ignore[reportUnknownMemberType]
-        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
+    with stream_of(where), torch.random.fork_rng(devices=forked):
+        torch.manual_seed(seed)
         state = TrainingState(setting, seed, where, ranks)
         if saved:
             _resume(state, saved)

@@ -54,7 +54,7 @@ class Ranks:
             StudyError: the schedule asks for what FSDP2 cannot do here.
         """
         if self.rank:
-            torch.manual_seed(torch.initial_seed() + self.rank)  # pyright: ignore[reportUnknownMemberType]
+            torch.manual_seed(torch.initial_seed() + self.rank)
         if self.kind == "ddp":
             from torch.nn.parallel import DistributedDataParallel
 
@@ -72,7 +72,7 @@ class Ranks:
 
             mesh = init_device_mesh(self.device.partition(":")[0], (self.size,))
             # After an evaluation, too, the parameters must be the shards that the optimizer holds.
-            fully_shard(model, mesh=mesh, reshard_after_forward=True)  # pyright: ignore[reportUnknownMemberType]
+            fully_shard(model, mesh=mesh, reshard_after_forward=True)
         return model
 
     def share(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
@@ -89,13 +89,13 @@ class Ranks:
     def add_up(self, *sums: Tensor) -> None:
         """Replace each by its sum over all ranks."""
         for total in sums if self.size > 1 else ():
-            dist.all_reduce(total)  # pyright: ignore[reportUnknownMemberType]
+            dist.all_reduce(total)
 
     def unite_buffers(self, model: nn.Module) -> None:
         """Average the floating-point buffers, such as the running statistics of batch norm."""
         for buffer in model.buffers() if self.size > 1 else ():
             if buffer.is_floating_point():
-                dist.all_reduce(buffer)  # pyright: ignore[reportUnknownMemberType]
+                dist.all_reduce(buffer)
                 buffer.div_(self.size)
 
     def state_dict(self, model: nn.Module) -> dict[str, Any]:
@@ -145,7 +145,7 @@ def join(kind: Literal["ddp", "fsdp2"] | None, device: str) -> Generator[Ranks]:
     if device == "cuda":
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=PATIENCE)  # pyright: ignore[reportUnknownMemberType]
+    dist.init_process_group("gloo" if device == "cpu" else "nccl", timeout=PATIENCE)
     rank = dist.get_rank()
     try:
         yield Ranks(rank, dist.get_world_size(), kind, device)

@@ -47,7 +47,7 @@ class TrainingState:
         self.training, self.validation = self.on_device(self.data.train), self.on_device(self.data.validation)
         self.model = _network(network, self.data).to(device)
         if schedule.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue, reportUnknownMemberType]
+            self.model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]  torch types it for tensors only
         self.average = MovingAverage(self.model, schedule.ema) if schedule.ema else None
         self.wrapped = ranks.wrap(self.model, schedule)
         self.optimizer = _optimizer(optimizer, self.model)
@@ -55,7 +55,7 @@ class TrainingState:
         if ranks.size == 1:
             check_small_batches(self.model, self.training, schedule)
         if schedule.compile:
-            self.wrapped.compile()  # pyright: ignore[reportUnknownMemberType]
+            self.wrapped.compile()
         self.rates = Rates(self.optimizer)
         self.buffers = Buffers(device)
         self.execute: Execution = at_once

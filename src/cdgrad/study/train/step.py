@@ -87,7 +87,7 @@ def _backward(state: TrainingState, rows: Tensor) -> None:
             loss = cross_entropy(logits, labels, label_smoothing=state.schedule.label_smoothing)
         # The mean over the batch of all ranks, whose gradients the backward pass averages.
         weight = state.ranks.size * count / len(rows)
-        (loss if weight == 1 else loss * weight).backward()  # pyright: ignore[reportUnknownMemberType]
+        (loss if weight == 1 else loss * weight).backward()
         state.buffers.loss += loss.detach() * count
         state.buffers.wrong += mistakes(logits.detach(), labels, count)
 

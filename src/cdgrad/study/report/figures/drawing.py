@@ -44,9 +44,7 @@ class Drawing:
     def svg(self) -> bytes:
         """The figure as a vector image, the same bytes every time."""
         # The salt and the missing date make it reproducible.
-        with matplotlib.rc_context(  # pyright: ignore[reportUnknownMemberType]
-            {"svg.hashsalt": self.name}
-        ):
+        with matplotlib.rc_context({"svg.hashsalt": self.name}):
             return self._saved("svg", metadata={"Date": None})
 
     def pdf(self) -> bytes:
