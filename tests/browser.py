@@ -5,6 +5,11 @@ import json
 import re
 import shutil
 import subprocess
+import tempfile
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +53,38 @@ def measure(page, script, folder, width):
     found = re.search("found:(.*?):found", done.stdout)
     assert found, done.stderr[-2000:]
     return json.loads(html.unescape(found[1]))
+
+
+def measure_site(root, pages, script, width, height):
+    """What `measure` gives, for each of the `pages` of the built site in the folder `root`, by name."""
+    (root / "wrapper.html").write_text(
+        '<html><body><iframe id="f" style="border:0"></iframe><pre id="r"></pre><script>'
+        f"const pages = {json.dumps(pages)}, found = {{}}, f = document.getElementById('f');"
+        f"f.style.width = '{width}px'; f.style.height = '{height}px';"
+        "(async () => { for (const page of pages) {"
+        " await new Promise((done) => { f.onload = done; f.src = page; });"
+        " const w = f.contentWindow, d = w.document; await d.fonts.ready;"
+        f" found[page] = {script}; }}"
+        ' document.getElementById("r").textContent = "found:" + JSON.stringify(found) + ":found"; })();'
+        "</script></body></html>",
+        encoding="utf-8",
+    )
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(root)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        address = f"http://127.0.0.1:{server.server_port}/wrapper.html"
+        with tempfile.TemporaryDirectory() as folder:
+            window = f"--window-size={max(width, 500)},{height}"
+            done = run(Path(folder), window, "--virtual-time-budget=60000", "--dump-dom", address)
+    finally:
+        server.shutdown()
+        server.server_close()
+        (root / "wrapper.html").unlink()
+    found = re.search("found:(.*?):found", done.stdout, re.DOTALL)
+    assert found, done.stderr[-2000:]
+    return json.loads(html.unescape(found[1]))
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass

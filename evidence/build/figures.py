@@ -18,7 +18,7 @@ from evidence.build.mechanism import Array, Curve
 from evidence.build.loading import Row
 
 _DIFFERENCE = "better  \u2190  error minus the baseline's on the same seed, points  \u2192  worse"
-BLACK, ORANGE, BLUE, GREEN = "#000000", "#E69F00", "#0072B2", "#009E73"
+BLACK, ORANGE, BLUE, GREEN, RED = "#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00"
 
 
 def forest(name: str, table: Sequence[Row], arms: Mapping[str, str], labels: Mapping[str, str]) -> Drawing:
@@ -29,7 +29,7 @@ def forest(name: str, table: Sequence[Row], arms: Mapping[str, str], labels: Map
         shown = {row.cell: row for row in table if row.arm == arm}
         for y, cell in enumerate(cells):
             if cell in shown:
-                _row(axes, y, shown[cell].comparison, BLUE if shown[cell].differs else BLACK)
+                _row(axes, y, shown[cell].comparison, _color(shown[cell]))
         axes.set_title(title, fontsize=10)
         _finish(axes, len(cells), [labels.get(cell, cell) for cell in cells])
     figure.supxlabel(_DIFFERENCE, fontsize=9)
@@ -41,7 +41,7 @@ def one_forest(name: str, table: Sequence[Row], labels: Mapping[str, str]) -> Dr
     """A row an arm, in one panel."""
     figure, (axes,) = _panels(1, height=1.1 + 0.32 * len(table), sharey=True)
     for y, row in enumerate(table):
-        _row(axes, y, row.comparison, BLUE if row.differs else BLACK)
+        _row(axes, y, row.comparison, _color(row))
     _finish(axes, len(table), [labels.get(row.arm, row.arm) for row in table])
     axes.set_xlabel(_DIFFERENCE, fontsize=9)
     _legend(figure)
@@ -167,9 +167,15 @@ def _legend(figure: Figure) -> None:
         Line2D([], [], color="0.6", marker="o", markersize=3, linestyle=""),
         Line2D([], [], color=BLACK, linewidth=2.5),
         Line2D([], [], color=BLUE, linewidth=2.5),
+        Line2D([], [], color=RED, linewidth=2.5),
     ]
-    labels = ["one seed", "mean's 95 % interval: no difference shown", "difference shown"]
-    figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=9)
+    labels = ["one seed", "mean and 95 % interval: no difference shown", "better", "worse"]
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+
+
+def _color(row: Row) -> str:
+    """Of a mean and its interval: fewer errors than the baseline's are shown, more are, or neither."""
+    return BLUE if row.better else RED if row.worse else BLACK
 
 
 def _row(axes: Any, y: int, comparison: stats.Comparison, color: str) -> None:

@@ -1,13 +1,17 @@
 """The site builds offline without a warning; every page is found from the first, and every link arrives."""
 
 import os
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import browser
 import pytest
+
+import cdgrad
 
 pytest.importorskip("furo", reason="needs the extra docs")
 ROOT = Path(__file__).parents[2]
@@ -34,11 +38,14 @@ class Page(HTMLParser):
             self.loads.append(given["href"])
 
 
-def test_the_site(tmp_path):
+@pytest.fixture(scope="module")
+def html(tmp_path_factory):
+    """The site, built without a network."""
+    folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--keep-going", "--nitpicky", "--quiet"]
     no_network = {f"{kind}_proxy": "http://127.0.0.1:9" for kind in ("http", "https")}
     built = subprocess.run(
-        [*command, "--doctree-dir", tmp_path / "doctrees", DOCS, tmp_path / "html"],
+        [*command, "--doctree-dir", folder / "doctrees", DOCS, folder / "html"],
         env={**os.environ, **no_network, "PYTHONPATH": str(ROOT / "src")},
         capture_output=True,
         text=True,
@@ -46,7 +53,10 @@ def test_the_site(tmp_path):
         check=False,
     )
     assert built.returncode == 0, built.stderr
-    html = tmp_path / "html"
+    return folder / "html"
+
+
+def test_the_site(html):
     pages = {path: Page(path) for path in html.rglob("*.html")}
 
     navigation = {urlsplit(link).path for link in pages[html / "index.html"].links}
@@ -65,3 +75,55 @@ def test_the_site(tmp_path):
             assert target.is_file(), f"{path.name} links to {link}"
             if where.fragment and target in pages:
                 assert unquote(where.fragment) in pages[target].ids, f"{path.name} links to {link}"
+
+
+NAMES = [f"{page.as_posix()}.html" for page in PAGES]
+
+
+@browser.needs_browser
+def test_no_page_is_wider_than_a_phone(html):
+    found = browser.measure_site(html, NAMES, "d.documentElement.scrollWidth", 390, 900)
+    assert {name: width for name, width in found.items() if width > 390} == {}
+    assert found.keys() == {*NAMES}
+
+
+SEEN = """(() => {
+  const box = (query) => { const e = d.querySelector(query); return e ? e.getBoundingClientRect() : null; };
+  const visible = (r) => !!r && r.width > 0 && r.left >= 0 && r.right <= 1280 && r.top < 900;
+  const scroll = d.querySelector(".sidebar-scroll");
+  scroll.scrollTop = scroll.scrollHeight;
+  const entries = [...d.querySelectorAll(".sidebar-tree > ul > li > a")];
+  const last = entries[entries.length - 1].getBoundingClientRect();
+  return { contents: visible(box(".toc-tree li")), titles: d.querySelectorAll("article h2").length,
+    last: last.bottom <= 900 && last.top >= 0, width: d.documentElement.scrollWidth };
+})()"""
+
+
+@browser.needs_browser
+def test_on_a_laptop_the_contents_are_visible_and_the_sidebars_last_entry_can_be_reached(html):
+    found = browser.measure_site(html, NAMES, SEEN, 1280, 900)
+    own_contents = [name for name, seen in found.items() if seen["titles"] > 2 and name != "index.html"]
+    assert len(own_contents) > 10
+    assert [name for name in own_contents if not found[name]["contents"]] == []
+    assert [name for name, seen in found.items() if not seen["last"] or seen["width"] > 1280] == []
+
+
+@browser.needs_browser
+def test_formulas_are_drawn_with_the_sites_own_font(html):
+    script = '[...d.fonts].filter((f) => f.status === "loaded").map((f) => f.family.replaceAll(\'"\', ""))'
+    found = browser.measure_site(html, ["theory.html", "index.html"], script, 1280, 900)
+    assert found == {"theory.html": ["cdgrad-math"], "index.html": []}
+
+
+def test_the_index_of_the_api_has_every_public_name_and_attach_first():
+    text = (DOCS / "api" / "index.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(?:cdgrad\.)?([\w.]+)`", text)
+    assert named[0] == "attach"
+    assert {*cdgrad.__all__} <= {*named}
+
+
+def test_the_evidence_leads_with_one_sentence_and_its_figure():
+    blocks = [b for b in (DOCS / "evidence.md").read_text(encoding="utf-8").split("\n\n") if "<!--" not in b]
+    assert blocks[0].startswith("# ")
+    assert re.fullmatch(r"\*\*[^.]+\.\*\*", blocks[1].replace("\n", " "))
+    assert blocks[2].startswith("![")

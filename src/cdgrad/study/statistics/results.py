@@ -218,7 +218,7 @@ class Results:
 
     @property
     def sampled(self) -> str:
-        """What an independent difference belongs to: a seed, or a search with its seeds."""
+        """What an independent difference belongs to, a seed or a search with its seeds."""
         return "search" if self.spec.replicates > 1 else "seed"
 
     @cached_property
@@ -240,7 +240,7 @@ class Results:
 
     @property
     def tested(self) -> int:
-        """Number of comparisons that are tested: all but those of arms that only round otherwise."""
+        """Number of comparisons that are tested, all but those of arms that only round otherwise."""
         return sum(name in self.spec.tested_contrasts for _, name in self.comparisons)
 
     def in_cell(self, cell: str) -> dict[str, Compared]:
