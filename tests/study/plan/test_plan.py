@@ -6,7 +6,9 @@ import pytest
 
 from cdgrad.study import StudyError
 from cdgrad.study.plan.plan import Plan
+from cdgrad.study.report.remarks import remarks
 from cdgrad.study.spec import parse
+from cdgrad.study.statistics.results import Results
 
 TUNING = """
 [arms.same-rate]
@@ -136,7 +138,6 @@ def test_seeds_arms_and_cells_may_be_added(text, spec):
         ("high = 1.0", "high = 2.0", False, "trials of arm .* in cell a .*optimizer.lr was 0.* and is 0"),
         ("high = 1.0", "high = 2.0", True, r"optimizer.lr was 0.* and is 0"),
         ("trials = 3", "trials = 2", True, r"\(tuning.trials was 3 or more and is 2\)"),
-        ("trials = 3", "trials = 4", True, r"runs of arm .*\(tuning.trials was 3 and is 4\)"),
         ("[100, 101]", "[100]", True, r"\(tuning.seeds had 101 and is \[100\]\)"),
         ("[100, 101]", "[100, 101, 102]", True, r"\(tuning.seeds was another list than"),
         ("momentum = 0.9", "momentum = 0.8", True, r"\(optimizer.arguments.momentum was 0.9 and is 0.8\)"),
@@ -165,3 +166,62 @@ def test_more_trials_may_be_asked_for_before_the_first_final_run(text, spec):
     trials = [run for run in made if run.trial is not None]
     more = Plan(parse(text.replace("trials = 3", "trials = 4"), "tiny"), trials, "here")
     assert {j.trial for j in more.next_jobs() if j.arm != "fixed"} == {3}
+
+
+def by_trial(errors):
+    return lambda job: errors[job.trial] if job.trial is not None else 5.0
+
+
+@pytest.mark.parametrize("done_before", [0, 3, 8])
+def test_trials_may_be_added_and_the_recorded_ones_are_kept(text, spec, done_before):
+    """Trial 3 becomes the best, so that the final runs of tuned arms are repeated with its values."""
+    _, made = played(spec, by_trial([3, 2, 4]))
+    more = parse(text.replace("trials = 3", "trials = 4"), "tiny")
+    count = iter(range(1000))
+    before, made = played(more, by_trial([3, 2, 4, 1]), made, until=lambda job: next(count) == done_before)
+    after, made = played(more, by_trial([3, 2, 4, 1]), made)
+    order = before + after
+    assert [job for job in order if job.trial is not None and job.trial < 3] == []
+    assert sum(job.trial == 3 for job in order) == 2 * 2 * 2
+    best = more.tuning.points("sgd")[3]
+    finals = {(job.cell, job.arm, job.seed): job.values for job in order if job.trial is None}
+    tuned = ("sgd", "directed", "same-rate")
+    assert finals == {(cell, arm, seed): best for cell in "ab" for arm in tuned for seed in (0, 1)}
+    assert Plan(more, {run.key: run for run in made}.values(), "here").take() is None
+
+
+def test_final_runs_are_kept_where_further_trials_are_no_better(text, spec):
+    _, made = played(spec, by_trial([3, 2, 4]))
+    more = parse(text.replace("trials = 3", "trials = 4"), "tiny")
+    plan = Plan(more, made, "here")
+    assert plan.total - plan.done == 2 * 2 * 2 + 2 * 3 * 2  # what may have to be repeated remains, too
+    order, made = played(more, by_trial([3, 2, 4, 9]), made)
+    assert {job.trial for job in order} == {3}
+    plan = Plan(more, made, "here")
+    assert plan.done == plan.total
+
+
+def test_a_final_run_of_another_setting_is_still_refused_where_trials_were_added(text, spec):
+    _, made = played(spec, by_trial([3, 2, 4]))
+    more = text.replace("trials = 3", "trials = 4").replace("epochs = 1", "epochs = 2")
+    with pytest.raises(StudyError, match="epochs was 1 and is 2"):
+        Plan(parse(more, "tiny"), made, "here")
+    finals = [run for run in made if run.trial is None]  # without the trials that led to them
+    with pytest.raises(StudyError, match=r"tuning\.trials was 0 and is 4"):
+        Plan(parse(text.replace("trials = 3", "trials = 4"), "tiny"), finals, "here")
+
+
+def test_a_report_leaves_out_the_final_runs_that_a_shorter_search_led_to(text, spec):
+    _, made = played(spec, by_trial([3, 2, 4]))
+    more = parse(text.replace("trials = 3", "trials = 4"), "tiny")
+    count = iter(range(1000))
+    _, made = played(more, by_trial([3, 2, 4, 1]), made, until=lambda job: next(count) == 10)
+    runs = {run.key: run for run in made}
+    results = Results.of(more, runs.values(), [spec])
+    assert len({str(run.values) for run in results.finished["b", "sgd"].values()}) <= 1
+    for (cell, arm), by_seed in results.finished.items():
+        search = results.searches.get((cell, "sgd" if arm == "same-rate" else arm, 0))
+        chosen = None if search is None else search.chosen
+        assert chosen is None or all(run.values == search.values[chosen] for run in by_seed.values())
+    assert results.count < len([run for run in made if run.trial is None])
+    assert any("tuning.trials grew from 3 to 4" in remark for remark in remarks(results))

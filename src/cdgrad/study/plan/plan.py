@@ -48,8 +48,10 @@ class Plan:
         self._place = place
         self._done = {run.key: run for run in runs if run.status != "failed" and self._is_part(run)}
         self._taken = set[Key]()
-        for run in self._done.values():
+        self._shorter: dict[Key, Run] = {}  # final runs with what a search of fewer trials chose
+        for run in list(self._done.values()):
             self._check_trial(run) if run.trial is not None else self._check_final(run)
+        self._keep_or_repeat()
 
     @cached_property
     def keys(self) -> list[Key]:
@@ -121,6 +123,7 @@ class Plan:
         """A run that was taken has ended."""
         if run.status != "failed":
             self._done[run.key] = run
+            self._keep_or_repeat()
 
     def choice(self, cell: str, arm: str, replicate: int = 0) -> Choice | None:
         """What a search of `arm` in `cell` resulted in; None where there is none, or some trials remain."""
@@ -186,6 +189,9 @@ class Plan:
     def _check_final(self, run: Run) -> None:
         self._check_replicate(run)
         values = self._values(run.cell, run.arm, None, run.replicate)
+        if self._is_of_a_shorter_search(run):
+            self._shorter[run.key] = self._done.pop(run.key)
+            return
         if values is None:  # the values were chosen among other trials than those of the specification
             assert self.spec.tuning is not None
             searched = self._searched(run.arm)
@@ -196,6 +202,39 @@ class Plan:
                 change = f"tuning.seeds was another list than {list(self.spec.tuning.seeds)}"
             raise self._mixed(run, change)
         self._check_setting(run, values)
+
+    def _is_of_a_shorter_search(self, run: Run) -> bool:
+        """Whether a final run has the values that the first trials chose, before ``tuning.trials`` grew."""
+        tuning, searched = self.spec.tuning, self._searched(run.arm)
+        if tuning is None or searched is None:
+            return False
+        errors: dict[int, list[float]] = {}
+        for trial in range(tuning.trials):
+            keys = [(run.cell, searched, trial, seed) for seed in tuning.seeds_of(run.replicate)]
+            if any(key not in self._done for key in keys):
+                return self._has_values_of_a_prefix(run, searched, errors)
+            errors[trial] = [ranked_error(self._done[key]) for key in keys]
+        errors.popitem()  # all trials are not fewer
+        return self._has_values_of_a_prefix(run, searched, errors)
+
+    def _has_values_of_a_prefix(self, run: Run, searched: str, errors: dict[int, list[float]]) -> bool:
+        points = self._points[searched, run.replicate]
+        chosen = {
+            best({t: errors[t] for t in range(count)}, self.spec.measure)
+            for count in range(1, len(errors) + 1)
+        }
+        settings = [self.spec.setting(run.cell, run.arm, points[trial]) for trial in chosen]
+        return run.fingerprint in {setting.fingerprint for setting in settings}
+
+    def _keep_or_repeat(self) -> None:
+        """Final runs of a shorter search: done where all trials choose the same values, else to repeat."""
+        for key, run in list(self._shorter.items()):
+            values = self._values(run.cell, run.arm, None, run.replicate)
+            if values is None:
+                continue
+            del self._shorter[key]
+            if run.fingerprint == self.spec.setting(run.cell, run.arm, values).fingerprint:
+                self._done[key] = run
 
     def _check_setting(self, run: Run, values: Values) -> None:
         setting = self.spec.setting(run.cell, run.arm, values, trial=run.trial is not None)

@@ -174,6 +174,11 @@ def _added_later(results: Results) -> Iterator[str]:
                 f"{len(before.seeds)}: p and the intervals assume that no result was seen before the number "
                 "of seeds was set; seeds = { until, most } allows it."
             )
+        if spec.tuning and before.tuning and spec.tuning.trials > before.tuning.trials:
+            yield (
+                f"tuning.trials grew from {before.tuning.trials} to {spec.tuning.trials} after runs were "
+                "recorded: the decision to search further may rest on results."
+            )
         if arms := [arm for arm in spec.arms if arm not in before.arms]:
             yield (
                 f"Arm {', '.join(arms)} joined after runs were recorded: the choice to add it, or of what to "

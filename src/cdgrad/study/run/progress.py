@@ -77,7 +77,7 @@ class Bars:
         )
 
     def run(self, event: RunDone) -> None:
-        self._done += 1
+        self._done = max(self._done + 1, self._plan.done)  # trials may confirm recorded runs
         self._under_way[event.worker] = 0.0
         completed = self._done + sum(self._under_way.values())
         self._bars.update(self._study, total=self._plan.total, completed=completed, at=self._at())
@@ -117,7 +117,7 @@ class Lines:
         """Nothing: in a log, a line for each epoch would be too much."""
 
     def run(self, event: RunDone) -> None:
-        self._done += 1
+        self._done = max(self._done + 1, self._plan.done)  # trials may confirm recorded runs
         self._fresh += 1
         left = (time.monotonic() - self._start) / self._fresh * (self._plan.total - self._done)
         line = describe(event.run, self._plan.spec.measure)

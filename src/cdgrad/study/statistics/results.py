@@ -46,6 +46,12 @@ class Compared(NamedTuple):
     p: float
 
 
+def _has_chosen_values(run: Run, search: Search | None) -> bool:
+    """False for a final run that a search of fewer trials led to: it remains, with other values."""
+    chosen = None if search is None else search.chosen
+    return search is None or chosen is None or run.values == search.values[chosen]
+
+
 @dataclass(frozen=True)
 class Results:
     """A study's records, sorted.
@@ -98,6 +104,13 @@ class Results:
                     title = arm if spec.replicates == 1 else f"{arm}, search {r + 1}"
                     planned, place = len(numbers) * len(seeds), SearchPlace(cell, arm, r)
                     searches[place] = Search(values, trials, planned, title, spec.measure)
+        for (cell, arm), by_seed in finished.items():
+            searched = spec.baseline if spec.arms[arm].tuning == "baseline" else arm
+            finished[cell, arm] = {
+                seed: run
+                for seed, run in by_seed.items()
+                if _has_chosen_values(run, searches.get(SearchPlace(cell, searched, run.replicate)))
+            }
         return Results(spec, list(records.values()), finished, searches, failed, tuple(earlier))
 
     @property
