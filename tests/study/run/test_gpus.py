@@ -1,12 +1,21 @@
 """Which GPU a worker sees; the assignment alone, so no GPU is needed."""
 
 import os
+import re
+from datetime import UTC, datetime
+from importlib import import_module
 
 import pytest
 import torch
 
 from cdgrad.study import StudyError
+from cdgrad.study.plan.job import Job
+from cdgrad.study.records import Run
+from cdgrad.study.records.run import FailedRun
 from cdgrad.study.run import local_engine
+from cdgrad.study.run.engine import RunDone
+from cdgrad.study.run.execute import execute
+from cdgrad.study.train import loop
 
 
 @pytest.mark.parametrize(
@@ -26,7 +35,7 @@ def test_workers_take_the_gpus_by_turns(monkeypatch, gpus, expected):
     monkeypatch.setattr(local_engine.SpawnProcess, "start", start)
     for index in range(5):
         with pytest.raises(_NotStartedError):
-            local_engine._Worker(local_engine.gpu_of(index, gpus), None)
+            local_engine._Worker(local_engine.gpu_of(index, gpus), None, 1)
     assert found == [(gpu, gpu is not None, "1") for gpu in expected]
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
 
@@ -46,3 +55,101 @@ def test_no_gpu_is_said_in_a_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     with pytest.raises(StudyError, match="--device cuda: PyTorch finds no CUDA device"):
         local_engine.visible_gpus()
+
+
+ILLEGAL = "CUDA error: an illegal memory access was encountered"
+FULL = torch.OutOfMemoryError(
+    "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"
+)
+BROKEN = torch.AcceleratorError(f"{ILLEGAL}\nCUDA kernel errors might")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            FULL,
+            r"^the GPU's memory is full \(Tried to allocate 2.00 GiB\); use fewer --workers",
+        ),
+        (
+            BROKEN,
+            r"^the GPU failed during the run \(CUDA error: an illegal memory access was",
+        ),
+    ],
+)
+def test_a_gpu_that_fails_is_one_failed_run_with_what_to_do(tiny, monkeypatch, error, expected):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(loop, "run_epoch", fail)
+    run = execute(Job("", "sgd", None, 0, tiny.setting("", "sgd")), lambda epoch, measured: None)
+    assert run.status == "failed"
+    assert re.search(expected, run.message)
+    assert type(run) is Run  # a `FailedRun`, an error of the user's code, would end the study
+    monkeypatch.setattr(loop, "run_epoch", lambda state: 1 / 0)
+    run = execute(Job("", "sgd", None, 0, tiny.setting("", "sgd")), lambda epoch, measured: None)
+    assert type(run) is FailedRun
+
+
+def failed(job, error):
+    return job.lost(datetime.now(UTC), {}, error)
+
+
+@pytest.mark.parametrize(("lost", "sent"), [(False, ["Run", "Run"]), (True, ["_LastRun"])])
+def test_a_worker_ends_after_its_gpu_failed_and_keeps_to_its_share(tiny, monkeypatch, lost, sent):
+    """The worker's side of the pipe, in this process."""
+
+    def synchronize():
+        if lost:
+            raise BROKEN
+
+    def leave(status):
+        raise EOFError
+
+    jobs = [Job("", "sgd", None, seed, tiny.setting("", "sgd")) for seed in (0, 1)]
+    messages, shares = [], []
+
+    class Pipe:
+        send = messages.append
+
+        def recv(self):
+            if not jobs:
+                raise EOFError
+            return jobs.pop(0)
+
+    monkeypatch.setattr(local_engine, "execute", lambda job, report, **options: failed(job, str(options)))
+    monkeypatch.setattr(local_engine.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(local_engine.signal, "pthread_sigmask", lambda *_: None)
+    monkeypatch.setattr(local_engine.threading.Thread, "start", lambda thread: None)
+    monkeypatch.setattr(local_engine.os, "_exit", leave)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    local_engine._serve(Pipe(), True, None, 4)
+    assert shares == [0.95 / 4]
+    assert [type(message).__name__ for message in messages] == sent
+
+
+LOSING = """
+import os, time
+from datetime import UTC, datetime
+from cdgrad.study.run import local_engine
+
+def serve(pipe, *rest):
+    job = pipe.recv()
+    pipe.send(local_engine._LastRun(job.lost(datetime.now(UTC), {}, f"{os.getpid()} {rest[-1]}")))
+    time.sleep(1)  # the process has not ended yet when the driver has the next job
+"""
+
+
+def test_a_worker_whose_gpu_failed_is_replaced(tiny, tmp_path, monkeypatch):
+    (tmp_path / "losing.py").write_text(LOSING)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(local_engine, "_serve", import_module("losing").serve)
+    jobs = [Job("", "sgd", None, seed, tiny.setting("", "sgd")) for seed in range(3)]
+    events = list(local_engine.run_all(lambda: jobs.pop(0) if jobs else None, 1))
+    assert [event.run.seed for event in events if isinstance(event, RunDone)] == [0, 1, 2]
+    processes = {event.run.message for event in events}
+    assert len(processes) == 3
+    assert all(message.endswith(" 1") for message in processes)  # none shares its GPU

@@ -48,10 +48,14 @@ class About:
 
 @dataclass(frozen=True)
 class Arrays:
-    """Pixels, uint8 or float32 of shape (n, channels, height, width), and labels, int64 of shape (n,)."""
+    """Pixels, uint8 or float32 of shape (n, channels, height, width), and labels, int64 of shape (n,).
+
+    `source` is a name that no other arrays have, or empty.
+    """
 
     pixels: Tensor
     labels: Tensor
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -194,4 +198,6 @@ def _checksum(path: Path) -> int:
 def _arrays(entry: Path, name: str) -> Arrays:
     # Copy-on-write, because torch warns of arrays that it could not write to.
     images = np.load(images_file(entry, name), mmap_mode="c")
-    return Arrays(torch.as_tensor(images), torch.as_tensor(np.load(labels_file(entry, name))))
+    file = images_file(entry, name)
+    labels = torch.as_tensor(np.load(labels_file(entry, name)))
+    return Arrays(torch.as_tensor(images), labels, f"{file.absolute()} of {file.stat().st_mtime_ns}")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cdgrad.study.data.cache import Arrays
+from cdgrad.study.data.resident import resident
 
 _AT_ONCE = 2048  # images whose values are counted together
 
@@ -28,6 +29,7 @@ class Split:
         labels: of the split, int64 of shape (n,).
         mean, std: of the training split's pixels, float32 of shape (channels, 1, 1).
         layout: memory format of the batches.
+        source: a name of the arrays that no others have; empty where there is none.
     """
 
     pixels: Tensor
@@ -36,6 +38,7 @@ class Split:
     mean: Tensor
     std: Tensor
     layout: torch.memory_format = torch.contiguous_format
+    source: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -51,12 +54,17 @@ class Split:
         return images.sub_(self.mean).div_(self.std).contiguous(memory_format=self.layout)
 
     def to(self, device: torch.device, layout: torch.memory_format = torch.contiguous_format) -> Split:
-        """The split on a device, with a copy of its own pixels there; `self` where it is there already."""
+        """The split on a device; `self` where it is there already.
+
+        Pixels of the cache stay on the device for the next run; others are copied, those of the split alone.
+        """
         if device == self.device:
             return replace(self, layout=layout)
+        pixels = resident(self.source, self.pixels, device)
+        whole = pixels is not None
         return Split(
-            self.pixels.index_select(0, self.rows).to(device),
-            torch.arange(len(self), device=device),
+            pixels if whole else self.pixels.index_select(0, self.rows).to(device),
+            self.rows.to(device) if whole else torch.arange(len(self), device=device),
             self.labels.to(device),
             self.mean.to(device),
             self.std.to(device),
@@ -67,7 +75,7 @@ class Split:
 def take(arrays: Arrays, rows: Any, mean: Tensor, std: Tensor) -> Split:
     """The split of the rows whose numbers `rows`, an array of integers, holds."""
     chosen = torch.tensor(rows)
-    return Split(arrays.pixels, chosen, arrays.labels[chosen], mean, std)
+    return Split(arrays.pixels, chosen, arrays.labels[chosen], mean, std, source=arrays.source)
 
 
 def with_label_noise(split: Split, share: float, classes: int, random: np.random.Generator) -> Split:

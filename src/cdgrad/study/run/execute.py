@@ -30,6 +30,8 @@ def execute(
 ) -> Run:
     """Execute one run in this process. An exception of the run becomes a `FailedRun`.
 
+    An error of the GPU, such as full memory, is a failed run like that of a worker that was killed.
+
     Args:
         job: the run.
         on_epoch: called after each epoch with its number from 1 and what was measured in it.
@@ -38,9 +40,11 @@ def execute(
     """
     import torch  # here, because the driver imports this module and needs no torch
 
+    from cdgrad.study.train.device import explained
+
     if job.trial is not None and job.setting.evaluate == "test":
         raise ValueError(f"trial {job.trial} of arm {job.arm} would read the test split")
-    started, clock, trace = datetime.now(UTC), time.perf_counter(), ""
+    started, clock, trace, by_code = datetime.now(UTC), time.perf_counter(), "", False
     # Before training: the commit and the images may change during the run.
     where = environment(device) | {"threads": torch.get_num_threads()}
     dtype = torch.get_default_dtype()
@@ -55,14 +59,14 @@ def execute(
         measured = {key: getattr(outcome, key) for key in ("status", "error", "epochs", "measures")}
         found = measured | outcome.columns
     except Exception as error:
-        trace = traceback_of(error)
-        message = one_line(error if isinstance(error, StudyError) else named(error))
-        found = _failed(message)
+        message, trace = explained(error), traceback_of(error)
+        by_code = not message
+        found = _failed(message or one_line(error if isinstance(error, StudyError) else named(error)))
     finally:
         torch.set_default_dtype(dtype)  # the run's own code may have set another, which is not the next run's
     seconds = round(time.perf_counter() - clock, 3)
     run = job.run(started, environment=where, seconds=seconds, **found)
-    return run if run.status != "failed" else FailedRun(**vars(run), traceback=trace)
+    return FailedRun(**vars(run), traceback=trace) if by_code else run
 
 
 def _failed(message: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -32,14 +33,14 @@ def run_all(
 ) -> Generator[EpochDone | RunDone]:
     """Execute the runs in up to `workers` processes of one thread each, and yield their events.
 
-    A worker that dies is replaced, and its run reported as failed. Leaving the iterator, by an
-    exception or by closing it, ends all workers.
+    A worker that dies, or whose GPU failed, is replaced, and its run reported as failed. Leaving the
+    iterator, by an exception or by closing it, ends all workers.
 
     Args:
         take: gives the next job, or None where none can start now.
         workers: number of processes.
         gpus: identifiers as in CUDA_VISIBLE_DEVICES. Worker k trains on number k modulo their count, and
-            sees no other; several workers may share one. Empty: on the CPU.
+            sees no other; those that share one have equal parts of its memory. Empty: on the CPU.
         checkpoints: the folder in which long runs save their state; None: they do not.
     """
     pool: dict[int, _Worker] = {}
@@ -55,7 +56,8 @@ def run_all(
                     break
                 if worker is None or not worker.alive:
                     with _interrupts_held():
-                        worker = pool[index] = _Worker(gpu_of(index, gpus), checkpoints)
+                        sharing = len(range(index % len(gpus), workers, len(gpus))) if gpus else 1
+                        worker = pool[index] = _Worker(gpu_of(index, gpus), checkpoints, sharing)
                 worker.take(job)
             busy = {index: worker for index, worker in pool.items() if worker.job is not None}
             if not busy:
@@ -95,12 +97,12 @@ _GRACE = 5  # seconds from SIGTERM to SIGKILL
 class _Worker:
     """The driver's side of one worker process."""
 
-    def __init__(self, gpu: str | None, checkpoints: Path | None) -> None:
+    def __init__(self, gpu: str | None, checkpoints: Path | None, sharing: int = 1) -> None:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         # No daemon: the user's own training code may start loaders, which a daemon must not.
         self._process: SpawnProcess = context.Process(
-            target=_serve, args=(theirs, gpu is not None, checkpoints)
+            target=_serve, args=(theirs, gpu is not None, checkpoints, sharing)
         )
         visible = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         # Otherwise the interpreter would search the working directory first, for its own modules, too.
@@ -108,10 +110,12 @@ class _Worker:
             self._process.start()
         theirs.close()
         self.job: Job | None = None
+        self._ends = False
 
     @property
     def alive(self) -> bool:
-        return self._process.is_alive()
+        """Whether the process can take a job."""
+        return not self._ends and self._process.is_alive()
 
     @property
     def sentinel(self) -> int:
@@ -130,7 +134,7 @@ class _Worker:
         try:
             if not self.pipe.poll():
                 raise EOFError
-            message: int | Run = self.pipe.recv()
+            message: int | Run | _LastRun = self.pipe.recv()
         except (EOFError, OSError):
             self._process.join()
             code = self._process.exitcode or 0
@@ -142,6 +146,8 @@ class _Worker:
             message = job.lost(self._since, environment(), f"the worker process {how}")
         if isinstance(message, int):
             return EpochDone(index, job, message)
+        if isinstance(message, _LastRun):
+            self._ends, message = True, message.run
         self.job = None
         return RunDone(index, job, message)
 
@@ -153,7 +159,14 @@ class _Worker:
         self.pipe.close()
 
 
-def _serve(pipe: Connection, on_gpu: bool, checkpoints: Path | None) -> None:
+@dataclass(frozen=True)
+class _LastRun:
+    """A run after which the worker process ends."""
+
+    run: Run
+
+
+def _serve(pipe: Connection, on_gpu: bool, checkpoints: Path | None, sharing: int) -> None:
     """The worker process: receive a job, send each epoch's number and then the run, until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "win32":
@@ -162,7 +175,11 @@ def _serve(pipe: Connection, on_gpu: bool, checkpoints: Path | None) -> None:
     os.environ.pop("PYTHONSAFEPATH", None)  # processes that the user's code starts do not inherit it
     import torch
 
+    from cdgrad.study.train import device
+
     torch.set_num_threads(1)
+    if on_gpu:
+        device.limit_memory(sharing)
 
     def report(epoch: int, _: Mapping[str, float]) -> None:
         try:
@@ -172,8 +189,12 @@ def _serve(pipe: Connection, on_gpu: bool, checkpoints: Path | None) -> None:
 
     try:
         while True:
-            device = "cuda" if on_gpu else "cpu"
-            pipe.send(execute(pipe.recv(), report, device=device, checkpoints=checkpoints))
+            kind = "cuda" if on_gpu else "cpu"
+            run = execute(pipe.recv(), report, device=kind, checkpoints=checkpoints)
+            lost = on_gpu and run.status == "failed" and device.is_lost()
+            pipe.send(_LastRun(run) if lost else run)
+            if lost:
+                os._exit(1)  # what would be freed on the way out is on the GPU
     except (EOFError, ConnectionError):  # the driver is gone
         return
 

@@ -1,10 +1,13 @@
-"""The device that a run trains on: what it is called, and how much memory a run takes of it."""
+"""The device that a run trains on: its name, the memory that a run takes of it, and its failures."""
 
 from __future__ import annotations
+
+import gc
 
 import torch
 
 from cdgrad.study import StudyError
+from cdgrad.study.shown import one_line
 
 
 def the_device(name: str) -> torch.device:
@@ -35,3 +38,40 @@ def peak_memory(device: torch.device) -> int | None:
     arms would differ by their order in the worker.
     """
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def limit_memory(sharing: int) -> None:
+    """Let this process take its share of the GPU that `sharing` processes train on, and no more.
+
+    A twentieth is left for what each process takes beside PyTorch's tensors. A run that needs more than the
+    share fails, instead of those of the other processes.
+    """
+    if sharing > 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(0.95 / sharing)  # pyright: ignore[reportUnknownMemberType]
+
+
+def explained(error: BaseException) -> str:
+    """One line for an error of the GPU, with what to do; empty for any other error."""
+    first = str(error).strip().partition("\n")[0].removeprefix("CUDA out of memory. ").partition(". GPU ")[0]
+    if isinstance(error, torch.OutOfMemoryError):
+        return one_line(
+            f"the GPU's memory is full ({first.rstrip('.')}); use fewer --workers for each GPU, a smaller "
+            "schedule.batch, or schedule.accumulate = 2, which trains by the same steps in halves"
+        )
+    if isinstance(error, torch.AcceleratorError):
+        return one_line(
+            f"the GPU failed during the run ({first.rstrip('.')}); a new process takes the next run, and the "
+            "same command tries this one again; if it fails again, see nvidia-smi for errors of the device"
+        )
+    return ""
+
+
+def is_lost() -> bool:
+    """Whether this process cannot use its GPU any more, as after an illegal access; frees unused memory."""
+    gc.collect()  # what a failed run held, in frames that refer to each other
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return True
+    return False

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -153,8 +153,8 @@ def choose(state: TrainingState) -> tuple[Execution, str]:
     if refusal := prepare(state.optimizer, state.device):
         return at_once, refusal
     state.rates.move_to(state.device)
-    pool = torch.cuda.graph_pool_handle()
-    return Captured(lambda: CudaGraph([state.augmentation], pool)), ""
+    # Without the state, which holds the execution: a cycle would keep a run's memory on the GPU.
+    return Captured(partial(CudaGraph, [state.augmentation], torch.cuda.graph_pool_handle())), ""
 
 
 def prepare(optimizer: torch.optim.Optimizer, device: torch.device) -> str:

@@ -1,0 +1,29 @@
+"""The pixels of data sets on a device, which stay there from one run of a process to the next."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_ARRAYS = 4  # training and test images of two data sets
+_BYTES = 2 << 30  # a larger array is not kept: runs copy the images of their splits
+
+_kept: dict[tuple[str, torch.device], Tensor] = {}
+
+
+def resident(source: str, pixels: Tensor, device: torch.device) -> Tensor | None:
+    """All of `pixels` on the device, copied once a process; None where they are too many to stay there.
+
+    Args:
+        source: a name that no other pixels have; empty: they have none, and are not kept.
+        pixels: of a data set, on the CPU.
+        device: where to.
+    """
+    if not source or pixels.numel() * pixels.itemsize > _BYTES:
+        return None
+    key = source, device
+    found = _kept.pop(key, None)
+    _kept[key] = pixels.to(device) if found is None else found  # the last used is the last to leave
+    while len(_kept) > _ARRAYS:
+        del _kept[next(iter(_kept))]
+    return _kept[key]
