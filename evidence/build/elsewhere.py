@@ -1,0 +1,134 @@
+"""Other axes than the channel, and other regimes: one table of where a gain was looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from cdgrad.study.report.figures.drawing import Drawing
+from cdgrad.study.statistics import paired as stats
+from cdgrad.study.statistics.results import Results
+from evidence.build import claims, tables
+from evidence.build.loading import ELSEWHERE, RATES, Row, rows, studies
+
+PLACES = {
+    ("axes", "small-cnn-sgd"): "digits, small CNN",
+    ("depth", "resnet32-sgd"): "digits, ResNet-32",
+    ("regimes-labels", "noise-20"): "digits, 20 % wrong labels",
+    ("regimes-labels", "noise-40"): "digits, 40 % wrong labels",
+    ("regimes-training", "batch-4"): "digits, batch of 4",
+    ("regimes-training", "few-50"): "digits, 50 images",
+    ("regimes-training", "long"): "digits, 60 epochs",
+    ("regimes-cifar10", "noise-40"): "CIFAR-10 (JPEG), 500 images, 40 % wrong labels",
+    ("regimes-cifar10", "few-100"): "CIFAR-10 (JPEG), 100 images",
+}
+ARMS = {
+    "rw-height": "re-weighted, kernel height",
+    "rw-width": "re-weighted, kernel width",
+    "rw-height-fixed": "re-weighted at lam = 3, norm kept, kernel height",
+    "rw-width-fixed": "re-weighted at lam = 3, norm kept, kernel width",
+    "depth-gradient": "Sobolev along depth, gradient",
+    "depth-update": "Sobolev along depth, update",
+    "depth-window": "window along depth, update",
+    "reweighted": "re-weighted",
+    "sobolev": "Sobolev",
+}
+
+
+def section() -> tuple[dict[str, str], list[Drawing]]:
+    """The table, what it shows in numbers, and what the learning rate has to do with it."""
+    found = studies(ELSEWHERE)
+    table = rows(found)
+    controls = {
+        (control.row.study, control.row.cell, control.row.arm): control
+        for control in claims.at_equal_rates([_as_in_rates(row) for row in table])
+    }
+    by_name = {study.spec.name: study for study in found}
+    lines = [
+        _line(row, by_name[row.study], controls.get((row.study, _as_in_rates(row).cell, row.arm)))
+        for row in table
+    ]
+    head = ["where", "arm", "chosen", "baseline error (SD), %", "difference, points", "Holm p", "MDD"]
+    head += ["against the baseline at the arm's rate", "seeds", "trials x seeds"]
+    parts = {
+        "elsewhere_table": tables.markdown(head, lines, right=3),
+        "elsewhere_count": str(len(table)),
+        "elsewhere_better": _names(row for row in table if row.better),
+        "elsewhere_worse": _names(row for row in table if row.worse),
+        "elsewhere_better_count": str(sum(row.better for row in table)),
+        "elsewhere_worse_count": str(sum(row.worse for row in table)),
+        "elsewhere_mdd": f"{min(row.seen for row in table):.1f} to {max(row.seen for row in table):.1f}",
+        "elsewhere_rates_count": str(len(controls)),
+        "elsewhere_rates_better": _names(
+            control.row for control in controls.values() if control.against.better
+        ),
+        "elsewhere_rates_better_count": str(sum(control.against.better for control in controls.values())),
+        "elsewhere_labels_table": _labels_table(by_name["regimes-labels"]),
+    }
+    return parts, []
+
+
+def _as_in_rates(row: Row) -> Row:
+    """The row under the name that the baseline's runs at other rates have for its cell."""
+    return row if row.study == "axes" else replace(row, cell=f"{row.study}-{row.cell}")
+
+
+def _line(row: Row, study: Results, control: claims.Control | None) -> list[str]:
+    base = study.errors(row.cell, study.spec.baseline)
+    tuning = study.spec.tuning
+    return [
+        PLACES[row.study, row.cell],
+        ARMS[row.arm],
+        tables.chosen(row.chosen),
+        f"{np.mean(base):.2f} ({stats.standard_deviation(base):.2f})",
+        tables.difference(row.comparison, row.differs),
+        tables.probability(row.p),
+        tables.number(row.seen),
+        _against(row, study, control),
+        str(row.comparison.pairs),
+        f"{tuning.trials} x {len(tuning.seeds)}" if tuning else "none",
+    ]
+
+
+def _against(row: Row, study: Results, control: claims.Control | None) -> str:
+    """The difference to the baseline at the arm's own rate."""
+    if control:
+        return tables.difference(control.against.comparison, control.against.differs)
+    rate = "optimizer.lr"
+    same = row.chosen.get(rate) == study.values(row.cell, study.spec.baseline).get(rate)
+    return "the same rate" if same else "not run"
+
+
+def _names(found: Iterable[Row]) -> str:
+    return "; ".join(f"{ARMS[row.arm]}, {_place(row)}" for row in found) or "none"
+
+
+def _place(row: Row) -> str:
+    return PLACES[row.study, row.cell.removeprefix(f"{row.study}-")]
+
+
+def _labels_table(study: Results) -> str:
+    """With wrong labels: the baseline at several rates, and the re-weighted arm against each."""
+    lines: list[list[str]] = []
+    for cell in study.spec.cells:
+        errors = {study.values(cell, "none")["optimizer.lr"]: study.errors(cell, "none")}
+        for other in studies(RATES):
+            for of_rate in other.spec.cells:
+                setting = other.spec.setting(of_rate, "none")
+                if of_rate.rpartition("-")[0] == f"{study.spec.name}-{cell}":
+                    errors[setting.tables()[3].lr] = other.errors(of_rate, "none")
+        for rate, values in sorted(errors.items()):
+            against = stats.compare(study.errors(cell, "reweighted"), values)
+            lines.append(
+                [
+                    PLACES[study.spec.name, cell],
+                    f"{rate:.2g}",
+                    f"{np.mean(values):.2f}",
+                    tables.difference(against),
+                    tables.number(stats.detectable_difference(against.pairs, against.sd)),
+                ]
+            )
+    head = ["where", "the baseline's learning rate", "its error, %", "re-weighted minus it, points", "MDD"]
+    return tables.markdown(head, lines, right=1)
