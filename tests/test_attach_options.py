@@ -25,11 +25,13 @@ def stepped(metric=METRIC, **options):
     return moves, grads, before, statistics, handle
 
 
-@pytest.mark.parametrize("backend", ["auto", "eager", "cpu"])
+@pytest.mark.parametrize("backend", ["auto", "eager", "cpu", "triton"])
 @pytest.mark.parametrize(
     ("blocks", "sizes"), [(3, [3, 3, 3]), ([5, 3, 1], [5, 3, 1]), ([3, 3, 3], [3, 3, 3])]
 )
 def test_blocks_equal_the_split_tensor(blocks, sizes, backend):
+    if backend == "triton":
+        pytest.importorskip("triton")
     moves, grads, *_ = stepped(blocks={"0.weight": blocks}, backend=backend)
     expected = torch.cat([channel_directed(part, METRIC) for part in grads[0].split(sizes)])
     torch.testing.assert_close(moves[0], expected, rtol=1e-9, atol=1e-12)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from cdgrad import L2, ReweightedL2, Sobolev
-from cdgrad.optax import ChannelDirectedState, channel_directed
+from cdgrad.optax import ChannelDirectedState, channel_directed, selection
 from cdgrad.reference import directed as reference
 
 METRIC = Sobolev(0.1, "periodic")
@@ -178,3 +178,38 @@ def test_l2_changes_nothing():
 def test_mistakes_show_where_they_are_made(arguments, error, message):
     with pytest.raises(error, match=message):
         channel_directed(**arguments)
+
+
+@pytest.mark.parametrize("rescale", ["none", "norm"])
+@pytest.mark.parametrize(
+    ("blocks", "sizes"), [(2, (3, 3)), ((3, 3), (3, 3)), ((1, 5), (1, 5)), ((3, 1, 2), (3, 1, 2))]
+)
+def test_blocks_equal_the_split_leaf(blocks, sizes, rescale, x64):
+    """A block of one channel stays as it is; a Dense kernel that is named is directed, too."""
+    gradients = {**tree(1), "qkv": {"kernel": tree(2)["conv"]["kernel"][0]}}
+    tx = channel_directed(METRIC, blocks={"*/kernel": blocks}, rescale=rescale)
+    updates, _ = jax.jit(tx.update)(gradients, tx.init(gradients))
+    for name in ("conv", "qkv"):
+        g = np.asarray(gradients[name]["kernel"])
+        parts = np.split(g, np.cumsum(sizes)[:-1], -1)
+        wanted = np.concatenate([reference(part, METRIC, -1) for part in parts], -1)
+        if rescale == "norm":
+            wanted *= np.linalg.norm(g) / np.linalg.norm(wanted)
+        np.testing.assert_allclose(updates[name]["kernel"], wanted, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(updates["conv"]["bias"], gradients["conv"]["bias"])
+
+
+@pytest.mark.parametrize("blocks", [4, 0, (3, 2), (6, 0), (7, -1)])
+def test_blocks_that_do_not_fit_a_leaf(blocks):
+    with pytest.raises(ValueError, match=r"blocks for conv/kernel of shape .* has 6 entries: expected"):
+        selection(tree(), blocks={"conv/kernel": blocks})
+    with pytest.raises(ValueError, match=r"blocks pattern 'fused/\*' matches no leaf"):
+        selection(tree(), blocks={"fused/*": 2})
+
+
+def test_blocks_of_grouped_leaves_and_of_single_channels():
+    chosen = selection(tree(), groups={"*": 2}, blocks={"conv/*": 1}).targets[0]
+    assert (chosen.groups, chosen.sizes) == (2, ())
+    with pytest.raises(ValueError, match="in 2 groups: expected a count of equal blocks"):
+        selection(tree(), groups={"conv/kernel": 2}, blocks={"conv/*": (2, 4)})
+    assert selection(tree(), blocks={"conv/*": 6}).skipped[-1].reason == "one channel per block"

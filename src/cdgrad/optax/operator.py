@@ -218,6 +218,13 @@ def _precise_mean(x: Array, axis: int) -> Array:
     return (total + x.sum(axis, keepdims=True)) / n
 
 
+def with_norm_of(grad: Array, directed: Array) -> Array:
+    """`directed`, scaled to the L2 norm of `grad`."""
+    wide = jnp.promote_types(grad.dtype, jnp.float32)
+    y = directed.astype(wide)
+    return (y * _ratio(_norm(grad.astype(wide)), _norm(y))).astype(grad.dtype)
+
+
 def _norm(x: Array) -> Array:
     """The L2 norm; squares of scaled entries neither overflow nor vanish."""
     top = jnp.max(jnp.abs(x))

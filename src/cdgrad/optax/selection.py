@@ -12,14 +12,17 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from cdgrad.optax.targets import Selection, Skipped, Target
+
 Select = Mapping[str, int | None] | Callable[[str, Any], bool]
+Blocks = Mapping[str, int | Sequence[int]]
 
 # Names of layers that are no convolutions, in lower case. Their kernels have rank 3 or more where they
 # have several input or output axes, or where `scan` or `vmap` stacks a layer.
@@ -29,57 +32,13 @@ _LONGEST_WINDOW = 64
 _UNDECIDED = "undecided"
 
 
-@dataclass(frozen=True)
-class Target:
-    """One leaf to direct: `groups` consecutive intervals of channels along `axis`."""
-
-    name: str
-    shape: tuple[int, ...]
-    axis: int
-    groups: int
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """One leaf that is left alone, and why."""
-
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What is processed and what is not: every leaf, in the order of the tree."""
-
-    leaves: tuple[Target | Skipped, ...]
-
-    @property
-    def targets(self) -> tuple[Target, ...]:
-        """The processed leaves."""
-        return tuple(leaf for leaf in self.leaves if isinstance(leaf, Target))
-
-    @property
-    def skipped(self) -> tuple[Skipped, ...]:
-        """The others."""
-        return tuple(leaf for leaf in self.leaves if isinstance(leaf, Skipped))
-
-    def __str__(self) -> str:
-        rows = [
-            (t.name, "x".join(map(str, t.shape)), str(t.axis), str(t.groups), t.note) for t in self.targets
-        ]
-        lines = _table(("processed", "shape", "axis", "groups", ""), rows)
-        if self.skipped:
-            lines += ["", *_table(("left alone", "because"), [(s.name, s.reason) for s in self.skipped])]
-        return "\n".join(lines)
-
-
 def selection(
     params: Any,
     *,
     axis: int | None = None,
     select: Select | None = None,
     groups: Mapping[str, int] | None = None,
+    blocks: Blocks | None = None,
 ) -> Selection:
     """What `channel_directed` with the same arguments processes in this tree.
 
@@ -112,6 +71,9 @@ def selection(
             None; the first match counts. Or a predicate ``(name, leaf) -> bool``: exactly those
             leaves are processed, where not recognized along the last axis.
         groups: ``{pattern: count}``: number of groups of grouped kernels; the first match counts.
+        blocks: ``{pattern: count or sizes}``: leaves whose channel axis is several axes one after the
+            other, as in a fused projection; every block is smoothed by itself. Leaves of two or more
+            axes that are named here are processed, where not recognized along the last axis.
 
     Returns:
         A `Selection`; `print` it for a table.
@@ -119,7 +81,8 @@ def selection(
     Raises:
         TypeError: axis, or a value of select or groups, is no int.
         IndexError: an axis that its leaf does not have.
-        ValueError: a pattern without a match; a group count that does not divide the axis.
+        ValueError: a pattern without a match; a group count that does not divide the axis; blocks that
+            do not fit it.
 
     >>> params = {"Conv_0": {"kernel": jnp.ones((3, 3, 4, 8)), "bias": jnp.ones(8)}}
     >>> print(selection(params))
@@ -134,13 +97,19 @@ def selection(
     if axis is not None:
         axis = _int(axis, "axis")
     by_pattern = select if isinstance(select, Mapping) else {}
-    for argument, patterns in (("select", by_pattern), ("groups", groups or {})):
+    for argument, patterns in (
+        ("select", by_pattern),
+        ("groups", groups or {}),
+        ("blocks", blocks or {}),
+    ):
         _check_patterns(patterns, names, argument)
     layers = _equinox_layers(params)
     shapes = {name: tuple(leaf.shape) for name, leaf in leaves if hasattr(leaf, "shape")}
 
     def decide(name: str, leaf: Any) -> Target | Skipped:
         layout = _layout(name, leaf, layers, shapes)
+        if isinstance(layout, str) and _first_match(blocks or {}, name) and _is_weight(leaf):
+            layout = -1, 1
         if callable(select):
             if not select(name, leaf):
                 return Skipped(name, "not selected")
@@ -150,10 +119,10 @@ def selection(
             if (chosen := by_pattern[pattern]) is None:
                 return Skipped(name, f"None for {pattern!r}")
             layout = _int(chosen, f"the axis for {pattern!r}"), layers.get(name, (0, 1))[1]
-            return _target(name, leaf, *layout, groups)
+            return _in_blocks(_target(name, leaf, *layout, groups), blocks)
         if isinstance(layout, str):
             return Skipped(name, layout)
-        return _target(name, leaf, layout[0] if axis is None else axis, layout[1], groups)
+        return _in_blocks(_target(name, leaf, layout[0] if axis is None else axis, layout[1], groups), blocks)
 
     return Selection(tuple(decide(name, leaf) for name, leaf in leaves))
 
@@ -266,6 +235,36 @@ def _target(
     return Target(name, shape, axis, groups, note)
 
 
+def _in_blocks(target: Target | Skipped, blocks: Blocks | None) -> Target | Skipped:
+    """The target, its intervals divided into blocks.
+
+    Raises:
+        ValueError: blocks that do not fit the channel axis.
+    """
+    pattern = _first_match(blocks or {}, target.name)
+    if not blocks or pattern is None or isinstance(target, Skipped):
+        return target
+    given, n, groups = blocks[pattern], target.shape[target.axis], target.groups
+    sizes = (n // given,) * given if isinstance(given, int) and given > 0 and not n % given else given
+    place = (
+        f"blocks for {target.name} of shape {target.shape}, whose channel axis {target.axis} has {n} entries"
+    )
+    if isinstance(sizes, int) or min(sizes, default=0) < 1 or sum(sizes) != n:
+        raise ValueError(f"{place}: expected a divisor, or positive sizes that add up to {n}, got {given!r}")
+    if groups > 1 and (len(set(sizes)) > 1 or n % (groups * len(sizes))):
+        raise ValueError(
+            f"{place} in {groups} groups: expected a count of equal blocks in each, got {given!r}"
+        )
+    if len(set(sizes)) > 1:
+        return replace(target, sizes=tuple(sizes))
+    count = groups * len(sizes)
+    return replace(target, groups=count) if count < n else Skipped(target.name, "one channel per block")
+
+
+def _is_weight(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating) and len(leaf.shape) > 1
+
+
 def _name(path: Sequence[Any]) -> str:
     """Keys joined by ``/``, without the last key of a Flax nnx variable, which only some trees have."""
     name = jax.tree_util.keystr(tuple(path), simple=True, separator="/")
@@ -295,10 +294,3 @@ def _int(value: Any, what: str) -> int:
         raise TypeError(
             f"{what} must be an int, got {value!r}; under optax.inject_hyperparams name it in static_args"
         ) from None
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a plain table with left-aligned columns."""
-    rows = [head, *rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import accumulate
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -15,8 +16,8 @@ import optax
 from jax.typing import ArrayLike
 
 from cdgrad.metrics import Metric
-from cdgrad.optax.operator import Rescale, direct, with_lam
-from cdgrad.optax.selection import Select, Target, selection, warn_of_doubts
+from cdgrad.optax.operator import Rescale, direct, with_lam, with_norm_of
+from cdgrad.optax.selection import Blocks, Select, Target, selection, warn_of_doubts
 
 
 class ChannelDirectedState(NamedTuple):
@@ -31,6 +32,7 @@ def channel_directed(
     axis: int | None = None,
     select: Select | None = None,
     groups: Mapping[str, int] | None = None,
+    blocks: Blocks | None = None,
     lam: ArrayLike | Callable[[ArrayLike], ArrayLike] | None = None,
     rescale: Rescale = "none",
 ) -> optax.GradientTransformation:
@@ -46,6 +48,7 @@ def channel_directed(
         select: ``{pattern: axis or None}`` or a predicate ``(name, leaf) -> bool``, where recognition
             is not enough. See `selection`, which takes the same arguments and prints the outcome.
         groups: ``{pattern: count}`` for grouped kernels.
+        blocks: ``{pattern: count or sizes}`` for kernels with several channel axes one after the other.
         lam: in place of the metric's lam: a number; a schedule, called with the number of updates so
             far; or a scalar array, which may be traced, so that `optax.inject_hyperparams` can set
             it. No value of it recompiles.
@@ -79,7 +82,7 @@ def channel_directed(
     static, value = with_lam(metric, None if callable(lam) else lam)
 
     def init(params: Any) -> ChannelDirectedState | optax.EmptyState:
-        warn_of_doubts(selection(params, axis=axis, select=select, groups=groups))
+        warn_of_doubts(selection(params, axis=axis, select=select, groups=groups, blocks=blocks))
         return ChannelDirectedState(jnp.zeros([], jnp.int32)) if schedule else optax.EmptyState()
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
@@ -89,13 +92,21 @@ def channel_directed(
             _, now = with_lam(metric, schedule(state.count))
             state = state._replace(count=optax.safe_increment(state.count))
         leaves, tree = jax.tree.flatten(updates)
-        chosen = selection(updates, axis=axis, select=select, groups=groups).leaves
+        chosen = selection(updates, axis=axis, select=select, groups=groups, blocks=blocks).leaves
         directed = [
-            direct(leaf, static, now, axis=of.axis, groups=of.groups, rescale=rescale)
-            if isinstance(of, Target)
-            else leaf
+            _directed(leaf, static, now, of, rescale) if isinstance(of, Target) else leaf
             for leaf, of in zip(leaves, chosen, strict=True)
         ]
         return jax.tree.unflatten(tree, directed), state
 
     return optax.GradientTransformation(init, update)
+
+
+def _directed(leaf: jax.Array, metric: Metric, lam: ArrayLike, of: Target, rescale: Rescale) -> jax.Array:
+    """The leaf directed, block by block where its blocks differ in size."""
+    if not of.sizes:
+        return direct(leaf, metric, lam, axis=of.axis, groups=of.groups, rescale=rescale)
+    blocks = jnp.split(leaf, list(accumulate(of.sizes))[:-1], of.axis)
+    parts = [direct(block, metric, lam, axis=of.axis, groups=1, rescale="none") for block in blocks]
+    whole = jnp.concatenate(parts, of.axis)
+    return whole if rescale == "none" else with_norm_of(leaf, whole)

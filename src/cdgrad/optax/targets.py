@@ -1,0 +1,69 @@
+"""What is processed of a parameter tree and what is not: values, printed as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Target:
+    """One leaf to direct: `groups` consecutive intervals of channels along `axis`.
+
+    Where the intervals differ in size, `sizes` has their channels, and `groups` is 1.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    axis: int
+    groups: int
+    note: str = ""
+    sizes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One leaf that is left alone, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is processed and what is not: every leaf, in the order of the tree."""
+
+    leaves: tuple[Target | Skipped, ...]
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The processed leaves."""
+        return tuple(leaf for leaf in self.leaves if isinstance(leaf, Target))
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """The others."""
+        return tuple(leaf for leaf in self.leaves if isinstance(leaf, Skipped))
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                t.name,
+                "x".join(map(str, t.shape)),
+                str(t.axis),
+                "+".join(map(str, t.sizes)) or str(t.groups),
+                t.note,
+            )
+            for t in self.targets
+        ]
+        lines = _table(("processed", "shape", "axis", "groups", ""), rows)
+        if self.skipped:
+            lines += ["", *_table(("left alone", "because"), [(s.name, s.reason) for s in self.skipped])]
+        return "\n".join(lines)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a plain table with left-aligned columns."""
+    rows = [head, *rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
