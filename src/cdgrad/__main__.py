@@ -3,7 +3,7 @@
 import os
 import sys
 
-# -m puts the working directory first, where a file of the user's would pass for a module of some package.
+# -m puts the working directory first, where a user's file could be mistaken for a module of some package.
 if __name__ == "__main__" and sys.path[0] in ("", os.getcwd()):
     del sys.path[0]
 

@@ -204,5 +204,5 @@ class TargetGradients:
         if self._captured:
             raise RuntimeError(
                 f"{what} was changed after a CUDA graph captured a step, and replays would not see it; "
-                "capture the step again with a handle attached anew"
+                "attach again, and capture the step again"
             )

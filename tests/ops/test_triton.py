@@ -135,7 +135,7 @@ def test_prepared_gradients(backend):
         prepared.run(grads)
         assert all(error(g, true) < 1e-6 for g, true in zip(grads, exact, strict=True))
     assert not prepared.matches([grads[0].transpose(1, 2), grads[1]])
-    with pytest.raises(ValueError, match="prepare anew"):
+    with pytest.raises(ValueError, match="prepare again"):
         prepared.metric = ReweightedL2(1)
 
 

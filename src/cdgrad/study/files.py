@@ -1,4 +1,4 @@
-"""Files that cdgrad writes, so that it never replaces or removes one of the user's.
+"""Files that cdgrad writes, without ever replacing or removing a file of the user.
 
 Names that begin with ``.cdgrad-`` are cdgrad's own, and so is all that a folder of such a name holds. A file
 under any other name is replaced only where `Manifest` has the hash of its content, which says that cdgrad

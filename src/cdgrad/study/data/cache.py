@@ -160,7 +160,7 @@ def _read(entry: Path) -> Decoded:
         ) from error
     except Exception as error:  # whatever damaged bytes lead the readers to
         raise StudyError(
-            f"the cache entry {entry} is damaged ({error}); delete it to build it anew"
+            f"the cache entry {entry} is damaged ({error}); delete it; it is then built again"
         ) from error
 
 

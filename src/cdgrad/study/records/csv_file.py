@@ -1,4 +1,4 @@
-"""A study's records as CSV, for other tools: final runs and trials apart, lest a mean mix them.
+"""A study's records as CSV, for other tools: final runs and trials in separate files.
 
 One row a run. The columns: arm, seed, error in percent (or, under its own name, the study's other measure);
 status (ok, diverged, failed); cell; trial; evaluated, the split that it is of; ``value.KEY``, what was tried

@@ -1,1 +1,1 @@
-"""How a study's results are told: sentences, tables and figures, in a terminal and in files."""
+"""The report of a study: sentences, tables and figures, in a terminal and in files."""

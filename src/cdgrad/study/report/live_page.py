@@ -89,7 +89,7 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = HOST, self.server_address[1]
 
     def current(self) -> bytes:
-        """The page, made anew where the records have changed."""
+        """The page, rendered again where the records have changed."""
         with self._lock:
             try:
                 facts = (self.folder / FILE).stat()

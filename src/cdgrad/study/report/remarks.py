@@ -146,8 +146,8 @@ def _diverged(results: Results) -> Iterator[str]:
         listed = ", ".join(map(str, seeds))
         sentence = (
             f"{arm}{_in(cell)}: {len(seeds)} of {_count(len(runs), 'run')} diverged (seed {listed}) and "
-            f"counts like any other, with the {measure.name} it ended with"
-            + ("; what is not finite is an error." if measure == ERROR else ".")
+            f"{'is' if len(seeds) == 1 else 'are'} included with the final {measure.name}"
+            + ("; predictions that are not finite count as errors." if measure == ERROR else ".")
         )
         compared = results.comparisons.get((cell, arm))
         if compared and compared.comparison.pairs > 1:
@@ -156,7 +156,7 @@ def _diverged(results: Results) -> Iterator[str]:
             between = "" if interval == "-" else f" (95 % interval {interval})"
             what = "errors" if measure == ERROR else "values"
             sentence += (
-                f" Such {what} rule a mean and its interval; the median difference to "
+                f" Such {what} dominate a mean and its interval; the median difference to "
                 f"{results.spec.contrasts[arm].reference} is {w.difference(c.median)}{between}."
             )
         yield sentence

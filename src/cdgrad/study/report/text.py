@@ -19,7 +19,7 @@ def to_terminal(document: Document, console: Console) -> None:
     """Print the tables, and what they come to; 80 columns are enough. Details are left to the files."""
     console.print(Text(printable(document.title), style="bold"))
     console.print(Text(printable(document.summary), style="dim"))
-    told: set[str] = set()
+    printed: set[str] = set()
     for section in document.sections:
         if section.detail:
             continue
@@ -34,9 +34,9 @@ def to_terminal(document: Document, console: Console) -> None:
             console.print()
             console.print(Text(printable(table.title), style="bold"))
             console.print(_grid(table))
-            if table.note not in told:  # the tables of all cells have the same
+            if table.note not in printed:  # the tables of all cells have the same
                 console.print(Text(printable(table.note), style="dim"))
-            told.add(table.note)
+            printed.add(table.note)
     console.print()
     points = RichTable.grid(padding=(0, 1, 0, 0))
     for sentence in document.remarks:

@@ -184,7 +184,7 @@ def _serve(pipe: Connection, on_gpu: bool, checkpoints: Path | None, sharing: in
     def report(epoch: int, _: Mapping[str, float]) -> None:
         try:
             pipe.send(epoch)
-        except ConnectionError:  # the driver is gone; raised, it would pass for an error of the user's code
+        except ConnectionError:  # the driver has ended: this is no error of the user's code
             os._exit(1)
 
     try:
@@ -195,7 +195,7 @@ def _serve(pipe: Connection, on_gpu: bool, checkpoints: Path | None, sharing: in
             pipe.send(_LastRun(run) if lost else run)
             if lost:
                 os._exit(1)  # what would be freed on the way out is on the GPU
-    except (EOFError, ConnectionError):  # the driver is gone
+    except (EOFError, ConnectionError):  # the driver has ended
         return
 
 
