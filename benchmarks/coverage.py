@@ -21,7 +21,7 @@ from cdgrad.study.statistics.across_cells import stratified_weights
 from cdgrad.study.statistics.equivalence import equivalence
 from cdgrad.study.statistics.paired import mean_interval, sign_flip_p
 from cdgrad.study.statistics.replicates import compare_replicates
-from cdgrad.study.statistics.sequential import anytime_multiplier, fewest_pairs
+from cdgrad.study.statistics.sequential import anytime_multiplier, anytime_reach, fewest_pairs
 
 STUDIES = 2000
 MOST = 100  # seeds
@@ -52,41 +52,52 @@ def few_images(rng, shape):
 
 
 def running(x):
-    """The mean and the standard deviation of the first n values, for every n: two arrays like x."""
+    """Mean, standard deviation and skewness of the first n values, for every n: three arrays like x."""
     n = np.arange(1, x.shape[1] + 1)
-    mean = x.cumsum(1) / n
     centred = x - x[:, :1]
-    square = (centred**2).cumsum(1) - n * (mean - x[:, :1]) ** 2
-    return mean, np.sqrt(np.maximum(square, 0) / np.maximum(n - 1, 1))
+    first, second, third = ((centred**k).cumsum(1) / n for k in (1, 2, 3))
+    m2 = np.maximum(second - first**2, 0)
+    m3 = third - 3 * first * second + 2 * first**3
+    spread = m2 > 1e-12 * second
+    skew = np.divide(m3, m2**1.5, out=np.zeros_like(m3), where=spread)
+    skew *= np.sqrt(n * (n - 1)) / np.maximum(n - 2, 1)
+    return first + x[:, :1], np.where(spread, np.sqrt(m2 * n / np.maximum(n - 1, 1)), 0), skew
 
 
 def looks(draw, rng):
-    """Studies that look after every seed, from the first bounded interval to the last seed."""
+    """Studies that look after every seed, from the first interval to the last seed."""
     x, truth = draw(rng, (STUDIES, MOST))
     first = fewest_pairs()
     n = np.arange(first, MOST + 1)
-    mean, sd = (v[:, first - 1 :] for v in running(x))
-    half = anytime_multiplier(n) * sd / np.sqrt(n)
+    mean, sd, skew = (v[:, first - 1 :] for v in running(x))
+    below, above = (reach * sd for reach in anytime_reach(n, skew))
+    symmetric = anytime_multiplier(n) * sd / np.sqrt(n)
     fixed = scipy_stats.t.ppf(0.975, n - 1) * sd / np.sqrt(n)
-    off = np.abs(mean - truth)
+    off = mean - truth
     # Equal values bound nothing yet: `anytime_interval` gives no interval there.
-    anytime, at_fixed = (off <= half) | (sd == 0), off <= fixed
-    stop, rows = stopping(mean - truth, half), np.arange(STUDIES)
+    anytime = ((off <= below) & (-off <= above)) | (sd == 0)
+    at_symmetric, at_fixed = (np.abs(off) <= symmetric) | (sd == 0), np.abs(off) <= fixed
+    stop, rows = stopping(off, below, above), np.arange(STUDIES)
+    at = [pairs - first for pairs in (10, 30, 100)]
+    width = np.divide(below + above, 2 * symmetric, out=np.ones_like(sd), where=sd > 0)
     return {
         "distribution": draw.__name__.replace("_", " "),
         "anytime interval, at every look": anytime.all(1).mean(),
         "anytime interval, where the study stops": anytime[rows, stop].mean(),
+        "symmetric anytime interval, at every look": at_symmetric.all(1).mean(),
+        "width over the symmetric one at 10, 30, 100": [float(np.median(width[:, k])) for k in at],
         "t interval, at every look": at_fixed.all(1).mean(),
         "t interval, at the last seed": at_fixed[:, -1].mean(),
         "seeds used, mean": n[stop].mean(),
     }
 
 
-def stopping(mean, half):
+def stopping(mean, below, above):
     """The first look at which the interval is narrower than one standard deviation or excludes 0, else the
     last.
     """
-    stop = (2 * half < 1) & (half > 0) | (np.abs(mean) > half) & (half > 0)
+    bounded = below + above > 0
+    stop = bounded & ((below + above < 1) | (mean > below) | (-mean > above))
     return np.where(stop.any(1), stop.argmax(1), mean.shape[1] - 1)
 
 
@@ -112,6 +123,38 @@ def searches(replicates, seeds, tuning_sd, rng):
     }
 
 
+def tuned(replicates, rng, trials=6, tuning_seeds=2, seeds=10):
+    """Studies that tune two equal arms; the error grows with the square of the rate's distance from the best.
+
+    It is 1 point a decade away. A trial draws a rate from the two decades around the best and is judged by
+    the mean of `tuning_seeds` errors, of standard deviation 0.5, like the final seeds'. The arms differ by
+    luck alone.
+    """
+    rates = rng.uniform(-1, 1, size=(2, STUDIES, replicates, trials))
+    judged = rates**2 + rng.normal(size=rates.shape) * 0.5 / np.sqrt(tuning_seeds)
+    chosen = np.take_along_axis(rates, judged.argmin(-1)[..., None], -1)
+    errors = chosen**2 + 0.5 * rng.normal(size=(2, STUDIES, replicates, seeds))
+    x = errors[0] - errors[1]
+    found = [compare_replicates(list(d)) for d in x]
+    return {
+        "searches": replicates,
+        "trials": trials,
+        "seeds of each": seeds,
+        "standard deviation of tuning, points": float((chosen[0] ** 2 - chosen[1] ** 2).std()),
+        "standard deviation of a seed, points": 0.5 * np.sqrt(2),
+        "random effects": covers(f.interval for f in found),
+        "as if from one search": covers(f.one_search for f in found),
+        "one search alone": covers(map(mean_interval, x[:, 0])),
+        "one search with all seeds": covers(
+            map(
+                mean_interval,
+                (chosen[0] ** 2 - chosen[1] ** 2)[:, 0]
+                + rng.normal(size=(STUDIES, replicates * seeds)) * 0.5 * np.sqrt(2),
+            )
+        ),
+    }
+
+
 def planted(name, effect, pairs, rng):
     """How often each rule shows a planted difference."""
     x = rng.normal(-effect, 1, size=(STUDIES, pairs))
@@ -119,8 +162,9 @@ def planted(name, effect, pairs, rng):
     intervals = np.array([mean_interval(d) for d in x])
     boot = np.array([bca(d) for d in x])
     first, n = fewest_pairs(), np.arange(fewest_pairs(), pairs + 1)
-    mean, sd = (v[:, first - 1 :] for v in running(x))
-    seen = np.abs(mean) > anytime_multiplier(n) * sd / np.sqrt(n)
+    mean, sd, skew = (v[:, first - 1 :] for v in running(x))
+    below, above = anytime_reach(n, skew)
+    seen = (mean > below * sd) | (-mean > above * sd)
     return {
         "effect": name,
         "mean over standard deviation": effect,
@@ -158,23 +202,27 @@ def across(cells, seeds, rng):
 
 
 def main(out):
-    rng = np.random.default_rng(0)
+    rng = [np.random.default_rng(seed) for seed in range(5)]  # one for each part
+    draws = (normal, heavy_tails, skewed, few_images)
     record: dict[str, Any] = {
         "what": f"share of {STUDIES} simulated studies; intervals of 95 %, standard error 0.005 at 0.95",
         "standard deviation of the mixture": 1.0,
-        "looks": [looks(draw, rng) for draw in (normal, heavy_tails, skewed, few_images)],
-        "searches": [searches(r, s, sd, rng) for r, s in ((3, 10), (5, 10)) for sd in (0.0, 0.3, 1.0)],
-        "cells": [across(c, s, rng) for c in (3, 10) for s in (5, 10, 30)],
-        "planted": [planted(name, e, n, rng) for name, e in EFFECTS.items() for n in (10, 17, 50)],
+        "looks": [looks(draw, rng[0]) for draw in draws],
+        "searches": [searches(r, s, sd, rng[1]) for r, s in ((3, 10), (5, 10)) for sd in (0.0, 0.3, 1.0)],
+        "tuned": [tuned(r, rng[2]) for r in (3, 5)],
+        "cells": [across(c, s, rng[3]) for c in (3, 10) for s in (5, 10, 30)],
+        "planted": [planted(name, e, n, rng[4]) for name, e in EFFECTS.items() for n in (10, 17, 50)],
         "python": platform.python_version(),
         "numpy": np.__version__,
         "scipy": scipy.__version__,
     }
     out.write_text(json.dumps(record, indent=1, default=float) + "\n")
-    for part in ("looks", "searches", "cells", "planted"):
+    for part in ("looks", "searches", "tuned", "cells", "planted"):
         for row in record[part]:
             print(
-                "  ".join(f"{k}: {v if isinstance(v, str) else round(float(v), 3)}" for k, v in row.items())
+                "  ".join(
+                    f"{k}: {v if isinstance(v, str | list) else round(float(v), 3)}" for k, v in row.items()
+                )
             )
 
 

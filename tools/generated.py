@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tools import benchmarks, notebook, quickstart
+from tools import benchmarks, coverage, notebook, quickstart
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,6 +35,8 @@ PARTS = (
     Part("docs/start.ipynb", "", notebook.start),
     Part("docs/card.md", "quickstart", quickstart.card),
     Part("docs/cost.md", "cost", benchmarks.cost),
+    Part("docs/statistics.md", "looks", coverage.looks),
+    Part("docs/statistics.md", "searches", coverage.searches),
     Part("docs/theory.md", "accuracy", benchmarks.accuracy),
     Part("docs/optimizers.md", "optimizers", benchmarks.optimizers),
 )

@@ -104,7 +104,7 @@ def test_the_report_of_an_ended_study_is_not_provisional_and_says_how_it_ended(s
     assert "95 % anytime" in text
     assert "95 % t " not in text
     few = markdown(document(Results.of(spec, runs[:4])))
-    assert "an anytime-valid interval needs 5 or more" in few
+    assert "an anytime-valid interval needs 6 or more" in few
 
 
 @pytest.mark.parametrize(
