@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cdgrad.study.statistics import paired as stats
+from cdgrad.metrics import ReweightedL2, Sobolev
 from cdgrad.study.report.figures.drawing import Drawing
+from cdgrad.study.statistics import paired as stats
+from cdgrad.study.statistics.results import Results
 from evidence.build import figures, tables
 from evidence.build.loading import CLAIMS, RATES, Row, average, baselines, rows, studies
 
@@ -41,6 +43,10 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
         **{f"average_{arm.replace('-', '_')}": tables.difference(c) for arm, c in averages.items()},
         "rates_shown": str(sum(control.against.differs for control in controls)),
         "rates_count": str(len(controls)),
+        "rates_better": tables.count(sum(control.against.better for control in controls)),
+        "claims_images": _images(found),
+        "lam_near": str(sum(_is_near_the_ordinary(row) for row in table if row.arm in STRENGTHS)),
+        "lam_count": str(sum(row.arm in STRENGTHS for row in table)),
         "rates_table": rates_table(controls),
         "fixed_count": str(len(fixed)),
         "fixed_better": str(sum(row.better for row in fixed)),
@@ -48,6 +54,21 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
         "fixed_table": tables.matrix(fixed, base, FIXED),
     }
     return parts, [figures.forest("claims", table, METHODS, {cell: tables.cell_name(cell) for cell in base})]
+
+
+def _images(found: Sequence[Results]) -> str:
+    """How many images train, over the studies."""
+    cells = [(study.spec, cell) for study in found for cell in study.spec.cells]
+    return " or ".join(
+        sorted({str(spec.setting(cell, spec.baseline).tables()[0].train) for spec, cell in cells})
+    )
+
+
+def _is_near_the_ordinary(row: Row) -> bool:
+    """Whether the chosen metric scales no mode of 32 channels by more than a factor of 3."""
+    lam = row.chosen["lam"]
+    metric = ReweightedL2(lam) if row.arm == "reweighted" else Sobolev(lam)
+    return bool((np.abs(np.log(metric.spectrum(32))) < np.log(3)).all())
 
 
 class Control(NamedTuple):

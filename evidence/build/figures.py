@@ -11,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from cdgrad.study.statistics import paired as stats
 from cdgrad.study.report.figures.drawing import Drawing
+from cdgrad.study.statistics import paired as stats
 from evidence.build import mechanism
-from evidence.build.mechanism import Array, Curve
 from evidence.build.loading import Row
+from evidence.build.mechanism import Array, Curve
 
 _DIFFERENCE = "better  \u2190  error minus the baseline's on the same seed, points  \u2192  worse"
 BLACK, ORANGE, BLUE, GREEN, RED = "#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00"

@@ -18,7 +18,14 @@ ROOT = Path(__file__).parents[2]
 STUDIES = ROOT / "evidence" / "studies"
 RECORDS = ROOT / "evidence" / "records"
 CLAIMS = ("claims-momentum", "claims-small-cnn", "claims-plain", "claims-resnet8")
-RATES = ("rates-momentum", "rates-attempts", "rates-small-cnn", "rates-adaptive", "rates-cifar10", "rates-regimes")
+RATES = (
+    "rates-momentum",
+    "rates-attempts",
+    "rates-small-cnn",
+    "rates-adaptive",
+    "rates-cifar10",
+    "rates-regimes",
+)
 PHOTOS = ("cifar10-jpeg", "cifar10-momentum", "cifar10-adamw", "tiny-imagenet-50")
 ELSEWHERE = ("axes", "depth", "regimes-labels", "regimes-training", "regimes-cifar10")
 OTHERS = ("controls", *PHOTOS, *ELSEWHERE, "best-effort-sgd", "best-effort-adamw")

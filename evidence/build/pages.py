@@ -15,7 +15,7 @@ _VERDICT = (
     "**Does it help? Not where it was studied.** Over $claims_cells combinations of network and optimizer on handwritten\n"
     "digits, tuned with equal budgets, the average change of the error is $average_reweighted points with the\n"
     "re-weighted metric and $average_sobolev with the Sobolev metric (95 % intervals; positive is worse).\n"
-    "At equal learning rates a lower error is shown in none of $rates_count comparisons. [The evidence]($link).\n"
+    "At equal learning rates a lower error is shown in $rates_better of $rates_count comparisons. [The evidence]($link).\n"
 )
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from cdgrad.study.statistics import paired as stats
 from cdgrad.study.report.figures.drawing import Drawing
+from cdgrad.study.statistics import paired as stats
 from cdgrad.study.statistics.results import Results
-from evidence.build import claims, elsewhere, figures, mechanism, tables, width
+from evidence.build import again, claims, elsewhere, figures, gpu, mechanism, searches, tables, width
 from evidence.build.loading import (
     CLAIMS,
     OTHERS,
@@ -75,6 +75,8 @@ def all_parts() -> tuple[dict[str, str], list[Drawing]]:
         more, figures_of_it = section()
         parts |= more
         drawn += figures_of_it
+    for words in (searches.section, gpu.section, again.section):
+        parts |= words()
     return parts, drawn
 
 
@@ -138,6 +140,7 @@ def photographs() -> tuple[dict[str, str], list[Drawing]]:
         "photos_about": "\n".join(f"- {_about(study)}" for study in found),
         "photos_jpeg": _variety([study for study in found if study.spec.name != "tiny-imagenet-50"]),
         "photos_count": str(len(table)),
+        "photos_trials": " or ".join(sorted({str(s.spec.tuning.trials) for s in found if s.spec.tuning})),
         "photos_better": "; ".join(better) or "none",
         "photos_worse": "; ".join(worse) or "none",
         "photos_better_count": str(len(better)),
@@ -259,7 +262,7 @@ def _attempt(row: Row) -> str:
 
 def ledger() -> tuple[dict[str, str], list[Drawing]]:
     """What all records add up to; and the tables of the second page."""
-    about = runs_of(studies((*CLAIMS, *RATES, *OTHERS)))
+    about = runs_of(studies((*CLAIMS, *RATES, *OTHERS, "searches")))
     groups = {
         "The metrics, tuned": rows(studies(CLAIMS), claims.METHODS),
         "The metrics at a fixed lam and the baseline's rate": rows(studies(CLAIMS), claims.FIXED),

@@ -107,6 +107,11 @@ def probability(p: float) -> str:
     return "-" if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def count(n: int) -> str:
+    """A number of comparisons in a sentence."""
+    return str(n) if n else "none"
+
+
 def chosen(values: Mapping[str, Any]) -> str:
     """A trial's values in words."""
     return ", ".join(f"{key.removeprefix('optimizer.')} {value:.2g}" for key, value in values.items())

@@ -79,7 +79,8 @@ def _next(options: Namespace, out: Path) -> tuple[Spec | None, list[Run]]:
     for name in [options.only] if options.only else QUEUE:
         spec = specification(name, rehearse=options.rehearse)
         files = [out / f"{spec.name}.parquet", HERE / "records" / f"{spec.name}.parquet"]
-        runs = next((from_parquet(file) for file in files if file.is_file()), [])
+        recorded = [file for file in files if file.is_file()]
+        runs = from_parquet(recorded[0]) if recorded else []
         plan = Plan(spec, runs, spec.name)
         if plan.done < plan.total:
             return spec, runs

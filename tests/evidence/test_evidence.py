@@ -3,11 +3,14 @@
 import re
 from dataclasses import replace
 from functools import lru_cache
+from itertools import product
 
 import pytest
 
 from cdgrad.study import spec
 from cdgrad.study.records.parquet import from_parquet
+from cdgrad.study.spec import as_json
+from evidence.build import again, searches
 from evidence.build import pages as build
 from evidence.build.loading import RECORDS, ROOT
 from evidence.build.mechanism import SPECS, table
@@ -72,18 +75,18 @@ def test_every_run_of_the_specification_is_there_and_no_seed_is_dropped(name):
 @pytest.mark.parametrize("name", STUDIES)
 def test_the_final_runs_have_the_setting_with_the_lowest_validation_error(name):
     study, runs = recorded(name)
-    for cell in study.cells:
-        for arm, about in study.arms.items():
-            final = [run for run in runs if (run.cell, run.arm, run.trial) == (cell, arm, None)]
-            assert len({run.fingerprint for run in final}) == 1
-            searched = {"own": arm, "baseline": study.baseline, "none": ""}[about.tuning]
-            trials: dict = {}
-            for run in runs:
-                if (run.cell, run.arm) == (cell, searched) and run.trial is not None:
-                    trials.setdefault(run.trial, []).append(run)
-            if trials:
-                best = min(sorted(trials), key=lambda t: sum(run.error for run in trials[t]))
-                assert final[0].values == trials[best][0].values
+    for cell, (arm, about), replicate in product(study.cells, study.arms.items(), range(study.replicates)):
+        of_search = [run for run in runs if run.cell == cell and run.replicate == replicate]
+        final = [run for run in of_search if (run.arm, run.trial) == (arm, None)]
+        assert len({run.fingerprint for run in final}) == 1
+        searched = {"own": arm, "baseline": study.baseline, "none": ""}[about.tuning]
+        trials: dict = {}
+        for run in of_search:
+            if run.arm == searched and run.trial is not None:
+                trials.setdefault(run.trial, []).append(run)
+        if trials:
+            best = min(sorted(trials), key=lambda t: sum(run.error for run in trials[t]))
+            assert final[0].values == trials[best][0].values
 
 
 def test_the_records_were_made_from_commits():
@@ -118,3 +121,38 @@ def test_the_mechanism_s_records_are_complete():
         found = set(zip(modes["cell"], modes["arm"], modes["seed"], strict=True))
         wanted = {(cell, arm, seed) for cell in study.cells for arm in study.arms for seed in study.seeds}
         assert wanted <= found
+
+
+def test_a_changed_run_of_the_searches_moves_its_number_on_the_page(monkeypatch):
+    def worse(path):
+        runs = from_parquet(path)
+        return [replace(r, error=r.error + 1.6 * (r.arm == "sobolev" and r.seed == 0)) for r in runs]
+
+    before = searches.section()
+    monkeypatch.setattr("evidence.build.loading.from_parquet", worse)
+    after = searches.section()
+    assert "| Sobolev | +0.54, " in before["searches_table"]
+    assert "| Sobolev | +0.94, " in after["searches_table"]  # a fourth of 1.6 points
+
+
+def test_the_sample_of_old_records_was_executed_with_their_settings():
+    found, _ = again.read()
+    assert len(found) > 20
+    for row in found:
+        study, runs = recorded(row.study)
+        (run,) = (r for r in runs if r.key == (row.cell, row.arm, None, row.seed))
+        assert (run.error, run.epochs[0]["loss"]) == (row.error, row.loss)
+        assert run in list(again.sample(study, runs))
+
+
+def test_a_run_executed_again_is_told_from_its_record():
+    study, runs = recorded("claims-momentum")
+    run = next(again.sample(study, runs))
+    setting = study.setting(run.cell, run.arm, run.values)
+    assert again._holds(run.config, as_json(setting))
+    assert not again._holds(run.config, as_json(replace(setting, metric="l2")))
+    row = again.Again("s", "c", "a", 0, "x", 3.0, 3.0, 0.5, 0.5)
+    assert row.same
+    assert not row._replace(error_now=3.1).same
+    assert row._replace(error_now=3.1, loss_now=0.5001).rounds
+    assert not row._replace(loss_now=0.6).rounds

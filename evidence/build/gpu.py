@@ -1,0 +1,44 @@
+"""The studies for a GPU: their results where there are records, and where there are none that they were not run."""
+
+from __future__ import annotations
+
+from cdgrad.study.records.parquet import from_parquet
+from cdgrad.study.spec import Spec, load
+from cdgrad.study.statistics.results import Results
+from evidence.build import tables
+from evidence.build.loading import ROOT, rows
+
+FOLDER = ROOT / "evidence" / "gpu"
+
+
+def section() -> dict[str, str]:
+    """The parts of the page."""
+    names = sorted(path.stem for path in FOLDER.glob("*.toml"))
+    recorded = {name: path for name in names if (path := FOLDER / "records" / f"{name}.parquet").is_file()}
+    missing = [name for name in names if name not in recorded]
+    parts = [
+        _table(Results.of(load(str(FOLDER / f"{name}.toml")), from_parquet(path)))
+        for name, path in recorded.items()
+    ]
+    if missing:
+        specs = [load(str(FOLDER / f"{name}.toml")) for name in missing]
+        listed = "\n".join(f"- `{spec.name}`: {_about(spec)}" for spec in specs)
+        parts.append(f"Specified and rehearsed on a CPU, not run:\n\n{listed}")
+    return {"gpu_results": "\n\n".join(parts)}
+
+
+def _about(spec: Spec) -> str:
+    runs = len(spec.arms) * len(spec.seeds)
+    return f"{spec.title}; {len(spec.arms)} arms, {len(spec.seeds)} seeds, {runs} runs after trials."
+
+
+def _table(study: Results) -> str:
+    names = {arm: arm for arm in study.spec.tested_contrasts}
+    floor = [
+        study.comparisons["", arm].comparison
+        for arm in study.spec.rounding_arms
+        if ("", arm) in study.comparisons
+    ]
+    beside = "".join(f" Rounding alone: {tables.difference(c)} points." for c in floor)
+    listed = tables.listing(rows([study], names), names)
+    return f"{study.spec.title}, {study.count} of {study.total} final runs.{beside}\n\n{listed}"
