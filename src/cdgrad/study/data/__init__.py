@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,15 @@ def load(task: Task, seed: int) -> Data:
 def has_test_split(task: Task) -> bool:
     """Whether the data set has a test split of its own, or the seed draws the test images."""
     return _decoded(task).test is not None
+
+
+def splits(task: Task) -> dict[str, Any]:
+    """How many images train, validate and test, and what the data set calls the splits that they are of."""
+    decoded = _decoded(task)
+    official = decoded.test and len(decoded.test.labels)
+    train, validation, test = _sizes(task, len(decoded.train.labels), official)
+    titles = dict(decoded.about.titles)
+    return {"train": train, "validation": validation, "test": test, "titles": titles}
 
 
 def identity(task: Task) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cdgrad.study.report.split_sizes import split_sizes
 from cdgrad.study.report.words import words
 from cdgrad.study.shown import published
 from cdgrad.study.spec import ERROR
@@ -18,6 +19,7 @@ def remarks(results: Results) -> list[str]:
     return [
         *_shares(results),
         *_evaluated(results),
+        *split_sizes(results),
         *_reference(results),
         *_unreachable(results),
         *_diverged(results),

@@ -106,7 +106,7 @@ def _code(folder: str) -> dict[str, Any]:
     return {"code": code, "code_commit": folder_commit(folder or ".")}
 
 
-def _data(setting: Setting) -> dict[str, str]:
+def _data(setting: Setting) -> dict[str, Any]:
     """Which images the run had: a folder may change while its path in the specification stays."""
     from cdgrad.study import data
 
@@ -114,4 +114,4 @@ def _data(setting: Setting) -> dict[str, str]:
         return {}
     task = setting.tables()[0]
     test = "official" if data.has_test_split(task) else "drawn"
-    return {"data": data.identity(task), "test_split": test}
+    return {"data": data.identity(task), "test_split": test, "splits": data.splits(task)}

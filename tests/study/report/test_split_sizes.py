@@ -1,0 +1,50 @@
+"""Every report says how many images train, validate and test, and where they came from."""
+
+import pytest
+from parquet_folder import parquet, pictures
+
+from cdgrad.study import data
+from cdgrad.study.report.split_sizes import split_sizes
+from cdgrad.study.run.driver import run_study
+from cdgrad.study.run.engine import RunDone
+from cdgrad.study.run.execute import execute
+from cdgrad.study.spec import Task, parse
+from cdgrad.study.statistics.results import read
+
+
+def here(take, workers):
+    for job in iter(take, None):
+        yield RunDone(0, job, execute(job, lambda epoch, measured: None))
+
+
+def test_a_split_that_the_seed_draws(tiny, tmp_path):
+    run_study(tiny, tmp_path, 1, here)
+    assert list(split_sizes(read(tmp_path))) == [
+        "Images of each run: 48 for training and 32 for validation, and 320 for the test, all drawn by the "
+        "seed from one set of images: the data has no test split of its own."
+    ]
+
+
+def test_the_datas_own_split(tiny_text, tmp_path, monkeypatch):
+    monkeypatch.setenv("CDGRAD_CACHE", str(tmp_path / "cache"))
+    folder = parquet(tmp_path / "set", train=pictures(12, 0), test=pictures(6, 1))
+    text = tiny_text.replace('"fake"', f"'{folder}'").replace("train = 48", 'train = "all"')
+    text = text.replace("validation = 32", "validation = 4").replace("seeds = 2", "seeds = 1")
+    run_study(parse(text.replace("batch = 16", "batch = 4"), "tiny"), tmp_path / "out", 1, here)
+    (sentence,) = split_sizes(read(tmp_path / "out"))
+    assert sentence == (
+        "Images of each run: 8 for training and 4 for validation, which the seed draws from the split train, "
+        "and 6 of the data's own split test for the test."
+    )
+
+
+@pytest.mark.parametrize(("train", "test"), [(100, "all"), ("all", 50), (100, 50)])
+def test_the_recorded_sizes_are_those_that_a_run_is_given(train, test):
+    task = Task("fake", train, 32, test)
+    loaded = data.load(task, seed=3)
+    sizes = data.splits(task)
+    assert [sizes[k] for k in ("train", "validation", "test")] == [
+        len(loaded.train),
+        len(loaded.validation),
+        len(loaded.test),
+    ]
