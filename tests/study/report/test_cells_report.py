@@ -24,7 +24,7 @@ from cdgrad.study.report.figures import curves
 from cdgrad.study.report.figures import differences as plots
 from cdgrad.study.report.figures import settings as searches
 from cdgrad.study.report.remarks import remarks
-from cdgrad.study.spec import parse
+from cdgrad.study.spec import Measure, parse
 from cdgrad.study.spec.space import Dimension
 from cdgrad.study.statistics import paired as stats
 from cdgrad.study.statistics.results import Results
@@ -440,3 +440,29 @@ def test_a_report_needs_no_torch(tiny_text, make_run, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "tiny: 4 of 4 runs finished" in done.stdout
     assert (tmp_path / "report.html").is_file()
+
+
+def test_all_cells_come_to_a_probability_and_a_profile(spec, runs):
+    results = Results.of(spec, runs)
+    section = report.document(results).sections[0]
+    table = next(table for table in section.tables if "probability of improvement" in table.title)
+    rows = {row[0]: row for row in table.rows}
+    cells = [results.pairs(cell, "re")[1:] for cell in spec.cells]
+    assert float(rows["re"][1]) == pytest.approx(
+        np.mean([np.mean(np.subtract(*cell)) for cell in cells]), abs=0.01
+    )
+    wins = [np.mean([[a < b for b in theirs] for a in ours]) for ours, theirs in cells]
+    assert rows["re"][3] == f"{100 * np.mean(wins):.0f} %"
+    assert rows["re"][5] == "2"
+    (profile,) = [figure for figure in section.figures if figure.name == "performance_profile"]
+    axes = profile.figure.axes[0]
+    assert (axes.get_title("left"), axes.get_title("right")) == ("← better", "worse →")
+    for line in axes.lines[1:]:
+        assert np.all(np.diff(line.get_ydata()) >= 0)
+
+
+def test_where_large_values_are_better_the_probability_follows(spec, runs):
+    larger = dataclasses.replace(spec, measure=Measure("accuracy", "max", percent=True))
+    (table, opposite) = (report.document(Results.of(of, runs)).sections[0].tables[1] for of in (spec, larger))
+    shares = [[int(row[3].removesuffix(" %")) for row in found.rows] for found in (table, opposite)]
+    assert [sum(pair) for pair in zip(*shares, strict=True)] == [100, 100]

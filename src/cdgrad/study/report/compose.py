@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cdgrad.study import StudyError, files
 from cdgrad.study.records import FILE, csv_file
-from cdgrad.study.report import costs, details, further, html_page, tables, text, times, tuning_tables
+from cdgrad.study.report import across, costs, details, further, html_page, tables, text, times, tuning_tables
 from cdgrad.study.report.document import Document, Figure, Section, Table
 from cdgrad.study.report.figures import curves, differences, settings
 from cdgrad.study.report.remarks import environments, remarks
@@ -26,8 +26,8 @@ def document(results: Results, target: float | None = None) -> Document:
     several = len(spec.cells) > 1
     sections: list[Section] = []
     if several and results.comparisons:
-        overview = Section("All cells", (), (tables.summary(results), differences.overview(results)))
-        sections.append(overview)
+        overview = (tables.summary(results), differences.overview(results))
+        sections.append(Section("All cells", (), (*overview, *across.parts(results))))
     sections += [_cell(results, cell, several, target) for cell in spec.cells]
     if results.searches:
         sections.append(Section("Tuning", (), (tuning_tables.tuning(results),)))

@@ -33,15 +33,16 @@ def paired_differences(results: Results, cell: str) -> Drawing:
     return Drawing(
         file_name("paired_differences", cell),
         figure,
-        f"Paired differences in {spec.evaluate} {spec.measure.name}{_to(spec)}, and their means.",
-        f"Paired differences{_to(spec)}{w.in_points}, {w.better_sign}: a mark is a {results.sampled}; bars "
-        "and the numbers on the right are the mean and its 95 % interval; grey: the minimum detectable "
-        "difference around 0."
+        f"Paired differences in {spec.evaluate} {spec.measure.name}{reference_words(spec)}, and their means.",
+        f"Paired differences{reference_words(spec)}{w.in_points}, {w.better_sign}: a mark is a "
+        f"{results.sampled}; bars and the numbers on the right are the mean and its 95 % interval; grey: the "
+        "minimum detectable difference around 0."
         f"{_of_arrows(compared.values(), ends, seeds_too=True)}",
     )
 
 
-def _to(spec: Spec) -> str:
+def reference_words(spec: Spec) -> str:
+    """What differences are to, behind a noun."""
     return " of all pairs of arms" if spec.all_pairs else f" to {spec.reference or spec.baseline}"
 
 
@@ -76,9 +77,10 @@ def overview(results: Results) -> Drawing:
     return Drawing(
         "overview",
         figure,
-        f"Mean paired differences{_to(spec)} in every cell, with 95 % intervals.",
-        f"Paired differences{_to(spec)} in every cell{w.in_points}, {w.better_sign}: means and their 95 % "
-        f"intervals, not corrected for their number.{_of_arrows(compared.values(), ends, seeds_too=False)}",
+        f"Mean paired differences{reference_words(spec)} in every cell, with 95 % intervals.",
+        f"Paired differences{reference_words(spec)} in every cell{w.in_points}, {w.better_sign}: means and "
+        "their 95 % intervals, not corrected for their number."
+        f"{_of_arrows(compared.values(), ends, seeds_too=False)}",
     )
 
 
@@ -135,6 +137,11 @@ def _difference_axis(
     of = "the second arm" if spec.all_pairs else spec.reference or spec.baseline
     unit = f", in {w.of_difference}" if w.of_difference else ""
     axes.set_xlabel(f"{w.measure.name} minus that of {of} on the same seed{unit}")
+    better_and_worse(axes, w)
+
+
+def better_and_worse(axes: Any, w: Words) -> None:
+    """Above an axis of differences: which side is better."""
     left, right = ("better", "worse") if w.is_better(-1) else ("worse", "better")
     axes.set_title(f"\N{LEFTWARDS ARROW} {left}", loc="left", fontsize=10, color="0.3")
     axes.set_title(f"{right} \N{RIGHTWARDS ARROW}", loc="right", fontsize=10, color="0.3")
