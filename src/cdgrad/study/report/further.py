@@ -33,7 +33,8 @@ def further_table(results: Results, cell: str) -> Table | None:
     rows: list[Sequence[str]] = []
     before = ""
     for d in _differences(results, cell):
-        w = Words(decimals=decimals(paired.standard_deviation(d.differences)))
+        counts = all(number.is_integer() for number in (*d.of_arm, *d.differences))  # such as of parameters
+        w = Words(decimals=0 if counts else decimals(paired.standard_deviation(d.differences)))
         shown, before = ("" if d.measure == before else one_line(d.measure)), d.measure
         interval = w.interval(paired.mean_interval(d.differences), "+")
         arm_mean = "-" if results.spec.all_pairs else w.number(mean(d.of_arm))

@@ -1,0 +1,131 @@
+"""Two of one's own optimizers compared by perplexity, from the plan to the publication, as users would."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cdgrad.study.report import live_page
+
+EXAMPLES = Path(__file__).parents[3] / "examples"
+FOREIGN = re.compile(r"\b(images?|gradients?|points?|errors?|no metric|channels?)\b", re.IGNORECASE)
+
+
+def without_specification(text):
+    """A report shows the TOML as it is: its table is called [metric]."""
+    return re.sub(r"(## Specification|<h2 id=\"specification\">).*", "", text, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The example, shorter: an epoch of a few steps."""
+    folder = tmp_path_factory.mktemp("own")
+    for name in ("perplexity.toml", "perplexity_study.py"):
+        shutil.copy(EXAMPLES / name, folder)
+    code = (folder / "perplexity_study.py").read_text()
+    shorter = {"EPOCHS, BATCH = 8, 60_000, 6": "EPOCHS, BATCH = 8, 30_000, 2", "[:20_000]": "[:4_000]"}
+    for long, short in shorter.items():
+        assert long in code
+        code = code.replace(long, short)
+    (folder / "perplexity_study.py").write_text(code)
+    change(folder, "seeds = 10", "seeds = 3")
+    change(folder, "trials = 5", "trials = 2")
+    change(folder, "workers = 2", "workers = 1")
+    return folder
+
+
+def change(folder, old, new):
+    text = (folder / "perplexity.toml").read_text()
+    assert old in text
+    (folder / "perplexity.toml").write_text(text.replace(old, new))
+
+
+def cdgrad(folder, *arguments, status=0):
+    command = [sys.executable, "-m", "cdgrad", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == status, done.stderr[-2000:]
+    return done.stdout + done.stderr
+
+
+def interrupted(folder):
+    """Start the study, and interrupt it after its second run."""
+    command = [sys.executable, "-m", "cdgrad", "study", "perplexity.toml"]
+    with subprocess.Popen(
+        command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as study:
+        assert study.stderr is not None
+        for line in study.stderr:
+            if line.startswith("2/"):
+                study.send_signal(signal.SIGINT)
+                break
+        rest = study.stderr.read()
+    assert study.returncode == 130, rest
+    assert "interrupted; runs/perplexity keeps the finished runs" in rest
+
+
+@pytest.fixture(scope="module")
+def said(folder):
+    """All that the commands print or write, from the plan to the export."""
+    plan = cdgrad(folder, "plan", "perplexity.toml", "--sd", "0.3")
+    interrupted(folder)
+    resumed = cdgrad(folder, "study", "perplexity.toml")
+    assert re.search(r"10 runs, [2-9] of them finished", resumed)
+    change(folder, "seeds = 3", "seeds = 4")
+    extended = cdgrad(folder, "study", "perplexity.toml")
+    assert "12 runs, 10 of them finished" in extended
+    report = cdgrad(folder, "report", "runs/perplexity", "--target", "40")
+    exported = cdgrad(folder, "export", "runs/perplexity", "--to", "paper", "--target", "40")
+    assert "written:" in exported
+    page = live_page.page(folder / "runs" / "perplexity")
+    kinds = (".html", ".md", ".csv", ".tex", ".bib")
+    files = [path for path in folder.rglob("*") if path.suffix in kinds]
+    assert {"report.html", "methods.tex", "runs.csv", "trials.csv"} <= {path.name for path in files}
+    texts = [re.sub(r"base64,[^\"]*", "", path.read_text()) for path in files]
+    return [
+        plan,
+        resumed,
+        extended,
+        report,
+        *map(without_specification, [*texts, re.sub(r"base64,[^\"]*", "", page)]),
+    ]
+
+
+def test_nothing_speaks_of_images_gradients_points_or_errors(said):
+    text = "\n".join(
+        re.sub(r"<style>.*?</style>|<script>.*?</script>", "", part, flags=re.DOTALL) for part in said
+    )
+    assert not {found.group() for found in FOREIGN.finditer(text)}
+
+
+def test_the_report_is_of_perplexity_and_holds_its_targets_and_further_measures(said):
+    report = " ".join(said[3].split())
+    assert "Paired difference to momentum, in perplexity: negative is better" in report
+    assert "Time to a validation perplexity of 40" in report
+    assert "Further measures, not tested for" in report
+    assert re.search(
+        r"sign (is (better|worse) than|against) momentum: (its perplexity is|no difference)", report
+    )
+
+
+def test_the_export_names_the_result_and_cites_what_it_uses(folder, said):
+    head = (folder / "paper" / "runs.csv").read_text().partition("\n")[0].split(",")
+    assert head[:3] == ["arm", "seed", "perplexity"]
+    assert (
+        "The measure is perplexity; lower values are better." in (folder / "paper" / "methods.md").read_text()
+    )
+    assert "lao2020" not in (folder / "paper" / "references.bib").read_text()
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
+def test_the_latex_compiles(folder, said):
+    paper = folder / "paper"
+    names = [path.relative_to(paper).as_posix() for path in sorted(paper.rglob("*.tex"))]
+    inputs = "\n".join(rf"\input{{{name}}}" for name in names)
+    (paper / "main.tex").write_text(rf"\documentclass{{article}}\begin{{document}}{inputs}\end{{document}}")
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "main.tex"]
+    done = subprocess.run(command, cwd=paper, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
