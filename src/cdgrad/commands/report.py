@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cdgrad.commands.arguments import UsageError, failed
 from cdgrad.study import StudyError
+
+if TYPE_CHECKING:
+    from cdgrad.study.report.document import Document
+    from cdgrad.study.statistics import Results
 
 HELP = "print the tables of a study and write its report"
 DESCRIPTION = "Print the tables of a study; write report.html, report.md, runs.csv and the plots."
@@ -16,7 +22,15 @@ DESCRIPTION = "Print the tables of a study; write report.html, report.md, runs.c
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
-    parser.add_argument("folder", metavar="DIR", help="output directory of a study")
+    parser.add_argument(
+        "folders",
+        metavar="DIR",
+        nargs="+",
+        help="output directory of a study; several are reported as one study with the cells of all",
+    )
+    parser.add_argument(
+        "--to", type=Path, metavar="FOLDER", help="where the report of several studies is written"
+    )
     parser.add_argument(
         "--watch",
         action="store_true",
@@ -45,11 +59,18 @@ def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print and write the report, or serve its page."""
     chosen = {"reference": options.reference, "all_pairs": options.all_pairs, "target": options.target}
+    folders = [Path(folder) for folder in options.folders]
+    if len(folders) > 1 and options.watch:
+        raise UsageError("--watch shows one study; give one DIR")
+    if len(folders) > 1:
+        return show_together(folders, options.to, **chosen)
+    if options.to:
+        raise UsageError("--to is for several DIR; the report of one study is written into its folder")
     if not options.watch:
-        return show(Path(options.folder), **chosen)
+        return show(folders[0], **chosen)
     if any(value not in ("", False, None) for value in chosen.values()):
         raise UsageError("--watch shows the comparisons of the specification: leave the other options out")
-    return watch(Path(options.folder))
+    return watch(folders[0])
 
 
 def watch(folder: Path) -> int:
@@ -67,15 +88,51 @@ def watch(folder: Path) -> int:
 
 def show(folder: Path, *, reference: str = "", all_pairs: bool = False, target: float | None = None) -> int:
     """Print the tables of the study in `folder`, then write its report there; returns the exit status."""
-    from rich.console import Console
-
     from cdgrad.study import records
-    from cdgrad.study.report import compose, text
+    from cdgrad.study.report import compose
 
     results = compose.read(folder).compared_with(reference, all_pairs=all_pairs)
-    document = compose.document(results, target)
-    console = Console(highlight=False, soft_wrap=False)
-    text.to_terminal(document, console)
+    status = _print_and_write(results, compose.document(results, target), folder)
+    if status == 0:
+        print(f"records: {folder / records.FILE}")
+    return status
+
+
+def show_together(
+    folders: Sequence[Path],
+    to: Path | None,
+    *,
+    reference: str = "",
+    all_pairs: bool = False,
+    target: float | None = None,
+) -> int:
+    """Print one report of several studies, and write it into `to` where that is given."""
+    from cdgrad.study.report import compose
+
+    names = [folder.resolve().name for folder in folders]
+    if len({*names}) < len(names):
+        names = [str(folder) for folder in folders]
+    studies = {
+        name: compose.read(folder).compared_with(reference, all_pairs=all_pairs)
+        for name, folder in zip(names, folders, strict=True)
+    }
+    results, document = compose.together(studies, target)
+    try:
+        if to:
+            to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StudyError(f"cannot write in {to}: {error.strerror or error}; choose another --to") from error
+    return _print_and_write(results, document, to)
+
+
+def _print_and_write(results: Results, document: Document, folder: Path | None) -> int:
+    from rich.console import Console
+
+    from cdgrad.study.report import compose, text
+
+    text.to_terminal(document, Console(highlight=False, soft_wrap=False))
+    if folder is None:
+        return 0
     try:
         files = compose.write(results, folder, document)
     except StudyError as error:
@@ -83,5 +140,5 @@ def show(folder: Path, *, reference: str = "", all_pairs: bool = False, target: 
     plots = [str(path) for path in files if path.suffix == ".png"]
     others = [str(path) for path in files if path.suffix != ".png"]
     others += plots if len(plots) <= 6 else [f"{folder / '*.png'} ({len(plots)} plots)"]
-    print("\nwritten:", *others, f"records: {folder / records.FILE}", sep="\n")
+    print("\nwritten:", *others, sep="\n")
     return 0

@@ -84,13 +84,13 @@ def said(folder):
     kinds = (".html", ".md", ".csv", ".tex", ".bib")
     files = [path for path in folder.rglob("*") if path.suffix in kinds]
     assert {"report.html", "methods.tex", "runs.csv", "trials.csv"} <= {path.name for path in files}
-    texts = [re.sub(r"base64,[^\"]*", "", path.read_text()) for path in files]
+    texts = [re.sub(r"data:image[^\"]*", "", path.read_text()) for path in files]
     return [
         plan,
         resumed,
         extended,
         report,
-        *map(without_specification, [*texts, re.sub(r"base64,[^\"]*", "", page)]),
+        *map(without_specification, [*texts, re.sub(r"data:image[^\"]*", "", page)]),
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from cdgrad.study import StudyError, files
@@ -12,8 +14,9 @@ from cdgrad.study.report.figures import curves, differences, settings
 from cdgrad.study.report.remarks import environments, remarks
 from cdgrad.study.report.verdicts import across_cells, verdicts
 from cdgrad.study.statistics.results import Results, read
+from cdgrad.study.statistics.together import together as combined
 
-__all__ = ["Results", "document", "read", "write"]
+__all__ = ["Results", "document", "read", "together", "write"]
 
 
 def document(results: Results, target: float | None = None) -> Document:
@@ -42,6 +45,18 @@ def document(results: Results, target: float | None = None) -> Document:
         + [f"{key}: {' and '.join(versions)}" for key, versions in environments(results).items()],
         spec=spec.text,
     )
+
+
+def together(studies: Mapping[str, Results], target: float | None = None) -> tuple[Results, Document]:
+    """Several studies, by name, as one with the cells of all, and its document; see `statistics.together`.
+
+    Raises:
+        StudyError: they cannot be compared in one.
+    """
+    results = combined(studies)
+    said = [f"{name}: {sentence}" for name, study in studies.items() for sentence in remarks(study)]
+    summary = "; ".join(_progress(study) for study in studies.values())
+    return results, replace(document(results, target), summary=summary, remarks=said)
 
 
 def write(results: Results, folder: Path, written: Document | None = None) -> list[Path]:

@@ -85,7 +85,7 @@ class Words:
     def axis(self, of: str = "") -> str:
         """The title of an axis of values, such as ``test error, %``."""
         unit = "%" if self.measure.percent else self.measure.unit
-        return f"{of} {self.measure.name}".strip() + (f", {unit}" if unit else "")
+        return f"{of.strip()} {self.measure.name}".strip() + (f", {unit}" if unit else "")
 
 
 def words(results: Results) -> Words:

@@ -84,7 +84,7 @@ def difference_curves(results: Results, cell: str) -> Drawing | None:
     axes.set_xlabel("epoch")
     what = key.replace("_", " ")
     to = "" if spec.all_pairs else f" to {spec.reference or spec.baseline}"
-    axes.set_ylabel(f"difference in {what}{to}")
+    axes.set_ylabel(f"difference{to}")
     better, worse = ("below", "above") if w.is_better(-1) else ("above", "below")
     axes.set_title(f"{better} 0: better, {worse}: worse", loc="right", fontsize=10, color="0.3")
     legend(figure, axes)

@@ -50,7 +50,7 @@ def _numbers(axes: Any, w: Words, compared: Sequence[paired.Comparison]) -> None
     """The mean and its interval of each row, to the right of the axis."""
     texts = [w.number(c.mean, "+") + f"\n{w.interval(c.interval, '+')}" * (c.pairs > 1) for c in compared]
     right = axes.secondary_yaxis("right")
-    right.set_yticks(range(len(texts)), texts, fontsize=8)
+    right.set_yticks(range(len(texts)), texts, fontsize=10)
     right.tick_params(axis="y", length=0)
     right.spines["right"].set_visible(False)
 
