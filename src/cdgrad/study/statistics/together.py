@@ -16,8 +16,8 @@ def together(studies: Mapping[str, Results]) -> Results:
     Holm's correction then runs over the comparisons of all of them.
 
     Raises:
-        StudyError: their results are of different measures or splits, arms of one name have different metrics,
-            they have no comparison in common, or their seeds end by different rules.
+        StudyError: their results are of different measures or splits, arms of one name have different
+            metrics, they have no comparison in common, or their seeds end by different rules.
     """
     names, results = list(studies), list(studies.values())
     specs = [study.spec for study in results]
@@ -37,7 +37,7 @@ def together(studies: Mapping[str, Results]) -> Results:
     spec = replace(
         first,
         name=" and ".join(names),
-        title=" and ".join(spec.title for spec in specs),
+        title=" and ".join(dict.fromkeys(spec.title for spec in specs)),
         seeds=tuple(dict.fromkeys(seed for spec in specs for seed in spec.seeds)),
         cells={place: studies[name].spec.cells[cell] for (name, cell), place in cells.items()},
         arms={name: replace(arm, tuning="own") for name, arm in shared.items()},

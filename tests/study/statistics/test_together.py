@@ -1,0 +1,71 @@
+"""Several studies as one: the cells of all, the arms that they share, one correction."""
+
+import dataclasses
+
+import pytest
+
+from cdgrad.study import StudyError
+from cdgrad.study.report import compose
+from cdgrad.study.spec import Measure, parse
+from cdgrad.study.statistics import Results
+from cdgrad.study.statistics import paired as stats
+from cdgrad.study.statistics.together import together
+
+MORE = '[arms.more]\nmetric = "sobolev:lam=0.01"\n'
+
+
+@pytest.fixture
+def studies(tiny_text, make_run):
+    """Two studies of 8 and 6 seeds that share two of their three arms."""
+    found = {}
+    for name, seeds, text in (("one", 8, tiny_text + MORE), ("two", 6, tiny_text)):
+        spec = parse(text.replace("seeds = 2", f"seeds = {seeds}"), name)
+        runs = [
+            dataclasses.replace(make_run("sgd", seed, 5.0 + seed - k * (1 + seed / 9)), arm=arm)
+            for k, arm in enumerate(spec.arms)
+            for seed in spec.seeds
+        ]
+        found[name] = Results.of(spec, runs)
+    return found
+
+
+def test_the_shared_comparisons_are_those_of_each_study_under_one_correction(studies):
+    results = together(studies)
+    assert list(results.comparisons) == [("one", "directed"), ("two", "directed")]
+    raw = []
+    for name, study in studies.items():
+        comparison = study.comparisons["", "directed"].comparison
+        assert (
+            results.comparisons[name, "directed"].comparison.differences.tolist()
+            == comparison.differences.tolist()
+        )
+        raw.append(comparison.p)
+    assert [p for _, p in results.comparisons.values()] == stats.holm(raw)
+
+
+def test_the_report_of_several_has_their_remarks_and_all_their_cells(studies):
+    _, document = compose.together(studies)
+    titles = [section.title for section in document.sections]
+    assert titles == ["All cells", "one", "two", "Every run"]
+    assert all(sentence.startswith(("one: ", "two: ")) for sentence in document.remarks)
+    assert document.summary == "one: 24 of 24 runs finished; two: 12 of 12 runs finished"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"measure": Measure("loss", "min")}, r"differ in what they measure \(error, % and loss\)"),
+        ({"evaluate": "validation"}, r"differ in the split \(test and validation\)"),
+        ({"baseline": "directed"}, "differ in the arm that others are compared with"),
+    ],
+)
+def test_studies_of_different_kinds_are_refused(studies, changes, message):
+    other = dataclasses.replace(studies["two"], spec=dataclasses.replace(studies["two"].spec, **changes))
+    with pytest.raises(StudyError, match=f"one and two {message}"):
+        together(studies | {"two": other})
+
+
+def test_arms_of_one_name_with_other_metrics_are_refused(studies, tiny_text):
+    spec = parse(tiny_text.replace("reweighted:lam=3", "reweighted:lam=5"), "two")
+    with pytest.raises(StudyError, match="differ in the metric of directed"):
+        together(studies | {"two": dataclasses.replace(studies["two"], spec=spec)})
