@@ -57,6 +57,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="GPUs per run with --engine ray --device cuda; 0.25 lets four runs share one (default: 1)",
     )
 
+    parser.add_argument(
+        "--tensorboard", type=Path, metavar="DIR", help="write the curves of every run for TensorBoard"
+    )
+
 
 def run(options: argparse.Namespace) -> int:
     """Execute the remaining runs, then print the report."""
@@ -120,6 +124,8 @@ def _engine(options: argparse.Namespace, folder: Path) -> Engine:
     on_gpu = options.device == "cuda"
     if options.gpus_per_run is not None and not on_gpu:
         raise UsageError("--gpus-per-run needs --device cuda")
+    if options.engine == "ray" and options.tensorboard:
+        raise UsageError("--tensorboard needs --engine local: tasks of a Ray cluster write no files")
     if options.engine == "ray":
         from cdgrad.study.run import ray_engine
 
@@ -133,4 +139,13 @@ def _engine(options: argparse.Namespace, folder: Path) -> Engine:
     from cdgrad.study.run import local_engine
 
     gpus = local_engine.visible_gpus() if on_gpu else ()
-    return partial(local_engine.run_all, gpus=gpus, checkpoints=folder / CHECKPOINTS)
+    if options.tensorboard:
+        from cdgrad.study.train.curves import check_installed
+
+        check_installed()  # before the first run, which would fail
+    return partial(
+        local_engine.run_all,
+        gpus=gpus,
+        checkpoints=folder / CHECKPOINTS,
+        tensorboard=options.tensorboard and options.tensorboard.absolute(),
+    )

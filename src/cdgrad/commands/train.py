@@ -28,7 +28,7 @@ from cdgrad.study.shown import one_line
 
 if TYPE_CHECKING:
     from cdgrad.study.spec import Setting, Spec
-    from cdgrad.study.train.outcome import Epoch, OnEpoch, Outcome
+    from cdgrad.study.train.outcome import Epoch, Outcome
     from cdgrad.study.train.ranks import Ranks
 
 
@@ -195,13 +195,14 @@ def run_single(
         ranks: the processes that train together; only the first one prints and writes. None: this one.
     """
     from cdgrad.study.spec import EntrySetting
+    from cdgrad.study.train.curves import curves
     from cdgrad.study.train.entry import run_entry
     from cdgrad.study.train.loop import train
     from cdgrad.study.train.ranks import ALONE
 
     ranks = ranks or ALONE
     first = ranks.rank == 0
-    with _lines_for_warnings(), _curves(tensorboard if first else None) as log:
+    with _lines_for_warnings(), curves(tensorboard if first else None) as log:
 
         def show(epoch: int, measured: Epoch) -> None:
             if not first:
@@ -235,31 +236,6 @@ def _toml(text: str) -> Any:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
-
-
-@contextmanager
-def _curves(folder: Path | None) -> Generator[OnEpoch]:
-    """What writes each epoch's numbers for TensorBoard, or does nothing."""
-    if folder is None:
-        yield lambda epoch, measured: None
-        return
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise StudyError(
-            "tensorboard is not installed; in a clone of cdgrad, run pip install '.[tensorboard]'"
-        ) from None
-    try:
-        opened = SummaryWriter(str(folder))
-    except OSError as error:
-        raise StudyError(f"--tensorboard {folder} cannot be written: {error.strerror}") from error
-    with opened as writer:
-
-        def log(epoch: int, measured: Epoch) -> None:
-            for key, value in measured.items():
-                writer.add_scalar(key, value, epoch)
-
-        yield log
 
 
 @contextmanager

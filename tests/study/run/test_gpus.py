@@ -126,7 +126,7 @@ def test_a_worker_ends_after_its_gpu_failed_and_keeps_to_its_share(tiny, monkeyp
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    local_engine._serve(Pipe(), True, None, 4)
+    local_engine._serve(Pipe(), True, None, None, 4)
     assert shares == [0.95 / 4]
     assert [type(message).__name__ for message in messages] == sent
 

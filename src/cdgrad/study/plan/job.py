@@ -34,6 +34,12 @@ class Job:
         """Which run of the study it is."""
         return self.cell, self.arm, self.trial, self.seed
 
+    @property
+    def place(self) -> str:
+        """A relative folder of its own for each run: cell, arm, and trial and seed."""
+        trial = "final" if self.trial is None else f"trial-{self.trial}"
+        return "/".join([*([self.cell] if self.cell else []), self.arm, f"{trial}-seed-{self.seed}"])
+
     def file(self, device: str) -> str:
         """A file name that no other run of the study has, nor this run on another device or setting."""
         trial = "final" if self.trial is None else f"trial-{self.trial}"

@@ -18,7 +18,7 @@ from cdgrad.study.shown import named, one_line
 from cdgrad.study.spec import EntrySetting, Setting
 
 if TYPE_CHECKING:
-    from cdgrad.study.train.outcome import Outcome
+    from cdgrad.study.train.outcome import OnEpoch, Outcome
 
 
 def execute(
@@ -27,6 +27,7 @@ def execute(
     *,
     device: str = "cpu",
     checkpoints: Path | None = None,
+    tensorboard: Path | None = None,
 ) -> Run:
     """Execute one run in this process. An exception of the run becomes a `FailedRun`.
 
@@ -37,9 +38,11 @@ def execute(
         on_epoch: called after each epoch with its number from 1 and what was measured in it.
         device: where to train, ``"cpu"`` or ``"cuda"``; the user's own training code chooses its own.
         checkpoints: a folder in which a long run saves its state, so that it resumes after it was killed.
+        tensorboard: a folder for the curves of runs, each in a folder of its own.
     """
     import torch  # here, because the driver imports this module and needs no torch
 
+    from cdgrad.study.train.curves import curves
     from cdgrad.study.train.device import explained
 
     if job.trial is not None and job.setting.evaluate == "test":
@@ -53,7 +56,8 @@ def execute(
             _import_callables(job.setting)
             where |= _code(job.folder) | _data(job.setting)
             dtype = torch.get_default_dtype()
-            outcome = _outcome(job, on_epoch, device, checkpoints)
+            with curves(tensorboard and tensorboard / job.place) as log:
+                outcome = _outcome(job, _both(log, on_epoch), device, checkpoints)
         # What was imported only during the run, too.
         where |= _code(job.folder) | outcome.environment
         measured = {key: getattr(outcome, key) for key in ("status", "error", "epochs", "measures")}
@@ -67,6 +71,14 @@ def execute(
     seconds = round(time.perf_counter() - clock, 3)
     run = job.run(started, environment=where, seconds=seconds, **found)
     return FailedRun(**vars(run), traceback=trace) if by_code else run
+
+
+def _both(first: OnEpoch, second: OnEpoch) -> OnEpoch:
+    def on_epoch(epoch: int, measured: dict[str, float]) -> None:
+        first(epoch, measured)
+        second(epoch, measured)
+
+    return on_epoch
 
 
 def _failed(message: str) -> dict[str, Any]:

@@ -29,7 +29,12 @@ from cdgrad.study.run.execute import execute
 
 
 def run_all(
-    take: Take, workers: int, *, gpus: Sequence[str] = (), checkpoints: Path | None = None
+    take: Take,
+    workers: int,
+    *,
+    gpus: Sequence[str] = (),
+    checkpoints: Path | None = None,
+    tensorboard: Path | None = None,
 ) -> Generator[EpochDone | RunDone]:
     """Execute the runs in up to `workers` processes of one thread each, and yield their events.
 
@@ -42,6 +47,7 @@ def run_all(
         gpus: identifiers as in CUDA_VISIBLE_DEVICES. Worker k trains on number k modulo their count, and
             sees no other; those that share one have equal parts of its memory. Empty: on the CPU.
         checkpoints: the folder in which long runs save their state; None: they do not.
+        tensorboard: the folder for the curves of the runs; None: they are not written.
     """
     pool: dict[int, _Worker] = {}
     try:
@@ -57,7 +63,7 @@ def run_all(
                 if worker is None or not worker.alive:
                     with _interrupts_held():
                         sharing = len(range(index % len(gpus), workers, len(gpus))) if gpus else 1
-                        worker = pool[index] = _Worker(gpu_of(index, gpus), checkpoints, sharing)
+                        worker = pool[index] = _Worker(gpu_of(index, gpus), checkpoints, sharing, tensorboard)
                 worker.take(job)
             busy = {index: worker for index, worker in pool.items() if worker.job is not None}
             if not busy:
@@ -97,12 +103,14 @@ _GRACE = 5  # seconds from SIGTERM to SIGKILL
 class _Worker:
     """The driver's side of one worker process."""
 
-    def __init__(self, gpu: str | None, checkpoints: Path | None, sharing: int = 1) -> None:
+    def __init__(
+        self, gpu: str | None, checkpoints: Path | None, sharing: int = 1, tensorboard: Path | None = None
+    ) -> None:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
         # No daemon: the user's own training code may start loaders, which a daemon must not.
         self._process: SpawnProcess = context.Process(
-            target=_serve, args=(theirs, gpu is not None, checkpoints, sharing)
+            target=_serve, args=(theirs, gpu is not None, checkpoints, tensorboard, sharing)
         )
         visible = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         # Otherwise the interpreter would search the working directory first, for its own modules, too.
@@ -166,7 +174,9 @@ class _LastRun:
     run: Run
 
 
-def _serve(pipe: Connection, on_gpu: bool, checkpoints: Path | None, sharing: int) -> None:
+def _serve(
+    pipe: Connection, on_gpu: bool, checkpoints: Path | None, tensorboard: Path | None, sharing: int
+) -> None:
     """The worker process: receive a job, send each epoch's number and then the run, until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform != "win32":
@@ -190,7 +200,8 @@ def _serve(pipe: Connection, on_gpu: bool, checkpoints: Path | None, sharing: in
     try:
         while True:
             kind = "cuda" if on_gpu else "cpu"
-            run = execute(pipe.recv(), report, device=kind, checkpoints=checkpoints)
+            options = {"checkpoints": checkpoints, "tensorboard": tensorboard}
+            run = execute(pipe.recv(), report, device=kind, **options)
             lost = on_gpu and run.status == "failed" and device.is_lost()
             pipe.send(_LastRun(run) if lost else run)
             if lost:

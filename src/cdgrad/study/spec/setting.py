@@ -25,6 +25,7 @@ INITIALIZATIONS = ("default", "fan-out")
 AUGMENTATIONS = ("pad-crop", "flip", "cutout")
 DIRECTIONS = ("output", "input", "height", "width")
 RESCALES = ("none", "norm")
+DIAGNOSTICS = ("divergence", "sharpness")
 TUNINGS = ("own", "baseline", "none")
 BASELINE_METRIC = "none"
 
@@ -109,6 +110,9 @@ class Schedule:
         test_every_epoch: measure the test error after every epoch, and record beside the last one the
             smallest and the mean of the last ten. Choosing an epoch by the test set is a selection effect:
             the reported error stays that of the last epoch, and trials never read the test set.
+        diagnostics: measure after every epoch, without a change of the run: ``"divergence"`` of a second copy
+            that rounds otherwise, which doubles the time, and ``"sharpness"`` of the training loss, alone and
+            times the learning rate (arXiv 2206.02001).
         graph: execute each step and each evaluation as a CUDA graph: one launch instead of hundreds, with the
             same numbers up to rounding. Left out: on a GPU, if the step can be captured; the record says what
             was done, and why.
@@ -129,6 +133,7 @@ class Schedule:
     step_factor: float = field(default=0.1, metadata=_later(within(0, 1)))
     test_every_epoch: bool = field(default=False, metadata=_later())
     graph: bool | None = field(default=None, metadata=_later())
+    diagnostics: tuple[str, ...] = field(default=(), metadata=_later(some_of(*DIAGNOSTICS)))
 
     def __post_init__(self) -> None:
         if (self.decay == "steps") != (self.step_epochs > 0):

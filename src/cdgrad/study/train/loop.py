@@ -13,6 +13,7 @@ from cdgrad.study.spec import Setting
 from cdgrad.study.train.arms import operator_backends
 from cdgrad.study.train.checkpoint import Checkpoint
 from cdgrad.study.train.device import forget_peak_memory, peak_memory, the_device
+from cdgrad.study.train.dynamics import Dynamics
 from cdgrad.study.train.epoch import error, run_epoch
 from cdgrad.study.train.execution import Captured, Execution, choose, stream_of
 from cdgrad.study.train.outcome import Epoch, OnEpoch, Outcome
@@ -60,14 +61,17 @@ def train(
     with stream_of(where), torch.random.fork_rng(devices=forked):
         torch.manual_seed(seed)
         state = TrainingState(setting, seed, where, ranks)
+        dynamics = Dynamics(state, seed) if state.schedule.diagnostics else None
         if saved:
-            _resume(state, saved)
+            _resume(state, dynamics, saved)
         state.execute, refusal = choose(state)
         while not state.over:
             run_epoch(state)
+            if dynamics:
+                state.epochs[-1] |= dynamics.measure()
             on_epoch(len(state.epochs), state.epochs[-1])
             if saved and saved.due and not state.over and ranks.rank == 0:
-                saved.save(state.state_dict())
+                saved.save(_content(state, dynamics))
         outcome = _outcome(state)
         if where.type == "cuda":
             outcome.environment["graph"] = _graphs(state.execute, refusal)
@@ -76,12 +80,19 @@ def train(
     return outcome
 
 
-def _resume(state: TrainingState, saved: Checkpoint) -> None:
+def _content(state: TrainingState, dynamics: Dynamics | None) -> dict[str, Any]:
+    """What a checkpoint keeps of a run."""
+    return state.state_dict() | ({"dynamics": dynamics.state_dict()} if dynamics else {})
+
+
+def _resume(state: TrainingState, dynamics: Dynamics | None, saved: Checkpoint) -> None:
     """Restore the state that the checkpoint holds, if there is one."""
     if (content := saved.load()) is None:
         return
     try:
         state.load_state_dict(content)
+        if dynamics:
+            dynamics.load_state_dict(content["dynamics"])
     except Exception as problem:  # whatever the values lead torch to
         raise StudyError(
             f"{saved.path} does not hold the state of this run ({type(problem).__name__}); move it "
