@@ -92,11 +92,13 @@ def record():
 def chosen_rows(network):
     """The row of the chosen backend, by metric."""
     rows = {row["name"]: row for row in network["rows"]}
+    assert len(network["chosen"]) == 5
     return {metric: rows[f"{metric} | {backend}"] for metric, backend in network["chosen"].items()}
 
 
 def test_the_backend_that_is_chosen_is_the_fastest(record):
     """Of whatever torch calls compute the same."""
+    assert record["networks"].keys() == NETWORKS.keys()
     for name, network in record["networks"].items():
         cold = {row["name"]: row["cold"] for row in network["rows"]}
         for metric, row in chosen_rows(network).items():

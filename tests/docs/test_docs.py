@@ -92,6 +92,6 @@ def test_the_two_commands_of_the_readme_are_targets():
 
 
 def test_every_relative_link_leads_somewhere():
-    for document in DOCUMENTS:
-        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
+    links = [(doc, link) for doc in DOCUMENTS for link in re.findall(r"\]\(([^)#:]+)\)", doc.read_text())]
+    assert len(links) > 50
+    assert not [(doc.name, link) for doc, link in links if not (doc.parent / link).exists()]

@@ -62,16 +62,18 @@ def test_a_changed_benchmark_moves_its_page(name, key, text, tmp_path, monkeypat
 def test_the_quickstart_s_record_is_of_its_present_specification():
     study = spec.load("quickstart")
     with quickstart.RUNS.open() as file:
-        for run in csv.DictReader(file):
-            assert run["fingerprint"] == study.setting("", run["arm"]).fingerprint, (
-                "remake the quickstart's record"
-            )
+        runs = list(csv.DictReader(file))
+    assert len(runs) == len(study.arms) * len(study.seeds)
+    for run in runs:
+        assert run["fingerprint"] == study.setting("", run["arm"]).fingerprint, "remake the record"
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_sample_of_the_quickstart_runs_again_to_its_record(seed, tmp_path, capsys):
     """One seed of each: kernels and CPUs change single runs by some tenths of a point, mistakes by more."""
-    for arm, errors in quickstart.errors(quickstart.RUNS).items():
+    recorded = quickstart.errors(quickstart.RUNS)
+    assert recorded.keys() == {"sgd", "reweighted"}
+    for arm, errors in recorded.items():
         assert cli.main(["train", "quickstart", "--arm", arm, "--seed", str(seed)]) == 0
         printed = capsys.readouterr().out
         found = float(printed.rpartition("test error ")[2].partition(" %")[0])

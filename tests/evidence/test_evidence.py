@@ -91,7 +91,9 @@ def test_the_final_runs_have_the_setting_with_the_lowest_validation_error(name):
 
 def test_the_records_were_made_from_commits():
     for name in STUDIES:
-        for run in recorded(name)[1]:
+        runs = recorded(name)[1]
+        assert runs
+        for run in runs:
             assert re.fullmatch(r"[0-9a-f]{40}", run.environment["commit"]), (
                 f"{name}: not of a clean checkout"
             )
@@ -114,6 +116,7 @@ def test_a_run_that_two_studies_share_gave_the_same_error():
 
 def test_the_mechanism_s_records_are_complete():
     modes = table("modes")
+    assert (RECORDS / f"{SPECS[0]}-modes.parquet").is_file()
     for name in SPECS:
         if not (RECORDS / f"{name}-modes.parquet").is_file():
             continue

@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -22,20 +21,7 @@ from cdgrad.study.spec import Task, parse
 pytest.importorskip("datasets", reason="the extra data is not installed")
 from parquet_folder import datasets, new_process, parquet, pictures, pillow, png
 
-
-@pytest.fixture(autouse=True)
-def cached(tmp_path, monkeypatch):
-    """A cache of the test's own, and no network."""
-
-    def refuse(*args, **kwargs):
-        raise AssertionError("the network was asked")
-
-    monkeypatch.setenv("CDGRAD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.chdir(tmp_path)
-    new_process()
-    return tmp_path / "cache"
+pytestmark = pytest.mark.usefixtures("cached")
 
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"

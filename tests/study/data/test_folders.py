@@ -2,7 +2,6 @@
 
 import io
 import os
-import socket
 import struct
 import unicodedata
 import warnings
@@ -17,38 +16,14 @@ from cdgrad.study import StudyError, data
 from cdgrad.study.data import decoding, files
 from cdgrad.study.spec import Task
 
-datasets = pytest.importorskip("datasets", reason="the extra data is not installed")
-pillow = pytest.importorskip("PIL.Image", reason="the extra data is not installed")
+pytest.importorskip("datasets", reason="the extra data is not installed")
+from parquet_folder import datasets, new_process, pillow, png
 
-
-@pytest.fixture(autouse=True)
-def _alone(tmp_path, monkeypatch):
-    """A cache of the test's own, and no network."""
-
-    def refuse(*args, **kwargs):
-        raise AssertionError("the network was asked")
-
-    monkeypatch.setenv("CDGRAD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.chdir(tmp_path)
-    new_process()
-
-
-def new_process():
-    files.contents.cache_clear()
-    files.digest.cache_clear()
-    decoding._warn.cache_clear()
+pytestmark = pytest.mark.usefixtures("cached")
 
 
 def draw(seed, shape=(8, 8, 3)):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-
-
-def png(pixels):
-    buffer = io.BytesIO()
-    pillow.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def images(folder, names):
@@ -60,7 +35,7 @@ def images(folder, names):
 
 def table(path, labels, names=None, rows=None):
     """A Parquet file of images with labels."""
-    rows = rows if rows is not None else [{"bytes": png(draw(i)), "path": None} for i in range(len(labels))]
+    rows = rows if rows is not None else [png(draw(i)) for i in range(len(labels))]
     found = datasets.Dataset.from_dict({"image": rows, "label": labels}).cast_column(
         "image", datasets.Image()
     )
@@ -117,10 +92,10 @@ def enormous():
 
 
 BAD = {
-    "truncated": lambda: png(draw(0, (64, 64, 3)))[:6000],
+    "truncated": lambda: png(draw(0, (64, 64, 3)))["bytes"][:6000],
     "empty": lambda: b"",
     "no image": lambda: b"<html>404</html>",
-    "large text": lambda: with_text_chunk(png(draw(0))),
+    "large text": lambda: with_text_chunk(png(draw(0))["bytes"]),
     "enormous": enormous,
 }
 
@@ -148,7 +123,7 @@ def test_all_files_that_cannot_be_read_are_counted():
     [(None, "there is no image"), ({"bytes": b"GIF", "path": None}, "Pillow does not recognize it")],
 )
 def test_a_row_that_cannot_be_read_is_named(bad, reason):
-    good = {"bytes": png(draw(0)), "path": None}
+    good = png(draw(0))
     table("set/train.parquet", [0, 1] * 10, rows=[good] * 17 + [bad] + [good] * 2)
     with pytest.raises(StudyError, match=f"unreadable image: row 17 of split train: .*{reason}"):
         load("set")

@@ -11,6 +11,7 @@ from cdgrad.study.data import choice, decoding, parquet_files
 from cdgrad.study.data.files import contents
 from cdgrad.study.spec import Task
 
+pytestmark = pytest.mark.usefixtures("cached")
 TASK = Task("", train="all", validation=2)
 
 
@@ -18,12 +19,6 @@ TASK = Task("", train="all", validation=2)
 def without_datasets(monkeypatch):
     """To call once the folder is written, which needs the package."""
     return lambda: monkeypatch.setitem(sys.modules, "datasets", None)
-
-
-@pytest.fixture(autouse=True)
-def cached(tmp_path, monkeypatch):
-    monkeypatch.setenv("CDGRAD_CACHE", str(tmp_path / "cache"))
-    new_process()
 
 
 def task(folder, **changes):

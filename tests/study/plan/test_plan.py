@@ -219,9 +219,12 @@ def test_a_report_leaves_out_the_final_runs_that_a_shorter_search_led_to(text, s
     runs = {run.key: run for run in made}
     results = Results.of(more, runs.values(), [spec])
     assert len({str(run.values) for run in results.finished["b", "sgd"].values()}) <= 1
+    compared = 0
     for (cell, arm), by_seed in results.finished.items():
         search = results.searches.get((cell, "sgd" if arm == "same-rate" else arm, 0))
         chosen = None if search is None else search.chosen
+        compared += 0 if chosen is None else len(by_seed)
         assert chosen is None or all(run.values == search.values[chosen] for run in by_seed.values())
+    assert compared > 0
     assert results.count < len([run for run in made if run.trial is None])
     assert any("tuning.trials grew from 3 to 4" in remark for remark in remarks(results))
