@@ -10,6 +10,8 @@ import pytest
 from cdgrad import cli
 from cdgrad.study.report import compose, paper
 from cdgrad.study.report.document import Table
+from cdgrad.study.spec import parse
+from cdgrad.study.statistics.results import Results
 
 SPEC = """
 baseline = "sgd"
@@ -61,6 +63,17 @@ def test_every_kind_of_file_is_written_and_none_is_overwritten(study, tmp_path, 
     assert cli.main(["export", str(study), "--to", str(to)]) == 1
     assert "exists already; choose another --to" in capsys.readouterr().err
     assert (to / "methods.md").read_text() == "edited"
+
+
+def test_methods_of_a_study_that_adds_seeds_name_its_own_interval_and_test(tiny_text, make_run):
+    adding = parse(tiny_text.replace("seeds = 2", "seeds = { until = 0.5, most = 30 }"), "tiny")
+    runs = [make_run(arm, seed, 3.0 + seed % 3) for arm in ("sgd", "directed") for seed in range(6)]
+    text = paper.methods(Results.of(adding, runs))
+    assert "over at most 30 paired seeds" in text
+    assert "Seeds were added until every comparison was shown, or its interval was narrower than 0.5" in text
+    assert "its 95 % anytime-valid interval, and p of the sequential t-test that belongs to it" in text
+    assert "Student" not in text
+    assert "sign-flip" not in text
 
 
 def test_methods_state_design_search_tests_and_software(study):

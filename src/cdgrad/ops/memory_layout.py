@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from math import prod
 from typing import NamedTuple
 
-MOST_AXES = 4  # that the fused kernels follow; a weight of a 3-d convolution has as many, were none joined
-
 
 class Columns(NamedTuple):
     """n channels `step` elements apart, and the axes that lead from column to column."""

@@ -107,9 +107,14 @@ def _design(results: Results) -> Iterator[str]:
     )
     cells = f" in {len(spec.cells)} settings ({', '.join(spec.cells)})" if len(spec.cells) > 1 else ""
     yield (
-        f"We compared {compared}{cells} over {len(spec.seeds)} paired seeds. "
+        f"We compared {compared}{cells} over {'at most ' * bool(spec.until)}{len(spec.seeds)} paired seeds. "
         "A seed fixes the initialization and the order of the data, alike for all arms."
     )
+    if spec.until:
+        yield (
+            "Seeds were added until every comparison was shown, or its interval was narrower than "
+            f"{spec.until:g} {spec.measure.unit or 'points'}."
+        )
     if (measure := spec.measure) != ERROR:
         direction = "lower" if measure.direction == "min" else "higher"
         yield f"The measure is {measure.name}{words(results).in_unit}; {direction} values are better."
@@ -159,7 +164,7 @@ def _budget(spec: Spec) -> Iterator[str]:
     )
     for arm in tuned:
         space = ", ".join(
-            f"{key} in {set(d.choices)}"
+            f"{key} one of {_listed([*map(str, d.choices)])}"
             if d.choices
             else f"{key} from {d.low:g} to {d.high:g}{' (logarithmic)' * d.log}"
             for key, d in spec.tuning.of(arm).items()
@@ -168,14 +173,15 @@ def _budget(spec: Spec) -> Iterator[str]:
 
 
 def _tests(results: Results) -> Iterator[str]:
-    count = results.tested
+    count, interval = results.tested, "Student t interval"
     if results.spec.replicates > 1:
         test = "of the t-test that belongs to it, both over the mean differences of the searches"
+    elif results.spec.until:
+        interval, test = "anytime-valid interval", "of the sequential t-test that belongs to it"
     else:
         test = "of a two-sided sign-flip permutation test"
     yield (
-        f"We report the mean paired difference with its {100 * stats.LEVEL:.0f} % Student t interval, and p "
-        f"{test}"
+        f"We report the mean paired difference with its {100 * stats.LEVEL:.0f} % {interval}, and p {test}"
         + (f", corrected by Holm's method over {count} comparisons [holm1979simple]." if count > 1 else ".")
     )
 
