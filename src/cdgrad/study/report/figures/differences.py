@@ -91,7 +91,8 @@ def _ends(results: Results, places: Iterable[Place], *, seeds_too: bool) -> tupl
         comparison = results.comparisons[place].comparison
         ok = [a.status == b.status == "ok" for a, b in results.paired_runs(*place)]
         if seeds_too:
-            shown += [float(d) for d, kept in zip(comparison.differences, ok, strict=True) if kept]
+            _, of_arm, of_reference = results.pairs(*place)
+            shown += [a - b for a, b, kept in zip(of_arm, of_reference, ok, strict=True) if kept]
         if all(ok):
             shown += comparison.interval
     low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
