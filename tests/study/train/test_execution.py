@@ -14,7 +14,7 @@ from torch import nn
 
 from cdgrad.study import StudyError
 from cdgrad.study.spec import Model, Optimizer, Schedule, parse
-from cdgrad.study.train import execution, loop
+from cdgrad.study.train import execution, loop, step
 from cdgrad.study.train.loop import train
 
 SGD = Optimizer("torch.optim:SGD", 0.1, {"momentum": 0.9, "nesterov": True, "weight_decay": 1e-3})
@@ -220,6 +220,19 @@ def test_optimizers_that_count_on_the_host_are_not_captured(name, arguments, rea
     optimizer = getattr(torch.optim, name)(network().parameters(), lr=0.1, **arguments)
     assert execution.prepare(optimizer, torch.device("cpu")).startswith(reason)
     assert bool(execution.prepare(optimizer, torch.device("cpu"))) == bool(reason)
+
+
+def test_gradients_of_a_fused_optimizer_have_the_strides_of_their_weights():
+    layer = nn.Conv2d(4, 8, 1).to(memory_format=torch.channels_last)
+    layer.weight.grad = torch.randn(8, 4).view(8, 4, 1, 1)
+    before = layer.weight.grad
+    assert before.stride() != layer.weight.stride()
+    step.match_strides(torch.optim.SGD(layer.parameters(), lr=0.1))
+    assert layer.weight.grad is before
+    step.match_strides(torch.optim.SGD(layer.parameters(), lr=0.1, fused=True))
+    assert layer.weight.grad.stride() == layer.weight.stride()
+    assert layer.weight.grad.data_ptr() == before.data_ptr()
+    assert torch.equal(layer.weight.grad, before)
 
 
 class CountingSGD(torch.optim.SGD):

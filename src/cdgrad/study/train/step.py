@@ -66,6 +66,7 @@ def training_step(state: TrainingState, size: int, *, compare: bool) -> None:
         compare: whether to store what the operator does to this gradient in ``state.buffers.products``.
     """
     _backward(state, state.buffers.rows(size))
+    match_strides(state.optimizer)
     if compare and state.handle is not None:
         state.buffers.products.copy_(direct_and_sum(state.handle))
     elif state.handle is not None and state.schedule.clip:
@@ -75,6 +76,23 @@ def training_step(state: TrainingState, size: int, *, compare: bool) -> None:
     step_with_rounding(state.optimizer, state.setting.rounding)
     if state.average:
         state.average.update(state.model)
+
+
+def match_strides(optimizer: torch.optim.Optimizer) -> None:
+    """Give the gradients of a fused optimizer the strides of their weights, without a copy.
+
+    PyTorch lets the two differ along axes of one entry, as in 1 x 1 kernels in the format channels last, and
+    fused CUDA kernels refuse that.
+    """
+    for group in optimizer.param_groups:
+        for weight in group["params"] if group.get("fused") else ():
+            grad = weight.grad
+            if grad is None or grad.stride() == weight.stride():
+                continue
+            if all(
+                n == 1 or a == b for n, a, b in zip(grad.shape, grad.stride(), weight.stride(), strict=True)
+            ):
+                weight.grad = grad.as_strided(weight.shape, weight.stride())
 
 
 def _backward(state: TrainingState, rows: Tensor) -> None:
