@@ -32,7 +32,7 @@ from cdgrad.study import models
 from cdgrad.study.callables import load_callable
 from cdgrad.study.records.environment import environment
 from cdgrad.study.spec import Setting, load
-from cdgrad.study.train.evaluate import error_percent
+from cdgrad.study.train.evaluate import count_mistakes
 
 WIDTHS = (1.0, 0.75, 0.5, 0.25)
 RATES = (0.1, 0.3)
@@ -149,7 +149,7 @@ def measured(setting: Setting, arm: Arm, seed: int, rate: float, *, trial: bool)
         data = datasets.load(task, seed)
         model = train(setting, arm, data, seed, rate)
         split = data.validation if trial else data.test
-        rows: list[Row] = [_row(1.0, "none", False, error_percent(model, split), True)]
+        rows: list[Row] = [_row(1.0, "none", False, _error(model, split), True)]
         if arm.scale < 1:
             return rows
         found = mesh.meshes(model)
@@ -158,10 +158,17 @@ def measured(setting: Setting, arm: Arm, seed: int, rate: float, *, trial: bool)
             for method in methods:
                 small = mesh.changed(model, found, mesh.REDUCTIONS[method](model, found, width))
                 if not trial:
-                    rows.append(_row(width, method, False, error_percent(small, split), False))
+                    rows.append(_row(width, method, False, _error(small, split), False))
                 mesh.reestimate_(small, _batches(data.train, 256))
-                rows.append(_row(width, method, True, error_percent(small, split), method == "fold"))
+                rows.append(_row(width, method, True, _error(small, split), method == "fold"))
     return rows
+
+
+def _error(model: nn.Module, split: datasets.Split) -> float:
+    """Misclassified images of the split, in percent."""
+    wrong = torch.zeros((), dtype=torch.int64)
+    count_mistakes(model, split, wrong)
+    return 100 * int(wrong) / len(split)
 
 
 def _row(width: float, method: str, reestimated: bool, error: float, best: bool) -> Row:

@@ -5,14 +5,17 @@ import io
 import itertools
 import math
 import time
+from dataclasses import replace
 
+import measure_width
 import pytest
 import torch
 import width as mesh
 from torch import nn
 
 from cdgrad.diagnostics import roughness
-from cdgrad.study import models
+from cdgrad.study import models, spec
+from evidence.build.loading import ROOT
 
 NETWORKS = {
     "small-cnn": {"width": 8},
@@ -241,3 +244,37 @@ def test_statistics_estimated_anew_are_those_of_the_images():
     first = model.features[0](x)
     torch.testing.assert_close(model.features[1].running_mean, first.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
     assert model.features[1].momentum == 0.1
+
+
+def test_training_at_a_width_trains_the_folded_network_and_reaches_all_weights():
+    model, x = network("resnet8"), images("resnet8")
+    found = mesh.meshes(model)
+    logits = measure_width._at_width(model, found, 0.5, x)
+    torch.testing.assert_close(logits, mesh.resize(model, 0.5)(x))
+    logits.square().sum().backward()
+    unread = model.features[0].weight.grad[3]  # a channel between kept ones is not used itself
+    assert float(unread.abs().sum()) == 0
+    assert all(p.grad is not None for p in model.parameters())
+    half = mesh.resize(model, 0.5)
+    half(x).square().sum().backward()
+    spread = mesh.coarsen(32, 16).spread  # what reads it is reached, by interpolation
+    torch.testing.assert_close(model.head.weight.grad, half.head.weight.grad @ spread.T)
+
+
+def test_the_study_of_width_measures_every_width_and_chooses_on_validation_images():
+    setting = spec.load(str(ROOT / "evidence/studies/width.toml")).setting("small-cnn-digits", "none")
+    task, model, schedule, _ = setting.tables()
+    small = replace(
+        setting,
+        task=replace(task, train=64),
+        model=replace(model, arguments={"width": 4}),
+        schedule=replace(schedule, epochs=1),
+    )
+    arm = measure_width.Arm(10, 1, widths=True)
+    rows = measure_width.measured(small, arm, seed=0, rate=0.1, trial=False)
+    assert [row["width"] for row in rows if row["best"]] == [1, 0.75, 0.5, 0.25]
+    trial = measure_width.measured(small, arm, seed=0, rate=0.1, trial=True)
+    assert [row["width"] for row in trial] == [1, 0.5]
+    assert [400 * row["error"] / 100 % 1 for row in trial] == [0, 0]  # of 400 validation images
+    again = measure_width.measured(small, arm, seed=0, rate=0.1, trial=False)
+    assert again == rows
