@@ -27,9 +27,9 @@ class Ring(NamedTuple):
     stands for -c at (j, k) and (k, j), and for c in both diagonals.
     """
 
-    first: Array  # row sums: of unknown 0,
-    inner: Array  # of those between,
-    last: Array  # and of unknown n - 1
+    first: Array  # row sum of unknown 0
+    inner: Array  # row sums of unknowns 1 to n - 2
+    last: Array  # row sum of unknown n - 1
     link: Array  # coupling of neighbors
     wrap: Array  # coupling of the last unknown with the first; 0 if the ends are free
 

@@ -105,7 +105,7 @@ def load(name: str, build: Callable[[Path], None]) -> Decoded:
         except OSError as error:
             raise StudyError(
                 f"cannot keep {name} in the cache {folder()}: {error.strerror or error}; "
-                f"make room there, or set CDGRAD_CACHE to another folder"
+                f"free some space there, or set CDGRAD_CACHE to another folder"
             ) from error
     return _read(entry)
 
@@ -160,7 +160,7 @@ def _read(entry: Path) -> Decoded:
         ) from error
     except Exception as error:  # whatever damaged bytes lead the readers to
         raise StudyError(
-            f"the cache entry {entry} is damaged ({error}); delete it; it is then built again"
+            f"the cache entry {entry} is damaged ({error}); delete it, and it is built again"
         ) from error
 
 

@@ -1,7 +1,7 @@
 """The files of a folder that are data, and a hash of them.
 
-Left aside without a word are hidden files and those of desktops, and what a study writes: a study whose data
-is the folder that it lies in must not find its own figures among the images.
+Hidden files, those of desktops and the output of a study are ignored without a warning: a study whose data is
+its own folder must not find its figures among the images.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ def _searched(results: Results) -> Iterator[str]:
             continue
         for key, value in search.values[search.chosen].items():
             tried = {values[key] for values in search.values.values()}
-            # Words have no ends, nor have choices of words and numbers.
+            # Only numbers have a lowest and a highest value.
             if len(tried) < 3 or any(isinstance(t, str | bool) for t in tried):
                 continue
             if min(tried) < value < max(tried):

@@ -130,7 +130,7 @@ def certainty(results: Results, cell: str) -> Table:
 
 
 def power(results: Results, cell: str) -> Table:
-    """A comparison a row: what the study could have seen, and how many seeds would see more."""
+    """A comparison a row: the minimum detectable difference, and the seeds needed for smaller ones."""
     w, compared = words(results), {n: c for n, (c, _) in results.in_cell(cell).items() if c.pairs > 1}
     sizes = true_differences(w, max((c.sd for c in compared.values()), default=math.nan))
     plural = "searches" if results.sampled == "search" else "seeds"

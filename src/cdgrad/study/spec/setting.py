@@ -100,7 +100,7 @@ class Schedule:
             or stay (``"none"``).
         step_epochs: with decay ``"steps"``, epochs from one step to the next, counted from the start.
         step_factor: with decay ``"steps"``, what each step multiplies the learning rate by.
-        label_smoothing: share of the target spread evenly over all classes.
+        label_smoothing: share of the target that is distributed evenly over all classes.
         ema: decay per step of the exponential moving average whose weights are evaluated; 0: none.
         accumulate: micro-batches that a batch is cut into; their gradients add up to the batch's.
         clip: largest L2 norm of the whole gradient, after the arm's operator; 0: unlimited.

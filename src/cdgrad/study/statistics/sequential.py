@@ -130,7 +130,7 @@ def anytime_interval(values: ArrayLike, level: float = LEVEL) -> Interval:
     It depends on the values so far, not on their order or on earlier looks. Of normal values it is about 2.0
     times as wide as the t interval at 10 and 1.7 times at 100; it reaches further to the side of a long tail.
     Both ends nan where it is unbounded (below `fewest_pairs`), and where all values are equal: their standard
-    deviation of 0 says nothing about the spread of those to come.
+    deviation of 0 says nothing about the variance of those to come.
     """
     x = np.asarray(values, dtype=np.float64)
     if len(x) < fewest_pairs(level) or _constant(x):
