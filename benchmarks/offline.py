@@ -4,8 +4,8 @@
 
 A folder holds another Triton (``pip install --target FOLDER --no-deps triton==3.6.0``); each is used in its
 own process. Recorded of every metric, dtype, tile size and architecture: registers, bytes of stack (spills),
-16-byte loads in the PTX, and along what the lanes of loads lie in Triton's GPU IR. ROCm targets have only the
-last.
+16-byte loads in the PTX (16-bit elements are loaded 8 bytes at once), and along what the lanes of loads lie
+in Triton's GPU IR. ROCm targets have only the last.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--arch", nargs="*", default=["80", "90", "120"])
     parser.add_argument("--metric", nargs="*", default=list(METRICS))
     parser.add_argument("--dtype", nargs="*", default=["float32", "bfloat16"])
-    parser.add_argument("--size", nargs="*", type=int, default=[0, 4, 5], help="for 16-bit types, one less")
+    parser.add_argument("--size", nargs="*", type=int, default=[0, 4, 5])
     parser.add_argument("--access", nargs="*", default=["aligned"], choices=ACCESSES)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -123,8 +123,7 @@ def main() -> None:
             for dtype in arguments.dtype:
                 for metric in arguments.metric:
                     for size, access in product(arguments.size, arguments.access):
-                        fewer = dtype in ("bfloat16", "float16") and size > 0
-                        rows.append(compiled(metric, dtype, size - fewer, ACCESSES.index(access), arch))
+                        rows.append(compiled(metric, dtype, size, ACCESSES.index(access), arch))
                         print(json.dumps(rows[-1]), flush=True)
     if arguments.out:
         arguments.out.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cdgrad.bench.page import tables
+from cdgrad.bench.page import gpu_tables, tables
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -20,6 +20,26 @@ def record(name: str) -> dict[str, Any]:
 def cost() -> str:
     """Every table of the cost record."""
     return tables(record("cost"))
+
+
+def gpu() -> str:
+    """The tables of the GPU's record, where there is one."""
+    if not (RESULTS / "gpu.json").exists():
+        return (
+            "The present Triton kernels have not been timed yet. `cdgrad bench --device cuda` times them.\n"
+        )
+    return gpu_tables(record("gpu"))
+
+
+def _gpu_sentence() -> str:
+    if not (RESULTS / "gpu.json").exists():
+        return "GPU times have not been measured.\n"
+    found = record("gpu")
+    steps = found["sections"]["training steps"]["rows"]
+    longer = [
+        row["longer_percent"] for way in steps.values() for name, row in way.items() if name != "without"
+    ]
+    return f"On {found['machine']['device']} a training step of ResNet-18 takes at most {max(longer):.1f} % longer.\n"
 
 
 def cost_sentence() -> str:
@@ -36,7 +56,7 @@ def cost_sentence() -> str:
     return (
         f"On a CPU the operator takes {min(shares):.2f} to {max(shares):.2f} % of a training step of ResNet-18, and\n"
         f"{min(ratios):.1f} to {max(ratios):.1f} times as long as reading and writing the gradient once.\n"
-        "GPU times have not been measured.\n"
+        + _gpu_sentence()
     )
 
 

@@ -72,3 +72,46 @@ def _jax(rows: list[Record]) -> str:
         for row in rows
     ]
     return "\n".join(lines)
+
+
+def gpu_tables(record: Record) -> str:
+    """Every number of the record of ``cdgrad bench --device cuda``."""
+    machine, sections = record["machine"], record["sections"]
+    software = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "triton") if machine[name])
+    parts = [f"{machine['device']}, {machine['date']}; {software}."]
+    parts += [_gpu_section(name, section) for name, section in sections.items() if section["rows"]]
+    missing = [f"{name}: {item}" for name, section in sections.items() for item in section["skipped"]]
+    failed = [f"{name}: {item}: {why}" for name, s in sections.items() for item, why in s["errors"].items()]
+    if missing:
+        parts.append(
+            "Not measured, because the time was over or something is missing: " + "; ".join(missing) + "."
+        )
+    if failed:
+        parts.append("Not measured, because it failed: " + "; ".join(failed) + ".")
+    return "\n\n".join(parts) + "\n"
+
+
+def _gpu_section(name: str, section: Record) -> str:
+    """A table of the section: a row per item, or per item and candidate where an item has several."""
+    rows = {
+        (item, inner): values
+        for item, found in section["rows"].items()
+        for inner, values in _candidates(found).items()
+    }
+    columns = list(dict.fromkeys(column for values in rows.values() for column in values))
+    lines = [f"**{name}**", "", f"| | | {' | '.join(columns)} |", "| --- | --- |" + " ---: |" * len(columns)]
+    for (item, inner), values in rows.items():
+        cells = [_number(values[column]) if column in values else "" for column in columns]
+        lines.append(f"| {item} | {inner} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _candidates(found: Record) -> dict[str, Record]:
+    nested = found.get("times", found)
+    return nested if all(isinstance(each, dict) for each in nested.values()) else {"": nested}
+
+
+def _number(value: float) -> str:
+    return (
+        f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    )

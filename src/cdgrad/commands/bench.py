@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from cdgrad.bench.shapes import NETWORKS
-from cdgrad.commands.arguments import check_new_file, count, write_new_file
+from cdgrad.commands.arguments import UsageError, check_new_file, count, failed, write_new_file
 
 HELP = "time the operator on this machine"
 DESCRIPTION = (
@@ -36,6 +39,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: resnet18; Muon is slow)",
     )
     parser.add_argument("--no-steps", action="store_true", help="leave out whole training steps")
+    parser.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda: another benchmark, of the GPU kernels, training steps and the study's loop, which ends "
+        "within --seconds; with it the options on networks, rounds and peers are not used (default: cpu)",
+    )
+    parser.add_argument(
+        "--seconds", type=count, default=120, help="with --device cuda: time for all of it (default: 120)"
+    )
+    parser.add_argument(
+        "--rehearse",
+        action="store_true",
+        help="with --device cuda: run everything on the CPU with tiny sizes; measures nothing",
+    )
     parser.add_argument("--no-jax", action="store_true", help="leave out the operator in JAX")
 
 
@@ -43,6 +61,10 @@ def run(options: argparse.Namespace) -> int:
     """Measure, print the tables, and write the record."""
     if options.out:
         check_new_file(options.out, "--out")
+    if options.device == "cuda":
+        return _run_on_gpu(options)
+    if options.rehearse:
+        raise UsageError("--rehearse rehearses the benchmark of a GPU; give --device cuda with it")
     from cdgrad.bench import measure
     from cdgrad.bench.page import tables
 
@@ -52,3 +74,51 @@ def run(options: argparse.Namespace) -> int:
         content = (json.dumps(record, indent=1) + "\n").encode()
         print(f"record: {write_new_file(options.out, content)}", file=sys.stderr)
     return 0
+
+
+def _run_on_gpu(options: argparse.Namespace) -> int:
+    """Measure on a GPU, or rehearse; the record is written after every item."""
+    if find_spec("triton") is None:
+        return failed(1, "Triton is not installed, and the GPU kernels need it")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
+        # Both are read when Triton is imported. A cache of its own, so that compilation is measured.
+        os.environ["TRITON_CACHE_DIR"] = cache
+        if options.rehearse:
+            os.environ["TRITON_INTERPRET"] = "1"
+        return _measure_on_gpu(options)
+
+
+def _measure_on_gpu(options: argparse.Namespace) -> int:
+    import torch
+
+    from cdgrad.bench.gpu.record import Record, record
+    from cdgrad.bench.gpu.setup import Setup
+    from cdgrad.bench.page import gpu_tables
+
+    if not options.rehearse and not torch.cuda.is_available():
+        return failed(1, "PyTorch finds no CUDA device; --rehearse runs the benchmark on the CPU")
+    written: list[Path] = []
+
+    def write(found: Record) -> None:
+        if options.out:
+            content = (json.dumps(found, indent=1) + "\n").encode()
+            written[:] = [
+                write_new_file(options.out, content) if not written else _rewrite(written[0], content)
+            ]
+
+    setup = Setup(torch.device("cpu" if options.rehearse else "cuda"), options.rehearse)
+    found = record(setup, options.seconds, write)
+    print(gpu_tables(found), flush=True)
+    for path in written:
+        print(f"record: {path}", file=sys.stderr)
+    errors = [name for name, section in found["sections"].items() if section["errors"]]
+    return (
+        failed(1, f"some items failed, in {', '.join(errors)}; the record has the reasons") if errors else 0
+    )
+
+
+def _rewrite(file: Path, content: bytes) -> Path:
+    from cdgrad.study.files import replace
+
+    replace(file, content)
+    return file

@@ -54,7 +54,7 @@ def directed(
     R: tl.constexpr,  # rows of a segment, half as many in the last tile, which is looped over
     W: tl.constexpr,  # segments of the first tile; each next one has twice as many segments
     C: tl.constexpr,  # and half of the columns
-    VECTOR: tl.constexpr,  # elements of 16 bytes
+    VECTOR: tl.constexpr,  # columns that a thread loads at once
 ):
     """The operator on all tensors of a dtype."""
     record = records + _RECORD * tl.program_id(0)
@@ -92,7 +92,7 @@ def _run(
     W: tl.constexpr,
     C: tl.constexpr,
     LOOP: tl.constexpr,
-    ACCESS: tl.constexpr,  # columns: 0 contiguous and aligned to 16 bytes, 1 contiguous, 2 strided
+    ACCESS: tl.constexpr,  # columns: 0 contiguous and aligned, 1 contiguous, 2 strided
     VECTOR: tl.constexpr,
 ):
     column, n, step = tl.load(record + 1), tl.load(record + 3), tl.load(record + 4)

@@ -189,7 +189,7 @@ def constants_of(metric: Metric, dtype: torch.dtype, used: int, tile: Tile) -> d
         "R": tile.rows,
         "W": tile.segments,
         "C": tile.columns,
-        "VECTOR": 16 // dtype.itemsize,
+        "VECTOR": tables.vector(dtype.itemsize),
     }
 
 

@@ -53,9 +53,17 @@ class Tile(NamedTuple):
         return -(-n // self.channels(self.size(n)))
 
 
-# By the bytes of an element. A thread holds 32 elements (of float64 16), 16 bytes of a row at once. Chosen
-# from the compiler's output for 128 registers, with which two programs fit on a multiprocessor.
-TILES = {2: Tile(8, 16, 64, 3, 8), 4: Tile(8, 8, 128, 4, 8), 8: Tile(8, 8, 64, 4, 8)}
+# By the bytes of an element. A thread holds 32 elements (of float64 16). Chosen from the compiler's output
+# for 128 registers, with which two programs fit on a multiprocessor.
+TILES = {2: Tile(8, 8, 128, 4, 8), 4: Tile(8, 8, 128, 4, 8), 8: Tile(8, 8, 64, 4, 8)}
+
+
+def vector(itemsize: int) -> int:
+    """Columns that a thread loads at once: 16 bytes, of 16-bit elements 8.
+
+    Eight columns a thread have twice the float64 values that cross segments: 500 bytes of them were spilled.
+    """
+    return min(4, 16 // itemsize)
 
 
 class Records(NamedTuple):
@@ -82,7 +90,7 @@ def records(tensors: Sequence[tuple[Columns, bool]], sobolev: bool, itemsize: in
     used = slots = 0
     for index, (columns, aligned) in sorted(enumerate(tensors), key=lambda job: -job[1][0].n):
         size = tile.size(columns.n)
-        kind = 3 * size + _access(columns, aligned, 16 // itemsize)
+        kind = 3 * size + _access(columns, aligned, vector(itemsize))
         used |= 1 << kind
         width = tile.shape(size)[2]
         starts = np.arange(0, columns.number, width)
@@ -100,7 +108,7 @@ def records(tensors: Sequence[tuple[Columns, bool]], sobolev: bool, itemsize: in
 
 
 def _access(columns: Columns, aligned: bool, vector: int) -> int:
-    """0: contiguous columns, 16 bytes at a time; 1: contiguous; 2: strided."""
+    """0: contiguous columns, `vector` at a time; 1: contiguous; 2: strided."""
     if len(columns.axes) > 1 or (columns.axes and columns.axes[0][1] != 1):
         return 2
     return 0 if aligned and columns.number % vector == 0 and columns.step % vector == 0 else 1

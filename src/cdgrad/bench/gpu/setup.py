@@ -1,0 +1,130 @@
+"""Device, sizes and clock of the benchmark on a GPU, and how times are taken there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+
+import torch
+
+from cdgrad.bench.candidates import METRICS
+from cdgrad.bench.shapes import Conv
+from cdgrad.metrics import Metric
+
+_FLUSHED_BYTES = 256 * 2**20  # more than the L2 cache of any GPU that we know
+
+
+@dataclass
+class Setup:
+    """Where and how much is measured.
+
+    Attributes:
+        device: a CUDA device, or the CPU in a rehearsal.
+        rehearsal: tiny sizes, every item once; its times mean nothing.
+        deadline: when the present section's time is over, by `time.perf_counter`.
+    """
+
+    device: torch.device
+    rehearsal: bool = False
+    deadline: float = field(default=float("inf"))
+
+    @property
+    def over(self) -> bool:
+        """Whether the present section's time is over; a rehearsal has time for all."""
+        return not self.rehearsal and time.perf_counter() > self.deadline
+
+    @property
+    def rounds(self) -> int:
+        """The most turns of each candidate."""
+        return 1 if self.rehearsal else 100
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """All metrics; in a rehearsal one of each family."""
+        return METRICS[::2] if self.rehearsal else METRICS
+
+    def layers(self, layers: list[Conv]) -> list[Conv]:
+        """The layers of a network; in a rehearsal the first, with few channels."""
+        if not self.rehearsal:
+            return layers
+        return [Conv(min(each.out, 6), min(each.into, 2), min(each.kernel, 3)) for each in layers[:1]]
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def interleaved(self, candidates: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+        """Median milliseconds of each on the device, cold, taking turns until the section's time is over.
+
+        Cold: after writing more than the L2 cache holds.
+        """
+        times: dict[str, list[float]] = {name: [] for name in candidates}
+        flush = torch.empty(1 if self.rehearsal else _FLUSHED_BYTES, dtype=torch.int8, device=self.device)
+        for call in candidates.values():
+            call()
+        for turn in range(self.rounds):
+            if turn >= 5 and self.over:
+                break
+            for name, call in candidates.items():
+                flush.zero_()
+                times[name].append(self._elapsed(call))
+        return {name: median(each) for name, each in times.items()}
+
+    def _elapsed(self, call: Callable[[], object]) -> float:
+        if self.device.type != "cuda":
+            start = time.perf_counter()
+            call()
+            return (time.perf_counter() - start) * 1e3
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        # The host gets ahead, so that the events enclose the kernels and not the time to launch them.
+        torch.cuda._sleep(1_000_000)  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
+        first.record()
+        call()
+        last.record()
+        last.synchronize()
+        return first.elapsed_time(last)
+
+    def per_call(self, calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+        """Median milliseconds of a call by the clock, `repeats` calls between two waits, taking turns."""
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        repeats = 1 if self.rehearsal else repeats
+        for turn in range(self.rounds):
+            if turn >= 5 and self.over:
+                break
+            for name, call in calls.items():
+                self.synchronize()
+                start = time.perf_counter()
+                for _ in range(repeats):
+                    call()
+                self.synchronize()
+                times[name].append((time.perf_counter() - start) * 1e3 / repeats)
+        return {name: median(each) for name, each in times.items()}
+
+
+def captured(setup: Setup, step: Callable[[], object], warm: int = 3) -> Callable[[], object]:
+    """`step` as a CUDA graph, after `warm` steps on another stream; in a rehearsal `step` itself."""
+    if setup.device.type != "cuda":
+        step()
+        return step
+    stream = torch.cuda.Stream(setup.device)
+    stream.wait_stream(torch.cuda.current_stream(setup.device))
+    with torch.cuda.stream(stream):
+        for _ in range(warm):
+            step()
+    torch.cuda.current_stream(setup.device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def relative_error(got: torch.Tensor, exact: torch.Tensor) -> float:
+    """The error in norm over the norm of the exact result."""
+    return float(((got - exact).square().sum() / exact.square().sum()).sqrt())
+
+
+class UnavailableError(Exception):
+    """What a section needs is not on this machine."""
