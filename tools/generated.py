@@ -32,6 +32,7 @@ PARTS = (
     Part("README.md", "optimizers", benchmarks.optimizer_count),
     Part("docs/index.md", "cost", benchmarks.cost_sentence),
     Part("docs/start.md", "quickstart", quickstart.start),
+    Part("docs/quickstart/paired_differences.svg", "", quickstart.figure),
     Part("docs/start.ipynb", "", notebook.start),
     Part("docs/card.md", "quickstart", quickstart.card),
     Part("docs/cost.md", "cost", benchmarks.cost),
