@@ -265,3 +265,13 @@ def test_a_study_with_a_metric_takes_a_number_or_a_dict_with_its_name(returned):
 def test_what_is_not_the_metric_is_refused(returned, percent, message):
     with pytest.raises(StudyError, match=message):
         ran(lambda seed, arm: returned, measure="perplexity", percent=percent)
+
+
+def test_the_parameters_of_an_attached_model_are_recorded():
+    def function(seed, arm):
+        net = nn.Conv2d(1, 4, 3)
+        arm.attach(torch.optim.SGD(net.parameters(), lr=0.1), net)
+        return {"error": 5.0}
+
+    assert ran(function).columns == {"parameters": 40}
+    assert ran(lambda seed, arm: {"error": 5.0}).columns == {}

@@ -55,6 +55,7 @@ class EntryArm:
         self.evaluate = setting.evaluate
         self.attached = setting.metric == "none" and not setting.centralize
         self.epochs: list[Epoch] = []
+        self.columns: dict[str, Any] = {}  # of the run's record: known where a model was attached
         self._setting = setting
         self._seed = seed
         self._on_epoch = on_epoch
@@ -62,6 +63,7 @@ class EntryArm:
     def attach(self, optimizer: Optimizer, model: nn.Module) -> Attachment | None:
         """Attach the arm's metric to `optimizer`, as `cdgrad.attach` does; None where the arm has none."""
         self.attached = True
+        self.columns = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
         return attach_arm(self._setting, optimizer, model, self._seed)
 
     def report(self, epoch: int, **measures: float) -> None:
@@ -198,7 +200,7 @@ def run_entry(
     result = measures.pop(setting.measure)
     _check_result(result, setting)
     diverged = bool(measures.pop("diverged", 0))
-    return Outcome("diverged" if diverged else "ok", result, seen.epochs, measures)
+    return Outcome("diverged" if diverged else "ok", result, seen.epochs, measures, seen.columns)
 
 
 def _with_result(returned: Any, setting: EntrySetting) -> Mapping[Any, Any]:
