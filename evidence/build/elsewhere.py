@@ -18,7 +18,7 @@ PLACES = {
     ("depth", "resnet32-sgd"): "digits, ResNet-32",
     ("regimes-labels", "noise-20"): "digits, 20 % wrong labels",
     ("regimes-labels", "noise-40"): "digits, 40 % wrong labels",
-    ("regimes-training", "batch-4"): "digits, batch of 4",
+    ("regimes-batch", "batch-4"): "digits, batch of 4",
     ("regimes-training", "few-50"): "digits, 50 images",
     ("regimes-training", "long"): "digits, 60 epochs",
     ("regimes-cifar10", "noise-40"): "CIFAR-10 (JPEG), 500 images, 40 % wrong labels",
