@@ -80,6 +80,23 @@ def test_replays_see_another_lam(capture, metric, other):
         handle.enabled = False
 
 
+@pytest.mark.parametrize("metric", ["reweighted:lam=3", "sobolev:lam=0.1"])
+def test_rescaled_gradients_keep_their_norm_within_the_plan(metric):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 6, 1, bias=False), nn.Conv2d(6, 5, 3, bias=False))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    attach(optimizer, model, metric, rescale="norm", backend="triton")
+    for scale in (1.0, 1e-30, 0.0):
+        expected = []
+        for layer in model:
+            layer.weight.grad = grad = scale * torch.randn_like(layer.weight)
+            exact = torch.from_numpy(directed(grad.double().numpy(), parse_metric(metric)))
+            expected.append(exact * grad.double().norm() / exact.norm() if scale else exact)
+        optimizer.step()
+        for layer, want in zip(model, expected, strict=True):
+            torch.testing.assert_close(layer.weight.grad, want.float(), rtol=1e-5, atol=1e-6 * scale)
+
+
 @pytest.mark.parametrize("other", ["l2", "reweighted:lam=3", "sobolev:lam=0.1,boundary=periodic"])
 def test_what_replays_cannot_see_is_refused(capture, other):
     _, handle, _ = captured_step(capture, "sobolev:lam=0.1")

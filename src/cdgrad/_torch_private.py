@@ -24,6 +24,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 # The operations on lists of tensors of torch.optim: one kernel for many tensors on a GPU.
 foreach_copy_: Callable[[list[Tensor], list[Tensor]], None] = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
 foreach_lerp_: Callable[[list[Tensor], list[Tensor], list[Tensor]], None] = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
+foreach_norm: Callable[[list[Tensor], float, torch.dtype], tuple[Tensor, ...]] = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
 
 # Optimizer.__init__ replaces a class's `step` by this wrapper, which is what runs the hooks.
 _HOOKED_STEP = Optimizer.profile_hook_step(Optimizer.step).__code__

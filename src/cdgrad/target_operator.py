@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from cdgrad._torch_private import FormCheck
+from cdgrad._torch_private import FormCheck, foreach_norm
 from cdgrad.dtensors import channel_mesh_dim, is_dtensor, local_part, whole_norms
 from cdgrad.metrics import L2, Metric
 from cdgrad.ops import graphs, prepare
@@ -164,8 +164,9 @@ class _Plan:
             parts = list(map(local_part, directed))
             before = _norms(parts)
             self._run_parts(grads)
-            for part, old, new in zip(parts, *whole_norms(directed, before, _norms(parts)), strict=True):
-                distinct(part).mul_(torch.where(new > 0, old / new, 1.0))
+            old, new = whole_norms(directed, before, _norms(parts))
+            for part, factor in zip(parts, _ratios(old, new), strict=True):
+                distinct(part).mul_(factor)
 
     def _run_parts(self, grads: Sequence[Tensor]) -> None:
         for part in self._parts:
@@ -202,7 +203,13 @@ def _blocks(target: Target, grad: Tensor) -> list[tuple[Tensor, int, int]]:
 
 def _norms(grads: list[Tensor]) -> list[Tensor]:
     """L2 norms; in float64 where the device has it, so that scaled or tiny gradients keep theirs."""
-    return [
-        torch.linalg.vector_norm(grad, dtype=torch.float32 if grad.device.type == "mps" else torch.float64)
-        for grad in grads
-    ]
+    exact = torch.float32 if any(grad.device.type == "mps" for grad in grads) else torch.float64
+    return list(foreach_norm(grads, 2.0, exact))
+
+
+def _ratios(old: list[Tensor], new: list[Tensor]) -> list[Tensor]:
+    """old / new, and 1 where new is 0."""
+    if len({norm.device for norm in new}) > 1:
+        return [torch.where(b > 0, a / b, 1.0) for a, b in zip(old, new, strict=True)]
+    numerator, denominator = torch.stack(old), torch.stack(new)
+    return list(torch.where(denominator > 0, numerator / denominator, 1.0).unbind())

@@ -254,6 +254,27 @@ def check_small_deviations():
         assert off(grad.double(), eager.directed(full.double()[None], metric)[0]) < 1e-5, metric
 
 
+def check_values_near_the_largest_float():
+    """Sums and deviations exceed it, the result does not. One rank alone cuts nothing."""
+    if dist.get_world_size() == 1:
+        return
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for metric in (
+        ReweightedL2(3),
+        *(f(0.5, b) for f in (Sobolev, MeanSobolev) for b in ("free", "periodic")),
+    ):
+        for dtype, scale, tolerance in ((torch.float32, 2.0**127, 1e-6), (torch.float64, 2.0**1023, 1e-12)):
+            small = randn(13, 3).clamp(-1, 1)
+            small[:, 0] = torch.tensor([1.0, 1.0, -1.0]).repeat(5)[:13] * 0.9
+            small = small.to(dtype)
+            want = channel_directed(small.double(), metric)
+            grad = shard(small * scale, mesh, Shard(0))
+            channel_directed_([grad], metric)
+            part = shard(want, mesh, Shard(0)).to_local()
+            got = (grad.to_local() / scale).double()
+            assert float((got - part).norm()) <= tolerance * float(want.norm()), (metric, dtype)
+
+
 def check_nonfinite_stays_in_its_column():
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     full = randn(9, 4)

@@ -12,8 +12,10 @@ metric                    float64 numbers per column
 ========================  ================================================================
 
 An interval is the whole axis, or one group of a grouped convolution; intervals that lie on one rank
-are not exchanged. The mean-weighted metric could not do with two numbers: what a shard adds to the
-shards on its left and on its right are different quadratic moments of it, which span three.
+are not exchanged. In between everything is an eighth of its size, by an exact power of two: a deviation, or
+a sum, may exceed the largest float where the result does not. The mean-weighted metric could not do with
+two numbers: what a shard adds to the shards on its left and on its right are different quadratic moments of
+it, which span three.
 """
 
 from __future__ import annotations
@@ -37,6 +39,8 @@ from cdgrad.ops.sharded.interface_system import Piece, coupling, cut, standalone
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
+
+_SHRINK = 0.125
 
 
 def directed_(
@@ -157,15 +161,16 @@ def _reweight(shards: list[_Cut], lam: float, process_group: dist.ProcessGroup, 
     blocks = _blocks(sums, shapes)
     for shard, block in zip(shards, blocks, strict=True):
         for piece in shard.own:
-            block[piece.interval] = shard.part(piece).sum(0, dtype=torch.float64).flatten()
+            block[piece.interval] = _shrunk_sum(shard.part(piece), shard.n).flatten()
     dist.all_reduce(sums, group=process_group)
     for shard, block in zip(shards, blocks, strict=True):
         for piece in shard.own:
-            x, mean = shard.part(piece), block[piece.interval] / shard.n
+            x, mean = shard.part(piece), block[piece.interval]
             coarse = shard.row(mean)
             # What rounding the mean to x's dtype left over would be amplified by a small lam.
             left_over = coarse.flatten().to(mean) - mean
-            x.sub_(coarse).mul_(1 / lam).add_(shard.row(mean + left_over / lam))
+            _subtract_shrunk(x, coarse)
+            torch.add(shard.row(mean + left_over / lam), x, alpha=1 / lam, out=x).mul_(1 / _SHRINK)
             shard.store(piece, x)
 
 
@@ -192,8 +197,8 @@ def _solve(
     for block, shard in enumerate(shards):
         for piece in shard.own:
             x = shard.part(piece)
-            mean = x.mean(0, dtype=torch.float64)
-            x.sub_(mean.to(x.dtype))
+            mean = _shrunk_sum(x, len(x))
+            _subtract_shrunk(x, mean.to(x.dtype))
             parts.append(_Subdomain(shard, block, piece, x, mean.flatten()))
             by_metric[standalone(metric, shard.n, piece.length)].append(x)
     for own_metric, xs in by_metric.items():
@@ -226,8 +231,20 @@ def _solve(
         response = torch.as_tensor(correction.response, dtype=x.dtype, device=x.device)
         response = response.view(-1, *[1] * (x.ndim - 1))
         x.addcmul_(response, shard.row(right)).addcmul_(response.flip(0), shard.row(left), value=-1)
-        x.add_(shard.row(mean + v - rest.to(v.device)))
+        x.add_(shard.row(mean + v - rest.to(v.device))).mul_(1 / _SHRINK)
         shard.store(piece, x)
+
+
+def _shrunk_sum(x: Tensor, n: int) -> Tensor:
+    """The sum over axis 0, divided by n, in float64 and shrunk."""
+    if x.dtype == torch.float64:
+        return (x * (_SHRINK / n)).sum(0)  # the sum itself could overflow
+    return x.sum(0, dtype=torch.float64) * (_SHRINK / n)
+
+
+def _subtract_shrunk(x: Tensor, mean: Tensor) -> None:
+    """x becomes the shrunk deviation from a mean that is shrunk already."""
+    torch.add(-mean, x, alpha=_SHRINK, out=x)
 
 
 def _blocks(flat: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
