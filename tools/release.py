@@ -1,7 +1,7 @@
 """Check the distributions in dist/: ``make release`` builds them and runs this.
 
-Builds the source distribution beside the wheel, installs the wheel in an empty environment, and there runs the
-command line and one short training run from another folder.
+Builds the source distribution beside the wheel, installs the wheel in an empty environment, and there runs what a
+newcomer would run first, from another folder. It tags nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +14,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 DIST = ROOT / "dist"
+COMMANDS = (
+    "--version",
+    "--help",
+    "plan quickstart --no-timing",
+    "train quickstart --set schedule.epochs=1",
+    "init mine",
+    "plan mine.toml --no-timing",
+    "inspect mine:build",
+    "train mine.toml --set schedule.epochs=1",
+)
 
 
 def main() -> None:
@@ -26,9 +36,8 @@ def main() -> None:
         binaries = Path(folder, "venv", "bin")
         constraints = ("--constraint", str(ROOT / "constraints.txt"))
         _run(str(binaries / "pip"), "install", "--quiet", *constraints, f"{wheel}[study]", cwd=Path(folder))
-        _run(str(binaries / "cdgrad"), "--version", cwd=Path(folder))
-        short = ("--set", "schedule.epochs=1")
-        _run(str(binaries / "cdgrad"), "train", "quickstart", *short, cwd=Path(folder))
+        for arguments in COMMANDS:
+            _run(str(binaries / "cdgrad"), *arguments.split(), cwd=Path(folder))
     print(f"checked: {wheel.name}, {source.name}. Next: update CHANGELOG.md and tag the commit.")
 
 

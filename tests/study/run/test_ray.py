@@ -92,3 +92,18 @@ def test_no_cluster_is_said_in_a_line(tiny_text, tmp_path, capsys):
         capsys.readouterr().err,
         re.MULTILINE,
     )
+
+
+def test_a_task_runs_in_the_folder_that_the_study_was_started_in(tmp_path, monkeypatch):
+    project, started = tmp_path / "project", tmp_path / "started"
+    project.mkdir()
+    started.mkdir()
+    (project / "task_entry.py").write_text(
+        "def run(seed, arm):\n    import there\n    arm.attached = True\n    return {'error': there.ERROR}\n"
+    )
+    (started / "there.py").write_text("ERROR = 7")
+    text = 'baseline = "a"\nseeds = 1\nentry = "task_entry:run"\narms.a = {}\n'
+    job = Job("", "a", None, 0, parse(text, "x").setting("", "a"), folder=str(project))
+    monkeypatch.chdir(tmp_path)  # where a node was started; restored at the end
+    *_, run = ray_engine._stream(job, "cpu", str(started))
+    assert (run.status, run.error, run.message) == ("ok", 7.0, "")

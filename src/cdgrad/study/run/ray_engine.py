@@ -13,6 +13,7 @@ import queue
 import socket
 import threading
 from collections.abc import Generator, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
@@ -92,7 +93,7 @@ class _Slot:
 
     def start(self) -> None:
         self.attempt += 1
-        self.stream = self.remote.remote(self.job, self.device)
+        self.stream = self.remote.remote(self.job, self.device, os.getcwd())
 
     def receive(self, ray: Any) -> int | Run | None:
         """The next epoch, or the run; None where the run was lost and starts again."""
@@ -115,10 +116,13 @@ def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
-def _stream(job: Job, device: str) -> Iterator[int | Run]:
+def _stream(job: Job, device: str, folder: str) -> Iterator[int | Run]:
     """A task: each epoch's number, and then the run."""
     import torch
 
+    # Relative paths and modules of the user's start where the study was started, not where the node was.
+    with suppress(OSError):
+        os.chdir(folder)
     events = queue.SimpleQueue[int | Run | BaseException]()
 
     def work() -> None:
