@@ -72,7 +72,6 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
             for cell, name in cells.items()
             for full, half in [_above(values, cell, "widths-sobolev-1")]
         ),
-        "width_met_two": str(sum(_two_and_two(where) for where in met.values())),
     }
     return parts, [figures.widths("width", _curves(values, cells), WIDTHS)]
 
@@ -108,12 +107,6 @@ def _above(values: Values, cell: str, arm: str) -> tuple[float, float]:
     full = np.mean(_of(values, cell, arm, "fold", 1.0)) - np.mean(_of(values, cell, "ordinary", "", 1.0))
     half = np.mean(_of(values, cell, arm, "fold", 0.5)) - np.mean(_of(values, cell, "scratch-0.5", "", 0.5))
     return float(full), float(half)
-
-
-def _two_and_two(where: Sequence[str]) -> bool:
-    """Whether the cells are of two networks and two data sets."""
-    networks, data = zip(*(name.split(", ") for name in where), strict=True)
-    return len(set(networks)) > 1 and len(set(data)) > 1
 
 
 def _curves(values: Values, cells: dict[str, str]) -> dict[str, dict[str, list[list[float]]]]:
