@@ -17,6 +17,7 @@ from cdgrad import (
     MeanSobolev,
     ReweightedL2,
     Sobolev,
+    attach,
     channel_directed,
     channel_directed_,
     reference,
@@ -273,6 +274,21 @@ def check_values_near_the_largest_float():
             part = shard(want, mesh, Shard(0)).to_local()
             got = (grad.to_local() / scale).double()
             assert float((got - part).norm()) <= tolerance * float(want.norm()), (metric, dtype)
+
+
+def check_blocks_equal_the_split_tensor():
+    """A fused projection of three blocks, attached, with its channels cut over the ranks."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for metric in (ReweightedL2(3), Sobolev(0.1), MeanSobolev(0.1, "periodic")):
+        model = torch.nn.Linear(4, 15, bias=False).double()
+        model.weight = torch.nn.Parameter(shard(randn(15, 4), mesh, Shard(0)))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        attach(optimizer, model, metric, linear=True, blocks={"weight": 3})
+        grad = randn(15, 4).flip(0)
+        model.weight.grad = shard(grad, mesh, Shard(0))
+        optimizer.step()
+        want = torch.cat([channel_directed(part, metric) for part in grad.split(5)])
+        assert off(model.weight.grad, want) < 1e-10
 
 
 def check_nonfinite_stays_in_its_column():
