@@ -11,11 +11,11 @@ from cdgrad.study import StudyError
 from cdgrad.study.plan.job import Job
 from cdgrad.study.plan.plan import Plan
 from cdgrad.study.records import Store
-from cdgrad.study.run import ray_engine
+from cdgrad.study.run import logs, ray_engine
 from cdgrad.study.run.driver import run_study
 from cdgrad.study.run.engine import EpochDone, RunDone
 from cdgrad.study.run.execute import execute
-from cdgrad.study.spec import parse
+from cdgrad.study.spec import load, parse
 
 pytest.importorskip("ray", reason="needs the extra ray")
 
@@ -75,6 +75,38 @@ def test_a_run_that_kills_every_worker_is_recorded_with_the_reason(cluster, tiny
     (event,) = ray_engine.run_all(lambda: jobs.pop() if jobs else None, 1, address=cluster.address)
     assert (event.run.status, event.run.key) == ("failed", ("", "dead", None, 0))
     assert event.run.message.startswith("lost 2 times by the Ray cluster: ")
+
+
+ENTRY = """
+import helper  # beside the specification
+
+def run(seed, arm):
+    import here  # in the folder that the command is started in
+    arm.attached = True
+    return {"error": helper.DOUBLE * seed / (seed - 2)}
+"""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_under_ray_the_users_modules_are_found_and_the_first_exception_ends_the_study(
+    cluster, tmp_path, monkeypatch
+):
+    project, started = tmp_path / "project", tmp_path / "started"
+    project.mkdir()
+    started.mkdir()
+    (project / "own_entry.py").write_text(ENTRY)
+    (project / "helper.py").write_text("DOUBLE = -2")
+    (started / "here.py").write_text("")
+    (project / "own.toml").write_text('baseline = "a"\nseeds = 4\nentry = "own_entry:run"\narms.a = {}\n')
+    monkeypatch.chdir(started)
+
+    def on_the_cluster(take, workers):
+        return ray_engine.run_all(take, workers, address=cluster.address)
+
+    made = run_study(load("../project/own.toml"), tmp_path / "out", 1, on_the_cluster)
+    assert [(run.status, run.error) for run in made] == [("ok", 0.0), ("ok", 2.0), ("failed", None)]
+    kept = logs.traceback_of(tmp_path / "out", made[-1])
+    assert kept.splitlines()[-1] == "ZeroDivisionError: division by zero"
 
 
 @pytest.mark.filterwarnings("ignore")
