@@ -44,6 +44,8 @@ suppress_warnings = ["myst.header"]  # the API pages begin with an object, not w
 default_role = "py:obj"
 nitpick_ignore_regex = [
     ("py:obj", r"[a-z_]+"),  # an argument
+    # Types of attributes that docs/spec.md and docs/statistics.md describe in words.
+    ("py:class", r"cdgrad\.study\.(spec\.measure\.Measure|report\.words\.Words)"),
     ("py:exc", "StudyError"),  # as its module's own docstrings call it
     (
         "py:.*",
