@@ -32,8 +32,8 @@ def test_a_planted_difference_is_shown_as_often_as_the_power_says(
         runs += [make_run("directed", s, float(e)) for s, e in enumerate(arm)]
         (sentence,) = verdicts(Results.of(spec, runs), "")
         said.append(sentence)
-    fewer = np.mean(["points fewer errors than" in sentence for sentence in said])
-    more = np.mean(["points more errors than" in sentence for sentence in said])
+    fewer = np.mean(["is better than sgd" in sentence for sentence in said])
+    more = np.mean(["is worse than sgd" in sentence for sentence in said])
     expected = paired.paired_power(SEEDS, planted, NOISE)
     assert expected == pytest.approx(power, abs=0.02)
     assert fewer + more == pytest.approx(expected, abs=3 * math.sqrt(expected * (1 - expected) / STUDIES))
