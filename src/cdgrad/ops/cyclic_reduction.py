@@ -26,10 +26,11 @@ def _sobolev(x: Tensor, metric: Sobolev) -> Tensor:
     """(I + lam A)^-1 x."""
     n = x.shape[1]
     mean, deviation = _split(x)
-    y = _solve_free(deviation, metric.lam)
+    *levels, (last_pivot, wrap) = _on_device(n, metric.lam, x)
+    y = _solve_free(deviation, levels, last_pivot)
     if metric.boundary == "periodic":
         # The wrap-around edge is a rank-one term of A.
-        wrap = _column(sobolev_weights.sobolev(n, metric.lam).wrap, y)
+        wrap = _column(wrap, y)
         y = y - wrap * (wrap * deviation).sum(1, keepdim=True)
     return _join(mean, y)
 
@@ -83,23 +84,22 @@ class _Level(NamedTuple):
     pivot: Array  # 1 / diagonal of odd j
 
 
-def _solve_free(x: Tensor, lam: float) -> Tensor:
+def _solve_free(x: Tensor, levels: list[list[Tensor]], last_pivot: Tensor) -> Tensor:
     """(I + lam A)^-1 x along axis 1 with free ends, by cyclic reduction; about 4 n multiplications."""
-    levels, last_pivot = _reduction(x.shape[1], lam)
     odds: list[Tensor] = []
-    for level in levels:
+    for left, right, _ in levels:
         odd = x[:, 1::2]
         odds.append(odd)
         even = x[:, 0::2].clone()
         m, k = even.shape[1], odd.shape[1]
-        even[:, :k] += _column(level.left, x) * odd
-        even[:, 1:] += _column(level.right, x) * odd[:, : m - 1]
+        even[:, :k] += _column(left, x) * odd
+        even[:, 1:] += _column(right, x) * odd[:, : m - 1]
         x = even
-    x = x * float(last_pivot[0])
-    for level, odd in zip(reversed(levels), reversed(odds), strict=True):
+    x = x * last_pivot
+    for (left, right, pivot), odd in zip(reversed(levels), reversed(odds), strict=True):
         m, k = x.shape[1], odd.shape[1]
-        solved = odd * _column(level.pivot, x) + _column(level.left, x) * x[:, :k]
-        solved[:, : m - 1] += _column(level.right, x) * x[:, 1:]
+        solved = odd * _column(pivot, x) + _column(left, x) * x[:, :k]
+        solved[:, : m - 1] += _column(right, x) * x[:, 1:]
         both = x.new_empty((x.shape[0], m + k, *x.shape[2:]))
         both[:, 0::2], both[:, 1::2] = x, solved
         x = both
@@ -132,6 +132,34 @@ def _reduction(n: int, lam: float) -> tuple[list[_Level], Array]:
     return levels, 1 / row_sum[:1]
 
 
-def _column(weights: Array, like: Tensor) -> Tensor:
-    """`weights` along axis 1, broadcastable to `like`, in its dtype and on its device."""
-    return torch.tensor(weights, dtype=like.dtype, device=like.device).view(-1, *[1] * (like.ndim - 2))
+@cached_by_bytes(64 * 2**20)
+def _weights(n: int, lam: float, dtype: torch.dtype, device: torch.device) -> list[list[Tensor]]:
+    """Left, right and pivot of every level, then the last pivot and the wrap, on the device.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured, which cannot hold a copy from the host.
+    """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"a CUDA graph is being captured, and the weights of lam={lam} for {n} channels are not on the "
+            "GPU yet; run the same step once before the capture"
+        )
+    levels, last_pivot = _reduction(n, lam)
+    rest = [last_pivot, sobolev_weights.sobolev(n, lam).wrap]
+    return [[torch.tensor(w, dtype=dtype, device=device) for w in each] for each in [*levels, rest]]
+
+
+# Weights that a captured graph reads must outlive it, and nothing says when it ends.
+_captured: set[Tensor] = set()
+
+
+def _on_device(n: int, lam: float, x: Tensor) -> list[list[Tensor]]:
+    weights = _weights(n, lam, x.dtype, x.device)
+    if x.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        _captured.update(weight for each in weights for weight in each)
+    return weights
+
+
+def _column(weights: Tensor, like: Tensor) -> Tensor:
+    """`weights` along axis 1, broadcastable to `like`."""
+    return weights.view(-1, *[1] * (like.ndim - 2))
