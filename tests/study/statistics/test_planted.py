@@ -37,8 +37,7 @@ def test_a_planted_difference_is_shown_as_often_as_the_power_says(
     expected = paired.paired_power(SEEDS, planted, NOISE)
     assert expected == pytest.approx(power, abs=0.02)
     assert fewer + more == pytest.approx(expected, abs=3 * math.sqrt(expected * (1 - expected) / STUDIES))
-    assert all(
-        "no difference is shown" in s for s in said if " fewer errors" not in s and " more errors" not in s
-    )
+    nothing = np.mean(["no difference is shown" in sentence for sentence in said])
+    assert fewer + more + nothing == pytest.approx(1)
     if planted:
         assert fewer > 5 * more
