@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,8 +91,9 @@ def show(folder: Path, *, reference: str = "", all_pairs: bool = False, target: 
     from cdgrad.study import records
     from cdgrad.study.report import compose
 
+    show_document = _terminal_text()  # first: what is not installed is named before the folder is read
     results = compose.read(folder).compared_with(reference, all_pairs=all_pairs)
-    status = _print_and_write(results, compose.document(results, target), folder)
+    status = _print_and_write(show_document, results, compose.document(results, target), folder)
     if status == 0:
         print(f"records: {folder / records.FILE}")
     return status
@@ -122,15 +123,25 @@ def show_together(
             to.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StudyError(f"cannot write in {to}: {error.strerror or error}; choose another --to") from error
-    return _print_and_write(results, document, to)
+    return _print_and_write(_terminal_text(), results, document, to)
 
 
-def _print_and_write(results: Results, document: Document, folder: Path | None) -> int:
+def _terminal_text() -> Callable[[Document], None]:
+    """What prints a document."""
     from rich.console import Console
 
-    from cdgrad.study.report import compose, text
+    from cdgrad.study.report import text
 
-    text.to_terminal(document, Console(highlight=False, soft_wrap=False))
+    console = Console(highlight=False, soft_wrap=False)
+    return lambda document: text.to_terminal(document, console)
+
+
+def _print_and_write(
+    show_document: Callable[[Document], None], results: Results, document: Document, folder: Path | None
+) -> int:
+    from cdgrad.study.report import compose
+
+    show_document(document)
     if folder is None:
         return 0
     try:
