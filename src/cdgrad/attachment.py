@@ -85,6 +85,7 @@ def attach(
     Cost: linear in the number of weights, no optimizer state.
     Source: arXiv 2008.10766.
 
+    >>> import torch
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.LazyLinear(10))
     >>> optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
     >>> handle = attach(optimizer, model, "reweighted:lam=3")

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from cdgrad.study import StudyError, data
-from cdgrad.study.data import cache, resident, splits
-from cdgrad.study.data.splits import channel_statistics, with_label_noise
+from cdgrad.study.data import cache, resident
+from cdgrad.study.data.splits import channel_statistics, take, with_label_noise
 from cdgrad.study.spec import Task
 
 
@@ -93,13 +93,13 @@ def test_decoded_pixels_stay_on_a_device_from_one_run_to_the_next(monkeypatch):
     monkeypatch.setattr(resident, "_kept", {})
     meta = torch.device("meta")
     arrays = cache.Arrays(torch.zeros(6, 1, 2, 2, dtype=torch.uint8), torch.arange(6), "a file")
-    one, other = (splits.take(arrays, rows, torch.zeros(1), torch.ones(1)) for rows in ([1, 2], [3, 4, 5]))
+    one, other = (take(arrays, rows, torch.zeros(1), torch.ones(1)) for rows in ([1, 2], [3, 4, 5]))
     assert one.to(meta).pixels is other.to(meta).pixels
     assert (len(one.to(meta).pixels), len(one.to(meta).rows)) == (6, 2)
     assert one.to(meta).images().shape == (2, 1, 2, 2)
     # Neither what has no name nor what is large is kept: the images of the split are copied.
     unnamed = dataclasses.replace(arrays, source="")
-    assert len(splits.take(unnamed, [1, 2], torch.zeros(1), torch.ones(1)).to(meta).pixels) == 2
+    assert len(take(unnamed, [1, 2], torch.zeros(1), torch.ones(1)).to(meta).pixels) == 2
     monkeypatch.setattr(resident, "_BYTES", 23)
     assert len(one.to(meta).pixels) == 2
 

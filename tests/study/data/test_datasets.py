@@ -324,7 +324,9 @@ def test_a_full_or_forbidden_cache_is_explained(tmp_path, monkeypatch):
     def build(entry):
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(StudyError, match=r"set in the cache .*: No space left on device; make room"):
+    with pytest.raises(
+        StudyError, match=r"set in the cache .*: No space left on device; free some space there"
+    ):
         cache.load("set", build)
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CDGRAD_CACHE", str(tmp_path / "file"))

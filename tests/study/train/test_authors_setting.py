@@ -151,7 +151,9 @@ def test_a_rounded_arm_begins_as_the_baseline_and_leaves_it_by_rounding(tiny_tex
 
 def test_an_entry_has_no_rounded_step():
     text = 'entry = "a:b"\nbaseline = "x"\nseeds = 2\n[arms.x]\nrounding = 2\n'
-    with pytest.raises(StudyError, match=r"arms.x.rounding needs the built-in training loop"):
+    with pytest.raises(
+        StudyError, match=r"arms.x.rounding has no effect with `entry`, only in the built-in loop"
+    ):
         parse(text, "mine")
 
 
