@@ -35,7 +35,7 @@ def capture(monkeypatch):
 
         with monkeypatch.context() as inside:
             inside.setattr(graphs, "capturing", lambda: True)
-            inside.setattr(launch, "_capturing", lambda device: True)
+            inside.setattr(launch, "capturing_on", lambda device: True)
             inside.setattr(launch, "_kernel", Recorder)
             function()
 

@@ -29,7 +29,7 @@ SMALL = {size: Tile(4, 2, 16 if size > 2 else 32, 2, 1) for size in (2, 4, 8)}
 @pytest.fixture
 def capturing(monkeypatch):
     """Call it, and the current stream is being captured."""
-    return lambda: monkeypatch.setattr(launch, "_capturing", lambda device: True)
+    return lambda: monkeypatch.setattr(launch, "capturing_on", lambda device: True)
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_what_a_graph_reads_stays(capturing, monkeypatch):
     monkeypatch.setattr(launch, "_captured", set())
     with monkeypatch.context() as inside:
         channel_directed_([torch.randn(13, 5)], METRICS[1], backend="triton")
-        inside.setattr(launch, "_capturing", lambda device: True)
+        inside.setattr(launch, "capturing_on", lambda device: True)
         channel_directed_([torch.randn(13, 5)], METRICS[1], backend="triton")
     assert len(launch._captured) == 1
     monkeypatch.setattr(launch, "_PLANS", 3)

@@ -6,6 +6,7 @@ channels `cdgrad.ops.eager` has fewer.
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cdgrad.metrics import Array, MeanSobolev, Sobolev
-from cdgrad.ops import sobolev_weights
+from cdgrad.ops import graphs, sobolev_weights
 from cdgrad.ops.byte_cache import cached_by_bytes
 
 
@@ -139,24 +140,15 @@ def _weights(n: int, lam: float, dtype: torch.dtype, device: torch.device) -> li
     Raises:
         RuntimeError: a CUDA graph is being captured, which cannot hold a copy from the host.
     """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            f"a CUDA graph is being captured, and the weights of lam={lam} for {n} channels are not on the "
-            "GPU yet; run the same step once before the capture"
-        )
+    graphs.refuse_upload(device, f"lam={lam} for {n} channels")
     levels, last_pivot = _reduction(n, lam)
     rest = [last_pivot, sobolev_weights.sobolev(n, lam).wrap]
     return [[torch.tensor(w, dtype=dtype, device=device) for w in each] for each in [*levels, rest]]
 
 
-# Weights that a captured graph reads must outlive it, and nothing says when it ends.
-_captured: set[Tensor] = set()
-
-
 def _on_device(n: int, lam: float, x: Tensor) -> list[list[Tensor]]:
     weights = _weights(n, lam, x.dtype, x.device)
-    if x.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        _captured.update(weight for each in weights for weight in each)
+    graphs.keep_for_replays(x.device, chain.from_iterable(weights))
     return weights
 
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from cdgrad._torch_private import foreach_copy_
 from cdgrad.metrics import L2, Array, MeanSobolev, Metric, ReweightedL2, Sobolev
-from cdgrad.ops import cyclic_reduction
+from cdgrad.ops import cyclic_reduction, graphs
 from cdgrad.ops.byte_cache import cached_by_bytes
 from cdgrad.ops.full_precision import full_precision
 from cdgrad.ops.pieces import interface
@@ -238,11 +238,7 @@ def _weights(metric: Sobolev | MeanSobolev, n: int, dtype: torch.dtype, device: 
     Raises:
         RuntimeError: a CUDA graph is being captured, which cannot hold a copy from the host.
     """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            f"a CUDA graph is being captured, and the weights of {metric} for {n} channels are not on the "
-            "GPU yet; run the same step once before the capture"
-        )
+    graphs.refuse_upload(device, f"{metric} for {n} channels")
     largest = torch.finfo(dtype).max / 16
     exact = dtype if device.type == "mps" else torch.float64
     arrays = [_deviation_kernel(metric, n)] if n <= _DENSE else [*_pieces(metric, n)]
@@ -252,12 +248,7 @@ def _weights(metric: Sobolev | MeanSobolev, n: int, dtype: torch.dtype, device: 
     ]
 
 
-# Weights that a captured graph reads must outlive it, and nothing says when it ends.
-_captured: set[Tensor] = set()
-
-
 def _on_device(metric: Sobolev | MeanSobolev, x: Tensor) -> list[Tensor]:
     weights = _weights(metric, len(x), x.dtype, x.device)
-    if x.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        _captured.update(weights)
+    graphs.keep_for_replays(x.device, weights)
     return weights

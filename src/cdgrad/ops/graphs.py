@@ -1,10 +1,36 @@
-"""Whether a CUDA graph is being captured."""
+"""The capture of CUDA graphs: whether one is going on, and what it needs of weights."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
+from torch import Tensor
+
+# Weights that a captured graph reads must outlive it, and nothing says when it ends.
+_kept: set[Tensor] = set()
 
 
 def capturing() -> bool:
     """Whether a CUDA graph is being captured on the current stream."""
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
+def capturing_on(device: torch.device) -> bool:
+    """The same, of work on `device`."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def refuse_upload(device: torch.device, weights: str) -> None:
+    """Raise RuntimeError while a CUDA graph is being captured, which cannot hold a copy from the host."""
+    if capturing_on(device):
+        raise RuntimeError(
+            f"a CUDA graph is being captured, and the weights of {weights} are not on the GPU yet; run the "
+            "same step once before the capture"
+        )
+
+
+def keep_for_replays(device: torch.device, weights: Iterable[Tensor]) -> None:
+    """Keep weights on `device` for good while a CUDA graph is being captured."""
+    if capturing_on(device):
+        _kept.update(weights)

@@ -66,7 +66,7 @@ def test_trials_first_and_final_runs_seed_by_seed_as_soon_as_their_arm_is_tuned(
     assert first_cell[12:] == [(arm, None, seed) for seed in (0, 1) for arm in spec.arms]
     assert [j.cell for j in order] == ["a"] * 20 + ["b"] * 20
     # What nothing is chosen for can start at once, and only that.
-    ready = Plan(spec, [], "here").next_jobs()
+    ready = list(iter(Plan(spec, [], "here").take, None))
     assert {j.arm for j in ready if j.trial is None} == {"fixed"}
 
 
@@ -100,12 +100,12 @@ def test_a_study_that_stopped_anywhere_goes_on_to_the_same_runs(spec, stop):
 
 def test_an_arm_with_a_failed_trial_waits_for_it(spec):
     plan = Plan(spec, [], "here")
-    for job in plan.next_jobs():
+    for job in list(iter(plan.take, None)):
         failed = (job.cell, job.arm, job.trial, job.seed) == ("a", "directed", 1, 100)
         plan.add(ended(job, 5.0, "failed" if failed else "ok"))
-    assert ("a", "directed") not in {(j.cell, j.arm) for j in plan.next_jobs()}
+    assert ("a", "directed") not in {(j.cell, j.arm) for j in iter(plan.take, None)}
     made = list(plan._done.values())
-    assert [j.key for j in Plan(spec, made, "here").next_jobs() if j.trial is not None] == [
+    assert [j.key for j in iter(Plan(spec, made, "here").take, None) if j.trial is not None] == [
         ("a", "directed", 1, 100)
     ]
 
@@ -115,7 +115,7 @@ def test_a_diverged_trial_counts_as_measured(spec):
         return 90.0 if job.trial in (0, 1) else 50.0
 
     plan = Plan(spec, [], "here")
-    for job in plan.next_jobs():
+    for job in list(iter(plan.take, None)):
         plan.add(ended(job, error(job), "diverged"))
     assert plan.choice("a", "sgd").trial == 2
 
@@ -165,7 +165,7 @@ def test_more_trials_may_be_asked_for_before_the_first_final_run(text, spec):
     _, made = played(spec)
     trials = [run for run in made if run.trial is not None]
     more = Plan(parse(text.replace("trials = 3", "trials = 4"), "tiny"), trials, "here")
-    assert {j.trial for j in more.next_jobs() if j.arm != "fixed"} == {3}
+    assert {j.trial for j in iter(more.take, None) if j.arm != "fixed"} == {3}
 
 
 def by_trial(errors):

@@ -63,7 +63,7 @@ def test_under_ray_a_study_gives_the_local_numbers_though_a_node_is_killed(clust
     assert [run.status for run in runs] == ["ok"] * 10, [run.message for run in runs]
     assert {(run.key, epoch) for run in runs for epoch in (1, 2, 3)} == set(epochs)
     assert {run.environment["threads"] for run in made} == {1}
-    here = [execute(job, lambda epoch, measured: None) for job in Plan(spec, [], "here").next_jobs()]
+    here = [execute(job, lambda epoch, measured: None) for job in iter(Plan(spec, [], "here").take, None)]
     assert sorted(here, key=lambda run: run.key[1::2]) == runs
 
 

@@ -94,7 +94,7 @@ def test_checkpoints_that_a_killed_driver_left_go_with_the_last_run(tiny, make_r
 
 def test_missing_runs_come_seed_by_seed_and_failed_ones_again(tiny, make_run):
     runs = [make_run("sgd", 0, 3.0), make_run("directed", 0, None, status="failed")]
-    assert [(job.arm, job.seed) for job in Plan(tiny, runs, "here").next_jobs()] == [
+    assert [(job.arm, job.seed) for job in iter(Plan(tiny, runs, "here").take, None)] == [
         ("directed", 0), ("sgd", 1), ("directed", 1),
     ]  # fmt: skip
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from functools import partial
 from statistics import median
 from typing import Any
@@ -19,7 +18,7 @@ from cdgrad.attachment import attach
 from cdgrad.bench.candidates import FLOOR, METRICS
 from cdgrad.bench.gpu.setup import Setup, relative_error
 from cdgrad.bench.shapes import NETWORKS, Conv
-from cdgrad.metrics import Metric
+from cdgrad.metrics import Metric, with_lam
 from cdgrad.ops import channel_directed_, eager, prepare
 from cdgrad.ops.local import as_channels
 from cdgrad.ops.triton import launch
@@ -61,18 +60,13 @@ def _parity(setup: Setup, metric: Metric, dtype: torch.dtype) -> dict[str, Any]:
     jobs = parity_gradients(setup, dtype)
     dims = [dim for _, dim in jobs]
     for lam in _LAMS[: 1 if setup.rehearsal else None]:
-        changed = _with_lam(metric, lam)
+        changed = with_lam(metric, lam)
         grads = [grad.clone(memory_format=torch.preserve_format) for grad, _ in jobs]
         channel_directed_(grads, changed, dims, backend="triton")
         for got, (grad, dim) in zip(grads, jobs, strict=True):
             exact = eager.directed(as_channels(grad.double(), dim, 1), changed)
             worst = max(worst, relative_error(as_channels(got.double(), dim, 1), exact))
     return {"error": worst}
-
-
-def _with_lam(metric: Metric, lam: float) -> Metric:
-    changed: Any = metric
-    return replace(changed, lam=lam)
 
 
 def floor(setup: Setup) -> Items:

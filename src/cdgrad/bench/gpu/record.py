@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from cdgrad.bench.gpu.setup import Setup, UnavailableError
+from cdgrad.messages import named
 from cdgrad.ops.triton import tables
 
 Record = dict[str, Any]
@@ -94,8 +95,7 @@ def _measure(
 
 def _line(error: Exception) -> str:
     where = traceback.extract_tb(error.__traceback__)[-1]
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text:.300} ({os.path.basename(where.filename)}:{where.lineno})"
+    return f"{named(error):.300} ({os.path.basename(where.filename)}:{where.lineno})"
 
 
 def _stop() -> None:

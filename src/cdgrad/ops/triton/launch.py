@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cdgrad.metrics import MeanSobolev, Metric, ReweightedL2, Sobolev
+from cdgrad.ops.graphs import capturing_on
 from cdgrad.ops.memory_layout import Columns, columns_of
 from cdgrad.ops.triton import kernels, tables
 from cdgrad.ops.triton.tables import TILES, Tile
@@ -122,7 +123,7 @@ class _Batch:
     @property
     def capturing(self) -> bool:
         """Whether a graph is being captured."""
-        return _capturing(self._device)
+        return capturing_on(self._device)
 
     def set_metric(self, metric: Metric) -> None:
         self._metric = metric
@@ -134,11 +135,11 @@ class _Batch:
     def run(self, pointers: list[int]) -> None:
         with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
             stream = torch.cuda.current_stream(self._device).cuda_stream if self._device.type == "cuda" else 0
-            if pointers == self._pointers and (stream == self._stream or _capturing(self._device)):
+            if pointers == self._pointers and (stream == self._stream or capturing_on(self._device)):
                 self._launch(self._addresses)
                 return
             aligned = tuple([not pointer & 15 for pointer in pointers])
-            if _capturing(self._device):
+            if capturing_on(self._device):
                 if aligned != self._aligned:
                     raise RuntimeError(
                         "a CUDA graph is being captured, and channel_directed_ has not yet met these shapes, "
@@ -231,10 +232,6 @@ def directed_(jobs: Sequence[Job], metric: Metric) -> None:
 
 def _kernel(name: str) -> Any:
     return getattr(kernels, name)
-
-
-def _capturing(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def _upload(array: Any, device: torch.device) -> Tensor:

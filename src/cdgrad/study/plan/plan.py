@@ -115,10 +115,6 @@ class Plan:
             return Job(cell, arm, trial, seed, setting, dict(values), self.spec.folder, replicate)
         return None
 
-    def next_jobs(self) -> list[Job]:
-        """Take all jobs that can start now."""
-        return list(iter(self.take, None))
-
     def add(self, run: Run) -> None:
         """A run that was taken has ended."""
         if run.status != "failed":

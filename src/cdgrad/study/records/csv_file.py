@@ -11,23 +11,22 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cdgrad.study.records.run import COLUMNS, OPTIONAL, Run
+from cdgrad.study.records.run import COLUMNS, OPTIONAL, Run, left_out
 from cdgrad.study.shown import published
 
 _FIRST = ("arm", "seed", "error", "status", "cell", "trial", "evaluated")
 _PLAIN = [column.name for column in COLUMNS if not column.json]
 
 
-def csv_text(runs: Iterable[Run], measure: str = "error") -> str:
+def csv_text(runs: Sequence[Run], measure: str = "error") -> str:
     """`runs` in their order, as the text of a CSV file; `measure` is the column of their results."""
     first = [measure if name == "error" else name for name in _FIRST]
     rows = [_row(run, measure) for run in runs]
-    # Another measure is of the user's own code, which need not know of images.
-    empty = () if measure == "error" else [n for n in OPTIONAL if all(row[n] == "" for row in rows)]
-    last = ["epochs", *(name for name in reversed(_PLAIN) if name not in (*_FIRST, *empty))]
+    unused = left_out(runs, measure)
+    last = ["epochs", *(name for name in reversed(_PLAIN) if name not in (*_FIRST, *unused))]
     others = {key for row in rows for key in row} - {*first, *last, *OPTIONAL}
     kinds = ("value.", "measure.")
     middle = sorted(others, key=lambda key: ([not key.startswith(kind) for kind in kinds], key))

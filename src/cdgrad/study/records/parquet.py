@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 from cdgrad.study import StudyError
 from cdgrad.study.records.environment import renamed
-from cdgrad.study.records.run import COLUMNS, OPTIONAL, Run, Status, order, to_json, with_nan
+from cdgrad.study.records.run import COLUMNS, Run, Status, left_out, order, to_json, with_nan
 from cdgrad.study.shown import published, published_values
 
 _JSON = [column.name for column in COLUMNS if column.json and column.name != "epochs"]
@@ -40,12 +40,9 @@ def to_parquet(runs: Iterable[Run], path: Path, measure: str = "error") -> None:
     ]
     types = {"TEXT": pa.string(), "INTEGER": pa.int64(), "REAL": pa.float64()}
     columns: dict[str, Any] = {}
+    unused = left_out(rows, measure)
     for column in COLUMNS:
-        if (
-            measure != "error"
-            and column.name in OPTIONAL
-            and all(getattr(r, column.name) is None for r in rows)
-        ):
+        if column.name in unused:
             continue
         values = [getattr(run, column.name) for run in rows]
         values = list(map(to_json, values)) if column.json else values

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, cast
 
@@ -144,6 +145,16 @@ class Column:
 
 
 OPTIONAL = ("parameters", "images", "memory")  # columns that are empty where it is not known
+
+
+def left_out(runs: Sequence[Run], measure: str) -> set[str]:
+    """Columns that a published table of `runs` has no use for.
+
+    Another measure than the error is of the user's own code, which need not know of images.
+    """
+    return set() if measure == "error" else {n for n in OPTIONAL if all(getattr(r, n) is None for r in runs)}
+
+
 COLUMNS = tuple(Column(f.name, **f.metadata) for f in fields(Run))
 
 

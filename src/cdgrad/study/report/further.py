@@ -72,7 +72,7 @@ def further_figure(results: Results, cell: str) -> Drawing | None:
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.set_title(one_line(measure), loc="left", fontsize=10, parse_math=False)
-    to = "" if spec.all_pairs else f" to {spec.reference or spec.baseline}"
+    to = "" if spec.all_pairs else f" to {spec.reference_arm}"
     panels[-1].set_xlabel(f"paired difference{to}")
     left_out = len({d.measure for d in differences}) - len(measures)
     more = f" The first {_PANELS} are shown." if left_out else ""

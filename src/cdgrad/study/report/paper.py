@@ -100,7 +100,7 @@ def methods(results: Results) -> str:
 
 def _design(results: Results) -> Iterator[str]:
     spec = results.spec
-    reference = spec.reference or spec.baseline
+    reference = spec.reference_arm
     others = [arm for arm in spec.arms if arm != reference]
     compared = (
         f"all pairs of {_listed([*spec.arms])}" if spec.all_pairs else f"{_listed(others)} with {reference}"

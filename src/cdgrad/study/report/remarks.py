@@ -73,10 +73,10 @@ def _reference(results: Results) -> Iterator[str]:
     spec, planned = results.spec, results.planned
     if planned is None or planned.contrasts == spec.contrasts:
         return
-    before = "all pairs of arms" if planned.all_pairs else f"with {planned.reference or planned.baseline}"
+    before = "all pairs of arms" if planned.all_pairs else f"with {planned.reference_arm}"
     yield (
         f"The specification compares {before}; this report compares "
-        + ("all pairs of arms" if spec.all_pairs else f"with {spec.reference or spec.baseline}")
+        + ("all pairs of arms" if spec.all_pairs else f"with {spec.reference_arm}")
         + f", {len(results.comparisons)} in all: comparisons that are chosen after a look at results show "
         "too much."
     )

@@ -78,7 +78,7 @@ def difference_title(spec: Spec, w: Words) -> str:
     """The title of a table of paired differences."""
     if spec.all_pairs:
         return f"Paired differences of all pairs of arms{w.in_points}: first minus second, {w.better_sign}"
-    return f"Paired difference to {spec.reference or spec.baseline}{w.in_points}: {w.better_sign}"
+    return f"Paired difference to {spec.reference_arm}{w.in_points}: {w.better_sign}"
 
 
 def row_name(results: Results) -> str:

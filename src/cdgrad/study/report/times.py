@@ -43,9 +43,7 @@ def time_to_target(results: Results, cell: str, target: float) -> Table | None:
         epochs = [epoch for epoch in by_seed.values() if epoch]
         seconds = [_seconds(results.finished[cell, arm][seed], e) for seed, e in by_seed.items() if e]
         medians = [f"{np.median(epochs):g}", f"{np.median(seconds):.1f}"] if epochs else ["-", "-"]
-        rows.append(
-            (arm, f"{len(epochs)} of {len(by_seed)}", *medians, *_paired(results, cell, arm, reached))
-        )
+        rows.append((arm, f"{len(epochs)} of {len(by_seed)}", *medians, *_paired(results, arm, reached)))
     what = key.replace("_", " ")
     unit = " %" if spec.measure.percent else f" {spec.measure.unit}".rstrip()
     return Table(
@@ -53,15 +51,15 @@ def time_to_target(results: Results, cell: str, target: float) -> Table | None:
         ("arm", "reached", "epochs", "s", "difference", "95 % t", "pairs"),
         rows,
         "reached: runs with such an epoch; epochs and s: medians of those, s by the time of a run, evenly "
-        f"spread over its epochs; difference: of the epochs, paired, to {spec.reference or spec.baseline}, "
+        f"spread over its epochs; difference: of the epochs, paired, to {spec.reference_arm}, "
         "of the seeds on which both reached it. Runs that never do are left out: compare the shares first",
         align="lrrrrrr",
     )
 
 
-def _paired(results: Results, cell: str, arm: str, reached: dict[str, dict[int, int | None]]) -> list[str]:
+def _paired(results: Results, arm: str, reached: dict[str, dict[int, int | None]]) -> list[str]:
     """The mean difference in epochs to the reference, its interval and the number of pairs."""
-    reference = results.spec.reference or results.spec.baseline
+    reference = results.spec.reference_arm
     both = [
         ours - theirs
         for seed, ours in reached[arm].items()

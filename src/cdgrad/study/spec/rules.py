@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from datetime import date, time
 from typing import Any, TypeVar, cast, get_type_hints
@@ -175,3 +175,12 @@ def check_values(table: Mapping[str, Any], name: str, where: str = "", depth: in
             raise error_at(name, path, str(value), "a string, number or truth value; put a date in quotes")
         elif isinstance(value, int) and not -(2**63) <= value < 2**64:
             raise StudyError(f"{name}: {path} must be an integer of at most 64 bits; got a larger one")
+
+
+def dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested tables under keys such as ``optimizer.lr``."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from dotted(cast(dict[str, Any], value), f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

@@ -7,12 +7,12 @@ that the trials of a study are known before its first run.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from cdgrad.study import StudyError
-from cdgrad.study.spec.rules import as_table, at_least, check_keys, error_at, is_a, read, seeds
+from cdgrad.study.spec.rules import as_table, at_least, check_keys, dotted, error_at, is_a, read, seeds
 from cdgrad.study.spec.sobol import sobol
 
 Values = Mapping[str, Any]
@@ -142,21 +142,12 @@ def _listed(value: Any, tuning: Tuning, arms: Sequence[str], name: str) -> dict[
 
 def _point(value: Any, space: Mapping[str, Dimension], where: str, name: str) -> dict[str, Any]:
     """The values of one trial: of each key of the space, and within it."""
-    point = dict(_leaves(as_table(value, where, name)))
+    point = dict(dotted(as_table(value, where, name)))
     check_keys(point, space, list(space), f"{where}.", name)
     for key, about in space.items():
         if point[key] not in about:
             raise error_at(name, f'{where}."{key}"', point[key], f"in its space, {about}")
     return {key: about.typed(point[key]) for key, about in sorted(space.items())}
-
-
-def _leaves(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """``optimizer.lr = 1`` and ``"optimizer.lr" = 1`` are one key."""
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _leaves(cast(dict[str, Any], value), f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _space(value: Any, where: str, name: str) -> dict[str, Dimension]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from cdgrad.metrics import lam_of, parse_metric, with_lam
 from cdgrad.study import StudyError
 from cdgrad.study.spec.measure import ERROR, Measure
-from cdgrad.study.spec.rules import check_keys, read
+from cdgrad.study.spec.rules import check_keys, dotted, read
 from cdgrad.study.spec.setting import (
     BASELINE_METRIC,
     OPTIONS,
@@ -81,12 +81,17 @@ class Spec:
     all_pairs: bool = False
 
     @property
+    def reference_arm(self) -> str:
+        """The arm that the others are compared with."""
+        return self.reference or self.baseline
+
+    @property
     def contrasts(self) -> dict[str, Contrast]:
         """What is compared, by its name: every other arm with the reference, or all pairs of arms."""
         if not self.all_pairs:
-            reference = self.reference or self.baseline
+            reference = self.reference_arm
             return {arm: Contrast(arm, reference) for arm in self.arms if arm != reference}
-        first = self.reference or self.baseline
+        first = self.reference_arm
         pairs = combinations([first, *(arm for arm in self.arms if arm != first)], 2)
         return {f"{arm} vs. {reference}": Contrast(arm, reference) for reference, arm in pairs}
 
@@ -136,7 +141,7 @@ class Spec:
         tables = (
             self.cells[cell] if self.entry else changed(self.cells[cell], {"optimizer": options.optimizer})
         )
-        own = dict(_dotted(options.values))
+        own = dict(dotted(options.values))
         changes: dict[str, dict[str, Any]] = {}
         for key, value in values.items():
             table, _, inner = key.partition(".")
@@ -157,15 +162,6 @@ class Spec:
         typed = read_tables(tables, places, self.name)
         typed["optimizer"] = replace(typed["optimizer"], lr=typed["optimizer"].lr * options.lr_factor)
         return LoopSetting(**common, **typed)
-
-
-def _dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested tables under keys such as ``optimizer.lr``."""
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _dotted(cast(Mapping[str, Any], value), f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 Tables = Mapping[str, Mapping[str, Any]]

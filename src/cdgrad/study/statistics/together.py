@@ -24,7 +24,7 @@ def together(studies: Mapping[str, Results]) -> Results:
     _check_alike(names, specs)
     first = specs[0]
     shared = {name: arm for name, arm in first.arms.items() if all(name in spec.arms for spec in specs)}
-    if len(shared) < 2 or (first.reference or first.baseline) not in shared:
+    if len(shared) < 2 or first.reference_arm not in shared:
         arms = ", ".join(shared) or "no arm"
         raise StudyError(
             f"{', '.join(names)} share {arms}; give studies that share the reference and another arm"
@@ -74,7 +74,7 @@ def _kinds(spec: Spec) -> dict[str, object]:
     return {
         "what they measure": f"{measure.name}{measure.unit and f', {measure.unit}'}{', %' * measure.percent}",
         "the better direction": measure.direction,
-        "the arm that others are compared with": spec.reference or spec.baseline,
+        "the arm that others are compared with": spec.reference_arm,
         "the split": spec.evaluate,
         "seeds.until": spec.until,
         "entry": "an entry" if spec.entry else "none",

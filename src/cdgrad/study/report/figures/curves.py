@@ -83,7 +83,7 @@ def difference_curves(results: Results, cell: str) -> Drawing | None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     what = key.replace("_", " ")
-    to = "" if spec.all_pairs else f" to {spec.reference or spec.baseline}"
+    to = "" if spec.all_pairs else f" to {spec.reference_arm}"
     axes.set_ylabel(f"difference{to}")
     better, worse = ("below", "above") if w.is_better(-1) else ("above", "below")
     axes.set_title(f"{better} 0: better, {worse}: worse", loc="right", fontsize=10, color="0.3")

@@ -43,7 +43,7 @@ def paired_differences(results: Results, cell: str) -> Drawing:
 
 def reference_words(spec: Spec) -> str:
     """What differences are to, behind a noun."""
-    return " of all pairs of arms" if spec.all_pairs else f" to {spec.reference or spec.baseline}"
+    return " of all pairs of arms" if spec.all_pairs else f" to {spec.reference_arm}"
 
 
 def _numbers(axes: Any, w: Words, compared: Sequence[paired.Comparison]) -> None:
@@ -135,7 +135,7 @@ def _difference_axis(
     axes.set_ylim(max(rows) + 0.7, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(*ends)
-    of = "the second arm" if spec.all_pairs else spec.reference or spec.baseline
+    of = "the second arm" if spec.all_pairs else spec.reference_arm
     unit = f", in {w.of_difference}" if w.of_difference else ""
     axes.set_xlabel(f"{w.measure.name} minus that of {of} on the same seed{unit}")
     better_and_worse(axes, w)
