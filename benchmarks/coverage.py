@@ -58,10 +58,10 @@ def running(x):
     first, second, third = ((centred**k).cumsum(1) / n for k in (1, 2, 3))
     m2 = np.maximum(second - first**2, 0)
     m3 = third - 3 * first * second + 2 * first**3
-    spread = m2 > 1e-12 * second
-    skew = np.divide(m3, m2**1.5, out=np.zeros_like(m3), where=spread)
+    varies = m2 > 1e-12 * second
+    skew = np.divide(m3, m2**1.5, out=np.zeros_like(m3), where=varies)
     skew *= np.sqrt(n * (n - 1)) / np.maximum(n - 2, 1)
-    return first + x[:, :1], np.where(spread, np.sqrt(m2 * n / np.maximum(n - 1, 1)), 0), skew
+    return first + x[:, :1], np.where(varies, np.sqrt(m2 * n / np.maximum(n - 1, 1)), 0), skew
 
 
 def looks(draw, rng):
@@ -126,13 +126,13 @@ def searches(replicates, seeds, tuning_sd, rng):
 def tuned(replicates, rng, trials=6, tuning_seeds=2, seeds=10):
     """Studies that tune two equal arms; the error grows with the square of the rate's distance from the best.
 
-    It is 1 point a decade away. A trial draws a rate from the two decades around the best and is judged by
+    It is 1 point a decade away. A trial draws a rate from the two decades around the best and is evaluated by
     the mean of `tuning_seeds` errors, of standard deviation 0.5, like the final seeds'. The arms differ by
     luck alone.
     """
     rates = rng.uniform(-1, 1, size=(2, STUDIES, replicates, trials))
-    judged = rates**2 + rng.normal(size=rates.shape) * 0.5 / np.sqrt(tuning_seeds)
-    chosen = np.take_along_axis(rates, judged.argmin(-1)[..., None], -1)
+    observed = rates**2 + rng.normal(size=rates.shape) * 0.5 / np.sqrt(tuning_seeds)
+    chosen = np.take_along_axis(rates, observed.argmin(-1)[..., None], -1)
     errors = chosen**2 + 0.5 * rng.normal(size=(2, STUDIES, replicates, seeds))
     x = errors[0] - errors[1]
     found = [compare_replicates(list(d)) for d in x]

@@ -74,8 +74,8 @@ def step_seconds(kind: type[torch.optim.Optimizer], metric: str, rounds: int, me
     params = [target.param for target in handle.selection.targets]
     sets = [[torch.randn_like(param) for param in params] for _ in range(3 if memory == NEW else 1)]
     times: list[float] = []
-    for turn in range(rounds):
-        for param, grad in zip(params, sets[turn % len(sets)], strict=True):
+    for completed in range(rounds):
+        for param, grad in zip(params, sets[completed % len(sets)], strict=True):
             param.grad = grad if memory == KEPT else twin(grad)
         start = time.perf_counter()
         for hook in before:
@@ -88,7 +88,7 @@ def step_seconds(kind: type[torch.optim.Optimizer], metric: str, rounds: int, me
 
 
 def backward_seconds(kind: type[torch.optim.Optimizer], rounds: int) -> float:
-    """What the hooks on parameters add to a backward pass, in turns with none; 0 where there are none."""
+    """What hooks on parameters add to a backward pass, alternating with none; 0 where there are none."""
     network = model()
     convolutions = [param for param in network.parameters() if param.ndim == 4]
     views = [param.view_as(param) for param in convolutions]
@@ -143,7 +143,7 @@ def main() -> None:
                 )
                 print({k: round(1e6 * v, 1) if isinstance(v, float) else v for k, v in rows[-1].items()})
     found = {
-        "machine": {"processor": cpu_name(), "torch": torch.__version__},
+        "machine": {"cpu": cpu_name(), "torch": torch.__version__},
         "tensors": sum(layer.kernel > 0 for layer in resnet50()),
         "rows": rows,
     }

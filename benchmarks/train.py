@@ -5,10 +5,10 @@ error on a few validation images. The bare loop is written as one writes it by h
 in advance, the loss summed and nothing else measured. `cdgrad.study.train` also counts the training
 errors, sets the learning rate, normalizes every batch, and measures weight norm and agreement once an
 epoch. Counted are the training images of all epochs but the first over the time from the end of the
-first epoch to the end of the last: building and loading are not in it, all else is. The loops take
-turns; the rate of each is the median over the rounds, and so is the ratio of the two of a round. On a
-CPU, where both have one thread, the ratio is also of the processor's time, which what else runs on the
-machine disturbs less.
+first epoch to the end of the last: building and loading are not in it, all else is. The loops alternate in
+rounds; the rate of each is the median over the rounds, and so is the ratio of the two of a round. On a
+CPU, where both have one thread, the ratio of the CPU times is recorded, too, which other processes on the
+machine disturb less.
 Writes results/train.json, or results/train-gpu.json, beside this file.
 """
 
@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 
 from cdgrad import attach
 from cdgrad.study import data, models
-from cdgrad.study.data.cache import About, Arrays, Decoded
+from cdgrad.study.data.cache import Arrays, Decoded, Description
 from cdgrad.study.records.environment import environment
 from cdgrad.study.spec import parse
 from cdgrad.study.train.loop import train
@@ -72,7 +72,7 @@ def noise():
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.integers(0, 256, (30000, 3, 32, 32), dtype=np.uint8))
     labels = torch.from_numpy(rng.integers(0, 10, 30000))
-    return Decoded(Arrays(pixels, labels), None, About({"train": "train"}, 10))
+    return Decoded(Arrays(pixels, labels), None, Description({"train": "train"}, 10))
 
 
 def bare(setting, on_epoch, device):
@@ -129,15 +129,15 @@ def row(case, arm, setting, device, rounds):
     measured = {bare: [], study: []}
     for loop in measured:
         rates(loop, setting, device)  # the first of each pays for what is cached
-    for turn in range(rounds):
-        for loop in list(measured)[:: 1 if turn % 2 else -1]:
+    for completed in range(rounds):
+        for loop in list(measured)[:: 1 if completed % 2 else -1]:
             measured[loop].append(rates(loop, setting, device))
     ratios = [
         [s / b for s, b in zip(*pair, strict=True)]
         for pair in zip(measured[study], measured[bare], strict=True)
     ]
-    wall, processor = (sorted(ratio) for ratio in zip(*ratios, strict=True))
-    found = {
+    wall, cpu_time = (sorted(ratio) for ratio in zip(*ratios, strict=True))
+    measurement = {
         "case": case,
         "arm": arm,
         "bare_images_per_second": round(statistics.median(r for r, _ in measured[bare]), 1),
@@ -146,12 +146,12 @@ def row(case, arm, setting, device, rounds):
         "ratios": [round(r, 4) for r in wall],
     }
     if device == "cpu":
-        found |= {
-            "processor_ratio": round(statistics.median(processor), 4),
-            "processor_ratios": [round(r, 4) for r in processor],
+        measurement |= {
+            "cpu_time_ratio": round(statistics.median(cpu_time), 4),
+            "cpu_time_ratios": [round(r, 4) for r in cpu_time],
         }
-    print(json.dumps(found), flush=True)
-    return found
+    print(json.dumps(measurement), flush=True)
+    return measurement
 
 
 def main():

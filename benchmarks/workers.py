@@ -1,6 +1,6 @@
 """Measure what a second worker is worth: python benchmarks/workers.py
 
-Makes the runs of the quickstart with one worker and with two, in turns, from nothing each time, so that
+Executes the runs of the quickstart with one worker and with two, alternately, from nothing each time, so that
 starting the workers, some seconds each, is in it; and once for four times as many seeds, where it counts
 less. Writes results/workers.json beside this file.
 """

@@ -48,7 +48,7 @@ def cost_sentence() -> str:
     shares = [100 * row["operator_over_step"] for row in cost["steps"] if row["operator_over_step"]]
     ratios = [
         row["cold_over_floor"]
-        for name in ("resnet18", "resnet50")
+        for name in ("resnet18-imagenet", "resnet50")
         for metric, backend in cost["networks"][name]["chosen"].items()
         for row in cost["networks"][name]["rows"]
         if row["name"] == f"{metric} | {backend}"

@@ -47,7 +47,7 @@ def searches() -> str:
         f"in {_percent(wide['as if from one search'])}, that of one search alone in {_percent(wide['one search alone'])}, "
         f"and a bootstrap of the searches in {_percent(wide['cluster bootstrap'])}.\n\n"
         f"How large is it in practice? Let two equal arms each choose the best of {tuned['trials']} learning rates, "
-        "each judged by\n"
+        "each evaluated by\n"
         "2 seeds, where a decade from the best rate costs two standard deviations of a seed. Then the standard deviation\n"
         f"between searches is {share:.1f} of that of a paired difference, and the interval of one search with all 30 "
         "seeds holds\n"

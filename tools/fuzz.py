@@ -210,11 +210,11 @@ def caches(count, chance, folder):
         for role in ("train", "test"):
             np.save(cache.images_file(entry, role), generator.integers(0, 256, (6, 1, 4, 4), dtype=np.uint8))
             np.save(cache.labels_file(entry, role), np.arange(6))
-        cache.describe(entry, cache.About({"train": "train", "test": "test"}, 6))
+        cache.describe(entry, cache.Description({"train": "train", "test": "test"}, 6))
 
     def attempt():
         decoded = cache.load("entry", build)
-        if decoded.about != whole.about or not all(
+        if decoded.description != whole.description or not all(
             torch.equal(getattr(new, kind), getattr(old, kind))
             for new, old in ((decoded.train, whole.train), (decoded.test, whole.test))
             for kind in ("pixels", "labels")

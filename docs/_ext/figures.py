@@ -195,7 +195,7 @@ def mean_kernel(s: np.ndarray, lam: float) -> np.ndarray:
 
 
 @panel
-def length(axes: Any, look: Look) -> None:
+def norm(axes: Any, look: Look) -> None:
     """Root mean square of the factors: how long a gradient of white noise is afterwards."""
     lams = np.geomspace(1e-5, 10, 61)
     for family, color, dash in (
@@ -207,7 +207,10 @@ def length(axes: Any, look: Look) -> None:
         axes.plot(lams, ratios, dash, color=color, label=family.family)
     axes.axhline(1, color=look.ink, linewidth=0.6)
     axes.set(
-        xscale="log", yscale="log", ylim=(0.08, 300), title=f"length of white noise, {CHANNELS} channels"
+        xscale="log",
+        yscale="log",
+        ylim=(0.08, 300),
+        title=f"norm of white noise, {CHANNELS} channels",
     )
     axes.set(xlabel="lam", ylabel="|directed| / |ordinary|")
     axes.legend(loc="upper right")

@@ -30,20 +30,20 @@ class SpecKeys(SphinxDirective):
         self.env.note_dependency(str(import_module(module).__file__))
         meanings, kinds = described(cls), get_type_hints(cls)
         listing = nodes.definition_list(classes=["spec-keys"])
-        if wordless := [about.name for about in fields(cls) if about.name not in meanings]:
+        if wordless := [declared.name for declared in fields(cls) if declared.name not in meanings]:
             raise self.error(f"the docstring of {name} has no words for {wordless[0]}")
         # Keys that share their words share an entry.
-        for words, group in groupby(fields(cls), lambda about: meanings[about.name]):
-            terms = [self._term(about, kinds[about.name]) for about in group]
+        for words, group in groupby(fields(cls), lambda declared: meanings[declared.name]):
+            terms = [self._term(declared, kinds[declared.name]) for declared in group]
             meaning = nodes.definition()
             self.state.nested_parse(StringList([words]), 0, meaning)
             listing += nodes.definition_list_item("", *terms, meaning)
         return [listing]
 
-    def _term(self, about: Field, kind: type) -> nodes.term:
-        free = about.name == "arguments"
-        key = f"{self.arguments[1]}.{'KEY' if free else about.name}".removeprefix("-.")
-        rules = "any other key" if free else f"{allowed(about, kind)}; {default(about)}"
+    def _term(self, declared: Field, kind: type) -> nodes.term:
+        free = declared.name == "arguments"
+        key = f"{self.arguments[1]}.{'KEY' if free else declared.name}".removeprefix("-.")
+        rules = "any other key" if free else f"{allowed(declared, kind)}; {default(declared)}"
         return nodes.term("", "", nodes.literal("", key), nodes.Text(f" {rules}"))
 
 
@@ -57,8 +57,8 @@ def described(cls: type) -> dict[str, str]:
     return words
 
 
-def allowed(about: Field, kind: type) -> str:
-    rules = about.metadata
+def allowed(declared: Field, kind: type) -> str:
+    rules = declared.metadata
     if "choices" in rules:
         forms = [*map(quoted, rules["choices"]), *(['"module:callable"'] if rules["importable"] else [])]
         return forms[0] if len(forms) == 1 else f"one of {', '.join(forms)}"
@@ -74,10 +74,10 @@ def allowed(about: Field, kind: type) -> str:
     return _KINDS[getattr(kind, "__origin__", kind)]
 
 
-def default(about: Field) -> str:
-    if about.default is MISSING and about.default_factory is MISSING:
+def default(declared: Field) -> str:
+    if declared.default is MISSING and declared.default_factory is MISSING:
         return "required"
-    value = about.default if about.default_factory is MISSING else about.default_factory()
+    value = declared.default if declared.default_factory is MISSING else declared.default_factory()
     return "optional" if value in ("", (), {}, None) else f"default {json.dumps(value)}"
 
 

@@ -42,7 +42,7 @@ class Row:
     p: float
     errors: list[float]
     error: float
-    spread: float
+    sd: float
     chosen: dict[str, Any]
     diverged: int
 
@@ -96,7 +96,7 @@ def rows(results: Iterable[Results], arms: Iterable[str] = ()) -> list[Row]:
             p,
             errors=study.errors(cell, arm),
             error=float(np.mean(study.errors(cell, arm))),
-            spread=stats.standard_deviation(study.errors(cell, arm)),
+            sd=stats.standard_deviation(study.errors(cell, arm)),
             chosen=dict(study.values(cell, arm)),
             diverged=sum(run.status == "diverged" for run in study.finished[cell, arm].values()),
         )
@@ -114,7 +114,7 @@ def average(table: Iterable[Row], arm: str) -> stats.Comparison:
 
 
 def baselines(results: Iterable[Results]) -> dict[str, tuple[float, float]]:
-    """Mean error and spread of the baseline of every cell, in percent."""
+    """Mean error and SD of the baseline of every cell, in percent."""
     return {
         cell: (
             float(np.mean(study.errors(cell, study.spec.baseline))),

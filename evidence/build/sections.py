@@ -126,9 +126,9 @@ def photographs() -> tuple[dict[str, str], list[Drawing]]:
     found = studies(PHOTOS)
     table = [replace(row, cell=PHOTOGRAPHS[row.study, row.cell]) for row in rows(found)]
     base = {
-        PHOTOGRAPHS[study.spec.name, cell]: error_and_spread
+        PHOTOGRAPHS[study.spec.name, cell]: error_and_sd
         for study in found
-        for cell, error_and_spread in baselines([study]).items()
+        for cell, error_and_sd in baselines([study]).items()
     }
     named = {"-".join(filter(None, key)): name for key, name in PHOTOGRAPHS.items()}
     controls = claims.at_equal_rates(
@@ -291,6 +291,6 @@ def _not_run() -> list[str]:
 
 
 def _base(study: Results) -> str:
-    """Error and spread of the baseline of a study with one cell."""
-    ((error, spread),) = baselines([study]).values()
-    return f"{error:.2f} % (SD {spread:.2f})"
+    """Error and SD of the baseline of a study with one cell."""
+    ((error, sd),) = baselines([study]).values()
+    return f"{error:.2f} % (SD {sd:.2f})"

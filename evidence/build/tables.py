@@ -32,7 +32,7 @@ def listing(table: Sequence[Row], about: Mapping[str, str]) -> str:
         [
             about[row.arm],
             chosen(row.chosen),
-            f"{row.error:.2f} ({row.spread:.2f})",
+            f"{row.error:.2f} ({row.sd:.2f})",
             difference(row.comparison, row.differs),
             probability(row.p),
             number(row.seen),
@@ -52,7 +52,7 @@ def full(table: Sequence[Row]) -> str:
             row.arm,
             chosen(row.chosen),
             number(row.error),
-            number(row.spread),
+            number(row.sd),
             number(c.mean, "+"),
             interval(c.interval),
             interval(c.bootstrap),

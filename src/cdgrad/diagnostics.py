@@ -112,9 +112,9 @@ def gradient_statistics(jobs: Sequence[tuple[Target, Tensor, Tensor]]) -> dict[s
     for name, (inner, g_square, Pg_square, step, deviation) in zip(
         ["", *(f"{target.name}/" for target, _, _ in jobs)], [total, *rows], strict=True
     ):
-        lengths = math.sqrt(g_square) * math.sqrt(Pg_square)
+        norms = math.sqrt(g_square) * math.sqrt(Pg_square)
         statistics[f"{name}norm_ratio"] = math.sqrt(Pg_square / g_square) if g_square else math.nan
-        statistics[f"{name}cosine"] = inner / lengths if lengths else math.nan
+        statistics[f"{name}cosine"] = inner / norms if norms else math.nan
         if name:
             statistics[f"{name}roughness"] = step / (2 * deviation) if deviation else math.nan
     return statistics

@@ -83,8 +83,8 @@ class DirectedGradients:
 
     def state(self) -> dict[int, Record]:
         """The directed gradients as they are now, for `forget_changed` later."""
-        there = {i: self._targets[i].param.grad for i in self.records}
-        return {i: (weakref.ref(g), version(g)) for i, g in there.items() if g is not None}
+        grads = {i: self._targets[i].param.grad for i in self.records}
+        return {i: (weakref.ref(g), version(g)) for i, g in grads.items() if g is not None}
 
     def forget_changed(self, since: dict[int, Record], only: dict[int, Record] | None = None) -> None:
         """Forget the gradients that are not the same tensors, unwritten, as in `since`.

@@ -79,14 +79,14 @@ class HeldTargets:
 
     def _find(self, held: list[Tensor]) -> None:
         holds = set(held)
-        found = [(i, t) for i, t in enumerate(self.selection.targets) if t.param in holds]
-        if self.selection.targets and not found:
+        present = [(i, t) for i, t in enumerate(self.selection.targets) if t.param in holds]
+        if self.selection.targets and not present:
             raise RuntimeError(
                 f"this {self._kind} no longer holds any of the selected parameters "
                 f"({self.selection.targets[0].name}, ...): something exchanged them, such as DeepSpeed's "
                 "ZeRO; attach after that, or use torch.distributed.fsdp.fully_shard"
             )
-        self.indices, self.targets = tuple(i for i, _ in found), tuple(t for _, t in found)
+        self.indices, self.targets = tuple(i for i, _ in present), tuple(t for _, t in present)
         self.params = tuple(target.param for target in self.targets)
         self._held = held
         if new := holds - self._known - self._noticed:

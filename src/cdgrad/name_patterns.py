@@ -12,22 +12,22 @@ Patterns = str | Sequence[str] | None
 
 def matched_names(patterns: Patterns, names: Sequence[str], argument: str) -> dict[str, list[str]]:
     """The names that each of the shell patterns matches."""
-    found: dict[str, list[str]] = {}
+    matches: dict[str, list[str]] = {}
     for pattern in [patterns] if isinstance(patterns, str) else patterns or ():
-        found[pattern] = hits = [name for name in names if fnmatchcase(name, pattern)]
+        matches[pattern] = hits = [name for name in names if fnmatchcase(name, pattern)]
         if not hits:
             shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
             raise ValueError(
                 f"{argument} pattern {pattern!r} matches no parameter; names are {shown or 'none'} "
                 f"(shell patterns of whole names, such as 'layer1.*')"
             )
-    return found
+    return matches
 
 
-def refuse_idle_pattern(argument: str, pattern: str, found: Mapping[str, tuple[int, int] | str]) -> None:
+def refuse_idle_pattern(argument: str, pattern: str, axes: Mapping[str, tuple[int, int] | str]) -> None:
     """Refuse a pattern that matches nothing that can be processed, now or once it is materialized."""
-    reasons = {name: axis for name, axis in found.items() if isinstance(axis, str) and axis != LAZY}
-    if len(reasons) == len(found):
+    reasons = {name: axis for name, axis in axes.items() if isinstance(axis, str) and axis != LAZY}
+    if len(reasons) == len(axes):
         name, reason = next(iter(reasons.items()))
         more = f" and {len(reasons) - 1} more" if len(reasons) > 1 else ""
         raise ValueError(

@@ -145,23 +145,23 @@ def find_targets(
     excluded = {name for hits in matched_names(exclude, names, "exclude").values() for name in hits}
     excluded_params = {id(use.param) for use in uses if use.name in excluded}
     block_counts = _counts_by_name(blocks or {}, names)
-    found = {use.name: channel_axis(use, direction, linear, use.name in block_counts) for use in uses}
+    axis_of = {use.name: channel_axis(use, direction, linear, use.name in block_counts) for use in uses}
     included_by = matched_names(include, names, "include")
     included = {name for hits in included_by.values() for name in hits} if include is not None else set(names)
     for pattern, hits in included_by.items():
-        refuse_idle_pattern("include", pattern, {name: found[name] for name in hits})
+        refuse_idle_pattern("include", pattern, {name: axis_of[name] for name in hits})
     for pattern, hits in matched_names(list(blocks or ()), names, "blocks").items():
-        refuse_idle_pattern("blocks", pattern, {name: found[name] for name in hits})
+        refuse_idle_pattern("blocks", pattern, {name: axis_of[name] for name in hits})
 
     axes: dict[int, set[tuple[int, int]]] = {}
     for use in uses:
-        if not isinstance(axis := found[use.name], str):
+        if not isinstance(axis := axis_of[use.name], str):
             axes.setdefault(id(use.param), set()).add(axis)
 
     targets: dict[int, Target] = {}
     skipped: list[Skipped] = []
     for use in uses:
-        key, axis = id(use.param), found[use.name]
+        key, axis = id(use.param), axis_of[use.name]
         if isinstance(axis, str):
             skipped.append(Skipped(use.name, axis))
         elif key in excluded_params:

@@ -146,16 +146,16 @@ class TargetGradients:
         Raises:
             RuntimeError: the gradients are directed already.
         """
-        there = self._with_gradients()
-        if any(i in self.memory.records or self.memory.is_used(i) for i in there.indices):
+        gradients = self._with_gradients()
+        if any(i in self.memory.records or self.memory.is_used(i) for i in gradients.indices):
             raise RuntimeError(
                 "these gradients are directed already; call handle.statistics() after the backward pass and "
                 "before handle.apply() or optimizer.step()"
             )
-        copies = there._replace(grads=[grad.detach().clone() for grad in there.grads])
+        copies = gradients._replace(grads=[grad.detach().clone() for grad in gradients.grads])
         if self._active():
             self._operate_on(copies)
-        return list(zip(there.targets, there.grads, copies.grads, strict=True))
+        return list(zip(gradients.targets, gradients.grads, copies.grads, strict=True))
 
     def forget(self, operate: Operate) -> None:
         """Keep no parameter."""

@@ -114,9 +114,9 @@ class _Plan:
         self._parts: list[_Part] = []
         for metric in dict.fromkeys(compress(metrics, self._directed)):
             chosen = [each == metric for each in metrics]
-            some = list(compress(targets, chosen))
-            tensors, dims, groups = zip(*_intervals(some, list(compress(grads, chosen))), strict=True)
-            self._parts.append(_Part(chosen, some, prepare(tensors, metric, dims, groups, backend)))
+            members = list(compress(targets, chosen))
+            tensors, dims, groups = zip(*_intervals(members, list(compress(grads, chosen))), strict=True)
+            self._parts.append(_Part(chosen, members, prepare(tensors, metric, dims, groups, backend)))
         # Where one metric is all there is to do, its preparation takes the gradients as they are.
         alone = rescale == "none" and len(self._parts) == 1 and all(self._directed)
         whole = not any(target.sizes for target in targets)

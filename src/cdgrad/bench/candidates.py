@@ -46,7 +46,7 @@ def composition(grads: list[Tensor]) -> Candidates:
 def peers(grads: list[Tensor]) -> Candidates:
     """Gradient centralization, smoothing by FFT, and optimizer steps."""
     plain = [grad.flatten(1) for grad in grads]
-    found: Candidates = {
+    candidates: Candidates = {
         "gradient centralization": lambda: [g.sub_(g.mean(dim=(1, 2, 3), keepdim=True)) for g in grads],
         "Laplacian smoothing (FFT)": lambda: [_laplacian_smoothing(g) for g in grads],
     }
@@ -56,10 +56,10 @@ def peers(grads: list[Tensor]) -> Candidates:
         "AdamW step (foreach)": partial(torch.optim.AdamW, foreach=True),
         "AdamW step (fused)": partial(torch.optim.AdamW, fused=True),
     }.items():
-        found[name] = make(_parameters(grads)).step
+        candidates[name] = make(_parameters(grads)).step
     if hasattr(torch.optim, "Muon"):
-        found["Muon step"] = torch.optim.Muon(_parameters(plain)).step
-    return found
+        candidates["Muon step"] = torch.optim.Muon(_parameters(plain)).step
+    return candidates
 
 
 def _parameters(grads: list[Tensor]) -> list[Tensor]:

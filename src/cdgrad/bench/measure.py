@@ -25,23 +25,23 @@ from cdgrad.ops import select_backend
 
 def record(args: argparse.Namespace) -> dict[str, Any]:
     """Measure what the options of ``cdgrad bench`` ask for; progress goes to standard error."""
-    found: dict[str, Any] = {"machine": machine(), "networks": {}, "steps": [], "jax": []}
+    measured: dict[str, Any] = {"machine": machine(), "networks": {}, "steps": [], "jax": []}
     for name in args.networks:
         print(f"measuring {name}", file=sys.stderr, flush=True)
-        found["networks"][name] = measure(name, args.rounds, with_peers=name in args.peers)
+        measured["networks"][name] = measure(name, args.rounds, with_peers=name in args.peers)
     if not args.no_steps:
         print("measuring training steps", file=sys.stderr, flush=True)
-        found["steps"] = steps.measure(args.rounds, seconds=60)
+        measured["steps"] = steps.measure(args.rounds, seconds=60)
     if not args.no_jax:
         print("measuring in JAX", file=sys.stderr, flush=True)
-        found["jax"] = jax_rows.measure(args.rounds)
-    return found
+        measured["jax"] = jax_rows.measure(args.rounds)
+    return measured
 
 
 def machine() -> dict[str, Any]:
     """Where and with what this runs."""
     return {
-        "processor": cpu_name(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
@@ -52,7 +52,7 @@ def machine() -> dict[str, Any]:
 
 
 def measure(network: str, rounds: int, *, with_peers: bool) -> dict[str, Any]:
-    """The rows of one network."""
+    """Times, ratios to the floor and extra memory of every candidate on one network's gradients."""
     torch.manual_seed(0)
     layers = NETWORKS[network]()
     grads = [layer.gradient() for layer in layers]

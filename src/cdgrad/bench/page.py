@@ -21,7 +21,7 @@ def tables(record: Record) -> str:
 def _machine(machine: Record) -> str:
     cores = f"{machine['cores']} cores, {machine['threads']} threads"
     software = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "numba", "numpy"))
-    return f"{machine['processor']}, {cores}; {software}. Cold is {machine['cold']}."
+    return f"{machine['cpu']}, {cores}; {software}. Cold is {machine['cold']}."
 
 
 def _network(name: str, network: Record) -> str:
@@ -95,8 +95,8 @@ def _gpu_section(name: str, section: Record) -> str:
     """A table of the section: a row per item, or per item and candidate where an item has several."""
     rows = {
         (item, inner): values
-        for item, found in section["rows"].items()
-        for inner, values in _candidates(found).items()
+        for item, row in section["rows"].items()
+        for inner, values in _candidates(row).items()
     }
     columns = list(dict.fromkeys(column for values in rows.values() for column in values))
     lines = [f"**{name}**", "", f"| | | {' | '.join(columns)} |", "| --- | --- |" + " ---: |" * len(columns)]
@@ -106,8 +106,8 @@ def _gpu_section(name: str, section: Record) -> str:
     return "\n".join(lines)
 
 
-def _candidates(found: Record) -> dict[str, Record]:
-    nested = found.get("times", found)
+def _candidates(row: Record) -> dict[str, Record]:
+    nested = row.get("times", row)
     return nested if all(isinstance(each, dict) for each in nested.values()) else {"": nested}
 
 

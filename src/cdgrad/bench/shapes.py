@@ -28,8 +28,8 @@ class Conv(NamedTuple):
         return torch.randn(self.out, self.into // self.groups, self.kernel, self.kernel) * 1e-3
 
 
-def resnet18() -> list[Conv]:
-    """20 convolutions, 11.2 million weights."""
+def resnet18_imagenet() -> list[Conv]:
+    """With the 7 x 7 stem: 20 convolutions, 11.2 million weights."""
     layers, width = [Conv(64, 3, 7)], 64
     for stage, out in enumerate((64, 128, 256, 512)):
         layers += [Conv(out, width, 3), *[Conv(out, out, 3)] * 3]
@@ -49,8 +49,8 @@ def resnet50() -> list[Conv]:
     return layers
 
 
-def densenet_bc() -> list[Conv]:
-    """DenseNet-121 (growth 32, compression 1/2): 120 convolutions, 6.9 million weights."""
+def densenet121() -> list[Conv]:
+    """Growth 32, compression 1/2: 120 convolutions, 6.9 million weights."""
     layers, width = [Conv(64, 3, 7)], 64
     for stage, blocks in enumerate((6, 12, 24, 16)):
         if stage:
@@ -80,9 +80,9 @@ def _wide(out: int) -> Callable[[], list[Conv]]:
 
 
 NETWORKS: dict[str, Callable[[], list[Conv]]] = {
-    "resnet18": resnet18,
+    "resnet18-imagenet": resnet18_imagenet,
     "resnet50": resnet50,
-    "densenet-bc": densenet_bc,
+    "densenet121": densenet121,
     "mobilenet-v2": mobilenet_v2,
     **{f"wide-{out}": _wide(out) for out in WIDE_CHANNELS},
 }

@@ -28,8 +28,8 @@ def resnet18() -> nn.Module:
 def measure(rounds: int, seconds: float) -> list[dict[str, Any]]:
     """Median seconds of a step of SGD, plain, with each metric, and with the second pass of SAM.
 
-    ``operator`` is the median time of the operator within the step, just after the backward pass: a
-    difference of two steps would drown in their spread.
+    ``operator`` is the median time of the operator within the step, just after the backward pass: the
+    difference of two steps is smaller than the variation of a step.
     """
     torch.manual_seed(0)
     model = resnet18()
@@ -52,8 +52,8 @@ def measure(rounds: int, seconds: float) -> list[dict[str, Any]]:
     operators: dict[str, list[float]] = {name: [] for name in variants}
     stop = time.perf_counter() + seconds
     backward()
-    for turn in range(rounds):
-        if turn >= 3 and time.perf_counter() > stop:
+    for completed in range(rounds):
+        if completed >= 3 and time.perf_counter() > stop:
             break
         for name, (metric, second) in variants.items():
             handle = attach(optimizer, model, metric) if metric else None
@@ -76,7 +76,7 @@ def measure(rounds: int, seconds: float) -> list[dict[str, Any]]:
             "over_plain": median(steps[name]) / plain,
             "operator": median(operators[name]) if metric else None,
             "operator_over_step": median(operators[name]) / plain if metric else None,
-            "turns": len(steps[name]),
+            "rounds": len(steps[name]),
         }
         for name, (metric, _) in variants.items()
     ]

@@ -1,4 +1,4 @@
-"""Times that can be compared: candidates take turns, and the median of many turns counts."""
+"""Comparable times: candidates are timed one after the other in rounds; the median over rounds counts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from statistics import median
 
 import torch
 
-# More than the last-level cache of any processor we know; what a backward pass writes is of this order.
+# More than the last-level cache of any CPU that we know; a backward pass writes about as much.
 FLUSHED_BYTES = 256 * 2**20
 
 
@@ -23,14 +23,14 @@ def interleaved(
     rounds: int,
     seconds: float = 1.0,
 ) -> dict[str, float]:
-    """Median seconds of each candidate, taking turns so that a busy moment hits all of them alike.
+    """Median seconds of each candidate, in rounds, so that a busy moment affects all of them alike.
 
     Args:
         candidates: what to time, by name.
-        prepare: runs before each turn, untimed.
-        cold: write `FLUSHED_BYTES` before each turn, which leaves nothing of the gradients in cache.
-        rounds: turns of each.
-        seconds: a candidate that has used up this much sits out.
+        prepare: runs before each measurement, untimed.
+        cold: write `FLUSHED_BYTES` before each measurement, so that no gradient is left in the caches.
+        rounds: measurements of each candidate.
+        seconds: a candidate that has taken longer than this in all is skipped.
     """
     buffer = torch.zeros(FLUSHED_BYTES // 4) if cold else None
     times: dict[str, list[float]] = {name: [] for name in candidates}

@@ -34,9 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--peers",
         nargs="*",
         choices=NETWORKS,
-        default=["resnet18"],
+        default=["resnet18-imagenet"],
         help="networks on which optimizer steps and other smoothing methods are timed, too "
-        "(default: resnet18; Muon is slow)",
+        "(default: resnet18-imagenet; Muon is slow)",
     )
     parser.add_argument("--no-steps", action="store_true", help="leave out whole training steps")
     parser.add_argument(
@@ -99,19 +99,19 @@ def _measure_on_gpu(options: argparse.Namespace) -> int:
         return failed(1, "PyTorch finds no CUDA device; --rehearse runs the benchmark on the CPU")
     written: list[Path] = []
 
-    def write(found: Record) -> None:
+    def write(measured: Record) -> None:
         if options.out:
-            content = (json.dumps(found, indent=1) + "\n").encode()
+            content = (json.dumps(measured, indent=1) + "\n").encode()
             written[:] = [
                 write_new_file(options.out, content) if not written else _rewrite(written[0], content)
             ]
 
     setup = Setup(torch.device("cpu" if options.rehearse else "cuda"), options.rehearse)
-    found = record(setup, options.seconds, write)
-    print(gpu_tables(found), flush=True)
+    measured = record(setup, options.seconds, write)
+    print(gpu_tables(measured), flush=True)
     for path in written:
         print(f"record: {path}", file=sys.stderr)
-    errors = [name for name, section in found["sections"].items() if section["errors"]]
+    errors = [name for name, section in measured["sections"].items() if section["errors"]]
     return (
         failed(1, f"some items failed, in {', '.join(errors)}; the record has the reasons") if errors else 0
     )

@@ -29,14 +29,14 @@ def run(options: argparse.Namespace) -> int:
     folder = Path(options.folder)
     with Store(folder, write=False) as store:
         failed = [run for run in store.runs() if run.status == "failed"]
-    found = logs.matching(failed, options.run)
-    if len(found) == 1:
-        print(lines(logs.traceback_of(folder, found[0])))
+    matches = logs.matching(failed, options.run)
+    if len(matches) == 1:
+        print(lines(logs.traceback_of(folder, matches[0])))
         return 0
-    if options.run and not found:
+    if options.run and not matches:
         listed = "; ".join(name(run) for run in failed[:5]) or "none"
         raise StudyError(f"no failed run of {folder} is named {' '.join(options.run)!r}; failed: {listed}")
-    for each in found:
+    for each in matches:
         print(one_line(f"{name(each)}: {each.message}"))
-    print(f"{len(found) or 'no'} failed runs" + (f"; name one: cdgrad log {folder} RUN" if found else ""))
+    print(f"{len(matches) or 'no'} failed runs" + (f"; name one: cdgrad log {folder} RUN" if matches else ""))
     return 0

@@ -150,7 +150,7 @@ def setting_of(spec: Spec, cell: str, arm: str, overrides: Sequence[str]) -> Set
         StudyError: an override without ``=``, of an unknown key, or with a value that is not allowed.
     """
     from cdgrad.metrics import parse_metric
-    from cdgrad.study.spec import BASELINE_METRIC
+    from cdgrad.study.spec import NO_METRIC
 
     values: dict[str, Any] = {}
     for text in overrides:
@@ -166,7 +166,7 @@ def setting_of(spec: Spec, cell: str, arm: str, overrides: Sequence[str]) -> Set
     if "metric" in values:
         metric = str(values.pop("metric"))
         try:
-            metric = metric if metric == BASELINE_METRIC else str(parse_metric(metric))
+            metric = metric if metric == NO_METRIC else str(parse_metric(metric))
             spec = replace(spec, arms={**spec.arms, arm: replace(spec.arms[arm], metric=metric)})
         except ValueError as error:
             raise StudyError(f"--set metric: {error}") from None

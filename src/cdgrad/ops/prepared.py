@@ -91,9 +91,9 @@ class Prepared:
             return
         pointers = self._checked_pointers(grads)
         if self._plan is not None:
-            mine = self._members["triton"]
-            self._plan.run_at(pointers if len(mine) == len(pointers) else [pointers[i] for i in mine])
-            wrote_behind_autograd(grads if len(mine) == len(grads) else [grads[i] for i in mine])
+            members = self._members["triton"]
+            self._plan.run_at(pointers if len(members) == len(pointers) else [pointers[i] for i in members])
+            wrote_behind_autograd(grads if len(members) == len(grads) else [grads[i] for i in members])
         if "cpu" in self._members:
             cpu.directed_(self._jobs(grads, "cpu"), self._metric)
         if "eager" in self._members:

@@ -27,8 +27,8 @@ class _Alias(ModuleType):
 
     def __getattr__(self, name: str) -> Any:
         for module in () if name.startswith("__") else self._present:
-            if hasattr(found := import_module(module), name):
-                return getattr(found, name)
+            if hasattr(home := import_module(module), name):
+                return getattr(home, name)
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
 

@@ -88,7 +88,7 @@ def load_callable(name: str) -> Callable[..., Any]:
         raise StudyError(_rename(name, file, "of Python's library"))
     try:
         with users_modules():
-            found = attrgetter(attribute)(import_module(module))
+            loaded = attrgetter(attribute)(import_module(module))
     except (ImportError, AttributeError) as error:
         if module.partition(".")[0] in sys.modules and (file := _hidden(module)):
             raise StudyError(_rename(name, file, "that is installed")) from error
@@ -99,9 +99,9 @@ def load_callable(name: str) -> Callable[..., Any]:
         raise kind(f"{name} cannot be imported: {error}{where}") from error
     except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         raise UserCodeError(f"{name} cannot be imported: {named(error)}") from error
-    if not callable(found):
-        raise StudyError(f"{name} must be callable, got {type(found).__name__}")
-    return found
+    if not callable(loaded):
+        raise StudyError(f"{name} must be callable, got {type(loaded).__name__}")
+    return loaded
 
 
 def _hidden(module: str) -> Path | None:

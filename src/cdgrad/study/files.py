@@ -137,12 +137,12 @@ class Manifest:
 
     def _read(self) -> dict[str, list[str]]:
         try:
-            found: Any = json.loads(self._path.read_bytes())
+            content: Any = json.loads(self._path.read_bytes())
         except (OSError, ValueError, RecursionError):
             return {}
-        if not isinstance(found, dict):
+        if not isinstance(content, dict):
             return {}
-        table = cast(dict[str, Any], found)
+        table = cast(dict[str, Any], content)
         return {name: cast(list[str], given) for name, given in table.items() if isinstance(given, list)}
 
     def _store(self, known: dict[str, list[str]]) -> None:

@@ -29,7 +29,7 @@ def lines(text: str) -> str:
 
 def published(text: str) -> str:
     """`text` with every absolute path cut down to its last part: the others name users and machines."""
-    return _PATH.sub(lambda found: re.split(r"[/\\]", found[0].rstrip("/\\"))[-1], text)
+    return _PATH.sub(lambda match: re.split(r"[/\\]", match[0].rstrip("/\\"))[-1], text)
 
 
 def published_values(values: Any) -> Any:

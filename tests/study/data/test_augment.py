@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from cdgrad.study.data import AUGMENTATIONS, augment
+from cdgrad.study.data import TRANSFORMS, augment
 
-NAMES = list(AUGMENTATIONS)
+NAMES = list(TRANSFORMS)
 
 
 def generator(seed=0):

@@ -297,7 +297,7 @@ def test_two_processes_may_build_the_same_entry(cached):
         for part in ("train", "test"):
             np.save(cache.images_file(entry, part), np.zeros((2, 1, 2, 2), np.uint8))
             np.save(cache.labels_file(entry, part), np.arange(2))
-        cache.describe(entry, cache.About({"train": "train", "test": "test"}, 2))
+        cache.describe(entry, cache.Description({"train": "train", "test": "test"}, 2))
 
     found = []
     threads = [threading.Thread(target=lambda: found.append(cache.load("set", build))) for _ in range(2)]

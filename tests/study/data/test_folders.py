@@ -63,7 +63,7 @@ def test_an_image_is_turned_as_its_exif_orientation_says():
     expected = [np.asarray(i) for i in datasets.load_dataset("set", split="train", cache_dir="hf")["image"]]
     found = load("set")
     assert np.array_equal(found.train.pixels.numpy().transpose(0, 2, 3, 1), expected)
-    assert found.about.turned == 14
+    assert found.description.turned == 14
     assert decoding.identity(Task("set", 1, 1)).endswith("-upright")
 
 
@@ -174,7 +174,11 @@ def test_a_file_name_decides_nothing():
     for name in ("cat", "dog"):
         images(f"set/{name}", [*range(5), "lab test 1", "test", "val_3"])
     found = load("set")
-    assert (len(found.train.labels), found.test, dict(found.about.titles)) == (16, None, {"train": "train"})
+    assert (len(found.train.labels), found.test, dict(found.description.titles)) == (
+        16,
+        None,
+        {"train": "train"},
+    )
 
 
 @pytest.mark.parametrize(

@@ -451,8 +451,8 @@ def test_all_cells_come_to_a_probability_and_a_profile(spec, runs):
     assert float(rows["re"][1]) == pytest.approx(
         np.mean([np.mean(np.subtract(*cell)) for cell in cells]), abs=0.01
     )
-    wins = [np.mean([[a < b for b in theirs] for a in ours]) for ours, theirs in cells]
-    assert rows["re"][3] == f"{100 * np.mean(wins):.0f} %"
+    better = [np.mean([[a < b for b in theirs] for a in ours]) for ours, theirs in cells]
+    assert rows["re"][3] == f"{100 * np.mean(better):.0f} %"
     assert rows["re"][5] == "2"
     (profile,) = [figure for figure in section.figures if figure.name == "performance_profile"]
     axes = profile.figure.axes[0]

@@ -158,7 +158,7 @@ def test_the_names_a_spec_allows_are_the_names_that_exist():
     assert typing.get_args(attachment.Rescale) == spec.RESCALES
     assert tuple(data.SOURCES) == spec.DATA
     assert tuple(models.BUILTIN) == spec.MODELS
-    assert tuple(data.AUGMENTATIONS) == spec.AUGMENTATIONS
+    assert tuple(data.TRANSFORMS) == spec.AUGMENTATIONS
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

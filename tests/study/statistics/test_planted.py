@@ -20,7 +20,7 @@ SEEDS, STUDIES, NOISE = 12, 100, 0.4
 def test_a_planted_difference_is_shown_as_often_as_the_power_says(
     tiny_text, make_run, planted, power, monkeypatch
 ):
-    """The seeds' own spread is shared by the arms, as where the seed draws the split."""
+    """The seeds' own variation is shared by the arms, as where the seed draws the split."""
     monkeypatch.setattr(paired, "bca_interval", lambda d: paired.Interval(math.nan, math.nan))  # for time
     spec = parse(tiny_text.replace("seeds = 2", f"seeds = {SEEDS}"), "tiny")
     rng = np.random.default_rng(0)

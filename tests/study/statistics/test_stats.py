@@ -162,7 +162,7 @@ def test_a_comparison_is_of_the_arm_minus_the_baseline():
     assert found.correlation == pytest.approx(np.corrcoef([2, 3, 5, 4], [3, 3, 6, 3])[0, 1])
 
 
-def test_equal_arms_are_a_null_without_spread():
+def test_equal_arms_are_a_null_without_variance():
     found = stats.compare([2.0, 3.0, 4.0], [2.0, 3.0, 4.0])
     assert found.interval == found.bootstrap == (0.0, 0.0)
     assert stats.required_pairs(0.1, found.sd) == 2

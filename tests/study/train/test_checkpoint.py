@@ -1,4 +1,4 @@
-"""A run that was killed between two epochs goes on to the same bits, and never from what is not its own."""
+"""A run that was killed between two epochs resumes to the same bits, and never from another run's file."""
 
 import dataclasses
 
@@ -137,7 +137,7 @@ def test_a_run_does_not_go_on_with_other_images(setting, tmp_path, monkeypatch):
     torch.save(older, path)
     seen = []
     train(setting(), 0, lambda epoch, measured: seen.append(epoch), checkpoint=path)
-    assert seen == [3, 4], "a file from before images were told goes on"
+    assert seen == [3, 4], "a file that does not name its images resumes"
 
 
 def test_what_is_no_checkpoint_of_a_run_is_refused(setting, tmp_path):

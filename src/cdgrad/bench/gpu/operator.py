@@ -81,7 +81,7 @@ def floor_cases(setup: Setup) -> Iterator[tuple[str, list[Conv], torch.dtype, to
     """The networks, those first that say most."""
     contiguous, last = torch.contiguous_format, torch.channels_last
     wide = ("wide-16384", "wide-1024")
-    networks = ("resnet50", "resnet18", "mobilenet-v2", "densenet-bc", *wide)
+    networks = ("resnet50", "resnet18-imagenet", "mobilenet-v2", "densenet121", *wide)
     for network in networks[: 1 if setup.rehearsal else None]:
         for name, dtype in DTYPES.items():
             for layout in (contiguous, last) if network == "resnet50" else (contiguous,):

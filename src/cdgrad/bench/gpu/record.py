@@ -30,7 +30,7 @@ def record(setup: Setup, seconds: float, write: Callable[[Record], None]) -> Rec
         write: called with the record after every item.
     """
     sections = _sections(setup)
-    found: Record = {"machine": machine(setup), "rehearsal": setup.rehearsal, "seconds": 0.0, "sections": {}}
+    result: Record = {"machine": machine(setup), "rehearsal": setup.rehearsal, "seconds": 0.0, "sections": {}}
     if setup.rehearsal:
         # Triton's interpreter takes a second for a tile of the usual size.
         tables.TILES.update({size: tables.Tile(4, 2, 16, 2, 1) for size in tables.TILES})
@@ -44,13 +44,13 @@ def record(setup: Setup, seconds: float, write: Callable[[Record], None]) -> Rec
         share += part / whole
         setup.deadline = start + share * seconds
         section: Record = {"rows": {}, "skipped": [], "errors": {}, "seconds": 0.0}
-        found["sections"][name] = section
+        result["sections"][name] = section
         print(f"measuring {name}", file=sys.stderr, flush=True)
-        _measure(setup, section, items, lambda: write(found))
-        found["seconds"] = round(time.perf_counter() - start, 1)
-        write(found)
+        _measure(setup, section, items, lambda: write(result))
+        result["seconds"] = round(time.perf_counter() - start, 1)
+        write(result)
     timer.cancel()
-    return found
+    return result
 
 
 def _sections(setup: Setup) -> list[tuple[str, float, Callable[[Setup], dict[str, Any]]]]:
@@ -108,11 +108,11 @@ def machine(setup: Setup) -> Record:
     """Where and with what this runs."""
     import torch
 
-    found: Record = {"device": "cpu", "system": platform.system(), "python": platform.python_version()}
+    facts: Record = {"device": "cpu", "system": platform.system(), "python": platform.python_version()}
     if setup.device.type == "cuda":
         cuda: Any = torch.cuda
         properties = cuda.get_device_properties(setup.device)
-        found |= {
+        facts |= {
             "device": properties.name,
             "multiprocessors": properties.multi_processor_count,
             "capability": f"{properties.major}.{properties.minor}",
@@ -120,10 +120,10 @@ def machine(setup: Setup) -> Record:
             "cuda": torch.version.cuda,
             "hip": torch.version.hip,
         }
-    found["date"] = time.strftime("%Y-%m-%d", time.gmtime())
+    facts["date"] = time.strftime("%Y-%m-%d", time.gmtime())
     for package in ("torch", "triton", "jax", "cdgrad"):
         try:
-            found[package] = version(package)
+            facts[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            facts[package] = None
+    return facts

@@ -37,7 +37,7 @@ class Setup:
 
     @property
     def rounds(self) -> int:
-        """The most turns of each candidate."""
+        """The largest number of rounds."""
         return 1 if self.rehearsal else 100
 
     @property
@@ -57,7 +57,7 @@ class Setup:
             torch.cuda.synchronize(self.device)
 
     def interleaved(self, candidates: Mapping[str, Callable[[], object]]) -> dict[str, float]:
-        """Median milliseconds of each on the device, cold, taking turns until the section's time is over.
+        """Median milliseconds of each on the device, cold, in rounds until the section's time is over.
 
         Cold: after writing more than the L2 cache holds.
         """
@@ -65,8 +65,8 @@ class Setup:
         flush = torch.empty(1 if self.rehearsal else _FLUSHED_BYTES, dtype=torch.int8, device=self.device)
         for call in candidates.values():
             call()
-        for turn in range(self.rounds):
-            if turn >= 5 and self.over:
+        for completed in range(self.rounds):
+            if completed >= 5 and self.over:
                 break
             for name, call in candidates.items():
                 flush.zero_()
@@ -88,11 +88,11 @@ class Setup:
         return first.elapsed_time(last)
 
     def per_call(self, calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-        """Median milliseconds of a call by the clock, `repeats` calls between two waits, taking turns."""
+        """Median milliseconds of a call by the clock, `repeats` calls between two waits, in rounds."""
         times: dict[str, list[float]] = {name: [] for name in calls}
         repeats = 1 if self.rehearsal else repeats
-        for turn in range(self.rounds):
-            if turn >= 5 and self.over:
+        for completed in range(self.rounds):
+            if completed >= 5 and self.over:
                 break
             for name, call in calls.items():
                 self.synchronize()

@@ -16,7 +16,7 @@ from cdgrad.bench.gpu.operator import Items
 from cdgrad.bench.gpu.setup import Setup, captured
 from cdgrad.bench.gpu.training import Training
 from cdgrad.study.data import builtin
-from cdgrad.study.data.cache import About, Arrays, Decoded
+from cdgrad.study.data.cache import Arrays, Decoded, Description
 from cdgrad.study.spec import LoopSetting, Model, Optimizer, Schedule, Task
 from cdgrad.study.train import train
 
@@ -28,14 +28,14 @@ def items(setup: Setup) -> Items:
     """By network and batch, images a second of each loop, and seconds until the first epoch is over."""
     cases = {} if setup.rehearsal else {"resnet18": 128}
     cases |= {"resnet20": 512}
-    found: Items = {}
+    loops: Items = {}
     for network, batch in cases.items():
-        found[f"{network}, batch {batch}, by hand"] = partial(_by_hand, setup, network, batch)
+        loops[f"{network}, batch {batch}, by hand"] = partial(_by_hand, setup, network, batch)
         for metric in ("none", _METRIC):
-            found[f"{network}, batch {batch}, study, {metric}"] = partial(
+            loops[f"{network}, batch {batch}, study, {metric}"] = partial(
                 _study, setup, network, batch, metric
             )
-    return found
+    return loops
 
 
 def _by_hand(setup: Setup, network: str, batch: int) -> dict[str, float]:
@@ -52,7 +52,7 @@ def _by_hand(setup: Setup, network: str, batch: int) -> dict[str, float]:
         training.labels.copy_(labels.index_select(0, rows))
         training.step()
 
-    found: dict[str, float] = {}
+    rates: dict[str, float] = {}
     for name, call in {"one by one": step, "graph": captured(setup, step)}.items():
         call()
         setup.synchronize()
@@ -62,8 +62,8 @@ def _by_hand(setup: Setup, network: str, batch: int) -> dict[str, float]:
             rows.copy_(order[first : first + training.batch])
             call()
         setup.synchronize()
-        found[f"{name}, images a second"] = count / (time.perf_counter() - start)
-    return found
+        rates[f"{name}, images a second"] = count / (time.perf_counter() - start)
+    return rates
 
 
 def _study(setup: Setup, network: str, batch: int, metric: str) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def _noise(count: int, side: int) -> Generator[None]:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
     arrays = Arrays(pixels, torch.arange(count) % 10)
-    builtin.SOURCES[_SOURCE] = lambda: Decoded(arrays, None, About({"train": "train"}, 10))  # pyright: ignore[reportArgumentType]
+    builtin.SOURCES[_SOURCE] = lambda: Decoded(arrays, None, Description({"train": "train"}, 10))  # pyright: ignore[reportArgumentType]
     try:
         yield
     finally:

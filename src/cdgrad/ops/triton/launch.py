@@ -63,9 +63,9 @@ class Plan:
             columns = columns_of(grad.shape, grad.stride(), dim, groups)
             if columns:
                 members.setdefault((grad.device, grad.dtype), {})[i] = columns
-        for (device, dtype), some in members.items():
+        for (device, dtype), of_batch in members.items():
             tile = (tiles or TILES)[dtype.itemsize]
-            self._batches.append(_Batch(device, dtype, metric, tile, some))
+            self._batches.append(_Batch(device, dtype, metric, tile, of_batch))
 
     @property
     def metric(self) -> Metric:

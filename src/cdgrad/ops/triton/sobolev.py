@@ -52,11 +52,11 @@ def sobolev_by_tiles(
         g = load(p + tile * (R * W) * step, exists, channels(tile, k, R, W), k, n, step)
         tl.store(entry + tile * C, f)
         F, B = _ends(g, rows + tile * (2 * R * W), R, W)
-        here = segments + tile * (_NUMBERS * W)
-        f = tl.load(here + _NUMBERS * (W - 1) + 4) * f + _total(F, here + 6, W)
+        of_tile = segments + tile * (_NUMBERS * W)
+        f = tl.load(of_tile + _NUMBERS * (W - 1) + 4) * f + _total(F, of_tile + 6, W)
         if wrap != 0.0:
-            b += onward * _total(B, here + 7, W)
-            onward *= tl.load(here + 5)
+            b += onward * _total(B, of_tile + 7, W)
+            onward *= tl.load(of_tile + 5)
     tl.debug_barrier()  # what one thread stored another may load
     b -= wrap * f  # behind the last tile: delta
     if wrap != 0.0:
@@ -66,11 +66,11 @@ def sobolev_by_tiles(
         tl.debug_barrier()
     for back in range(tiles):
         tile = tiles - 1 - back
-        q, here = p + tile * (R * W) * step, segments + tile * (_NUMBERS * W)
+        q, of_tile = p + tile * (R * W) * step, segments + tile * (_NUMBERS * W)
         g = load(q, exists, channels(tile, k, R, W), k, n, step)
         F, B = _ends(g, rows + tile * (2 * R * W), R, W)
-        x = _between(g, F, B, tl.load(entry + tile * C), b, here, local + tile * (3 * R * W), R, W, C)
-        b = tl.load(here + 5) * b + _total(B, here + 7, W)
+        x = _between(g, F, B, tl.load(entry + tile * C), b, of_tile, local + tile * (3 * R * W), R, W, C)
+        b = tl.load(of_tile + 5) * b + _total(B, of_tile + 7, W)
         down = R - 1 - k
         store(q + zero, x, exists, channels(tile, down, R, W), down, n, step)
 

@@ -94,16 +94,16 @@ def records(tensors: Sequence[tuple[Columns, bool]], sobolev: bool, itemsize: in
         used |= 1 << kind
         width = tile.shape(size)[2]
         starts = np.arange(0, columns.number, width)
-        some = np.zeros((len(starts), RECORD), np.int64)
-        some[:, :9] = (index, 0, kind, columns.n, columns.step, columns.number, *offsets[columns.n], 0)
-        some[:, 1] = starts
-        some[:, 10::2] = 1
-        some[:, 10 : 10 + 2 * len(columns.axes)] = np.ravel(columns.axes)
+        programs = np.zeros((len(starts), RECORD), np.int64)
+        programs[:, :9] = (index, 0, kind, columns.n, columns.step, columns.number, *offsets[columns.n], 0)
+        programs[:, 1] = starts
+        programs[:, 10::2] = 1
+        programs[:, 10 : 10 + 2 * len(columns.axes)] = np.ravel(columns.axes)
         if sobolev and size > tile.doublings:
             share = tile.tiles(columns.n) * width
-            some[:, 8] = slots + share * np.arange(len(starts))
+            programs[:, 8] = slots + share * np.arange(len(starts))
             slots += share * len(starts)
-        table.append(some)
+        table.append(programs)
     return Records(np.concatenate(table), used, channels, slots)
 
 

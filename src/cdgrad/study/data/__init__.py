@@ -9,13 +9,13 @@ import numpy as np
 
 from cdgrad.study import StudyError, streams
 from cdgrad.study.data import decoding
-from cdgrad.study.data.augment import AUGMENTATIONS, augment
+from cdgrad.study.data.augment import TRANSFORMS, augment
 from cdgrad.study.data.builtin import SOURCES
 from cdgrad.study.data.cache import Decoded
 from cdgrad.study.data.splits import Split, channel_statistics, take, with_label_noise
 from cdgrad.study.spec import Task
 
-__all__ = ["AUGMENTATIONS", "SOURCES", "Data", "Split", "augment", "has_test_split", "identity", "load"]
+__all__ = ["SOURCES", "TRANSFORMS", "Data", "Split", "augment", "has_test_split", "identity", "load"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def splits(task: Task) -> dict[str, Any]:
     decoded = _decoded(task)
     official = decoded.test and len(decoded.test.labels)
     train, validation, test = _sizes(task, len(decoded.train.labels), official)
-    titles = dict(decoded.about.titles)
+    titles = dict(decoded.description.titles)
     return {"train": train, "validation": validation, "test": test, "titles": titles}
 
 

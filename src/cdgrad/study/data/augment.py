@@ -17,7 +17,7 @@ def augment(images: Tensor, names: Iterable[str], generator: torch.Generator) ->
 
     Args:
         images: normalized, of shape (n, _, height, width); 0 is the mean color.
-        names: of `AUGMENTATIONS`.
+        names: of `TRANSFORMS`.
         generator: on the device of the images; its state decides every draw.
 
     Returns:
@@ -25,7 +25,7 @@ def augment(images: Tensor, names: Iterable[str], generator: torch.Generator) ->
     """
     changed = images
     for name in names:
-        changed = AUGMENTATIONS[name](changed, generator)
+        changed = TRANSFORMS[name](changed, generator)
     last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
     return changed.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
@@ -62,7 +62,7 @@ def cutout(images: Tensor, generator: torch.Generator) -> Tensor:
     return images.masked_fill(rows & columns, 0)
 
 
-AUGMENTATIONS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
+TRANSFORMS: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "pad-crop": pad_crop,
     "flip": flip,
     "cutout": cutout,

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdgrad.study.data.cache import About, Arrays, Decoded
+from cdgrad.study.data.cache import Arrays, Decoded, Description
 
 
 @lru_cache(maxsize=1)
@@ -33,7 +33,7 @@ def fake() -> Decoded:
 
 def _unsplit(images: Tensor, labels: Any) -> Decoded:
     arrays = Arrays(images, torch.tensor(labels, dtype=torch.int64))
-    return Decoded(arrays, None, About({"train": "train"}, int(arrays.labels.max()) + 1))
+    return Decoded(arrays, None, Description({"train": "train"}, int(arrays.labels.max()) + 1))
 
 
 SOURCES = {"digits": digits, "fake": fake}

@@ -30,7 +30,7 @@ _READ_WHOLE = 1 << 30  # bytes of a file, up to which its checksum is compared, 
 
 
 @dataclass(frozen=True)
-class About:
+class Description:
     """What an entry holds and how it came about.
 
     Attributes:
@@ -64,11 +64,11 @@ class Decoded:
 
     train: Arrays
     test: Arrays | None
-    about: About
+    description: Description
 
     @property
     def classes(self) -> int:
-        return self.about.classes
+        return self.description.classes
 
 
 def folder() -> Path:
@@ -128,9 +128,9 @@ def _build(entry: Path, build: Callable[[Path], None]) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def describe(entry: Path, about: About) -> None:
+def describe(entry: Path, description: Description) -> None:
     """Write what an entry holds, with a checksum of each file; after its arrays."""
-    content: dict[str, Any] = asdict(about)
+    content: dict[str, Any] = asdict(description)
     content["checksums"] = {file.name: _checksum(file) for file in sorted(entry.glob("*.npy"))}
     content["checksum"] = _checksum_of(content)
     (entry / _ABOUT).write_text(json.dumps(content), encoding="utf-8")
@@ -150,9 +150,9 @@ def _read(entry: Path) -> Decoded:
     try:
         content = json.loads((entry / _ABOUT).read_text(encoding="utf-8"))
         _check(entry, content)
-        about = About(**content | {"notes": tuple(content["notes"])})
-        arrays = {role: _arrays(entry, role) for role in about.titles}
-        return Decoded(arrays["train"], arrays.get("test"), about)
+        description = Description(**content | {"notes": tuple(content["notes"])})
+        arrays = {role: _arrays(entry, role) for role in description.titles}
+        return Decoded(arrays["train"], arrays.get("test"), description)
     except PermissionError as error:
         raise StudyError(
             f"the cache entry {entry} may not be read by this user; ask its owner to run "
@@ -188,11 +188,11 @@ def _known(path: Path, _size: int, _changed: int) -> int:
 
 def _checksum(path: Path) -> int:
     """CRC-32, at about 1 GB/s: it finds every flipped bit, and is not meant against forgery."""
-    found = 0
+    checksum = 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
-            found = zlib.crc32(block, found)
-    return found
+            checksum = zlib.crc32(block, checksum)
+    return checksum
 
 
 def _arrays(entry: Path, name: str) -> Arrays:

@@ -16,9 +16,9 @@ _TEST_SPLITS = ("test", "validation", "valid", "val")
 _LABELS = ("label", "labels", "fine_label")  # CIFAR-100 has a coarse_label, too
 
 
-def choose_splits(task: Task, found: Iterable[str]) -> dict[str, str]:
+def choose_splits(task: Task, available: Iterable[str]) -> dict[str, str]:
     """Which split serves as ``train``, and as ``test`` where there is one."""
-    names = list(found)
+    names = list(available)
     for key in ("train_split", "test_split"):
         if (named := getattr(task, key)) and named not in names:
             raise StudyError(f"task.{key}: {task.data} has the splits {', '.join(names)}; got {named!r}")

@@ -39,14 +39,14 @@ def load(task: Task) -> cache.Decoded:
     if folder is None and not hub_name(task.data):
         raise StudyError(_missing(task.data))
     decoded = cache.load(_entry(task, cache.LAYOUT), lambda entry: _decode(task, folder, entry))
-    if decoded.about.notes:
-        _warn(f"{task.data}: {'; '.join(decoded.about.notes)}")
+    if decoded.description.notes:
+        _warn(f"{task.data}: {'; '.join(decoded.description.notes)}")
     return decoded
 
 
 def identity(task: Task) -> str:
     """What a record says of its images: a name that changes with their contents and with the task."""
-    turned = load(task).about.turned
+    turned = load(task).description.turned
     return _entry(task, 1) + ("-upright" if turned else "")
 
 
@@ -115,17 +115,17 @@ def _decode(task: Task, folder: Path | None, entry: Path) -> None:
         )
         turned += images.decode(task, split.images, arrays)
         arrays.flush()
-    cache.describe(entry, cache.About(source.titles, classes, turned, source.notes))
+    cache.describe(entry, cache.Description(source.titles, classes, turned, source.notes))
     shutil.rmtree(entry / "arrow", ignore_errors=True)
 
 
 def _source(task: Task, folder: Path | None, arrow: Path) -> Source:
-    found = contents(folder) if folder else None
-    if found and found.of_images:
-        return image_folder.read(task, found)
-    if found and find_spec("datasets") is None and parquet_files.are_named_by_split(found):
-        return parquet_files.read(task, found)
-    return tables.read(task, _import("datasets", task), found, arrow)
+    listing = contents(folder) if folder else None
+    if listing and listing.of_images:
+        return image_folder.read(task, listing)
+    if listing and find_spec("datasets") is None and parquet_files.are_named_by_split(listing):
+        return parquet_files.read(task, listing)
+    return tables.read(task, _import("datasets", task), listing, arrow)
 
 
 def _import(module: str, task: Task) -> Any:

@@ -58,13 +58,13 @@ def contents(folder: Path) -> Contents:
     Raises:
         StudyError: a link leads nowhere.
     """
-    found = tuple(sorted(_visible(folder), key=normalized))
-    images = [path for path in found if path.suffix.lower() in IMAGES]
-    tables = [p for p in found if p.suffix.lower() in TABLES and p.name.lower() not in _CARDS]
-    described = any(path.name.lower() in _METADATA for path in found)
+    visible = tuple(sorted(_visible(folder), key=normalized))
+    images = [path for path in visible if path.suffix.lower() in IMAGES]
+    tables = [p for p in visible if p.suffix.lower() in TABLES and p.name.lower() not in _CARDS]
+    described = any(path.name.lower() in _METADATA for path in visible)
     if described or len(images) <= len(tables) or not any(path.parent.parts for path in images):
-        return Contents(folder, found, (), of_images=False)
-    others = tuple(path for path in found if path.suffix.lower() not in IMAGES)
+        return Contents(folder, visible, (), of_images=False)
+    others = tuple(path for path in visible if path.suffix.lower() not in IMAGES)
     return Contents(folder, tuple(images), others, of_images=True)
 
 
@@ -98,15 +98,15 @@ def digest(folder: Path) -> str:
     """
     facts = [(path, (folder / path).stat()) for path in contents(folder).data]
     whole = sum(stat.st_size for _, stat in facts) <= _READ_WHOLE
-    found = hashlib.sha256()
+    hasher = hashlib.sha256()
     for path, stat in facts:
-        found.update(os.fsencode(path) + f"\0{stat.st_size}\0".encode())
+        hasher.update(os.fsencode(path) + f"\0{stat.st_size}\0".encode())
         if whole:
             with (folder / path).open("rb") as file:
-                found.update(hashlib.file_digest(file, "sha256").digest())
+                hasher.update(hashlib.file_digest(file, "sha256").digest())
         else:
-            found.update(str(stat.st_mtime_ns).encode())
-    return found.hexdigest()
+            hasher.update(str(stat.st_mtime_ns).encode())
+    return hasher.hexdigest()
 
 
 def _visible(folder: Path) -> Iterator[Path]:

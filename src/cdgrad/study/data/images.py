@@ -92,8 +92,8 @@ def _each(task: Task, images: Images, use: Callable[[str, Any], None]) -> None:
             reasons[where] = str(error)
     if reasons:
         several = f"contains {len(reasons)} unreadable images: {listed(reasons)}; the first"
-        found = several if len(reasons) > 1 else f"contains an unreadable image: {next(iter(reasons))}"
-        raise StudyError(f"{task.data} {found}: {next(iter(reasons.values()))}; replace or remove it")
+        problem = several if len(reasons) > 1 else f"contains an unreadable image: {next(iter(reasons))}"
+        raise StudyError(f"{task.data} {problem}: {next(iter(reasons.values()))}; replace or remove it")
 
 
 class _UnreadableError(Exception):

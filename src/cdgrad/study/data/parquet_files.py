@@ -61,7 +61,7 @@ def read(task: Task, contents: Contents) -> Source:
     roles = choose_splits(task, files)
     first = files[roles["train"]][0]
     features = _features(first)
-    kinds = {name: _KINDS.get(about.get("_type", ""), Value)() for name, about in features.items()}
+    kinds = {name: _KINDS.get(feature.get("_type", ""), Value)() for name, feature in features.items()}
     image, label = choose_columns(task, kinds)
     for path in (path for name in roles.values() for path in files[name]):
         _check_alike(task, path, first, image, label)
@@ -82,11 +82,11 @@ def _features(path: Path) -> dict[str, dict[str, Any]]:
         schema = _parquet().read_schema(path)
         metadata: dict[bytes, bytes] = schema.metadata or {}
         written = json.loads(metadata.get(b"huggingface", b"{}"))
-        about = written.get("info", {}).get("features", {})
+        declared = written.get("info", {}).get("features", {})
     except Exception as error:  # whatever the bytes lead pyarrow to
         reason = one_line(error)
         raise StudyError(f"task.data: {shown(path)} cannot be read as Parquet: {reason}") from error
-    return {field.name: about.get(field.name) or _guess(field.type) for field in schema}
+    return {field.name: declared.get(field.name) or _guess(field.type) for field in schema}
 
 
 def _guess(kind: Any) -> dict[str, str]:

@@ -22,8 +22,8 @@ def resident(source: str, pixels: Tensor, device: torch.device) -> Tensor | None
     if not source or pixels.numel() * pixels.itemsize > _BYTES:
         return None
     key = source, device
-    found = _kept.pop(key, None)
-    _kept[key] = pixels.to(device) if found is None else found  # the last used is the last to leave
+    kept = _kept.pop(key, None)
+    _kept[key] = pixels.to(device) if kept is None else kept  # the last used is the last to leave
     while len(_kept) > _ARRAYS:
         del _kept[next(iter(_kept))]
     return _kept[key]

@@ -42,7 +42,7 @@ class Source:
     Attributes:
         splits: by the role that they play.
         titles: what the data set calls each of them.
-        notes: as in `cdgrad.study.data.cache.About`.
+        notes: as in `cdgrad.study.data.cache.Description`.
     """
 
     splits: dict[str, SourceSplit]

@@ -48,9 +48,9 @@ class Split:
         """Where the batches are."""
         return self.pixels.device
 
-    def images(self, some: Tensor | slice = slice(None)) -> Tensor:
+    def images(self, chosen: Tensor | slice = slice(None)) -> Tensor:
         """Images `some` of the split, normalized: float32 of shape (count, channels, height, width)."""
-        images = self.pixels.index_select(0, self.rows[some]).to(torch.float32)
+        images = self.pixels.index_select(0, self.rows[chosen]).to(torch.float32)
         return images.sub_(self.mean).div_(self.std).contiguous(memory_format=self.layout)
 
     def to(self, device: torch.device, layout: torch.memory_format = torch.contiguous_format) -> Split:

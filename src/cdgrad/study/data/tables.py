@@ -33,23 +33,23 @@ def read(task: Task, library: Any, contents: Contents | None, arrow: Path) -> So
         StudyError: no such name, no network, or contents that do not fit; the message says what was
             looked for.
     """
-    found, files = _open(task, library, contents, arrow)
-    roles = choose_splits(task, found)
-    image, label = choose_columns(task, found[roles["train"]].features)
+    loaded, files = _open(task, library, contents, arrow)
+    roles = choose_splits(task, loaded)
+    image, label = choose_columns(task, loaded[roles["train"]].features)
     for name in roles.values():
-        if missing := {image, label} - {*found[name].features}:
+        if missing := {image, label} - {*loaded[name].features}:
             raise StudyError(f"{task.data}: split {name} has no column {', '.join(sorted(missing))}")
     notes = [
-        f"the {len(found[name])} images of split {name} are not read"
-        for name in found
+        f"the {len(loaded[name])} images of split {name} are not read"
+        for name in loaded
         if name not in roles.values()
     ]
     if contents is not None:
         _check_class_names(task, library, files, label)
-        notes += _unread(contents, files, sum(map(len, found.values())))
+        notes += _unread(contents, files, sum(map(len, loaded.values())))
         for name in roles.values():
-            notes += _outside(found[name], image, (contents.folder, arrow.resolve()))
-    splits = {role: _split(library, found[name], name, image, label) for role, name in roles.items()}
+            notes += _outside(loaded[name], image, (contents.folder, arrow.resolve()))
+    splits = {role: _split(library, loaded[name], name, image, label) for role, name in roles.items()}
     return Source(splits, roles, tuple(notes))
 
 

@@ -48,7 +48,7 @@ class Job:
             "_".join([*where, self.arm, trial, str(self.seed), self.setting.fingerprint[:12], device]) + ".pt"
         )
 
-    def run(self, started: datetime, **found: Any) -> Run:
+    def run(self, started: datetime, **measured: Any) -> Run:
         """The record of this job, with what was found."""
         return Run(
             *self.key,
@@ -58,7 +58,7 @@ class Job:
             fingerprint=self.setting.fingerprint,
             started=started.isoformat(timespec="seconds"),
             replicate=self.replicate,
-            **found,
+            **measured,
         )
 
     def lost(self, started: datetime, environment: dict[str, Any], message: str) -> Run:

@@ -33,7 +33,7 @@ class Plan:
             asked where the study has ``seeds = { until, most }``. None: all seeds run.
 
     Raises:
-        StudyError: a recorded run was made under another specification than `spec`.
+        StudyError: a recorded run was executed under another specification than `spec`.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class Plan:
     @cached_property
     def keys(self) -> list[Key]:
         """Every run of the study, cell by cell, trials first, then seed by seed: pairs complete early."""
-        spec, found = self.spec, list[Key]()
+        spec, keys = self.spec, list[Key]()
         own = [arm for arm in spec.arms if self._searched(arm) == arm]
         for cell in spec.cells:
             if spec.tuning is not None:
                 trials = product(range(spec.tuning.trials), spec.tuning.seeds, own)
-                found += [(cell, arm, trial, seed) for trial, seed, arm in trials]
-            found += [(cell, arm, None, seed) for seed, arm in product(spec.seeds, spec.arms)]
-        return found
+                keys += [(cell, arm, trial, seed) for trial, seed, arm in trials]
+            keys += [(cell, arm, None, seed) for seed, arm in product(spec.seeds, spec.arms)]
+        return keys
 
     @property
     def total(self) -> int:

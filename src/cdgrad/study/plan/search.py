@@ -79,6 +79,6 @@ class Search:
         return [self.measure.value(run.error) for _, run in sorted(self.runs[trial].items())]
 
     def mean(self, trial: int) -> float:
-        """Their mean."""
+        """The mean of the trial's validation errors, or other results, over its seeds."""
         errors = self.errors(trial)
         return math.fsum(errors) / len(errors)

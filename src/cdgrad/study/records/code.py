@@ -24,7 +24,7 @@ def user_code(folder: str) -> dict[str, str]:
 
     Installed packages and cdgrad are left out: records have their versions. Call it soon after an import.
     """
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     package = Path(cdgrad.__file__).parent
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
@@ -35,8 +35,8 @@ def user_code(folder: str) -> dict[str, str]:
         if installed or path.is_relative_to(package):
             continue
         if (name := _name(path, folder)) and (value := _SEEN.get(file) or _hash(path)):
-            found[name] = _SEEN[file] = value
-    return found
+            hashes[name] = _SEEN[file] = value
+    return hashes
 
 
 def changed_files(recorded: Iterable[Mapping[str, str]], folder: str) -> list[str]:

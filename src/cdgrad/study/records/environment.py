@@ -1,4 +1,4 @@
-"""Where and with what a run was made: enough to repeat it, or to see why a repetition differs."""
+"""Where and with which software a run was executed: enough to repeat it, or to explain a difference."""
 
 from __future__ import annotations
 

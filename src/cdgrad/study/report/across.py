@@ -32,7 +32,7 @@ def _pairs(results: Results) -> dict[str, list[tuple[Array, Array]]]:
     pairs: dict[str, list[tuple[Array, Array]]] = {}
     for name in results.spec.tested_contrasts:
         cells = [results.pairs(cell, name) for cell in results.spec.cells]
-        arrays = [(np.array(ours), np.array(theirs)) for seeds, ours, theirs in cells if len(seeds) > 1]
+        arrays = [(np.array(a), np.array(b)) for seeds, a, b in cells if len(seeds) > 1]
         if len(arrays) > 1:
             pairs[name] = arrays
     return pairs
@@ -42,7 +42,7 @@ def _table(results: Results) -> Table:
     w, sign = words(results), results.spec.measure.sign
     rows: list[Sequence[str]] = []
     for name, cells in _pairs(results).items():
-        mean = mean_difference([ours - theirs for ours, theirs in cells])
+        mean = mean_difference([of_arm - of_reference for of_arm, of_reference in cells])
         better = probability_of_improvement([sign * a for a, _ in cells], [sign * b for _, b in cells])
         low, high = (f"{100 * end:.0f}" for end in better.interval)
         rows.append(

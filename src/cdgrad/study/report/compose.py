@@ -133,7 +133,13 @@ def _details(results: Results) -> Section:
     searches = results.searches.items()
     seeds = [details.seeds(results, cell) for cell in cells]
     trials = [tuning_tables.trials(results, search, place.cell) for place, search in searches if search.runs]
-    parts = [*seeds, *trials, costs.cost(results), costs.resources(results), details.parts(results)]
+    parts = [
+        *seeds,
+        *trials,
+        costs.cost(results),
+        costs.resources(results),
+        details.evaluated_splits(results),
+    ]
     return Section("Every run", (), parts, detail=True)
 
 

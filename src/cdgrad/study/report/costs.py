@@ -1,4 +1,4 @@
-"""The tables of a report that say what the runs took, and with what they were made."""
+"""The tables of a report about the runs themselves: their time, date, backend and size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def cost(results: Results) -> Table:
     for arm in results.spec.arms:
         runs = [run for run in results.runs if run.arm == arm and run.status != "failed"]
         trials = [run for run in runs if run.trial is not None]
-        diverged = [sum(run.status == "diverged" for run in some) for some in (runs, trials)]
+        diverged = [sum(run.status == "diverged" for run in group) for group in (runs, trials)]
         seconds = [run.seconds for run in runs]
         mean = f"{math.fsum(seconds) / len(runs):.1f}" if runs else "-"
         sd = f"{standard_deviation(seconds):.1f}" if len(runs) > 1 else "-"
@@ -24,16 +24,16 @@ def cost(results: Results) -> Table:
         counts = (final, diverged[0] - diverged[1], len(trials), diverged[1])
         rows.append((arm, *map(str, counts), mean, sd, f"{math.fsum(seconds):.0f}"))
     return Table(
-        "What the runs of each arm took",
+        "Time that the runs of each arm took",
         ("arm", "final runs", "diverged", "trials", "diverged trials", "s per run", "SD", "s in all"),
         rows,
-        "all recorded runs; seconds of wall time, of a run beside the others that ran at once",
+        "all recorded runs; wall time in seconds, while other runs were executed in parallel",
         align="lrrrrrrr",
     )
 
 
 def resources(results: Results) -> Table:
-    """An arm a row: when its runs were made, and with what."""
+    """An arm a row: the dates and backends of its runs, and their sizes."""
     rows: list[Sequence[str]] = []
     for arm in results.spec.arms:
         runs = [run for run in results.runs if run.arm == arm and run.status != "failed"]
@@ -53,7 +53,7 @@ def resources(results: Results) -> Table:
     known = [k for k in range(len(_RESOURCES)) if k < 2 or any(row[k] != "-" for row in rows)]
     notes = [_RESOURCES[k][2] for k in known if _RESOURCES[k][2]]
     return Table(
-        "When and with what the runs of each arm were made",
+        "Date, backend and size of the runs of each arm",
         [_RESOURCES[k][0] for k in known],
         [tuple(row[k] for k in known) for row in rows],
         "; ".join(["all recorded runs", *notes]),
@@ -67,8 +67,8 @@ _RESOURCES = (
     ("date", "l", ""),
     ("backend", "l", "backend: what computed the operator"),
     ("parameters", "r", "parameters of the network"),
-    ("images", "r", "images: training images that a run saw"),
-    ("GPU MiB", "r", "GPU MiB: the most that the tensors of a run took, not measured on a CPU"),
+    ("images", "r", "images: training images seen in a run"),
+    ("GPU MiB", "r", "GPU MiB: peak memory of a run's tensors, not measured on a CPU"),
 )
 
 

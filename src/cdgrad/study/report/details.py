@@ -9,20 +9,20 @@ from cdgrad.study.report.words import words
 from cdgrad.study.statistics.results import Results
 
 
-def parts(results: Results) -> Table:
-    """What every recorded run read, counted: the proof that trials read no test data."""
+def evaluated_splits(results: Results) -> Table:
+    """How many runs were evaluated on each split: the evidence that trials read no test data."""
     data = words(results).data
     rows: list[Sequence[str]] = []
     for name, is_trial in (("final runs", False), ("trials", True)):
         runs = [run for run in results.runs if (run.trial is not None) is is_trial]
         evaluated = [run.evaluated for run in runs if run.status != "failed"]
         failed = sum(run.status == "failed" for run in runs)
-        rows.append((name, *(str(evaluated.count(p)) for p in ("test", "validation")), str(failed)))
+        rows.append((name, *(str(evaluated.count(split)) for split in ("test", "validation")), str(failed)))
     return Table(
         "What the recorded runs were evaluated on",
-        ("part", f"test {data}", f"validation {data}", "failed"),
+        ("runs", f"test {data}", f"validation {data}", "failed"),
         rows,
-        "all records of the study's folder, those of former arms and seeds included; the store refuses a "
+        "all records in the study's folder, including those of former arms and seeds; the store refuses a "
         f"trial that was evaluated on test {data}",
         align="lrrr",
     )

@@ -20,7 +20,7 @@ def escape(text: str) -> str:
 
 
 def html(document: Document) -> str:
-    """The page."""
+    """The document as one HTML page, which needs no other file."""
     sections = "".join(_section(section, f"part-{k}") for k, section in enumerate(document.sections))
     return f"""<!doctype html>
 <html lang="en">
@@ -65,7 +65,7 @@ a { color: var(--link); }
 ul { padding-left: 1.2rem; } .verdict { font-weight: 600; } .verdict li, .said li { margin: .3rem 0; }
 .note { color: var(--dim); font-size: .9rem; margin: .4rem 0; }
 nav ul { columns: 16rem; list-style: none; padding: 0; } nav li { padding: .25rem 0; }
-/* A shadow at an edge behind which a table goes on: the ground covers it where the table ends. */
+/* A shadow at an edge beyond which a table continues; the background covers it where the table ends. */
 .scroll { overflow-x: auto; background:
     linear-gradient(to right, var(--ground) 40%, transparent) left / 2.5rem 100% no-repeat local,
     linear-gradient(to left, var(--ground) 40%, transparent) right / 2.5rem 100% no-repeat local,

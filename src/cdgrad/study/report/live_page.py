@@ -44,13 +44,13 @@ _POLICY = (
 def page(folder: Path) -> str:
     """The report of the study in `folder` as it is now; what is missing, where there is no report yet."""
     try:
-        found = html_page.html(compose.document(compose.read(folder)))
+        text = html_page.html(compose.document(compose.read(folder)))
     except StudyError as error:
-        found = (
+        text = (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>cdgrad</title></head>'
             f"<body><p>{html_page.escape(str(error))}</p></body></html>\n"
         )
-    return found.replace("</head>", _HEAD, 1)
+    return text.replace("</head>", _HEAD, 1)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from cdgrad.study.report.document import Document, Table
 from cdgrad.study.report.remarks import environments
 from cdgrad.study.report.text import markdown_rows, printable
 from cdgrad.study.report.words import words
-from cdgrad.study.spec import BASELINE_METRIC, ERROR, Setting, Spec
+from cdgrad.study.spec import ERROR, NO_METRIC, Setting, Spec
 from cdgrad.study.statistics import Results
 from cdgrad.study.statistics import paired as stats
 
@@ -198,7 +198,7 @@ def _software(results: Results) -> Iterator[str]:
 
 
 def _is_directed(spec: Spec) -> bool:
-    return any(options.metric != BASELINE_METRIC for options in spec.arms.values())
+    return any(options.metric != NO_METRIC for options in spec.arms.values())
 
 
 def references(results: Results) -> str:

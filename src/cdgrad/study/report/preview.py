@@ -159,7 +159,7 @@ def _runs(plan: Plan) -> Table:
         rows.insert(0, ("trials", product, str(len(plan.keys) - final)))
     note = "final runs: cells x arms x seeds; trials: cells x tuned arms x trials x tuning seeds"
     note = note if spec.tuning else note.partition(";")[0]
-    return Table("Runs", ("part", "product", "runs"), rows, note, align="llr")
+    return Table("Runs", ("kind", "product", "runs"), rows, note, align="llr")
 
 
 def _splits(spec: Spec) -> Iterator[Table]:
@@ -172,7 +172,7 @@ def _splits(spec: Spec) -> Iterator[Table]:
     for cell, tables in spec.cells.items():
         task = spec.setting(cell, spec.baseline).tables()[0]
         drawn = data.load(task, spec.seeds[0])
-        counts = [f"{len(part):,}" for part in (drawn.train, drawn.validation, drawn.test)]
+        counts = [f"{len(split):,}" for split in (drawn.train, drawn.validation, drawn.test)]
         official = "official" if data.has_test_split(task) else "drawn"
         step = 100 / len(drawn.test if spec.evaluate == "test" else drawn.validation)
         rows.append((cell or str(tables["task"]["data"]), *counts, official, f"{step:.3g}"))

@@ -8,7 +8,7 @@ from typing import Any
 
 from cdgrad.study.report.document import Table
 from cdgrad.study.report.words import Words, words
-from cdgrad.study.spec import BASELINE_METRIC, OPTIONS, EntrySetting, LoopSetting, Spec
+from cdgrad.study.spec import NO_METRIC, OPTIONS, EntrySetting, LoopSetting, Spec
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.equivalence import equivalence
 from cdgrad.study.statistics.results import Results
@@ -223,7 +223,7 @@ def what(results: Results, cell: str, arm: str) -> str:
     chosen = results.values(cell, arm)
     setting = spec.setting(cell, arm, chosen)
     metric = setting.metric if spec.replicates == 1 else spec.arms[arm].metric
-    parts = [_metric(metric)] if metric != BASELINE_METRIC else []
+    parts = [_metric(metric)] if metric != NO_METRIC else []
     parts += ["no metric"] if not parts and words(results).metrics else []
     parts += setting.words()
     own = {f"optimizer.{key}": value for key, value in spec.arms[arm].optimizer.items()}

@@ -61,9 +61,9 @@ def _paired(results: Results, arm: str, reached: dict[str, dict[int, int | None]
     """The mean difference in epochs to the reference, its interval and the number of pairs."""
     reference = results.spec.reference_arm
     both = [
-        ours - theirs
-        for seed, ours in reached[arm].items()
-        if ours and (theirs := reached[reference].get(seed)) and arm != reference
+        own - of_reference
+        for seed, own in reached[arm].items()
+        if own and (of_reference := reached[reference].get(seed)) and arm != reference
     ]
     if not both:
         return ["-", "-", "-" if arm == reference else "0"]

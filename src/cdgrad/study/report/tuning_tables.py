@@ -14,7 +14,7 @@ from cdgrad.study.statistics.results import Results
 
 
 def replicates(results: Results, cell: str) -> Table:
-    """An arm a row: the mean difference of each search, and what searches and seeds add to its spread."""
+    """An arm a row: the mean difference of each search, and the SDs of searches and seeds."""
     w = words(results)
     title = difference_title(results.spec, w).partition(":")[0]
     return Table(

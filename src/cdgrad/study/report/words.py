@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cdgrad.study.spec import BASELINE_METRIC, ERROR, Measure, Spec
+from cdgrad.study.spec import ERROR, NO_METRIC, Measure, Spec
 from cdgrad.study.statistics.paired import Interval, standard_deviation
 from cdgrad.study.statistics.results import Results
 
@@ -96,7 +96,7 @@ def words(results: Results) -> Words:
 
 def words_of(spec: Spec, scale: float | None = None) -> Words:
     """Those of a specification; `scale` is a typical standard deviation of its results, where it is known."""
-    metrics = any(arm.metric != BASELINE_METRIC or arm.centralize for arm in spec.arms.values())
+    metrics = any(arm.metric != NO_METRIC or arm.centralize for arm in spec.arms.values())
     digits = _DECIMALS if spec.measure.percent else decimals(scale)
     return Words(spec.measure, digits, "data" if spec.entry else "images", metrics)
 

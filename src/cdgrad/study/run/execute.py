@@ -61,15 +61,15 @@ def execute(
         # What was imported only during the run, too.
         where |= _code(job.folder) | outcome.environment
         measured = {key: getattr(outcome, key) for key in ("status", "error", "epochs", "measures")}
-        found = measured | outcome.columns
+        result = measured | outcome.columns
     except Exception as error:
         message, trace = explained(error), traceback_of(error)
         by_code = not message
-        found = _failed(message or one_line(error if isinstance(error, StudyError) else named(error)))
+        result = _failed(message or one_line(error if isinstance(error, StudyError) else named(error)))
     finally:
         torch.set_default_dtype(dtype)  # the run's own code may have set another, which is not the next run's
     seconds = round(time.perf_counter() - clock, 3)
-    run = job.run(started, environment=where, seconds=seconds, **found)
+    run = job.run(started, environment=where, seconds=seconds, **result)
     return FailedRun(**vars(run), traceback=trace) if by_code else run
 
 

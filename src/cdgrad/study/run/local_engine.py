@@ -107,16 +107,16 @@ class _Worker:
         self, gpu: str | None, checkpoints: Path | None, sharing: int = 1, tensorboard: Path | None = None
     ) -> None:
         context = get_context("spawn")
-        self.pipe, theirs = context.Pipe()
+        self.pipe, child_end = context.Pipe()
         # No daemon: the user's own training code may start loaders, which a daemon must not.
         self._process: SpawnProcess = context.Process(
-            target=_serve, args=(theirs, gpu is not None, checkpoints, tensorboard, sharing)
+            target=_serve, args=(child_end, gpu is not None, checkpoints, tensorboard, sharing)
         )
         visible = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
         # Otherwise the interpreter would search the working directory first, for its own modules, too.
         with _environment({**ONE_THREAD, **visible, "PYTHONSAFEPATH": "1"}), _without_main():
             self._process.start()
-        theirs.close()
+        child_end.close()
         self.job: Job | None = None
         self._ends = False
 

@@ -5,10 +5,10 @@ from cdgrad.study.spec.parse import builtin_names, load, parse
 from cdgrad.study.spec.rounding import with_rounding
 from cdgrad.study.spec.setting import (
     AUGMENTATIONS,
-    BASELINE_METRIC,
     DATA,
     DIRECTIONS,
     MODELS,
+    NO_METRIC,
     OPTIONS,
     RESCALES,
     TUNINGS,
@@ -28,7 +28,7 @@ from cdgrad.study.spec.study import Contrast, Spec, Tables
 
 # fmt: off
 __all__ = [
-    "AUGMENTATIONS", "BASELINE_METRIC", "DATA", "DIRECTIONS", "ERROR", "MODELS", "OPTIONS", "RESCALES",
+    "AUGMENTATIONS", "DATA", "DIRECTIONS", "ERROR", "MODELS", "NO_METRIC", "OPTIONS", "RESCALES",
     "TUNINGS", "Arm", "Contrast", "Dimension", "EntrySetting", "LoopSetting", "Measure", "Model",
     "Optimizer", "Schedule", "Setting", "Spec", "Tables", "Task", "Tuning", "Values",
     "as_json", "builtin_names", "first_difference", "load", "parse",

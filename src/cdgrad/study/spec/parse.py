@@ -31,7 +31,7 @@ from cdgrad.study.spec.rules import (
     within,
 )
 from cdgrad.study.spec.setting import (
-    BASELINE_METRIC,
+    NO_METRIC,
     Arm,
 )
 from cdgrad.study.spec.space import Tuning, read_tuning
@@ -82,9 +82,11 @@ def parse(text: str, name: str) -> Spec:
     except (ValueError, RecursionError) as error:  # its own, and int's for thousands of digits
         raise StudyError(f"{name}: not valid TOML: {error}") from None
     check_values(table, name)
-    head = read(_Head, {k: v for k, v in table.items() if k in _HEAD}, "", name)
+    head = read(Head, {k: v for k, v in table.items() if k in _HEAD_KEYS}, "", name)
     tables = () if head.entry else (*TABLES, "cells")
-    check_keys(table, (*_HEAD, "seeds", "arms", *tables, "metric", "tuning"), ("seeds", "arms"), "", name)
+    check_keys(
+        table, (*_HEAD_KEYS, "seeds", "arms", *tables, "metric", "tuning"), ("seeds", "arms"), "", name
+    )
     arms = {
         str(arm): _arm(str(arm), value, name, entry=bool(head.entry))
         for arm, value in as_table(table["arms"], "arms", name).items()
@@ -123,7 +125,7 @@ def parse(text: str, name: str) -> Spec:
 
 
 @dataclass(frozen=True)
-class _Head:
+class Head:
     """The keys of a specification that stand outside any table.
 
     Attributes:
@@ -151,7 +153,7 @@ class _Head:
     all_pairs: bool = False
 
 
-_HEAD = tuple(f.name for f in fields(_Head))
+_HEAD_KEYS = tuple(f.name for f in fields(Head))
 
 
 def _measure(table: Mapping[str, Any], entry: str, name: str) -> Measure:
@@ -189,7 +191,7 @@ def _arm(title: str, value: Any, name: str, *, entry: bool) -> Arm:
     for key in ("rounding", "lr_factor"):
         if getattr(arm, key) != 1 and entry:
             raise StudyError(f"{name}: {where}.{key} has no effect with `entry`, only in the built-in loop")
-    if arm.metric == BASELINE_METRIC:
+    if arm.metric == NO_METRIC:
         return arm
     try:
         return replace(arm, metric=str(parse_metric(arm.metric)))
@@ -200,30 +202,30 @@ def _arm(title: str, value: Any, name: str, *, entry: bool) -> Arm:
 def _tuning(
     table: Mapping[str, Any], baseline: str, arms: Mapping[str, Arm], final_seeds: Sequence[int], name: str
 ) -> Tuning | None:
-    for arm, about in arms.items():
-        if "tuning" not in table and about.tuning != "own":
+    for arm, options in arms.items():
+        if "tuning" not in table and options.tuning != "own":
             raise StudyError(f"{name}: arms.{arm}.tuning has no effect without a table tuning")
-        if about.tuning == "baseline" and arms[baseline].tuning != "own":
+        if options.tuning == "baseline" and arms[baseline].tuning != "own":
             raise StudyError(
                 f'{name}: arms.{arm}.tuning = "baseline" needs a tuned baseline; {baseline} is not tuned'
             )
-    own = [arm for arm, about in arms.items() if about.tuning == "own"]
+    own = [arm for arm, options in arms.items() if options.tuning == "own"]
     return read_tuning(table["tuning"], final_seeds, own, name) if "tuning" in table else None
 
 
 def _check_settings(spec: Spec) -> None:
     """Check every setting that the study can have: each arm in each cell, at the ends of its search space."""
-    for arm, about in spec.arms.items():
+    for arm, options in spec.arms.items():
         for cell in spec.cells:
             spec.setting(cell, arm)
-            if spec.tuning is not None and about.tuning != "none":
-                searched = arm if about.tuning == "own" else spec.baseline
+            if spec.tuning is not None and options.tuning != "none":
+                searched = arm if options.tuning == "own" else spec.baseline
                 _check_space(spec, spec.tuning, cell, arm, searched)
 
 
 def _check_space(spec: Spec, tuning: Tuning, cell: str, arm: str, searched: str) -> None:
-    for key, about in tuning.of(searched).items():
-        for value in about.corners:
+    for key, dimension in tuning.of(searched).items():
+        for value in dimension.corners:
             try:
                 spec.setting(cell, arm, {key: value})
             except StudyError as error:

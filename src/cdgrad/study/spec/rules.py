@@ -76,8 +76,8 @@ def check_keys(
             raise StudyError(f"{name}: {prefix}{key} is missing")
 
 
-def _checked(value: Any, kind: Any, about: Field[Any], where: str, name: str) -> Any:
-    rules = about.metadata
+def _checked(value: Any, kind: Any, declared: Field[Any], where: str, name: str) -> Any:
+    rules = declared.metadata
     if kind is float and is_a(value, int):
         value = float(value) if abs(value) < 2**1000 else math.inf
     if "choices" in rules:

@@ -27,7 +27,7 @@ DIRECTIONS = ("output", "input", "height", "width")
 RESCALES = ("none", "norm")
 DIAGNOSTICS = ("divergence", "sharpness")
 TUNINGS = ("own", "baseline", "none")
-BASELINE_METRIC = "none"
+NO_METRIC = "none"
 
 
 def _later(rules: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
@@ -190,7 +190,7 @@ class ArmOptions:
             step.
     """
 
-    metric: str = BASELINE_METRIC
+    metric: str = NO_METRIC
     direction: str = field(
         default="output", metadata=_option("along {}", one_of(*DIRECTIONS), of_metric=True)
     )
@@ -202,12 +202,12 @@ class ArmOptions:
 
     def words(self) -> list[str]:
         """What a report calls the options that are not at their defaults; the metric apart."""
-        changed = [about for about in _OPTIONS if getattr(self, about.name) != about.default]
-        return [about.metadata["words"].format(getattr(self, about.name)) for about in changed]
+        changed = [option for option in _OPTIONS if getattr(self, option.name) != option.default]
+        return [option.metadata["words"].format(getattr(self, option.name)) for option in changed]
 
 
-_OPTIONS = tuple(about for about in fields(ArmOptions) if "words" in about.metadata)
-OPTIONS = tuple(about.name for about in _OPTIONS)
+_OPTIONS = tuple(option for option in fields(ArmOptions) if "words" in option.metadata)
+OPTIONS = tuple(option.name for option in _OPTIONS)
 """The options of an arm besides its metric."""
 
 
@@ -230,11 +230,11 @@ class Arm(ArmOptions):
     tuning: str = field(default="own", metadata=one_of(*TUNINGS))
 
     def __post_init__(self) -> None:
-        if self.metric in (BASELINE_METRIC, "l2"):
-            for about in _OPTIONS:
-                if about.metadata["of_metric"] and getattr(self, about.name) != about.default:
+        if self.metric in (NO_METRIC, "l2"):
+            for option in _OPTIONS:
+                if option.metadata["of_metric"] and getattr(self, option.name) != option.default:
                     raise ValueError(
-                        f"{about.name} changes nothing under metric {self.metric}; give a metric, such as "
+                        f"{option.name} changes nothing under metric {self.metric}; give a metric, such as "
                         f"sobolev:lam=0.01, or leave it out"
                     )
         if self.permute and self.direction in ("height", "width"):

@@ -29,15 +29,15 @@ def sobol(space: Mapping[str, Dimension], trials: int, scramble: int = 0) -> lis
         optuna.logging.set_verbosity(before)
     # `study.ask` would draw the first trial at random, by another sampler: ask the sequence itself.
     trial = optuna.trial.create_trial(value=0.0)
-    distributions = {key: _distribution(about) for key, about in sorted(space.items())}
+    distributions = {key: _distribution(dimension) for key, dimension in sorted(space.items())}
     return [sampler.sample_relative(study, trial, distributions) for _ in range(trials)]
 
 
-def _distribution(about: Dimension) -> Any:
+def _distribution(dimension: Dimension) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    if about.choices:
-        return CategoricalDistribution(about.choices)
-    if about.integer:
-        return IntDistribution(int(about.low), int(about.high), log=about.log)
-    return FloatDistribution(about.low, about.high, log=about.log)
+    if dimension.choices:
+        return CategoricalDistribution(dimension.choices)
+    if dimension.integer:
+        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log)

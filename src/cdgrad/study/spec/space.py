@@ -82,7 +82,7 @@ class Tuning:
 
 
 @dataclass(frozen=True)
-class _Head:
+class _Counts:
     trials: int = field(metadata=at_least(1))
     replicates: int = field(default=1, metadata=at_least(1))
 
@@ -96,7 +96,7 @@ def read_tuning(value: Any, final_seeds: Sequence[int], arms: Sequence[str], nam
     table = as_table(value, "tuning", name)
     known = ("trials", "replicates", "seeds", "space", "arms", "points")
     check_keys(table, known, ("trials", "seeds"), "tuning.", name)
-    head = read(_Head, {k: v for k, v in table.items() if k in ("trials", "replicates")}, "tuning", name)
+    counts = read(_Counts, {k: v for k, v in table.items() if k in ("trials", "replicates")}, "tuning", name)
     own = seeds(table["seeds"], "tuning.seeds", name)
     if both := sorted({*own} & {*final_seeds}):
         raise StudyError(
@@ -104,19 +104,19 @@ def read_tuning(value: Any, final_seeds: Sequence[int], arms: Sequence[str], nam
             f"tuning has not seen; both have {', '.join(map(str, both[:5]))}"
         )
     for where, given in (("seeds", final_seeds), ("tuning.seeds", own)):
-        if len(given) % head.replicates:
+        if len(given) % counts.replicates:
             raise StudyError(
-                f"{name}: tuning.replicates = {head.replicates} needs as many {where} for each search, and "
-                f"there are {len(given)}; use a multiple of {head.replicates}"
+                f"{name}: tuning.replicates = {counts.replicates} needs as many {where} for each search, and "
+                f"there are {len(given)}; use a multiple of {counts.replicates}"
             )
     of_arms = as_table(table.get("arms", {}), "tuning.arms", name)
     check_keys(of_arms, arms, (), "tuning.arms.", name)
     tuning = Tuning(
-        head.trials,
+        counts.trials,
         own,
         _space(table.get("space", {}), "tuning.space", name),
         {arm: _space(space, f"tuning.arms.{arm}", name) for arm, space in of_arms.items()},
-        replicates=head.replicates,
+        replicates=counts.replicates,
     )
     for arm in arms:
         if not tuning.of(arm):
@@ -144,15 +144,15 @@ def _point(value: Any, space: Mapping[str, Dimension], where: str, name: str) ->
     """The values of one trial: of each key of the space, and within it."""
     point = dict(dotted(as_table(value, where, name)))
     check_keys(point, space, list(space), f"{where}.", name)
-    for key, about in space.items():
-        if point[key] not in about:
-            raise error_at(name, f'{where}."{key}"', point[key], f"in its space, {about}")
-    return {key: about.typed(point[key]) for key, about in sorted(space.items())}
+    for key, dimension in space.items():
+        if point[key] not in dimension:
+            raise error_at(name, f'{where}."{key}"', point[key], f"in its space, {dimension}")
+    return {key: dimension.typed(point[key]) for key, dimension in sorted(space.items())}
 
 
 def _space(value: Any, where: str, name: str) -> dict[str, Dimension]:
     table = _flat(as_table(value, where, name), where, name)
-    return {key: _dimension(about, f'{where}."{key}"', name) for key, about in table.items()}
+    return {key: _dimension(dimension, f'{where}."{key}"', name) for key, dimension in table.items()}
 
 
 _KEYS = ("low", "high", "log", "integer", "choices")
@@ -171,16 +171,16 @@ def _flat(table: Mapping[str, Any], where: str, name: str) -> dict[str, Any]:
 
 
 def _dimension(table: Any, where: str, name: str) -> Dimension:
-    about = as_table(table, where, name)
-    if "choices" in about:
-        check_keys(about, ("choices",), (), f"{where}.", name)
-        return Dimension(choices=_choices(about["choices"], f"{where}.choices", name))
-    check_keys(about, _KEYS, ("low", "high"), f"{where}.", name)
-    log, integer = about.get("log", False), about.get("integer", False)
+    keys = as_table(table, where, name)
+    if "choices" in keys:
+        check_keys(keys, ("choices",), (), f"{where}.", name)
+        return Dimension(choices=_choices(keys["choices"], f"{where}.choices", name))
+    check_keys(keys, _KEYS, ("low", "high"), f"{where}.", name)
+    log, integer = keys.get("log", False), keys.get("integer", False)
     for key, flag in (("log", log), ("integer", integer)):
         if not is_a(flag, bool):
             raise error_at(name, f"{where}.{key}", flag, "true or false")
-    low, high = (_number(about[key], integer, f"{where}.{key}", name) for key in ("low", "high"))
+    low, high = (_number(keys[key], integer, f"{where}.{key}", name) for key in ("low", "high"))
     if low >= high:
         raise error_at(name, f"{where}.high", high, f"above low, which is {low!r}")
     if log and low <= 0:

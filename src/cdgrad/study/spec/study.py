@@ -14,7 +14,7 @@ from cdgrad.study import StudyError
 from cdgrad.study.spec.measure import ERROR, Measure
 from cdgrad.study.spec.rules import check_keys, dotted, read
 from cdgrad.study.spec.setting import (
-    BASELINE_METRIC,
+    NO_METRIC,
     OPTIONS,
     Arm,
     ArmOptions,
@@ -101,7 +101,7 @@ class Spec:
         return self.tuning.replicates if self.tuning else 1
 
     def replicate(self, seed: int) -> int:
-        """The search that a seed of final runs or of trials belongs to: they are dealt out in turn."""
+        """The search that a seed of final runs or of trials belongs to: they are assigned round-robin."""
         if self.replicates == 1 or self.tuning is None:
             return 0
         return (self.seeds if seed in self.seeds else self.tuning.seeds).index(seed) % self.replicates
@@ -154,7 +154,7 @@ class Spec:
         # All changes of a table at once: a new name discards the old arguments, in any order of the keys.
         tables = changed(tables, changes)
         places = {"optimizer": f"arms.{arm}."} if options.optimizer else {}
-        common: dict[str, Any] = {about.name: getattr(options, about.name) for about in fields(ArmOptions)}
+        common: dict[str, Any] = {option.name: getattr(options, option.name) for option in fields(ArmOptions)}
         common["evaluate"] = "validation" if trial else self.evaluate
         if self.entry:
             common |= {"measure": self.measure.name, "percent": self.measure.percent}
@@ -196,7 +196,7 @@ def read_tables(tables: Tables, places: Mapping[str, str], name: str) -> dict[st
 
 def apart_from_lam(metric: str) -> tuple[float, str]:
     """The lam of a metric's text, nan where it has none, and a text equal for metrics that differ in lam."""
-    parsed = None if metric == BASELINE_METRIC else parse_metric(metric)
+    parsed = None if metric == NO_METRIC else parse_metric(metric)
     lam = None if parsed is None else lam_of(parsed)
     return (math.nan, metric) if parsed is None or lam is None else (lam, str(with_lam(parsed, 1.0)))
 
@@ -205,7 +205,7 @@ def with_option(arm: Arm, key: str, value: Any, name: str) -> Arm:
     """An arm with another value of an option; ``lam`` is its metric's."""
     if key in OPTIONS:
         return read(Arm, asdict(arm) | {key: value}, "arm", name)
-    metric = None if arm.metric == BASELINE_METRIC else parse_metric(arm.metric)
+    metric = None if arm.metric == NO_METRIC else parse_metric(arm.metric)
     if key != "lam":
         known = [*TUNABLE, "model.KEY", "schedule.KEY", "optimizer.KEY"]
         check_keys({key: value}, known, (), "", name)

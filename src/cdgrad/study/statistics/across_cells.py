@@ -83,13 +83,12 @@ def probability_of_improvement(
     Raises:
         ValueError: no cells, a cell without seeds, or other numbers of seeds in the two arms.
     """
-    ours, theirs = _cells(arm), _cells(baseline)
-    if [len(a) for a in ours] != [len(b) for b in theirs]:
-        raise ValueError(f"expected the same seeds, got {[*map(len, ours)]} and {[*map(len, theirs)]}")
-    weights = stratified_weights([len(a) for a in ours])
-    better = [
-        (a[:, None] < b[None]) + 0.5 * (a[:, None] == b[None]) for a, b in zip(ours, theirs, strict=True)
-    ]
+    of_arm, of_baseline = _cells(arm), _cells(baseline)
+    if [len(a) for a in of_arm] != [len(b) for b in of_baseline]:
+        raise ValueError(f"expected the same seeds, got {[*map(len, of_arm)]} and {[*map(len, of_baseline)]}")
+    weights = stratified_weights([len(a) for a in of_arm])
+    pairs = zip(of_arm, of_baseline, strict=True)
+    better = [(a[:, None] < b[None]) + 0.5 * (a[:, None] == b[None]) for a, b in pairs]
     resampled = np.mean([((w @ m) * w).sum(1) for w, m in zip(weights, better, strict=True)], axis=0)
     return Aggregate(float(np.mean([m.mean() for m in better])), _percentiles(resampled, level))
 

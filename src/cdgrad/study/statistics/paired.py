@@ -45,7 +45,7 @@ class Comparison:
         median: the median difference, which a few diverged runs do not move.
         median_interval: of the median, from order statistics.
         p: sign-flip permutation test of no difference, two-sided.
-        correlation: of the two arms' values over the seeds; what pairing bought.
+        correlation: of the two arms' values over the seeds; how much pairing reduces the variance.
         win_rate: share of seeds on which the arm has the better value; ties count half.
     """
 
@@ -72,7 +72,7 @@ def compare(arm: ArrayLike, baseline: ArrayLike, *, larger_is_better: bool = Fal
     Args:
         arm: the values of one arm.
         baseline: those of the arm that it is compared with.
-        larger_is_better: whether the arm wins a seed by the larger value, as with an accuracy.
+        larger_is_better: whether the larger value is the better one, as with an accuracy.
 
     Raises:
         ValueError: the two have different lengths, or none.

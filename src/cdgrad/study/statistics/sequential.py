@@ -96,8 +96,8 @@ def skewness(values: ArrayLike) -> Array:
     n, centred = x.shape[-1], x - x.mean(-1, keepdims=True)
     m2, m3 = np.square(centred).mean(-1), (centred**3).mean(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        found = m3 / m2**1.5 * math.sqrt(n * (n - 1)) / max(n - 2, 1)
-    return np.where(m2 > 0, found, 0.0)
+        skew = m3 / m2**1.5 * math.sqrt(n * (n - 1)) / max(n - 2, 1)
+    return np.where(m2 > 0, skew, 0.0)
 
 
 def anytime_reach(n: ArrayLike, skew: ArrayLike, level: float = LEVEL) -> tuple[Array, Array]:
@@ -151,7 +151,7 @@ def anytime_p(values: ArrayLike, mean: float = 0.0) -> float:
     if len(x) < 2:
         return math.nan
     if _constant(x):
-        # log_e at an infinite t: the likelihood ratio for values without any spread about their mean
+        # log_e at an infinite t: the likelihood ratio of values that all equal their mean
         return 1.0 if abs(float(x[0])) <= _ROUNDING else min(1.0, math.exp(-float(log_e(len(x), math.inf))))
     w, g, root = float(x.mean()) / float(x.std(ddof=1)), float(skewness(x)), math.sqrt(len(x))
     corrected = w + g * w**2 / 3 + g**2 * w**3 / 27 + g / (6 * len(x))

@@ -24,7 +24,7 @@ from cdgrad.metrics import L2, Metric, as_metric
 from cdgrad.ops import select_backend
 from cdgrad.selection import Direction, Selection, Target
 from cdgrad.study import StudyError, streams
-from cdgrad.study.spec import BASELINE_METRIC, Setting
+from cdgrad.study.spec import NO_METRIC, Setting
 from cdgrad.target_operator import Job, Operate, Rescale, directed_in_metrics
 
 _FilterAxes = Mapping[nn.Parameter, tuple[int, int]]
@@ -43,7 +43,7 @@ def attach_arm(setting: Setting, optimizer: Optimizer, model: nn.Module, seed: i
         StudyError: permuted or centralized parameters that are sharded; or nothing to direct.
         ValueError, TypeError: as `cdgrad.attach`.
     """
-    has_metric = setting.metric != BASELINE_METRIC
+    has_metric = setting.metric != NO_METRIC
     options = Options(
         direction=cast(Direction, setting.direction),
         linear=setting.linear,
@@ -90,14 +90,14 @@ def operator_backends(handle: Attachment | None) -> str:
     """The backends that computed an arm's operator, such as ``"cpu"``; ``"none"`` where there is none."""
     if handle is None or (metric := handle.metric) == L2() or not isinstance(metric, Metric):
         return "none"
-    found: set[str] = set()
+    backends: set[str] = set()
     for target in handle.selection.targets:
         grad = target.param.grad if target.param.grad is not None else target.param.detach()
         if is_dtensor(grad):
-            found.add("sharded")
+            backends.add("sharded")
         elif target.param.requires_grad:
-            found.add(select_backend(grad, metric, target.dim, target.groups)[0])
-    return ", ".join(sorted(found)) or "none"
+            backends.add(select_backend(grad, metric, target.dim, target.groups)[0])
+    return ", ".join(sorted(backends)) or "none"
 
 
 def direct_and_sum(handle: Attachment) -> Tensor:

@@ -74,18 +74,18 @@ class Checkpoint:
             raise StudyError(
                 f"{self.path} is not the checkpoint of a run; move it away, or name another file"
             )
-        found = cast(dict[str, Any], content)
-        for key, mine in self._mark.items():
+        saved = cast(dict[str, Any], content)
+        for key, own in self._mark.items():
             # Older files do not say which images they had.
-            if found.get(key, mine if key == "data" else None) != mine:
+            if saved.get(key, own if key == "data" else None) != own:
                 raise StudyError(
-                    f"{self.path} is the checkpoint of another run ({key} {found.get(key)!r:.60} is not "
-                    f"{mine!r:.60}); move it away, or name another file"
+                    f"{self.path} is the checkpoint of another run ({key} {saved.get(key)!r:.60} is not "
+                    f"{own!r:.60}); move it away, or name another file"
                 )
-        if not isinstance(found.get("state"), dict):
+        if not isinstance(saved.get("state"), dict):
             raise StudyError(f"{self.path} holds no state of a run; move it away, or name another file")
         self._ours = True
-        return found["state"]
+        return saved["state"]
 
     @property
     def due(self) -> bool:

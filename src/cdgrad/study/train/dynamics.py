@@ -56,16 +56,16 @@ class Dynamics:
 
     def measure(self) -> Epoch:
         """What is measured after an epoch of the run."""
-        found: Epoch = {}
+        measured: Epoch = {}
         if self._twin is not None:
             with self._own_random():
                 run_epoch(self._twin)
             pair = [[p.detach() for p in run.model.parameters()] for run in (self._state, self._twin)]
-            found["divergence"] = divergence(*pair)
+            measured["divergence"] = divergence(*pair)
         if "sharpness" in self._names:
-            found["sharpness"] = self._sharpness()
-            found["sharpness_times_lr"] = found["sharpness"] * self._state.epochs[-1]["lr"]
-        return found
+            measured["sharpness"] = self._sharpness()
+            measured["sharpness_times_lr"] = measured["sharpness"] * self._state.epochs[-1]["lr"]
+        return measured
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the second copy."""

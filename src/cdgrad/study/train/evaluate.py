@@ -36,5 +36,5 @@ def convolution_norm(model: nn.Module) -> float:
     weights = [p.detach() for p in model.parameters() if p.ndim > 2]
     parts = [local_part(w).double().square().sum().sqrt() for w in weights]
     norms = whole_norms(weights, parts)[0]
-    found: list[float] = torch.stack(norms).tolist() if norms else []  # pyright: ignore[reportUnknownVariableType]
-    return math.sqrt(sum(norm**2 for norm in found))
+    values: list[float] = torch.stack(norms).tolist() if norms else []  # pyright: ignore[reportUnknownVariableType]
+    return math.sqrt(sum(norm**2 for norm in values))

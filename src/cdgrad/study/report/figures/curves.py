@@ -104,8 +104,10 @@ def _paired_curves(results: Results, cell: str, key: str) -> dict[str, tuple[pai
         runs = results.paired_runs(cell, name)
         of_arm, of_reference = (_curves([pair[side] for pair in runs], key) for side in (0, 1))
         if len(runs) > 1 and of_arm and of_reference and len(of_arm[1]) == len(of_reference[1]) == len(runs):
-            epochs, ours, theirs = np.intersect1d(of_arm[0], of_reference[0], return_indices=True)
-            drawn[name] = epochs, of_arm[1][:, ours] - of_reference[1][:, theirs]
+            epochs, arm_index, reference_index = np.intersect1d(
+                of_arm[0], of_reference[0], return_indices=True
+            )
+            drawn[name] = epochs, of_arm[1][:, arm_index] - of_reference[1][:, reference_index]
     return drawn
 
 
