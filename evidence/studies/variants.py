@@ -96,6 +96,21 @@ def annealed(
     return optimizer
 
 
+def divided(
+    params: Iterable[nn.Parameter], lr: float, divisor: float, base: str = "sgd", **rest: Any
+) -> Optimizer:
+    """The ordinary gradient, with the learning rate of all convolutions divided by `divisor`.
+
+    A control for the re-weighted metric of lam = `divisor`, which divides every mode of a convolution's
+    gradient but the mean over the channels: here the mean is divided, too.
+    """
+    weights = list(params)
+    convolutions = [p for p in weights if p.ndim > 2]
+    others = [p for p in weights if p.ndim <= 2]
+    groups = [{"params": convolutions, "lr": lr / divisor}, {"params": others, "lr": lr}]
+    return BASES[base](groups, **rest)
+
+
 def on_update(
     params: Iterable[nn.Parameter], lr: float, metric: str, lam: float, base: str = "adamw", **rest: Any
 ) -> Optimizer:

@@ -99,6 +99,16 @@ def test_smooth_start_smooths_the_weights_and_keeps_their_norm():
     torch.testing.assert_close(stepped(optimizer, param), channel_directed(gradient, Sobolev(0.1)))
 
 
+def test_divided_divides_the_rate_of_convolutions_alone():
+    convolution, bias = weight(), nn.Parameter(torch.zeros(4))
+    bias.grad = torch.ones(4)
+    optimizer = variants.divided([convolution, bias], lr=0.6, divisor=3.0)
+    gradient = convolution.grad.clone()
+    before = convolution.detach().clone()
+    torch.testing.assert_close(stepped(optimizer, bias), torch.full((4,), 0.6))
+    torch.testing.assert_close(before - convolution.detach(), 0.2 * gradient)
+
+
 def test_biases_are_left_alone():
     bias = nn.Parameter(torch.ones(4))
     bias.grad = torch.arange(4.0)
