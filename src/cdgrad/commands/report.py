@@ -68,18 +68,20 @@ def run(options: argparse.Namespace) -> int:
         raise UsageError("--to is for several DIR; the report of one study is written into its folder")
     if not options.watch:
         return show(folders[0], **chosen)
-    if any(value not in ("", False, None) for value in chosen.values()):
-        raise UsageError("--watch shows the comparisons of the specification: leave the other options out")
-    return watch(folders[0])
+    return watch(folders[0], **chosen)
 
 
-def watch(folder: Path) -> int:
+def watch(folder: Path, *, reference: str = "", all_pairs: bool = False, target: float | None = None) -> int:
     """Serve the report of the study in `folder` until Ctrl-C."""
-    from cdgrad.study import records
+    from cdgrad.study import records, spec, statistics
     from cdgrad.study.report import live_page
 
-    records.Store(folder, write=False).close()  # a mistyped folder is an error now, not a page
-    with live_page.served(folder) as address:
+    # A mistyped folder or arm is an error now, not a page.
+    with records.Store(folder, write=False) as store:
+        name, text = store.spec()
+    study = statistics.Results.of(spec.parse(text, name), ())
+    study.compared_with(reference, all_pairs=all_pairs)
+    with live_page.served(folder, live_page.Asked(reference, all_pairs, target)) as address:
         print(f"report: {address} (Ctrl-C ends)", flush=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()

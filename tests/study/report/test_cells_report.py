@@ -407,7 +407,7 @@ def test_a_curve_goes_on_where_a_diverged_run_ended(tiny, make_run):
 def test_runs_that_measured_no_epochs_have_no_curves(tiny, make_run, epochs):
     made = [make_run(arm, seed, 3.0, epochs=epochs) for arm in tiny.arms for seed in (0, 1)]
     names = [figure.name for figure in report.document(Results.of(tiny, made)).figures]
-    assert names == ["paired_differences"]
+    assert names == ["paired_differences", "levels"]
 
 
 WITHOUT_TORCH = """

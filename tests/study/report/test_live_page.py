@@ -82,6 +82,18 @@ def test_before_the_first_run_the_page_says_what_is_missing(tmp_path):
         report.watch(tmp_path)
 
 
+def test_the_page_shows_the_comparisons_that_are_asked_for(study):
+    assert "Paired difference to sgd" in live_page.page(study)
+    assert "Paired difference to directed" in live_page.page(study, live_page.Asked(reference="directed"))
+    assert "Paired differences of all pairs" in live_page.page(study, live_page.Asked(all_pairs=True))
+    assert "Time to a validation error of 3.5" in live_page.page(study, live_page.Asked(target=3.5))
+
+
+def test_a_mistyped_arm_is_an_error_and_no_page(study):
+    with pytest.raises(StudyError, match="tiny has no arm 'sobolev'; it has sgd, directed"):
+        report.watch(study, reference="sobolev")
+
+
 def test_study_serve_shows_the_runs_so_far(tmp_path):
     (tmp_path / "slow.py").write_text(ENTRY)
     (tmp_path / "slow.toml").write_text(
@@ -101,10 +113,12 @@ def test_study_serve_shows_the_runs_so_far(tmp_path):
 
 
 def test_report_watch_serves_until_it_is_interrupted(study):
-    command = [sys.executable, "-m", "cdgrad", "report", str(study), "--watch"]
+    command = [sys.executable, "-m", "cdgrad", "report", str(study), "--watch", "--reference", "directed"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         address = re.search(r"http://\S+", process.stdout.readline())[0]
-        assert "<h1>Tiny</h1>" in get(address)[1]
+        text = get(address)[1]
+        assert "<h1>Tiny</h1>" in text
+        assert "Paired difference to directed" in text
         process.send_signal(signal.SIGINT)
         assert process.wait(30) == 0
         assert process.stderr.read() == ""

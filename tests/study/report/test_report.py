@@ -126,8 +126,8 @@ def test_the_page_stands_alone_and_escapes_what_users_wrote(study, tiny_text):
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert not re.search(r"(src|href)=\"(?!data:|#)", page)
-    # Differences, also by epoch, learning curves and the loss of the last epoch.
-    assert page.count("data:image/svg+xml;base64,") == 4
+    # Differences, also by epoch, learning curves, levels and the loss of the last epoch.
+    assert page.count("data:image/svg+xml;base64,") == 5
     assert all(path.stat().st_size > 0 for path in files)
     text = (folder / "report.md").read_text()
     assert r"\<script\>alert(1)\</script\> & \| \*co\*" in text

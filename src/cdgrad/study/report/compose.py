@@ -10,7 +10,7 @@ from cdgrad.study import StudyError, files
 from cdgrad.study.records import FILE, csv_file
 from cdgrad.study.report import across, costs, details, further, html_page, tables, text, times, tuning_tables
 from cdgrad.study.report.document import Document, Figure, Section, Table
-from cdgrad.study.report.figures import curves, differences, settings
+from cdgrad.study.report.figures import curves, differences, levels, settings
 from cdgrad.study.report.remarks import environments, remarks
 from cdgrad.study.report.verdicts import across_cells, verdicts
 from cdgrad.study.statistics.results import Results, read
@@ -103,8 +103,8 @@ def _cell(results: Results, cell: str, several: bool, target: float | None) -> S
     if compared:
         parts += [tables.differences(results, cell), differences.paired_differences(results, cell)]
     parts.append(tables.errors(results, cell))
-    over_epochs = (curves.difference_curves, curves.learning_curves)
-    parts += [drawing for draw in over_epochs if (drawing := draw(results, cell))]
+    curves_and_levels = (curves.difference_curves, curves.learning_curves, levels.levels)
+    parts += [drawing for draw in curves_and_levels if (drawing := draw(results, cell))]
     parts += [] if target is None else [_time_to(results, cell, target)]
     if compared:
         parts += [tuning_tables.replicates(results, cell)] if results.spec.replicates > 1 else []

@@ -11,6 +11,7 @@ import threading
 from base64 import b64encode
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import cast
@@ -18,6 +19,8 @@ from typing import cast
 from cdgrad.study import StudyError
 from cdgrad.study.records import FILE
 from cdgrad.study.report import compose, html_page
+from cdgrad.study.report.document import Document
+from cdgrad.study.statistics import Results
 
 HOST = "127.0.0.1"
 # Fetched rather than reloaded: the reader's place is kept, and the last page when the server has ended.
@@ -41,10 +44,36 @@ _POLICY = (
 )
 
 
-def page(folder: Path) -> str:
+@dataclass(frozen=True)
+class Asked:
+    """What a page shows: the comparisons of the specification, unless others are asked for.
+
+    Attributes:
+        reference, all_pairs: as in `Results.compared_with`.
+        target: as in `compose.document`.
+    """
+
+    reference: str = ""
+    all_pairs: bool = False
+    target: float | None = None
+
+    def document(self, results: Results) -> Document:
+        """The report of `results`.
+
+        Raises:
+            StudyError: what is asked for is not in the study.
+        """
+        compared = results.compared_with(self.reference, all_pairs=self.all_pairs)
+        return compose.document(compared, self.target)
+
+
+_AS_SPECIFIED = Asked()
+
+
+def page(folder: Path, asked: Asked = _AS_SPECIFIED) -> str:
     """The report of the study in `folder` as it is now; what is missing, where there is no report yet."""
     try:
-        text = html_page.html(compose.document(compose.read(folder)))
+        text = html_page.html(asked.document(compose.read(folder)))
     except StudyError as error:
         text = (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>cdgrad</title></head>'
@@ -54,14 +83,14 @@ def page(folder: Path) -> str:
 
 
 @contextmanager
-def served(folder: Path) -> Generator[str]:
+def served(folder: Path, asked: Asked = _AS_SPECIFIED) -> Generator[str]:
     """Inside, the page is served at the yielded address, on a free port of this machine alone.
 
     Raises:
         StudyError: this machine has no free port.
     """
     try:
-        server = _Server(folder)
+        server = _Server(folder, asked)
     except OSError as error:
         raise StudyError(f"cannot serve the report on {HOST}: {error.strerror or error}") from error
     threading.Thread(target=server.serve_forever, args=(0.2,), daemon=True).start()
@@ -75,9 +104,9 @@ def served(folder: Path) -> Generator[str]:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, asked: Asked) -> None:
         super().__init__((HOST, 0), _Handler)
-        self.folder = folder
+        self.folder, self.asked = folder, asked
         self.name = f"{HOST}:{self.server_address[1]}"
         self._lock = threading.Lock()
         self._state: tuple[int, int] | None = None
@@ -97,7 +126,7 @@ class _Server(ThreadingHTTPServer):
             except OSError:
                 state = None
             if state is None or state != self._state:
-                self._page, self._state = page(self.folder).encode(), state
+                self._page, self._state = page(self.folder, self.asked).encode(), state
             return self._page
 
 

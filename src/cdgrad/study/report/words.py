@@ -78,6 +78,11 @@ class Words:
         """Which differences are better."""
         return f"{'negative' if self.measure.direction == 'min' else 'positive'} is better"
 
+    @property
+    def better_value(self) -> str:
+        """Which values are better."""
+        return f"{'lower' if self.measure.direction == 'min' else 'higher'} is better"
+
     def is_better(self, difference: float) -> bool:
         """Whether an arm with that mean difference is the better one."""
         return self.measure.sign * difference < 0
