@@ -234,6 +234,32 @@ def test_deviations_beyond_the_largest_float_stay_finite(dtype):
         torch.testing.assert_close(out.double(), want, rtol=2 * torch.finfo(dtype).eps, atol=1e32)
 
 
+@pytest.mark.parametrize("boundary", ["free", "periodic"])
+@pytest.mark.parametrize("n", [2, 13, 300, 5000])
+def test_finite_results_of_float64_near_the_largest_float_stay_finite(n, boundary):
+    """A gradient times 2^1023 gives the result times 2^1023, because the operator is linear."""
+    generator = torch.Generator().manual_seed(0)
+    small = torch.rand(n, 37, generator=generator, dtype=torch.float64) * 1.8 - 0.9
+    small[:, 0] = 0.9
+    small[:, 1] = torch.tensor([0.9, 0.9, -0.9]).repeat(n)[:n]
+    small[:, 2] = torch.linspace(-0.9, 0.9, n)
+    for family, lams in ((Sobolev, (1e-9, 0.01, 0.5, 1e6, 1e308)), (MeanSobolev, (0.5, 10.0, 1e6, 1e100))):
+        for lam in lams:
+            metric = family(lam, boundary)
+            out, want = small * 2.0**1023, small.clone()
+            channel_directed_([out], metric, backend="cpu")
+            channel_directed_([want], metric, backend="cpu")
+            assert torch.equal(out / 2.0**1023, want), metric
+
+
+def test_constant_columns_near_the_largest_float_stay_as_they_are_for_a_small_lam():
+    for boundary in ("free", "periodic"):
+        for lam in (1e-3, 1e-6, 1e-9):
+            out = torch.full((64, 20), 1.7e308, dtype=torch.float64)
+            channel_directed_([out], MeanSobolev(lam, boundary), backend="cpu")
+            torch.testing.assert_close(out, torch.full_like(out, 1.7e308), rtol=1e-15 / lam, atol=0)
+
+
 def test_the_smallest_lam_leaves_a_constant_column_alone():
     for metric in (ReweightedL2(1e-308), Sobolev(1e-308)):
         grad = torch.full((4, 20), 1.5)

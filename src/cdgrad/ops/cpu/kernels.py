@@ -1,12 +1,11 @@
 """The operator's sweeps along the channel, compiled by numba on the vectors of `cdgrad.ops.cpu.vectors`.
 
 A block is n channels of some columns, few enough to stay in cache: the first sweep reads it from memory, the
-second finds it there. A tile is `ROWS` channels of `LANES` columns;
-the running values of its columns stay in registers from its first row to its last. They are float64, which
-is what keeps float32 gradients within 1e-6 of the exact result.
-
-A row often lies a page or more from the next, where the hardware prefetcher does not follow: both sweeps
-prefetch the rows of the next tiles, in the order of memory, while they work on the present ones.
+second finds it there. A tile is `ROWS` channels of `LANES` columns; the running values of its columns stay in
+registers from its first row to its last. They are float64, which keeps float32 gradients within 1e-6 of the
+exact result. Sums of float64 gradients may exceed the largest float where the result does not: they are of
+the gradient times a power of two, which is exact. Rows often lie a page or more apart, where the hardware
+prefetcher does not follow: both sweeps prefetch the rows of the next tiles, in the order of memory.
 """
 
 # numba compiles these functions from types that only it knows.
@@ -33,6 +32,7 @@ from cdgrad.ops.cpu.vectors import (
     prefetch,
     rounded,
     store,
+    times,
     wide,
     zeros,
 )
@@ -196,12 +196,11 @@ def _reweighted(x, like, t, stride, count, width, periodic, w, scale, run):
 def _sobolev(x, like, t, stride, count, width, periodic, w, scale, run):
     """(I + lam A)^-1 x by elimination and substitution, see `cdgrad.ops.sobolev_weights.Sobolev`.
 
-    What is kept between the sweeps is y_m / pivot_m, of the size of the gradient: y_m may overflow.
-
-    The inner product with the wrap rides along with the first sweep.
+    What is kept between the sweeps is y_m / pivot_m, of the size of the gradient: y_m may overflow, and is
+    times `scale` where float64 is stored. The inner product with the wrap is part of the first sweep.
     """
     n, step, width = _shape(t, like, width, run)
-    before, inverse, wrap, ratio = w[0], w[1], w[2], w[3]
+    before, inverse, wrap, ratio, back = w[0], w[1], w[2], w[3], 1 / scale
     wrapped, spilled = run + 8 * width, run + 16 * width
     for first in range(0, n, ROWS):
         ahead, left = x + (first + ROWS) * step, width
@@ -210,7 +209,7 @@ def _sobolev(x, like, t, stride, count, width, periodic, w, scale, run):
             value, product = _get(run + 8 * j), _get(wrapped + 8 * j)
             for m in range(first, min(first + ROWS, n)):
                 ahead, left = _prefetch(ahead, like, stride, left, width, step)
-                g = wide(load(row, like, stride, mask))
+                g = times(wide(load(row, like, stride, mask)), scale, like)
                 value = g + value * before[m]
                 if periodic:
                     product += g * wrap[m]
@@ -230,7 +229,8 @@ def _sobolev(x, like, t, stride, count, width, periodic, w, scale, run):
                 ahead, left = _prefetch(ahead, like, stride, left, width, step)
                 reloaded = _reload(row, like, stride, mask, spilled + 4 * (m * width + j))
                 value = wide(reloaded) + value * ratio[m]
-                store(value - product * wrap[m] if periodic else value, row, like, stride, mask)
+                small = times(value, scale, like) - product * wrap[m] if periodic else value
+                store(times(small, back, like) if periodic else value, row, like, stride, mask)
                 row -= step
             _put(value, run + 8 * j)
 
@@ -239,11 +239,11 @@ def _sobolev(x, like, t, stride, count, width, periodic, w, scale, run):
 def _mean_sobolev(x, like, t, stride, count, width, periodic, w, scale, run):
     """mean + (lam A)^+ x, integrating twice, see `cdgrad.ops.cpu.launch`.
 
-    The first sweep takes inner products: the mean, g~ - mean at channel 0, the slope at the wrap. They
-    are all that the second needs to integrate the deviation twice, so it alone writes.
+    The first sweep takes inner products: the mean, g~ - mean at channel 0, the slope at the wrap. The second
+    integrates the deviation twice and writes. Where float64 is stored, all are times w[2, 0], a power of two.
     """
     n, step, width = _shape(t, like, width, run)
-    start, wrap = w[0], w[1]
+    start, wrap, power, back = w[0], w[1], w[2, 0], 1 / w[2, 0]
     values, slopes = run + 8 * width, run + 16 * width
     for first in range(0, n, ROWS):
         ahead, left = x + (first + ROWS) * step, width
@@ -252,7 +252,7 @@ def _mean_sobolev(x, like, t, stride, count, width, periodic, w, scale, run):
             total, value, slope = _get(run + 8 * j), _get(values + 8 * j), _get(slopes + 8 * j)
             for m in range(first, min(first + ROWS, n)):
                 ahead, left = _prefetch(ahead, like, stride, left, width, step)
-                g = wide(load(row, like, stride, mask))
+                g = times(wide(load(row, like, stride, mask)), power, like)
                 total += g
                 value += g * start[m]
                 if periodic:
@@ -272,8 +272,8 @@ def _mean_sobolev(x, like, t, stride, count, width, periodic, w, scale, run):
             mean, value, slope = _get(run + 8 * j), _get(values + 8 * j), _get(slopes + 8 * j)
             for _ in range(first, min(first + ROWS, n)):
                 ahead, left = _prefetch(ahead, like, stride, left, width, step)
-                slope += (mean - wide(load(row, like, stride, mask))) * scale
-                store(value, row, like, stride, mask)
+                slope += (mean - times(wide(load(row, like, stride, mask)), power, like)) * scale
+                store(times(value, back, like), row, like, stride, mask)
                 value += slope
                 row += step
             _put(value, values + 8 * j)

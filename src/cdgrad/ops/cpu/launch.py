@@ -249,6 +249,8 @@ def _weights(metric: Metric, channels: tuple[int, ...], double: bool) -> tuple[A
     """float64 weights (4, channels of all tensors), and a scalar per tensor.
 
     The scalar stays finite in the dtype computed in, so that a deviation of 0 stays 0 for the smallest lam.
+    For float64 the sums of the Sobolev metrics are smaller by a power of two: the scalar, or weights[2, 0] of
+    a tensor where the scalar is a factor.
     """
     largest = 1e300 if double else 1e37
     weights = np.zeros((4, sum(channels)))
@@ -261,13 +263,24 @@ def _weights(metric: Metric, channels: tuple[int, ...], double: bool) -> tuple[A
             case Sobolev(lam=lam):
                 solve = sobolev_weights.sobolev(n, lam)
                 w[0, 1:] = solve.ratio[:-1]
-                w[1:] = solve.inverse_pivot, solve.wrap, solve.ratio
+                scale[i] = _headroom(n) if double else 1.0
+                w[1:] = solve.inverse_pivot / scale[i], solve.wrap, solve.ratio
             case MeanSobolev(lam=lam, boundary=boundary):
                 scale[i] = min(1 / lam / float(n) ** 2, largest)
                 w[:2] = _integrals(n, scale[i], boundary == "periodic")
+                w[2] = _headroom(n * max(1.0, scale[i], float(np.abs(w[:2]).max())))
             case _:
                 raise TypeError(f"no fused operator is known for {metric!r}")
     return weights, scale
+
+
+def _headroom(bound: float) -> float:
+    """A power of two by which a sum stays below the largest float; `bound` times a gradient bounds the sum.
+
+    At least 2^-128: where more is needed, rounding errors exceed the largest float, too. Gradients below
+    1e-269 lose digits by it.
+    """
+    return 2.0 ** -min(int(np.ceil(np.log2(bound))) + 3, 128)
 
 
 def _integrals(n: int, scale: float, periodic: bool) -> tuple[Array, Array]:
