@@ -56,9 +56,14 @@ def test_a_table_that_cannot_be_is_refused(table, message):
     assert message in str(error.value)
 
 
-def test_the_built_in_loop_measures_the_error(tiny_text):
-    with pytest.raises(StudyError, match="metric is what an entry returns; the built-in training loop"):
-        parse(tiny_text + PERPLEXITY, "tiny")
+def test_the_built_in_loop_measures_error_or_accuracy_in_percent(tiny_text):
+    accuracy = '[metric]\nname = "accuracy"\ndirection = "max"\n'
+    assert parse(tiny_text + accuracy, "tiny").measure == Measure("accuracy", "max", percent=True)
+    assert parse(tiny_text + accuracy + "percent = true\n", "tiny").measure.percent
+    assert parse(tiny_text + '[metric]\nname = "error"\ndirection = "min"\n', "tiny").measure == ERROR
+    for table in (PERPLEXITY, accuracy.replace("max", "min"), accuracy + 'unit = "nats"\n'):
+        with pytest.raises(StudyError, match=r"measures name = \"error\" .* Give an entry that returns"):
+            parse(tiny_text + table, "tiny")
 
 
 def test_the_better_value_has_the_lower_cost_and_nan_the_highest():

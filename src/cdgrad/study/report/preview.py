@@ -180,8 +180,8 @@ def _splits(spec: Spec) -> Iterator[Table]:
         "Images in each split",
         ("cell", "train", "validation", "test", "test split", "one image"),
         rows,
-        "test split: the data set's own, or drawn by each seed from all images; one image: points of error "
-        f"that one image of the {spec.evaluate} split is worth",
+        "test split: the data set's own, or drawn by each seed from all images; one image: points of "
+        f"{spec.measure.name} that one image of the {spec.evaluate} split is worth",
         align="lrrrrr",
     )
 

@@ -110,7 +110,7 @@ def certainty(results: Results, cell: str) -> Table:
         rows.append(row)
     note = (
         f"anytime: valid after a look at every {results.sampled}, by the mixture sequential t-test "
-        "(arXiv 2310.03722), each comparison for itself"
+        "(arXiv 2310.03722) with a correction for skewness (Hall 1992), each comparison for itself"
     )
     if margin:
         size = f"{margin:g} {w.of_difference}".rstrip()

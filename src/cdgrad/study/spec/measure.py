@@ -73,3 +73,4 @@ class Measure:
 
 
 ERROR = Measure("error", "min", percent=True)  # where a specification has no table [metric]
+ACCURACY = Measure("accuracy", "max", percent=True)  # what else the built-in training loop measures

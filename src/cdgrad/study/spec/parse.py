@@ -17,7 +17,7 @@ from typing import Any
 
 from cdgrad.metrics import parse_metric
 from cdgrad.study import StudyError
-from cdgrad.study.spec.measure import ERROR, Measure
+from cdgrad.study.spec.measure import ACCURACY, ERROR, Measure
 from cdgrad.study.spec.rules import (
     Until,
     as_table,
@@ -157,15 +157,21 @@ _HEAD_KEYS = tuple(f.name for f in fields(Head))
 
 
 def _measure(table: Mapping[str, Any], entry: str, name: str) -> Measure:
-    """What the runs' results are: the error in percent, unless an entry returns something else."""
+    """What the runs' results are: the error in percent, unless a table ``[metric]`` says otherwise."""
     if "metric" not in table:
         return ERROR
-    if not entry:
+    measure = read(Measure, table["metric"], "metric", name)
+    if entry:
+        return measure
+    known = {(kind.name, kind.direction): kind for kind in (ERROR, ACCURACY)}
+    if measure.unit or (measure.name, measure.direction) not in known:
         raise StudyError(
-            f"{name}: metric is what an entry returns; the built-in training loop measures the error in "
-            "percent. Leave the table out, or give an entry (an arm's metric is arms.NAME.metric)"
+            f'{name}: the built-in training loop measures name = "error" with direction = "min", or name = '
+            f'"accuracy" with direction = "max", in percent; got {measure.name}, {measure.direction}'
+            f"{measure.unit and f', in {measure.unit}'}. Give an entry that returns what you measure (an "
+            "arm's metric is arms.NAME.metric)"
         )
-    return read(Measure, table["metric"], "metric", name)
+    return known[measure.name, measure.direction]
 
 
 def _final_seeds(value: Any, name: str) -> tuple[float, tuple[int, ...]]:

@@ -249,9 +249,12 @@ class Setting(ArmOptions):
 
     Attributes:
         evaluate: the split whose error is measured at the end, ``"test"`` or ``"validation"``.
+        measure: the name of the study's `Measure`, under which the user's own training code returns its
+            result.
     """
 
     evaluate: str
+    measure: str = field(default=ERROR.name, metadata=_later())
 
     def tables(self) -> tuple[Task, Model, Schedule, Optimizer]:
         """The four tables of a run by the built-in training loop.
@@ -288,13 +291,11 @@ class EntrySetting(Setting):
     Attributes:
         entry: that code, ``module:callable``.
         values: the arm's values for it, under dotted keys.
-        measure: the name of the study's `Measure`, under which that code returns its result.
         percent: whether the result is in percent.
     """
 
     entry: str
     values: dict[str, Any] = field(default_factory=dict[str, Any])
-    measure: str = field(default=ERROR.name, metadata=_later())
     percent: bool = field(default=ERROR.percent, metadata=_later())
 
     def tables(self) -> tuple[Task, Model, Schedule, Optimizer]:

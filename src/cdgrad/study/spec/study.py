@@ -156,9 +156,10 @@ class Spec:
         places = {"optimizer": f"arms.{arm}."} if options.optimizer else {}
         common: dict[str, Any] = {option.name: getattr(options, option.name) for option in fields(ArmOptions)}
         common["evaluate"] = "validation" if trial else self.evaluate
+        common["measure"] = self.measure.name
         if self.entry:
-            common |= {"measure": self.measure.name, "percent": self.measure.percent}
-            return EntrySetting(**common, entry=self.entry, values=own)
+            percent = self.measure.percent
+            return EntrySetting(**common, entry=self.entry, values=own, percent=percent)
         typed = read_tables(tables, places, self.name)
         typed["optimizer"] = replace(typed["optimizer"], lr=typed["optimizer"].lr * options.lr_factor)
         return LoopSetting(**common, **typed)

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from cdgrad.study import StudyError
-from cdgrad.study.spec import Setting
+from cdgrad.study.spec import ERROR, Setting
 from cdgrad.study.train.arms import operator_backends
 from cdgrad.study.train.checkpoint import Checkpoint
 from cdgrad.study.train.device import forget_peak_memory, peak_memory, the_device
 from cdgrad.study.train.dynamics import Dynamics
 from cdgrad.study.train.epoch import error, run_epoch
 from cdgrad.study.train.execution import Captured, Execution, choose, stream_of
-from cdgrad.study.train.outcome import Epoch, OnEpoch, Outcome
+from cdgrad.study.train.outcome import Epoch, OnEpoch, Outcome, in_measure
 from cdgrad.study.train.ranks import ALONE, Ranks
 from cdgrad.study.train.state import TrainingState
 
@@ -69,7 +69,7 @@ def train(
             run_epoch(state)
             if dynamics:
                 state.epochs[-1] |= dynamics.measure()
-            on_epoch(len(state.epochs), state.epochs[-1])
+            on_epoch(len(state.epochs), in_measure(setting.measure, state.epochs[-1]))
             if saved and saved.due and not state.over and ranks.rank == 0:
                 saved.save(_content(state, dynamics))
         outcome = _outcome(state)
@@ -103,12 +103,13 @@ def _resume(state: TrainingState, dynamics: Dynamics | None, saved: Checkpoint) 
 def _outcome(state: TrainingState) -> Outcome:
     """Evaluate the final network; without `test_every_epoch` the only place that reads the test split."""
     split = state.on_device(state.data.test) if state.setting.evaluate == "test" else state.validation
-    status = "diverged" if state.diverged else "ok"
+    status, measure = "diverged" if state.diverged else "ok", state.setting.measure
+    (result,) = in_measure(measure, {ERROR.name: error(state, split)}).values()
     return Outcome(
         status,
-        error(state, split),
-        state.epochs,
-        selected_errors(state.epochs),
+        result,
+        [in_measure(measure, epoch) for epoch in state.epochs],
+        in_measure(measure, selected_errors(state.epochs)),
         _columns(state),
         {"backend": operator_backends(state.handle)},
         state.evaluated,

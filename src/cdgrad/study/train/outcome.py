@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import nn
+
+from cdgrad.study.spec.measure import ERROR
 
 Epoch = dict[str, float]
 
@@ -15,9 +17,23 @@ Epoch = dict[str, float]
 OnEpoch = Callable[[int, Epoch], None]
 
 
+def in_measure(name: str, errors: Mapping[str, float]) -> dict[str, float]:
+    """Numbers with errors in percent under keys that end in ``error``, as the measure `name` has them.
+
+    An accuracy is 100 minus the error, under a key that ends in ``accuracy``.
+    """
+    if name == ERROR.name:
+        return dict(errors)
+    named = ((key.endswith(ERROR.name), key, value) for key, value in errors.items())
+    return {
+        key.removesuffix(ERROR.name) + name if is_error else key: 100 - value if is_error else value
+        for is_error, key, value in named
+    }
+
+
 @dataclass
 class Outcome:
-    """What a run measured. `error` is in percent, on the split that the study evaluates.
+    """What a run measured. `error` is in percent, on the split that the study evaluates; or the accuracy.
 
     `epochs` holds one dict an epoch: mean training loss, training error and validation error in
     percent, L2 norm of the convolution weights, learning rate of the last step, and of the last
