@@ -34,7 +34,6 @@ PARTS = (
     Part("docs/start.md", "quickstart", quickstart.start),
     Part("docs/quickstart/paired_differences.svg", "", quickstart.figure),
     Part("docs/start.ipynb", "", notebook.start),
-    Part("docs/card.md", "quickstart", quickstart.card),
     Part("docs/cost.md", "cost", benchmarks.cost),
     Part("docs/statistics.md", "looks", coverage.looks),
     Part("docs/statistics.md", "searches", coverage.searches),
@@ -53,8 +52,10 @@ def evidence() -> Iterator[Part]:
         yield Part(f"docs/{name}", "", partial(str, text))
     for drawing in figures:
         yield Part(f"docs/evidence/{drawing.name}.svg", "", drawing.svg)
-    yield Part("README.md", "verdict", partial(str, sentences["README.md"]))
-    yield Part("docs/index.md", "verdict", partial(str, sentences["docs/index.md"]))
+    yield Part("README.md", "verdict", partial(str, sentences.readme))
+    yield Part("README.md", "claim", partial(str, sentences.claim))
+    yield Part("docs/index.md", "verdict", partial(str, sentences.front))
+    yield Part("docs/card.md", "quickstart", partial(quickstart.card, sentences.card))
 
 
 def expected(part: Part, text: str) -> str:

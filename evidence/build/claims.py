@@ -112,7 +112,7 @@ def _still_says_no(averages: Iterable[stats.Comparison], controls: Iterable[Cont
         ValueError: a metric made fewer errors, on average or at equal rates.
     """
     if any(c.interval.high < 0 for c in averages) or any(c.against.better for c in controls):
-        raise ValueError("a metric made fewer errors: evidence/pages/evidence.md must say something else")
+        raise ValueError("a metric made fewer errors: evidence/build/headline.py must say something else")
 
 
 def _averages(table: Sequence[Row]) -> str:

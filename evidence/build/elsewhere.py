@@ -55,6 +55,12 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
         "elsewhere_table": tables.markdown(head, lines, right=3),
         "elsewhere_count": str(len(table)),
         "elsewhere_better": _names(row for row in table if row.better),
+        "elsewhere_gains": "; ".join(
+            f"{ARMS[row.arm]}, {_place(row)}, by {tables.difference(row.comparison)} points, "
+            f"p = {tables.probability(row.p)}"
+            for row in table
+            if row.better
+        ),
         "elsewhere_worse": _names(row for row in table if row.worse),
         "elsewhere_better_count": str(sum(row.better for row in table)),
         "elsewhere_worse_count": str(sum(row.worse for row in table)),
@@ -97,7 +103,7 @@ def _against(row: Row, study: Results, control: claims.Control | None) -> str:
         return tables.difference(control.against.comparison, control.against.differs)
     rate = "optimizer.lr"
     same = row.chosen.get(rate) == study.values(row.cell, study.spec.baseline).get(rate)
-    return "the same rate" if same else "not run"
+    return "the same rate" if same else "not run" if row.differs else "not run: nothing to explain"
 
 
 def _names(found: Iterable[Row]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from cdgrad.study.report.figures.drawing import Drawing
 from cdgrad.study.statistics import paired as stats
 from cdgrad.study.statistics.results import Results
-from evidence.build import again, claims, elsewhere, figures, gpu, mechanism, searches, tables, width
+from evidence.build import again, claims, elsewhere, figures, gpu, labels, mechanism, searches, tables, width
 from evidence.build.loading import (
     CLAIMS,
     OTHERS,
@@ -75,7 +75,7 @@ def all_parts() -> tuple[dict[str, str], list[Drawing]]:
         more, figures_of_it = section()
         parts |= more
         drawn += figures_of_it
-    for words in (searches.section, gpu.section, again.section):
+    for words in (searches.section, labels.section, gpu.section, again.section):
         parts |= words()
     return parts, drawn
 
@@ -262,12 +262,14 @@ def _attempt(row: Row) -> str:
 
 def ledger() -> tuple[dict[str, str], list[Drawing]]:
     """What all records add up to; and the tables of the second page."""
-    about = runs_of(studies((*CLAIMS, *RATES, *OTHERS, "searches")))
+    about = runs_of(studies((*CLAIMS, *RATES, *OTHERS, *labels.LABELS, "searches")))
     groups = {
         "The metrics, tuned": rows(studies(CLAIMS), claims.METHODS),
         "The metrics at a fixed lam and the baseline's rate": rows(studies(CLAIMS), claims.FIXED),
         "The tuned metrics against the baseline at their rates": claims.rows_at_equal_rates(),
-        **{study.spec.title: rows([study]) for name in OTHERS for study in studies([name])},
+        **{
+            study.spec.title: rows([study]) for name in (*OTHERS, *labels.LABELS) for study in studies([name])
+        },
     }
     listed = [f"## {title}\n\n{tables.full(table)}" for title, table in groups.items() if table]
     parts = {

@@ -46,9 +46,36 @@ def test_a_changed_record_changes_every_page_and_verdict(built, monkeypatch):
         return [run if run.arm == "none" else replace(run, error=run.error + 1) for run in runs]
 
     monkeypatch.setattr("evidence.build.loading.from_parquet", worse)
-    pages, verdicts, _ = build.build()
+    pages, sentences, _ = build.build()
     assert all(pages[name] != text for name, text in built[0].items())
-    assert all(verdicts[name] != text for name, text in built[1].items())
+    assert all(text != before for text, before in zip(sentences, built[1], strict=True))
+
+
+def test_the_first_sentences_name_the_gain_that_the_records_show_and_no_other(built, monkeypatch):
+    gain = "re-weighted, digits, 40 % wrong labels, by -0.82\u00a0±\u00a00.38 points, p = 0.002"
+    assert all(gain in text.replace("\n  ", " ").replace("\n", " ") for text in built[1])
+
+    def smaller(path):
+        runs = from_parquet(path)
+        return [
+            replace(run, error=run.error + 1 * (path.stem == "regimes-labels" and run.arm == "reweighted"))
+            for run in runs
+        ]
+
+    monkeypatch.setattr("evidence.build.loading.from_parquet", smaller)
+    for text in build.build()[1]:
+        assert "none shows a lower error" in text.replace("\n  ", " ").replace("\n", " ")
+        assert "by -" not in text
+
+
+def test_a_gain_on_average_is_refused_until_the_sentence_says_so(monkeypatch):
+    def better(path):
+        runs = from_parquet(path)
+        return [replace(run, error=run.error - 1 * (run.arm == "reweighted")) for run in runs]
+
+    monkeypatch.setattr("evidence.build.loading.from_parquet", better)
+    with pytest.raises(ValueError, match=r"headline\.py must say something else"):
+        build.build()
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -1,0 +1,133 @@
+"""The one gain, at 40 % wrong labels, examined: on new seeds, over the rates of both methods, with searches anew."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cdgrad.study.statistics import paired as stats
+from cdgrad.study.statistics.results import Results
+from evidence.build import tables
+from evidence.build.loading import studies
+
+LABELS = ("labels-rates", "labels-again")
+_CHOSEN = ("rw-0.02", "none")  # the two settings that regimes-labels chose
+
+
+def section() -> dict[str, str]:
+    """The parts of the page; what was not run is said."""
+    recorded = {study.spec.name: study for study in studies(LABELS)}
+    rates, again = (recorded.get(name) for name in LABELS)
+    words = [_rates(rates)] if rates else []
+    words += [_again(again)] if again else ["Searches anew on new seeds: not run."]
+    return {"labels_text": "\n\n".join(words), "labels_verdict": _verdict(rates, again)}
+
+
+def _verdict(rates: Results | None, again: Results | None) -> str:
+    """In a sentence, what is left of the gain."""
+    if rates is None:
+        return "It was not repeated."
+    same, best = _difference(rates, *_CHOSEN), _difference(rates, *_best(rates))
+    text = (
+        f"On {same.pairs} new seeds the same two settings differ by {tables.difference(same)} points, and the best of four "
+        f"learning rates of each method by {tables.difference(best)}"
+    )
+    if again is not None:
+        ((_, searched),) = again.replicated.items()
+        text += (
+            f"; over {len(searched.means)} searches anew the difference is "
+            f"{tables.plus_minus(searched.mean, searched.interval)}"
+        )
+    return f"{text}."
+
+
+def _difference(study: Results, arm: str, other: str) -> stats.Comparison:
+    (cell,) = study.spec.cells
+    return stats.compare(study.errors(cell, arm), study.errors(cell, other))
+
+
+def _methods(study: Results) -> tuple[list[str], list[str]]:
+    """The arms of the re-weighted metric and those of the baseline, each at its rates."""
+    arms = list(study.spec.arms)
+    return (
+        [arm for arm in arms if arm.startswith("rw-")],
+        [arm for arm in arms if arm == "none" or arm.startswith("lr-")],
+    )
+
+
+def _best(study: Results) -> tuple[str, str]:
+    """The arm of the smallest mean error of either method."""
+    (cell,) = study.spec.cells
+    reweighted, baseline = (
+        min(arms, key=lambda arm: float(np.mean(study.errors(cell, arm)))) for arms in _methods(study)
+    )
+    return reweighted, baseline
+
+
+def _rates(study: Results) -> str:
+    (cell,) = study.spec.cells
+    reweighted, baseline = _methods(study)
+    best = _best(study)
+    lines = [
+        _line(study, cell, arm, label, best[1])
+        for arms, label in (
+            (baseline, "ordinary gradient"),
+            (reweighted, "re-weighted, lam = 4.4"),
+            (["divided"], "ordinary gradient, the rate of convolutions divided by 4.4"),
+        )
+        for arm in arms
+    ]
+    same = _difference(study, *_CHOSEN)
+    chosen = _difference(study, *best)
+    divided = _difference(study, _CHOSEN[0], "divided")
+    head = ["method", "learning rate", "error (SD), %", "minus the baseline at its best rate", "MDD"]
+    return (
+        f"**On {same.pairs} new seeds**, at 40 % wrong labels, the two chosen settings differ by {_shown(same)}. Over four\n"
+        f"learning rates of each method, chosen before these runs, the best of one minus the best of the other is\n"
+        f"{_shown(chosen)} (both chosen by these errors). And the re-weighted metric minus the ordinary gradient with\n"
+        f"the rate of all convolutions divided by lam, which is the metric without its special mode, is {_shown(divided)}.\n\n"
+        + tables.markdown(head, lines, right=1)
+    )
+
+
+def _line(study: Results, cell: str, arm: str, label: str, best: str) -> list[str]:
+    errors = study.errors(cell, arm)
+    against = stats.compare(errors, study.errors(cell, best))
+    rate = study.spec.setting(cell, arm).tables()[3].lr
+    return [
+        label,
+        f"{rate:.2g}",
+        f"{np.mean(errors):.2f} ({stats.standard_deviation(errors):.2f})",
+        "" if arm == best else tables.difference(against),
+        "" if arm == best else tables.number(stats.detectable_difference(against.pairs, against.sd)),
+    ]
+
+
+def _shown(c: stats.Comparison) -> str:
+    return (
+        f"{tables.difference(c)} points (p = {tables.probability(c.p)}, MDD "
+        f"{tables.number(stats.detectable_difference(c.pairs, c.sd))})"
+    )
+
+
+def _again(study: Results) -> str:
+    ((_, searched),) = study.replicated.items()
+    settings = [_chosen(study, "none"), _chosen(study, "reweighted")]
+    tuning = study.spec.tuning
+    assert tuning is not None
+    return (
+        f"**{len(searched.means)} searches anew**, each of {tuning.trials} trials of {len(tuning.seeds_of(0))} seeds, on new\n"
+        f"seeds: re-weighted minus ordinary, search by search, {', '.join(f'{mean:+.2f}' for mean in searched.means)} points; "
+        f"over the searches\n{tables.plus_minus(searched.mean, searched.interval)}. Rates that the searches chose: the baseline's "
+        f"{settings[0]}; the metric's {settings[1]}."
+    )
+
+
+def _chosen(study: Results, arm: str) -> str:
+    """The settings that the searches chose."""
+    (cell,) = study.spec.cells
+    chosen: dict[int, str] = {
+        run.replicate: tables.chosen(run.values)
+        for run in study.runs
+        if (run.cell, run.arm, run.trial) == (cell, arm, None)
+    }
+    return "; ".join(chosen[replicate] for replicate in sorted(chosen))
