@@ -405,7 +405,7 @@ def test_a_copied_handle_says_that_it_is_not_attached(duplicate):
     handle.apply()
     twin, twin_optimizer, twin_handle = duplicate((model, optimizer, handle))
     assert str(twin_handle).startswith("sobolev:lam=0.1 along output, rescale none, on SGD, not attached\n")
-    with pytest.raises(RuntimeError, match="is a copy; call"):
+    with pytest.raises(RuntimeError, match="is a copy; attach again"):
         twin_handle.apply()
     again = attach(twin_optimizer, twin, **twin_handle.options)
     for one, opt in ((model, optimizer), (twin, twin_optimizer)):

@@ -135,7 +135,7 @@ def test_inspect_counts_what_a_deep_network_leaves_alone(capsys):
     lines = left.splitlines()
     assert lines[1].split("  ")[0] == "features.1.weight and 37 more"
     assert "head.bias" in left
-    assert lines[-1] == "print(cdgrad.select(model)) names every one"
+    assert lines[-1] == "print(cdgrad.select(model)) lists all of them"
     assert len(lines) == 5
 
 
@@ -196,7 +196,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(capsys, tmp_path, content):
     (tmp_path / "net.pt").write_bytes(content)
     status, _, err = run(capsys, "inspect", "--weights", str(tmp_path / "net.pt"))
     assert (status, err.count("\n")) == (1, 1)
-    assert "is not a file of plain tensors" in err
+    assert "is not a state dict" in err
 
 
 def test_a_checkpoint_of_another_network_is_refused(capsys, tmp_path):

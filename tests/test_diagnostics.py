@@ -143,7 +143,7 @@ def test_the_spectrum_respects_axis_and_groups():
 
 
 def test_one_gradient_shows_no_noise():
-    with pytest.raises(ValueError, match="at least 2, got 1"):
+    with pytest.raises(ValueError, match="at least 2 gradients to estimate the noise, got 1"):
         signal_and_noise([torch.ones(3)])
 
 

@@ -1,7 +1,7 @@
-"""`attach` lets an optimizer see channel-directed gradients; what it returns is the user's handle.
+"""`attach` links an optimizer to a metric and returns the user's handle.
 
-Which targets the optimizer holds is found in `cdgrad.held_targets`, their gradients are directed in
-`cdgrad.target_gradients`, and when, say the hooks of `cdgrad.step_hooks`.
+`cdgrad.held_targets` finds the targets that the optimizer holds, `cdgrad.target_gradients` directs their
+gradients, and the hooks of `cdgrad.step_hooks` determine when.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cdgrad.step_hooks import StepHooks
 from cdgrad.target_gradients import TargetGradients
 from cdgrad.target_operator import Operate, Rescale, directed_in_metrics
 
-# The optimizer's hooks keep the gradients' owners alive, also where nobody keeps the handle.
+# The optimizer's hooks keep the gradients' owners alive, even if the user drops the handle.
 _ATTACHED: weakref.WeakKeyDictionary[Optimizer, list[weakref.ref[TargetGradients]]] = (
     weakref.WeakKeyDictionary()
 )
@@ -308,8 +308,8 @@ class Attachment:
     def _check_attached(self) -> None:
         if self._hooks is None:
             raise RuntimeError(
-                "this handle is not attached: it was removed, or is a copy; call cdgrad.attach again, with "
-                "**handle.options for the same"
+                "this handle is not attached: it was removed, or is a copy; attach again with "
+                "cdgrad.attach(optimizer, model, **handle.options)"
             )
 
 
@@ -319,7 +319,7 @@ def _refuse_second(optimizer: Optimizer, selection: Selection) -> None:
     if shared := [target.name for target in selection.targets if target.param in attached]:
         raise ValueError(
             f"already attached to this optimizer: {shared[0]} and {len(shared) - 1} more; the "
-            "operator would apply twice: set handle.metric, or handle.remove() the first"
+            "operator would apply twice; set handle.metric, or call handle.remove() before attaching again"
         )
 
 

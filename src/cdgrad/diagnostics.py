@@ -189,7 +189,7 @@ def signal_and_noise(gradients: Sequence[Tensor], dim: int = 0, groups: int = 1)
     (array([ 8., -2.]), array([0., 4.]))
     """
     if len(gradients) < 2:
-        raise ValueError(f"noise shows between gradients: expected at least 2, got {len(gradients)}")
+        raise ValueError(f"expected at least 2 gradients to estimate the noise, got {len(gradients)}")
     modes = torch.stack([_modes(gradient, dim, groups) for gradient in gradients])
     noise = modes.var(dim=0)
     signal = modes.mean(dim=0).square() - noise / len(gradients)

@@ -83,8 +83,8 @@ class HeldTargets:
         if self.selection.targets and not present:
             raise RuntimeError(
                 f"this {self._kind} no longer holds any of the selected parameters "
-                f"({self.selection.targets[0].name}, ...): something exchanged them, such as DeepSpeed's "
-                "ZeRO; attach after that, or use torch.distributed.fsdp.fully_shard"
+                f"({self.selection.targets[0].name}, ...): they were replaced, for example by DeepSpeed's "
+                "ZeRO; attach after the replacement, or use torch.distributed.fsdp.fully_shard"
             )
         self.indices, self.targets = tuple(i for i, _ in present), tuple(t for _, t in present)
         self.params = tuple(target.param for target in self.targets)
@@ -108,7 +108,7 @@ class HeldTargets:
         shapes = ", ".join(sizes[:3]) + (", ..." if len(sizes) > 3 else "")
         warnings.warn(
             f"{self._kind} holds {len(new)} parameters ({shapes}) that the model did not have when it was "
-            "attached, and they are not directed; handle.remove() and attach again",
+            "attached, and does not direct them; call handle.remove() and attach again",
             stacklevel=3,
         )
 

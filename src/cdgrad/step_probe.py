@@ -80,7 +80,7 @@ class StepProbe:
 
 
 def _is_derived(x: Tensor, grad: Tensor, weight: Tensor) -> bool:
-    """Whether x is what optimizers make of a gradient: decayed, scaled, centralized, or scaled by element."""
+    """Whether x is a gradient that an optimizer decayed, centralized, or scaled as a whole or by element."""
     centralized = grad - grad.mean(tuple(range(1, grad.ndim)), keepdim=True) if grad.ndim > 1 else grad
     if _is_combination(x, grad, weight, centralized):
         return True

@@ -76,7 +76,7 @@ def test_runs_and_splits_are_counted(plan):
 def test_the_minimum_detectable_difference_is_that_of_the_stated_sd(plan):
     out = plan(TUNED, "--no-timing", "--sd", "0.5")
     assert f"10 2 0.0039 0.50 {paired.detectable_difference(10, 0.5):.2f}" in out
-    assert "not known yet: state one with --sd" in plan(TUNED, "--no-timing")
+    assert "not known yet; set it with --sd" in plan(TUNED, "--no-timing")
 
 
 def test_time_is_estimated_from_a_timed_epoch_and_nothing_is_recorded(plan, tmp_path):

@@ -49,7 +49,7 @@ def test_the_metric_may_be_replaced(tiny):
         ("schedule.epoch=3", "unknown key schedule.epoch; did you mean schedule.epochs?"),
         ("schedule.epochs=many", "schedule.epochs must be an integer of at least 1; got 'many'"),
         ("metric=sobolef:lam=1", "--set metric: "),
-        ("metric=none", "--set metric: rescale changes nothing under metric none"),
+        ("metric=none", "--set metric: rescale has no effect with metric none"),
         ("width=3", "unknown key width"),
     ],
 )

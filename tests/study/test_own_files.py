@@ -35,7 +35,7 @@ def test_a_folder_with_a_file_of_a_reports_name_is_refused_before_any_run(study,
     assert study() == 1
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
-    assert f"{name} exists already, and no study wrote it; choose another --out" in err
+    assert f"{name} exists already and was not written by a study; choose another --out" in err
     assert (tmp_path / name).read_text() == "mine"
     assert not (tmp_path / "study.sqlite").exists()
 
@@ -48,7 +48,7 @@ def test_a_report_that_the_user_changed_is_left_and_the_tables_are_printed(study
     assert cli.main(["report", "."]) == 1
     out, err = capsys.readouterr()
     assert "Paired difference to sgd" in out
-    assert "report.md is not cdgrad's, or was changed since; move it away" in err
+    assert "report.md is not from cdgrad, or was changed since; move it away" in err
     assert err.count("\n") == 1
     assert (tmp_path / "report.md").read_text() == "with my notes"
     (tmp_path / "report.md").unlink()

@@ -199,7 +199,7 @@ def test_a_file_under_the_name_of_a_module_of_python_is_refused(tmp_path, monkey
     with pytest.raises(StudyError) as caught:
         callables.load_callable(f"{name}:run")
     assert str(caught.value) == (
-        f"{name}:run means the module {name} of Python's library, which comes before "
+        f"{name}:run resolves to the module {name} of Python's library, which precedes "
         f"{tmp_path / name}.py; rename the file, such as to my_{name}.py, and name my_{name}:run"
     )
     assert not (tmp_path / f"{name}.ran").exists()
@@ -211,7 +211,7 @@ def test_a_file_under_the_name_of_an_installed_module_is_named_where_something_i
     (tmp_path / "numba.py").write_text(TRAP)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        StudyError, match=r"numba:run means the module numba that is installed, .*my_numba:run"
+        StudyError, match=r"numba:run resolves to the module numba that is installed, .*my_numba:run"
     ):
         callables.load_callable("numba:run")
     assert callables.load_callable("numba:njit")  # what is there is what the name says

@@ -67,7 +67,8 @@ def add_study_arguments(parser: argparse.ArgumentParser) -> None:
         "--rounding",
         type=integer(2, 1000),
         metavar="K",
-        help="add an arm that is the baseline but for rounding errors, with rounding = K: the noise floor",
+        help="add an arm that differs from the baseline by rounding errors only (rounding = K): the noise "
+        "floor",
     )
 
 
@@ -115,7 +116,7 @@ def write_new_file(file: Path, content: bytes | memoryview) -> Path:
 
 def failed(status: int, message: str) -> int:
     """Print one line on standard error; returns `status`."""
-    with suppress(OSError, ValueError):  # standard error may be closed, and the status still tells
+    with suppress(OSError, ValueError):  # standard error may be closed; the exit status remains
         print(f"cdgrad: {one_line(message)}", file=sys.stderr)
     return status
 

@@ -38,23 +38,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="networks on which optimizer steps and other smoothing methods are timed, too "
         "(default: resnet18-imagenet; Muon is slow)",
     )
-    parser.add_argument("--no-steps", action="store_true", help="leave out whole training steps")
+    parser.add_argument("--no-steps", action="store_true", help="skip whole training steps")
     parser.add_argument(
         "--device",
         choices=("cpu", "cuda"),
         default="cpu",
-        help="cuda: another benchmark, of the GPU kernels, training steps and the study's loop, which ends "
-        "within --seconds; with it the options on networks, rounds and peers are not used (default: cpu)",
+        help="cuda: run the GPU benchmark instead (kernels, training steps, the study's loop), limited by "
+        "--seconds; it ignores --networks, --rounds and --peers (default: cpu)",
     )
     parser.add_argument(
-        "--seconds", type=count, default=120, help="with --device cuda: time for all of it (default: 120)"
+        "--seconds", type=count, default=120, help="time limit in seconds with --device cuda (default: 120)"
     )
     parser.add_argument(
         "--rehearse",
         action="store_true",
-        help="with --device cuda: run everything on the CPU with tiny sizes; measures nothing",
+        help="with --device cuda: execute every part on the CPU with tiny sizes, without measuring",
     )
-    parser.add_argument("--no-jax", action="store_true", help="leave out the operator in JAX")
+    parser.add_argument("--no-jax", action="store_true", help="skip the operator in JAX")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     if options.device == "cuda":
         return _run_on_gpu(options)
     if options.rehearse:
-        raise UsageError("--rehearse rehearses the benchmark of a GPU; give --device cuda with it")
+        raise UsageError("--rehearse needs --device cuda")
     from cdgrad.bench import measure
     from cdgrad.bench.page import tables
 
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> int:
 def _run_on_gpu(options: argparse.Namespace) -> int:
     """Measure on a GPU, or rehearse; the record is written after every item."""
     if find_spec("triton") is None:
-        return failed(1, "Triton is not installed, and the GPU kernels need it")
+        return failed(1, "Triton is not installed; the GPU kernels need it")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         # Both are read when Triton is imported. A cache of its own, so that compilation is measured.
         os.environ["TRITON_CACHE_DIR"] = cache
@@ -112,9 +112,7 @@ def _measure_on_gpu(options: argparse.Namespace) -> int:
     for path in written:
         print(f"record: {path}", file=sys.stderr)
     errors = [name for name, section in measured["sections"].items() if section["errors"]]
-    return (
-        failed(1, f"some items failed, in {', '.join(errors)}; the record has the reasons") if errors else 0
-    )
+    return failed(1, f"items of {', '.join(errors)} failed; the record contains the reasons") if errors else 0
 
 
 def _rewrite(file: Path, content: bytes) -> Path:

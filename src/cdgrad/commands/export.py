@@ -17,7 +17,9 @@ DESCRIPTION = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command."""
     parser.add_argument("folder", metavar="DIR", help="output directory of a study")
-    parser.add_argument("--to", required=True, type=Path, metavar="FOLDER", help="where to write the files")
+    parser.add_argument(
+        "--to", required=True, type=Path, metavar="FOLDER", help="directory to write the files to"
+    )
     add_comparison_arguments(parser)
 
 

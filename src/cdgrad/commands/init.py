@@ -13,8 +13,8 @@ from cdgrad.study import StudyError
 
 HELP = "write a commented specification to start from"
 DESCRIPTION = (
-    "Write NAME.toml and NAME.py into the current folder: a study to be edited, which runs as it stands, on "
-    "the embedded digits. Existing files are left alone."
+    "Write NAME.toml and NAME.py into the current folder: a study to edit, which runs unchanged on the "
+    "embedded digits. Existing files are never overwritten."
 )
 TEMPLATES = {
     "network": "a network of your own in the built-in training loop, on your folder of images",
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     """Write the two files, unless one exists."""
     name: str = options.name
     if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name):
-        raise UsageError(f"NAME must be letters, digits and underscores, as a module's name; got {name!r}")
+        raise UsageError(f"NAME must be a module name (letters, digits and underscores); got {name!r}")
     if name in sys.stdlib_module_names or name == "cdgrad":
         raise UsageError(f"{name!r} is the name of an installed module; choose another NAME")
     files = [Path(f"{name}.toml"), Path(f"{name}.py")]

@@ -46,18 +46,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--classes", type=count, metavar="N", help="number of outputs (default: 10)")
     parser.add_argument("--direction", choices=("output", "input", "height", "width"), default="output")
-    parser.add_argument("--linear", action="store_true", help="process Linear weights, too")
+    parser.add_argument("--linear", action="store_true", help="also process Linear weights")
     parser.add_argument(
         "--include",
         action="append",
         metavar="PATTERN",
         help="only parameters whose name matches; * and ? are wildcards; may be repeated",
     )
-    parser.add_argument("--exclude", action="append", metavar="PATTERN", help="leave these parameters alone")
+    parser.add_argument(
+        "--exclude", action="append", metavar="PATTERN", help="exclude parameters whose name matches"
+    )
     parser.add_argument(
         "--weights",
         metavar="FILE",
-        help="a state dict, such as cdgrad train --weights saves; print its roughness along the channel, too",
+        help="a state dict, such as cdgrad train --weights saves; also print the roughness of its weights",
     )
     parser.add_argument("--checkpoint", type=_renamed, help=argparse.SUPPRESS)
 
@@ -161,7 +163,7 @@ def listing(selection: Selection) -> str:
         for reason, names in reasons.items()
     ]
     processed = str(replace(selection, skipped=()))
-    note = "print(cdgrad.select(model)) names every one"
+    note = "print(cdgrad.select(model)) lists all of them"
     return "\n".join([processed, "", *table(("left alone", "because"), rows), note])
 
 
@@ -183,7 +185,7 @@ def _load_weights(model: nn.Module, name: str, path: Path) -> None:
     except OSError as error:
         raise StudyError(f"--weights {path} cannot be read: {error.strerror}") from error
     except Exception as error:  # torch.load raises whatever the bytes lead its unpickler to
-        raise StudyError(f"--weights {path} is not a file of plain tensors: {brief(error)}") from error
+        raise StudyError(f"--weights {path} is not a state dict: {brief(error)}") from error
     if isinstance(state, dict) and "state_dict" in state:
         state = cast(dict[str, Any], state)["state_dict"]
     try:

@@ -38,5 +38,8 @@ def run(options: argparse.Namespace) -> int:
         raise StudyError(f"no failed run of {folder} is named {' '.join(options.run)!r}; failed: {listed}")
     for each in matches:
         print(one_line(f"{name(each)}: {each.message}"))
-    print(f"{len(matches) or 'no'} failed runs" + (f"; name one: cdgrad log {folder} RUN" if matches else ""))
+    print(
+        f"{len(matches) or 'no'} failed runs"
+        + (f"; to print a traceback: cdgrad log {folder} RUN" if matches else "")
+    )
     return 0

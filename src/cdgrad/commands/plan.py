@@ -1,4 +1,4 @@
-"""``cdgrad plan``: what a study would do, take and be able to show, before its first run."""
+"""``cdgrad plan``: the runs of a study, their time and the effects they could detect."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from cdgrad.study.report.preview import Seconds
     from cdgrad.study.spec import Spec
 
-HELP = "show what a study would do, take and be able to show"
+HELP = "show the runs of a study, their time and the effects they could detect"
 DESCRIPTION = (
-    "Print the runs of a study, its splits, the time it would take and the differences it could detect, with "
-    "a warning where it cannot show anything. Nothing is recorded."
+    "Print the runs of a study, its splits, its expected time and the differences it could detect, and warn "
+    "if it cannot show any. Nothing is recorded."
 )
 
 

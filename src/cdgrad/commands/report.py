@@ -29,12 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="output directory of a study; several are reported as one study with the cells of all",
     )
     parser.add_argument(
-        "--to", type=Path, metavar="FOLDER", help="where the report of several studies is written"
+        "--to", type=Path, metavar="FOLDER", help="output directory for the report of several studies"
     )
     parser.add_argument(
         "--watch",
         action="store_true",
-        help="serve the page on this machine, refreshed while a study runs, until Ctrl-C; nothing is written",
+        help="serve the report on this machine, refreshed while the study runs, until Ctrl-C; write no files",
     )
     add_comparison_arguments(parser)
 
@@ -52,7 +52,7 @@ def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
         "--target",
         type=float,
         metavar="X",
-        help="add a table of the time that the runs took to reach X, on the curve that the report draws",
+        help="add a table of the time that the runs took to reach X on their validation curves",
     )
 
 
@@ -61,11 +61,11 @@ def run(options: argparse.Namespace) -> int:
     chosen = {"reference": options.reference, "all_pairs": options.all_pairs, "target": options.target}
     folders = [Path(folder) for folder in options.folders]
     if len(folders) > 1 and options.watch:
-        raise UsageError("--watch shows one study; give one DIR")
+        raise UsageError("--watch takes one DIR")
     if len(folders) > 1:
         return show_together(folders, options.to, **chosen)
     if options.to:
-        raise UsageError("--to is for several DIR; the report of one study is written into its folder")
+        raise UsageError("--to needs several DIR; the report of one study is written into its own folder")
     if not options.watch:
         return show(folders[0], **chosen)
     return watch(folders[0], **chosen)

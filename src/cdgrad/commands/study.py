@@ -28,12 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-code-change",
         action="store_true",
-        help="add runs although modules of your own changed since the recorded runs; the report says so",
+        help="add runs although your own modules have changed since the recorded runs; the report notes it",
     )
     parser.add_argument(
         "--keep-going",
         action="store_true",
-        help="execute the other runs, too, after one raised an exception (default: stop at the first)",
+        help="continue with the other runs after one raises an exception (default: stop)",
     )
     parser.add_argument(
         "--serve",
@@ -89,11 +89,11 @@ def run(options: argparse.Namespace) -> int:
             )
     except KeyboardInterrupt:
         return failed(
-            130, f"interrupted; {folder} keeps the finished runs; the same command resumes the study"
+            130, f"interrupted; {folder} has the finished runs; run the same command to resume the study"
         )
     failures = [run for run in executed if run.status == "failed"]
     if executed and isinstance(executed[-1], FailedRun) and not options.keep_going:
-        return failed(1, f"{_failure(folder, executed[-1])}; --keep-going executes the other runs")
+        return failed(1, f"{_failure(folder, executed[-1])}; use --keep-going to execute the other runs")
     status = report.show(folder)
     if failures:
         count = f"{len(failures)} of {len(executed)} runs failed"
@@ -125,7 +125,7 @@ def _engine(options: argparse.Namespace, folder: Path) -> Engine:
     if options.gpus_per_run is not None and not on_gpu:
         raise UsageError("--gpus-per-run needs --device cuda")
     if options.engine == "ray" and options.tensorboard:
-        raise UsageError("--tensorboard needs --engine local: tasks of a Ray cluster write no files")
+        raise UsageError("--tensorboard needs --engine local; tasks of a Ray cluster write no files")
     if options.engine == "ray":
         from cdgrad.study.run import ray_engine
 

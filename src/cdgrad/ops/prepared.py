@@ -61,7 +61,7 @@ class Prepared:
     def metric(self, metric: Metric) -> None:
         """Raises ValueError: the family or the boundary condition is another one."""
         if not self.can_become(metric):
-            raise ValueError(f"only lam can change, from {self._metric} and not to {metric}; prepare again")
+            raise ValueError(f"only lam can change: {self._metric} cannot become {metric}; prepare again")
         if self._plan is not None:
             self._plan.metric = metric
         self._metric = metric

@@ -118,7 +118,7 @@ def _hidden(module: str) -> Path | None:
 def _rename(name: str, file: Path, kind: str) -> str:
     module, _, attribute = name.partition(":")
     return (
-        f"{name} means the module {module} {kind}, which comes before {file}; rename the file, such as to "
+        f"{name} resolves to the module {module} {kind}, which precedes {file}; rename the file, such as to "
         f"my_{file.stem if file.stem != '__init__' else file.parent.name}.py, and name "
         f"my_{module}:{attribute}"
     )

@@ -98,7 +98,8 @@ class Manifest:
         for name in REPORT:
             if os.path.lexists(self._folder / name):
                 raise StudyError(
-                    f"{self._folder / name} exists already, and no study wrote it; choose another --out"
+                    f"{self._folder / name} exists already and was not written by a study; choose another "
+                    "--out"
                 )
         replace(self._path, b"{}\n")
 

@@ -88,12 +88,12 @@ def test_of_a_single_split_the_seed_draws_all_three_parts(tmp_path):
 @pytest.mark.parametrize(
     ("test", "options", "message"),
     [
-        (10, {"train": 15, "validation": 6}, "has 20 images: .* = 21 leaves none; make them smaller"),
+        (10, {"train": 15, "validation": 6}, "has 20 images: .* = 21 leaves none; reduce them"),
         (10, {"train": "all", "validation": 20}, "leaves none for training"),
-        (10, {"train": 5, "validation": 5, "test": 11}, "has 10 images left to test on, task.test = 11"),
+        (10, {"train": 5, "validation": 5, "test": 11}, "has 10 images left to test on, and task.test = 11"),
         (0, {"train": 15, "validation": 5}, "leaves none to test on"),
         (0, {"train": "all", "validation": 5}, "leaves none to test on"),
-        (0, {"train": 5, "validation": 5, "test": 11}, "has 10 images left to test on, task.test = 11"),
+        (0, {"train": 5, "validation": 5, "test": 11}, "has 10 images left to test on, and task.test = 11"),
     ],
 )
 def test_too_few_images_are_refused(tmp_path, test, options, message):
@@ -166,7 +166,7 @@ def test_images_of_several_sizes_need_one_and_are_cropped_at_their_centre(tmp_pa
 
 def test_images_of_sixteen_bits_are_refused(tmp_path):
     deep = np.full((4, 4), 1000, np.uint16)
-    with pytest.raises(StudyError, match="images of mode I;16; 8 bits a channel are read"):
+    with pytest.raises(StudyError, match="images of mode I;16, and only 8 bits per channel are supported"):
         decoding.load(Task(parquet(tmp_path / "set", train=[deep, deep]), 1, 1))
 
 
@@ -362,7 +362,7 @@ def test_a_missing_folder_is_named_with_the_place(name):
 def test_an_unknown_name_says_where_it_was_looked_for(monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(StudyError, match="the Hugging Face hub did not give 'mnost': ") as caught:
+    with pytest.raises(StudyError, match="'mnost' cannot be loaded from the Hugging Face hub: ") as caught:
         data.load(Task("hub:mnost", 1, 1), seed=0)
     assert "check the name and the network, or name a local folder" in str(caught.value)
     assert "\n" not in str(caught.value)

@@ -158,7 +158,7 @@ def test_a_changed_specification_is_never_mixed_with_old_runs(text, spec, old, n
     made = [run for run in made if finals or (run.trial is not None and run.trial < 2)]
     with pytest.raises(StudyError, match=message) as caught:
         Plan(parse(text.replace(old, new), "tiny"), made, "here")
-    assert "not mixed: restore the specification, or choose another --out" in str(caught.value)
+    assert "never mixed; restore the specification, or choose another --out" in str(caught.value)
 
 
 def test_more_trials_may_be_asked_for_before_the_first_final_run(text, spec):

@@ -90,13 +90,17 @@ def test_another_number_of_searches_is_refused(spec, text):
         (
             "seeds = 6",
             "seeds = 5",
-            "replicates = 3 needs as many seeds for each search, and there are 5",
+            "seeds must divide equally among tuning.replicates = 3 searches, and there are 5",
         ),
-        (", 105]", "]", "tuning.replicates = 3 needs as many tuning.seeds for each search, and there are 5"),
+        (
+            ", 105]",
+            "]",
+            "tuning.seeds must divide equally among tuning.replicates = 3 searches, and there are 5",
+        ),
         (
             "seeds = 6",
             "seeds = { until = 1, most = 6 }",
-            "must be known ahead; give seeds a number",
+            "needs a fixed number of seeds; set seeds to a number or a list",
         ),
         ("replicates = 3", "replicates = 0", "tuning.replicates must be an integer of at least 1; got 0"),
     ],
@@ -142,7 +146,7 @@ def test_report_plan_and_methods_say_so(spec):
     assert "3 times independently, 4 trials of a scrambled Sobol sequence were executed on 2 seeds" in text
     assert "over the mean differences of the searches" in text
     planned = markdown(preview.preview(spec, runs, "here", workers=1, seconds=None, sd=None))
-    assert "What the searches can show" in planned
+    assert "Statistical power of" in planned
     assert not any("can be below" in line for line in preview.warnings(spec))
 
 

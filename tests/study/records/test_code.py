@@ -93,7 +93,8 @@ space = { lr = { low = 0.01, high = 0.1 } }
 def test_trials_that_all_agree_are_remarked(make_run, errors, said):
     spec = parse(TUNED, "s")
     runs = [make_run("sgd", 10, e, trial=t, values={"lr": 0.1 * t}) for t, e in enumerate(errors)]
-    found = any("All 3 trials of sgd agree" in remark for remark in remarks(Results.of(spec, runs)))
+    said = remarks(Results.of(spec, runs))
+    found = any("All 3 trials of sgd have equal results" in remark for remark in said)
     assert found is said
 
 

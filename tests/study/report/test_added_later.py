@@ -1,4 +1,4 @@
-"""What joined a study after runs were recorded is said: its results may have been seen."""
+"""What was added to a study after runs were recorded is reported: results may have been seen."""
 
 import dataclasses
 
@@ -11,8 +11,8 @@ def test_seeds_and_arms_that_joined_later_are_named(tiny, make_run):
     runs = [make_run(arm, seed, 5.0 + seed) for arm in ("sgd", "directed") for seed in (0, 1)]
     before = dataclasses.replace(tiny, seeds=(0,), arms={"sgd": tiny.arms["sgd"]})
     found = " ".join(remarks(Results.of(tiny, runs, [before])))
-    assert "1 seed (1) joined a study that had recorded runs of 1" in found
-    assert "Arm directed joined after runs were recorded" in found
+    assert "1 seed (1) was added to a study with recorded runs of 1" in found
+    assert "Arm directed was added after runs were recorded" in found
     assert "joined" not in " ".join(remarks(Results.of(tiny, runs)))
 
 
@@ -25,7 +25,7 @@ def test_a_stepwise_study_leaves_the_trace_in_its_store(tmp_path, tiny_text, mon
         run_study(parse(tiny_text.replace("seeds = 2", f"seeds = {seeds}"), "tiny"), tmp_path, 1)
     results = read(tmp_path)
     assert [len(spec.seeds) for spec in results.earlier] == [1]
-    assert "1 seed (1) joined a study" in " ".join(remarks(results))
+    assert "1 seed (1) was added to a study" in " ".join(remarks(results))
 
 
 def test_one_comparison_has_p_and_several_have_the_p_of_holm(tiny, make_run):

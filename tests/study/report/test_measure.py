@@ -134,7 +134,7 @@ def test_shares_where_percent_is_expected_are_asked_about_first():
 def test_further_measures_are_described_without_a_p_and_without_better_or_worse():
     results = results_of()
     table = further.further_table(results, "")
-    assert table.title == "Further measures, not tested for"
+    assert table.title == "Further measures, not tested"
     assert [row[:2] for row in table.rows] == [("loss", "lion"), ("", "sgd")]
     # The loss is the result over 7, and so are its differences.
     sevenths = results.comparisons["", "lion"].comparison.mean / 7

@@ -79,7 +79,7 @@ def test_diverged_runs_count_and_failed_runs_are_named(study, make_run):
     folder = study(extra=extra)
     text = " ".join(shown(folder).split())
     assert "directed: 1 of 12 runs diverged (seed 3) and is included with the final error" in text
-    assert "1 run failed and left out, the first sgd, seed 4: out of memory" in text
+    assert "1 run failed and is left out, the first sgd, seed 4: out of memory" in text
     (comparison, _) = report.read(folder).comparisons["", "directed"]
     assert comparison.pairs == 11
 

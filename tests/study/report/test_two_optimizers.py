@@ -64,7 +64,7 @@ def interrupted(folder):
                 break
         rest = study.stderr.read()
     assert study.returncode == 130, rest
-    assert "interrupted; runs/perplexity keeps the finished runs" in rest
+    assert "interrupted; runs/perplexity has the finished runs" in rest
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_the_report_is_of_perplexity_and_holds_its_targets_and_further_measures(
     report = " ".join(said[3].split())
     assert "Paired difference to momentum, in perplexity: negative is better" in report
     assert "Time to a validation perplexity of 40" in report
-    assert "Further measures, not tested for" in report
+    assert "Further measures, not tested" in report
     assert re.search(
         r"sign (is (better|worse) than|against) momentum: (its perplexity is|no difference)", report
     )

@@ -116,7 +116,7 @@ def test_the_commands_name_the_run_and_print_its_traceback(folder, capsys):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         "cdgrad: a, seed 1 failed: failing:run failed: ZeroDivisionError: division by zero; cdgrad log out "
-        "a, seed 1 prints its traceback; --keep-going executes the other runs"
+        "a, seed 1 prints its traceback; use --keep-going to execute the other runs"
     )
     assert cli.main(["log", "out", "a,", "seed", "1"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == "ZeroDivisionError: division by zero"
@@ -126,7 +126,7 @@ def test_the_commands_name_the_run_and_print_its_traceback(folder, capsys):
     assert capsys.readouterr().out.splitlines() == [
         "a, seed 1: failing:run failed: ZeroDivisionError: division by zero",
         "b, seed 1: failing:run failed: ZeroDivisionError: division by zero",
-        "2 failed runs; name one: cdgrad log out RUN",
+        "2 failed runs; to print a traceback: cdgrad log out RUN",
     ]
     assert cli.main(["log", "out", "b"]) == 0
     assert "return 1 / (seed - 1)" in capsys.readouterr().out

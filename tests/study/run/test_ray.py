@@ -111,7 +111,7 @@ def test_under_ray_the_users_modules_are_found_and_the_first_exception_ends_the_
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_gpu_that_no_node_has_is_missed_at_once(cluster, tiny):
-    with pytest.raises(StudyError, match="the Ray cluster has no GPU; leave out --device cuda"):
+    with pytest.raises(StudyError, match="the Ray cluster has no GPU; omit --device cuda"):
         list(ray_engine.run_all(lambda: None, 1, address=cluster.address, gpus_per_run=0.5))
 
 

@@ -192,7 +192,7 @@ def test_an_interrupted_study_goes_on_where_it_was(tiny_text, tmp_path):
     study.send_signal(signal.SIGINT)
     _, messages = study.communicate(timeout=30)
     assert study.returncode == 130, messages
-    assert "the same command resumes the study" in messages
+    assert "run the same command to resume the study" in messages
     assert "Traceback" not in messages
     before = records(out)
     assert 1 <= len(before) < 60

@@ -75,8 +75,8 @@ def test_an_arm_changes_only_what_it_names(tiny):
             "[arms.directed]\nvalues.lr = 1",
             "values has no effect without `entry`; use arms.",
         ),
-        ("[arms.sgd]", "[arms.sgd]\npermute = true", "arms.sgd.permute changes nothing under metric none"),
-        ("[arms.sgd]", "[arms.sgd]\nmetric = 'l2'\nrescale = 'norm'", "changes nothing under metric l2"),
+        ("[arms.sgd]", "[arms.sgd]\npermute = true", "arms.sgd.permute has no effect with metric none"),
+        ("[arms.sgd]", "[arms.sgd]\nmetric = 'l2'\nrescale = 'norm'", "has no effect with metric l2"),
         (
             "[arms.directed]",
             "[arms.directed]\npermute = true\ndirection = 'width'",

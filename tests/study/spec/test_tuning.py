@@ -124,7 +124,11 @@ def test_a_trial_never_evaluates_the_test_part(tuned):
         ('"optimizer.lr"', '"lam"', 'tuning.space."lam" = 0.01 is not possible for arm sgd in cell narrow:'),
         ("lam = { low = 0.1", "lam = { low = -1", 'tuning.arms.directed."lam".low must be positive'),
         ("arms.directed]\nlam", "arms.direct]\nlam", "unknown key tuning.arms.direct; did you mean"),
-        ('"optimizer.lr" = ', '# "optimizer.lr" = ', "arm sgd has nothing to tune: give tuning.space or"),
+        (
+            '"optimizer.lr" = ',
+            '# "optimizer.lr" = ',
+            "arm sgd has nothing to tune; add a key to tuning.space or",
+        ),
     ],
 )
 def test_an_error_names_the_key_what_came_and_what_is_allowed(tiny_text, old, new, message):

@@ -76,7 +76,7 @@ def test_steps_divide_the_learning_rate_at_fixed_epochs():
 
 @pytest.mark.parametrize("table", ['decay = "steps"', "step_epochs = 3"])
 def test_steps_and_their_length_belong_together(tiny_text, table):
-    with pytest.raises(StudyError, match=r"step_epochs belongs to decay = .steps., and the reverse"):
+    with pytest.raises(StudyError, match=r"decay = .steps. and step_epochs need each other"):
         parse(tiny_text.replace("batch = 16", f"batch = 16\n{table}"), "tiny")
 
 

@@ -128,7 +128,7 @@ def test_the_generators_are_seeded_and_torchs_restored():
     [
         ("sgd", lambda seed, arm: 3.0, r'must return a dict with "error" in percent; got 3.0'),
         ("sgd", lambda seed, arm: {"loss": 3.0}, r'must return a dict with "error"'),
-        ("sgd", lambda seed, arm: {"error": "low"}, "gave error = 'low', which is not a number"),
+        ("sgd", lambda seed, arm: {"error": "low"}, ": error must be a number, got 'low'"),
         ("sgd", lambda seed, arm: {"error": math.nan}, "returned error nan; a diverged run is a result"),
         ("sgd", lambda seed, arm: arm.report(2, loss=1), "expects epoch 1 next, counted from 1; got 2"),
         ("sgd", lambda seed, arm: arm.report(1, loss="x"), "arm.report gave loss = 'x'"),
@@ -258,7 +258,7 @@ def test_a_study_with_a_metric_takes_a_number_or_a_dict_with_its_name(returned):
         ({"perplexty": 3}, False, r'must return a dict with "perplexity"; .*did you mean \'perplexty\'\?'),
         ("41.5", False, 'must return a dict with "perplexity"; got'),
         (None, True, 'must return a dict with "perplexity" in percent; got None'),
-        (math.inf, False, "a diverged run is a result: return the value of a model that has learned nothing"),
+        (math.inf, False, "a diverged run is a result: return the value of an untrained model"),
         (141.5, True, r"between 0 and 100; for another kind of number, set percent = false in \[metric\]"),
     ],
 )

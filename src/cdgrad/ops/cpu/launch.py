@@ -67,7 +67,7 @@ def refusal(grad: Tensor, metric: Metric, dim: int, groups: int) -> str | None:
     if grad.layout is not torch.strided or grad.is_neg():
         return "sparse, packed and lazily negated tensors are not plain memory"
     if grad.dtype not in _STORED:
-        return f"the fused CPU kernels have no {grad.dtype}"
+        return f"the fused CPU kernels do not support {grad.dtype}"
     if type(metric) not in _FAMILIES:
         return f"the fused CPU kernels have nothing to do for {metric}"
     return _unfit((grad.shape, grad.stride(), dim, groups)) or _unavailable(metric.family, grad.dtype)
@@ -133,7 +133,7 @@ def _fork_join(worker: Any, job: NDArray[np.int64], threads: int, held: object) 
     futures = [_pool().submit(work, held) for _ in range(threads - 1)]
     work(held)
     for future in futures:
-        # A helper that did not wake in time has nothing left to do.
+        # A helper thread that has not started yet has nothing left to do.
         if not future.cancel():
             future.result()
 

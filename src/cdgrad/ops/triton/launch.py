@@ -33,12 +33,11 @@ def refusal(grad: Tensor, dim: int, groups: int) -> str | None:
     if grad.layout is not torch.strided or grad.is_neg():
         return "sparse, packed and lazily negated tensors are not plain memory"
     if grad.dtype not in kernels.DTYPES:
-        return f"the Triton kernels know no {grad.dtype}"
+        return f"the Triton kernels do not support {grad.dtype}"
     columns = columns_of(grad.shape, grad.stride(), dim, groups)
     if columns is not None and len(columns.axes) > kernels.AXES:
         return (
-            f"its columns lie along {len(columns.axes)} axes in memory, "
-            f"the Triton kernels follow {kernels.AXES}"
+            f"its columns span {len(columns.axes)} axes in memory; the Triton kernels support {kernels.AXES}"
         )
     return None
 
@@ -76,7 +75,7 @@ class Plan:
     def metric(self, metric: Metric) -> None:
         if type(metric) is not type(self._metric) or _periodic(metric) != _periodic(self._metric):
             raise ValueError(
-                f"a plan for {self._metric} can change its lam, not become {metric}; prepare a new plan"
+                f"only lam can change: {self._metric} cannot become {metric}; prepare a new plan"
             )
         self._metric = metric
         for batch in self._batches:
@@ -92,7 +91,7 @@ class Plan:
         wrote_behind_autograd(grads)
 
     def run_at(self, pointers: list[int]) -> None:
-        """`run` on gradients at these addresses, of which autograd is not told."""
+        """`run` on gradients at these addresses, without counting the write for autograd."""
         for batch in self._batches:
             batch.run(
                 pointers if len(batch.members) == len(pointers) else [pointers[i] for i in batch.members]
@@ -142,8 +141,8 @@ class _Batch:
             if capturing_on(self._device):
                 if aligned != self._aligned:
                     raise RuntimeError(
-                        "a CUDA graph is being captured, and channel_directed_ has not yet met these shapes, "
-                        "strides and this metric; run one step before the capture"
+                        "a CUDA graph is being captured, and channel_directed_ has not run with these "
+                        "shapes, strides and metric yet; run one step before the capture"
                     )
                 # A graph keeps its gradients in memory of its own: their addresses are written within it.
                 self._launch(_write(pointers, self._device))

@@ -91,9 +91,9 @@ def _sizes(task: Task, images: int, official: int | None) -> tuple[int, int, int
     if train < 1 or left < 0 or (official is None and left == 0):
         rest = " for training" if train < 1 else " to test on" if official is None else ""
         used = f"task.train + task.validation = {max(train, 0) + validation}"
-        raise StudyError(f"{task.data} has {images} images: {used} leaves none{rest}; make them smaller")
+        raise StudyError(f"{task.data} has {images} images: {used} leaves none{rest}; reduce them")
     if test > (available := left if official is None else official):
         raise StudyError(
-            f"{task.data} has {available} images left to test on, task.test = {test}; make it smaller"
+            f"{task.data} has {available} images left to test on, and task.test = {test}; reduce it"
         )
     return train, validation, test

@@ -104,7 +104,7 @@ def load(name: str, build: Callable[[Path], None]) -> Decoded:
             _build(entry, build)
         except OSError as error:
             raise StudyError(
-                f"cannot keep {name} in the cache {folder()}: {error.strerror or error}; "
+                f"cannot store {name} in the cache {folder()}: {error.strerror or error}; "
                 f"free some space there, or set CDGRAD_CACHE to another folder"
             ) from error
     return _read(entry)
@@ -159,9 +159,7 @@ def _read(entry: Path) -> Decoded:
             f"chmod -R a+rX on it, or set CDGRAD_CACHE to another folder"
         ) from error
     except Exception as error:  # whatever damaged bytes lead the readers to
-        raise StudyError(
-            f"the cache entry {entry} is damaged ({error}); delete it, and it is built again"
-        ) from error
+        raise StudyError(f"the cache entry {entry} is damaged ({error}); delete it to rebuild it") from error
 
 
 def _check(entry: Path, content: dict[str, Any]) -> None:

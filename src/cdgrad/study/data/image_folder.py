@@ -82,7 +82,7 @@ def _splits(task: Task, paths: Sequence[Path]) -> dict[str, list[Path]]:
     if len(classes) > 1 and all(map(_kind, classes)):
         raise StudyError(
             f"{task.data} has the folders {listed(classes)}, and their images are in no folders of classes; "
-            f"put each image into a folder named like its class"
+            f"put each image into a folder named after its class"
         )
     return {"train": list(paths)}
 

@@ -39,7 +39,8 @@ def common_shape(task: Task, splits: Iterable[Images]) -> tuple[int, int, int]:
     if strange := modes.keys() - _EIGHT_BIT:
         mode = min(strange)
         raise StudyError(
-            f"{task.data} has images of mode {mode}; 8 bits a channel are read: convert {modes[mode]}"
+            f"{task.data} has images of mode {mode}, and only 8 bits per channel are supported; convert "
+            f"{modes[mode]}"
         )
     channels = 1 if modes.keys() <= _GRAY else 3
     if task.size:

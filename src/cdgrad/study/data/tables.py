@@ -79,8 +79,8 @@ def _open(
                 f"Parquet files or of images in a folder per class: {reason}"
             ) from error
         raise StudyError(
-            f"task.data: the Hugging Face hub did not give {hub_name(task.data)!r}: {reason}; check the name "
-            "and the network, or name a local folder"
+            f"task.data: {hub_name(task.data)!r} cannot be loaded from the Hugging Face hub: {reason}; "
+            "check the name and the network, or name a local folder"
         ) from error
     finally:
         library.logging.set_verbosity(verbosity)
@@ -126,7 +126,7 @@ def _unread(contents: Contents, files: Mapping[str, list[Path]], rows: int) -> l
 
 
 def _outside(split: Any, image: str, inside: tuple[Path, ...]) -> list[str]:
-    """Images that a table names and that lie elsewhere: no hash would tell that they changed."""
+    """Images that a table names and that lie elsewhere: no hash covers them."""
     compute: Any = import_module("pyarrow.compute")
     column = split.data.column(image)
     without_bytes = compute.is_null(compute.struct_field(column, "bytes"))

@@ -237,12 +237,12 @@ class Plan:
         if run.fingerprint != setting.fingerprint:
             old, new = published_values(run.config), published_values(as_json(setting))
             change = first_difference(run.values, values) or first_difference(old, new)
-            raise self._mixed(run, change or "a path was another one of that name")
+            raise self._mixed(run, change or "an absolute path changed")
 
     def _mixed(self, run: Run, change: str) -> StudyError:
         what = f"{'runs' if run.trial is None else 'trials'} of arm {run.arm}"
         where = f" in cell {run.cell}" if run.cell else ""
         return StudyError(
-            f"{self._place} holds {what}{where} under another specification ({change}); they are not "
-            f"mixed: restore the specification, or choose another --out"
+            f"{self._place} holds {what}{where} under another specification ({change}), which are never "
+            f"mixed; restore the specification, or choose another --out"
         )

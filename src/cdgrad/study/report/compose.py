@@ -86,7 +86,7 @@ def write(results: Results, folder: Path, written: Document | None = None) -> li
         manifest = files.Manifest(folder, FILE)
         if foreign := manifest.foreign([*content]):
             raise StudyError(
-                f"the report is not written: {folder / foreign} is not cdgrad's, or was changed since; "
+                f"the report was not written: {folder / foreign} is not from cdgrad, or was changed since; "
                 f"move it away, and run cdgrad report {folder}"
             )
         for name, data in content.items():

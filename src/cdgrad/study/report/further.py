@@ -1,4 +1,4 @@
-"""What the runs measured besides the study's result: described, and not tested for."""
+"""Further measures, besides the study's result: described, not tested."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ def further_table(results: Results, cell: str) -> Table | None:
     if not rows:
         return None
     return Table(
-        "Further measures, not tested for",
+        "Further measures, not tested",
         ("measure", row_name(results), "mean", "difference", "95 % t", "pairs"),
         rows,
-        "mean: of the arm; difference: paired, with its interval, each for itself. No hypothesis about these "
-        "was tested, and nothing is corrected for their number: they describe",
+        "mean: of the arm; difference: paired, with its uncorrected interval. These numbers are "
+        "descriptive: no hypothesis about them is tested",
         align="llrrrr",
         grouped=True,
     )
@@ -80,8 +80,8 @@ def further_figure(results: Results, cell: str) -> Drawing | None:
         file_name("further_measures", cell),
         figure,
         f"Mean paired differences{to} in further measures, with 95 % intervals.",
-        f"Further measures, not tested for: mean paired differences{to} and their 95 % t intervals, each for "
-        f"itself.{more}",
+        f"Further measures, not tested: mean paired differences{to} and their uncorrected 95 % t "
+        f"intervals.{more}",
     )
 
 

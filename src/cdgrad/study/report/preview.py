@@ -1,4 +1,4 @@
-"""What a study would do, take and be able to show: known before its first run.
+"""The runs of a study, their time and the effects they could detect: known before the first run.
 
 All but the timed epoch follows from the specification, the data and the recorded runs.
 """
@@ -122,17 +122,17 @@ def warnings(spec: Spec) -> Iterator[str]:
             f"Use at least {enough} seeds."
         )
     if spec.replicates == 2:
-        yield "With 2 searches the interval is 12.7 standard errors to each side: use 3 searches or more."
+        yield "With 2 searches the interval is mean +- 12.7 standard errors: use at least 3 searches."
     if spec.tuning and spec.tuning.trials < 3:
         trials = spec.tuning.trials
-        yield f"A search of {trials} trial{'s' * (trials > 1)} chooses hardly anything: use more trials."
+        yield f"A search of {trials} trial{'s' * (trials > 1)} hardly searches: use at least 3 trials."
     for arm, options in spec.arms.items():
         changed = options.metric != "none" and options.rescale == "none" and not options.optimizer
         changed = changed and options.lr_factor == 1
         if changed and not spec.entry and (spec.tuning is None or options.tuning != "own"):
             yield (
                 f"{arm} has the baseline's learning rate, but its metric changes the size of the step: a "
-                f'difference may be one of step size. Tune the arm, or set rescale = "norm".'
+                f'difference may be due to that alone. Tune the arm, or set rescale = "norm".'
             )
 
 
@@ -192,7 +192,7 @@ def _time(plan: Plan, workers: int, seconds: Seconds | None) -> Iterator[Table]:
         return
     if seconds is None:
         rows = [("not known before the first run", "-", "-")]
-        source = "cdgrad plan times an epoch where the training loop is cdgrad's"
+        source = "cdgrad plan times an epoch of the built-in training loop"
     else:
         total = math.fsum(seconds.by_cell[key[0]] for key in remaining)
         each = total / len(remaining)
@@ -218,25 +218,25 @@ def _power(spec: Spec, runs: Sequence[Run], sd: float | None) -> Iterator[Table]
     row = [f"{pairs}", f"{_comparisons(spec)}", f"{_smallest_p(spec):.2g}" if not several else "-"]
     if sd is None:
         row += ["-"] * (2 + len(sizes))
-        source = "not known yet: state one with --sd"
+        source = "not known yet; set it with --sd"
     else:
         needed = (f"{stats.required_pairs(size, sd):,}" for size in sizes)
         row += [w.number(sd), w.number(stats.detectable_difference(pairs, sd)), *needed]
     unit = f" in {w.of_difference}" if w.of_difference else ""
     needs = f"; for x: {units} needed to detect {f'x {w.of_difference}'.rstrip()}" * bool(sizes)
     yield Table(
-        f"What the {units} can show",
+        f"Statistical power of {pairs} {units}",
         (units, "comparisons", "smallest p", "SD", "MDD", *(f"for {size:g}" for size in sizes)),
         [row],
         f"smallest p: after Holm's correction; SD: of {sampled}{unit}, {source}; MDD: minimum "
-        f"detectable difference, found in {100 * stats.POWER:.0f} % of studies by a two-sided t-test on the "
-        f"paired differences at 5 %, uncorrected{needs}",
+        f"detectable difference, detected in {100 * stats.POWER:.0f} % of studies by a two-sided t-test on "
+        f"the paired differences at 5 %, uncorrected{needs}",
         align="rrrrr" + "r" * len(sizes),
     )
 
 
 def _search(spec: Spec) -> Iterator[Table]:
-    """For each arm and key: the range that is searched, or who pins the value."""
+    """For each arm and key: the range that is searched, or what fixes the value."""
     rows: list[Sequence[str]] = []
     for arm, options in spec.arms.items():
         if spec.tuning and options.tuning == "own":
@@ -253,7 +253,7 @@ def _search(spec: Spec) -> Iterator[Table]:
             rows.append((arm, keys, "pinned by the specification", "-"))
     yield Table(
         "What is searched, and what is pinned",
-        ("arm", "what", "range", "tried"),
+        ("arm", "key", "range", "tried"),
         rows,
         "tried: smallest and largest value of the trials, which are known beforehand",
         align="lppr",

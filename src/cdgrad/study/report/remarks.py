@@ -77,8 +77,8 @@ def _reference(results: Results) -> Iterator[str]:
     yield (
         f"The specification compares {before}; this report compares "
         + ("all pairs of arms" if spec.all_pairs else f"with {spec.reference_arm}")
-        + f", {len(results.comparisons)} in all: comparisons that are chosen after a look at results show "
-        "too much."
+        + f", {len(results.comparisons)} in all: comparisons chosen after results were seen are shown too "
+        "often."
     )
 
 
@@ -134,7 +134,7 @@ def _unreachable(results: Results) -> Iterator[str]:
     if smallest >= 1 - paired.LEVEL:
         yield (
             f"With {max(pairs)} seeds and {results.tested} comparisons no p can be below "
-            f"{min(smallest, 1):.2g}, so that no difference, however large, can be shown: add seeds."
+            f"{min(smallest, 1):.2g}, so that no difference, however large, can be shown; add seeds."
         )
 
 
@@ -165,26 +165,26 @@ def _diverged(results: Results) -> Iterator[str]:
 
 
 def _added_later(results: Results) -> Iterator[str]:
-    """Seeds and arms that joined after runs were recorded, and so perhaps after a look at their results."""
+    """Seeds and arms added after runs were recorded, and so perhaps after results were seen."""
     spec = results.spec
     for before in results.earlier[:1]:  # the oldest: what was planned
         seeds = sorted({*spec.seeds} - {*before.seeds})
         if seeds and not spec.until and set(before.seeds) & set(spec.seeds):
             listed = ", ".join(map(str, seeds[:10])) + ", ..." * (len(seeds) > 10)
             yield (
-                f"{_count(len(seeds), 'seed')} ({listed}) joined a study that had recorded runs of "
-                f"{len(before.seeds)}: p and the intervals assume that no result was seen before the number "
-                "of seeds was set; seeds = { until, most } allows it."
+                f"{_count(len(seeds), 'seed')} ({listed}) {'was' if len(seeds) == 1 else 'were'} added to a "
+                f"study with recorded runs of {len(before.seeds)} seeds: p and the intervals assume that "
+                "the number of seeds was fixed before any result was seen; seeds = { until, most } allows it."
             )
         if spec.tuning and before.tuning and spec.tuning.trials > before.tuning.trials:
             yield (
                 f"tuning.trials grew from {before.tuning.trials} to {spec.tuning.trials} after runs were "
-                "recorded: the decision to search further may rest on results."
+                "recorded: the decision to search further may depend on results."
             )
         if arms := [arm for arm in spec.arms if arm not in before.arms]:
             yield (
-                f"Arm {', '.join(arms)} joined after runs were recorded: the choice to add it, or of what to "
-                "compare, may rest on results."
+                f"Arm {', '.join(arms)} was added after runs were recorded: the choice to add it, or of "
+                "what to compare, may depend on results."
             )
 
 
@@ -213,8 +213,8 @@ def _shared_images(results: Results) -> Iterator[str]:
     drawn = {run.cell for run in trials if run.environment.get("test_split") == "drawn"}
     for cell in filter(drawn.__contains__, results.spec.cells):
         yield (
-            f"The data has no test split of its own, so that every seed draws one: the trials{_in(cell)} saw "
-            "images that final runs test on, for every arm alike."
+            "The data has no test split of its own, so every seed draws one: in every arm, the "
+            f"trials{_in(cell)} saw images that final runs are tested on."
         )
 
 
@@ -274,7 +274,7 @@ def _equal_trials(results: Results) -> Iterator[str]:
         equal = all(len({by_seed[s] for by_seed in runs.values() if s in by_seed}) == 1 for s in seeds)
         if len(runs) > 1 and seeds and equal:
             which = f"{search.title}{_in(cell)}"
-            yield f"All {len(runs)} trials of {which} agree: check that the tuned keys are used."
+            yield f"All {len(runs)} trials of {which} have equal results: check that the tuned keys are used."
 
 
 def _shares(results: Results) -> Iterator[str]:
@@ -307,8 +307,8 @@ def _unfinished(results: Results) -> Iterator[str]:
         kind = "" if first.trial is None else f", trial {first.trial}"
         which = f"{first.arm}{_in(first.cell)}{kind}, seed {first.seed}"
         yield (
-            f"{_count(len(failed), 'run')} failed and left out, the first {which}: "
-            f"{published(first.message)}; the same command tries again."
+            f"{_count(len(failed), 'run')} failed and {'is' if len(failed) == 1 else 'are'} left out, the "
+            f"first {which}: {published(first.message)}; run the same command to try again."
         )
     planned = results.total + results.trials_total
     if left := planned - results.count - results.trials_finished - len(failed):

@@ -59,7 +59,7 @@ def differences(results: Results, cell: str) -> Table:
     ]
     kind = interval_name(results)
     units = "searches" if results.spec.replicates > 1 else "pairs"
-    note = f"95 % {kind}: interval of the mean, each for itself; p: {_test_name(results)}; "
+    note = f"95 % {kind}: interval of the mean, uncorrected; p: {_test_name(results)}; "
     if several:
         note += f"Holm p: corrected for all {results.tested} comparisons of the study; "
     return Table(
@@ -110,7 +110,7 @@ def certainty(results: Results, cell: str) -> Table:
         rows.append(row)
     note = (
         f"anytime: valid after a look at every {results.sampled}, by the mixture sequential t-test "
-        "(arXiv 2310.03722) with a correction for skewness (Hall 1992), each comparison for itself"
+        "(arXiv 2310.03722) with a correction for skewness (Hall 1992), each comparison on its own"
     )
     if margin:
         size = f"{margin:g} {w.of_difference}".rstrip()
@@ -149,10 +149,10 @@ def power(results: Results, cell: str) -> Table:
         f"Statistical power: detectable difference, and {plural} needed",
         (row_name(results), "95 % BCa", "SD", "MDD", *(f"for {size:g}" for size in sizes)),
         rows,
-        "BCa: bootstrap interval of the mean difference, too narrow below some 30 pairs; SD: standard "
+        "BCa: bootstrap interval of the mean difference, too narrow below about 30 pairs; SD: standard "
         f"deviation of a difference; MDD: the smallest true difference{unit} shown with "
         f"{100 * paired.POWER:.0f} % power by a two-sided paired t-test at 5 %; for x: {plural} that would "
-        f"show {f'x {w.of_difference}'.rstrip()} so, at this SD",
+        f"detect {f'x {w.of_difference}'.rstrip()} with that power, at this SD",
         align="lrrr" + "r" * len(sizes),
     )
 
@@ -199,7 +199,7 @@ def one_value(value: Any) -> str:
 
 
 def mean(numbers: Sequence[float]) -> float:
-    """The mean."""
+    """The arithmetic mean; one value at least."""
     return math.fsum(numbers) / len(numbers)
 
 

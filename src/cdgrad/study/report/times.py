@@ -1,4 +1,4 @@
-"""When the runs were executed, and how soon they reached a target."""
+"""When the runs were executed, and when they reached a target."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def time_to_target(results: Results, cell: str, target: float) -> Table | None:
         f"Time to a {what} of {target:g}{unit}" + (f", {cell}" if cell else ""),
         ("arm", "reached", "epochs", "s", "difference", "95 % t", "pairs"),
         rows,
-        "reached: runs with such an epoch; epochs and s: medians of those, s by the time of a run, evenly "
-        f"spread over its epochs; difference: of the epochs, paired, to {spec.reference_arm}, "
+        "reached: runs with such an epoch; epochs and s: medians of those, s from the time of a run, "
+        f"divided evenly among its epochs; difference: of the epochs, paired, to {spec.reference_arm}, "
         "of the seeds on which both reached it. Runs that never do are left out: compare the shares first",
         align="lrrrrrr",
     )

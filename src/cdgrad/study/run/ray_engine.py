@@ -49,7 +49,7 @@ def run_all(
     ray = _connected(address)
     try:
         if gpus_per_run and not ray.cluster_resources().get("GPU"):
-            raise StudyError("the Ray cluster has no GPU; leave out --device cuda, or add a node with one")
+            raise StudyError("the Ray cluster has no GPU; omit --device cuda, or add a node with one")
         task = {"num_cpus": 1, "num_gpus": gpus_per_run, "max_retries": 0, "num_returns": "streaming"}
         remote = ray.remote(**task, runtime_env={"env_vars": dict(ONE_THREAD)})(_stream)
         device = "cuda" if gpus_per_run else "cpu"

@@ -38,7 +38,7 @@ class Measure:
                 f"{', '.join(sorted(_RESERVED))}; got {self.name!r:.60}"
             )
         if self.unit and (self.percent or not self.unit.isprintable() or len(self.unit) > 16):
-            rule = "is left out where percent = true" if self.percent else "must be up to 16 characters"
+            rule = "must be empty where percent = true" if self.percent else "must be up to 16 characters"
             raise ValueError(f"unit {rule}; got {self.unit!r:.60}")
 
     @property

@@ -117,8 +117,7 @@ def parse(text: str, name: str) -> Spec:
     )
     if spec.until and spec.replicates > 1:
         raise StudyError(
-            f"{name}: tuning.replicates > 1 compares the means of searches, whose seeds must be known ahead; "
-            "give seeds a number"
+            f"{name}: tuning.replicates > 1 needs a fixed number of seeds; set seeds to a number or a list"
         )
     _check_settings(spec)
     return spec
@@ -268,5 +267,5 @@ def read_cells(table: Mapping[str, Any], name: str) -> dict[str, Tables]:
         cells[cell] = changed(common, changes)
         read_tables(cells[cell], dict.fromkeys(changes, f"cells.{cell}."), name)
     if not cells:
-        raise StudyError(f"{name}: cells has no cell; give it one, or leave it out")
+        raise StudyError(f"{name}: the table cells is empty; add a cell, or remove the table")
     return cells

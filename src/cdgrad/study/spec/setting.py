@@ -138,7 +138,7 @@ class Schedule:
     def __post_init__(self) -> None:
         if (self.decay == "steps") != (self.step_epochs > 0):
             raise ValueError(
-                f'step_epochs belongs to decay = "steps", and the reverse; got decay = "{self.decay}" and '
+                f'decay = "steps" and step_epochs need each other; got decay = "{self.decay}" and '
                 f"step_epochs = {self.step_epochs}"
             )
         if self.warmup >= self.epochs:
@@ -234,8 +234,8 @@ class Arm(ArmOptions):
             for option in _OPTIONS:
                 if option.metadata["of_metric"] and getattr(self, option.name) != option.default:
                     raise ValueError(
-                        f"{option.name} changes nothing under metric {self.metric}; give a metric, such as "
-                        f"sobolev:lam=0.01, or leave it out"
+                        f"{option.name} has no effect with metric {self.metric}; set a metric, such as "
+                        f"sobolev:lam=0.01, or remove {option.name}"
                     )
         if self.permute and self.direction in ("height", "width"):
             raise ValueError(

@@ -106,8 +106,8 @@ def read_tuning(value: Any, final_seeds: Sequence[int], arms: Sequence[str], nam
     for where, given in (("seeds", final_seeds), ("tuning.seeds", own)):
         if len(given) % counts.replicates:
             raise StudyError(
-                f"{name}: tuning.replicates = {counts.replicates} needs as many {where} for each search, and "
-                f"there are {len(given)}; use a multiple of {counts.replicates}"
+                f"{name}: {where} must divide equally among tuning.replicates = {counts.replicates} "
+                f"searches, and there are {len(given)}; use a multiple of {counts.replicates}"
             )
     of_arms = as_table(table.get("arms", {}), "tuning.arms", name)
     check_keys(of_arms, arms, (), "tuning.arms.", name)
@@ -121,8 +121,8 @@ def read_tuning(value: Any, final_seeds: Sequence[int], arms: Sequence[str], nam
     for arm in arms:
         if not tuning.of(arm):
             raise StudyError(
-                f"{name}: arm {arm} has nothing to tune: give tuning.space or tuning.arms.{arm} a key, "
-                f'or the arm tuning = "none"'
+                f"{name}: arm {arm} has nothing to tune; add a key to tuning.space or tuning.arms.{arm}, "
+                f'or set arms.{arm}.tuning = "none"'
             )
     return replace(tuning, listed=_listed(table.get("points", {}), tuning, arms, name))
 

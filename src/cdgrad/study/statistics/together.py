@@ -27,7 +27,7 @@ def together(studies: Mapping[str, Results]) -> Results:
     if len(shared) < 2 or first.reference_arm not in shared:
         arms = ", ".join(shared) or "no arm"
         raise StudyError(
-            f"{', '.join(names)} share {arms}; give studies that share the reference and another arm"
+            f"{', '.join(names)} share {arms}; choose studies that share the reference and another arm"
         )
     cells = {
         (name, cell): f"{name} {cell}".rstrip()
@@ -62,10 +62,11 @@ def _check_alike(names: list[str], specs: list[Spec]) -> None:
         for kind, value in _kinds(spec).items():
             if kind in first and value != first[kind]:
                 raise StudyError(
-                    f"{names[0]} and {name} differ in {kind} ({first[kind]} and {value}); report them apart"
+                    f"{names[0]} and {name} differ in {kind} ({first[kind]} and {value}); report them "
+                    "separately"
                 )
         if spec.replicates > 1:
-            raise StudyError(f"{name} has several searches for each arm's setting; report it apart")
+            raise StudyError(f"{name} has several searches for each arm's setting; report it separately")
 
 
 def _kinds(spec: Spec) -> dict[str, object]:

@@ -29,7 +29,7 @@ def check_holds_all(optimizer: Optimizer, model: nn.Module, name: str) -> None:
         held_count = len(trainable) - len(missing)
         raise StudyError(
             f"{name} holds {held_count} of the {len(trainable)} trainable parameters, not {few}: "
-            f"give it all of them, or set requires_grad = False for those that shall not change"
+            f"give it all of them, or set requires_grad = False for those that must not change"
         )
 
 

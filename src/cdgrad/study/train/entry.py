@@ -226,11 +226,7 @@ def _with_result(returned: Any, setting: EntrySetting) -> Mapping[Any, Any]:
 def _check_result(result: float, setting: EntrySetting) -> None:
     name = setting.measure
     if not math.isfinite(result):
-        how = (
-            "measure it, mistakes count 100 %,"
-            if name == ERROR.name
-            else "return the value of a model that has learned nothing"
-        )
+        how = "return its measured error" if name == ERROR.name else "return the value of an untrained model"
         raise StudyError(
             f"{setting.entry} returned {name} {result}; a diverged run is a result: {how} and add "
             '"diverged": True'
@@ -259,5 +255,5 @@ def _numbers(values: Mapping[Any, Any], source: str) -> dict[str, float]:
         try:
             numbers[str(key)] = float(value)
         except (TypeError, ValueError):
-            raise StudyError(f"{source} gave {key} = {value!r:.60}, which is not a number") from None
+            raise StudyError(f"{source}: {key} must be a number, got {value!r:.60}") from None
     return numbers

@@ -66,7 +66,7 @@ class Ranks:
         if self.kind == "fsdp2":
             for option in ("ema", "channels_last", "compile"):
                 if getattr(schedule, option):
-                    raise StudyError(f"schedule.{option} and --parallel fsdp2 exclude each other; use ddp")
+                    raise StudyError(f"schedule.{option} is not supported with --parallel fsdp2; use ddp")
             from torch.distributed.device_mesh import init_device_mesh
             from torch.distributed.fsdp import fully_shard
 

@@ -42,7 +42,9 @@ def learning_curves(results: Results, cell: str) -> Drawing | None:
         axes.set_xlabel(title)
         axes.set_ylabel(words(results).axis(what.removesuffix(spec.measure.key.replace("_", " "))))
     legend(figure, panels[0])
-    by_time = " Below against time: the seconds of a run evenly spread over its epochs." if seconds else ""
+    by_time = (
+        " Bottom: over time, with the seconds of a run divided evenly among its epochs." if seconds else ""
+    )
     return Drawing(
         file_name("learning_curves", cell),
         figure,
@@ -134,8 +136,8 @@ def gradient_curves(results: Results, cell: str) -> Drawing | None:
         file_name("gradient_curves", cell),
         figure,
         "Over the epochs, means of each arm: " + ", ".join(_GRADIENT[key] for key in keys) + ".",
-        "Means over the seeds. |Pg| / |g| and cos(g, Pg): how much shorter the operator makes the gradient, "
-        "and how far it turns it (1: not at all), in the last step of an epoch. Under batch norm, learning "
+        "Means over the seeds. |Pg| / |g| and cos(g, Pg): how much the operator shortens the gradient, "
+        "and how far it rotates it (1: not at all), in the last step of an epoch. Under batch norm, learning "
         "rate and weight norm set the step: arms in which they differ differ in more than direction.",
     )
 

@@ -106,7 +106,7 @@ def _of_arrows(compared: Iterable[Compared], ends: tuple[float, float], *, seeds
     drawn = (v for c, _ in compared for v in (*c.interval, *(c.differences if seeds_too else ())))
     beyond = any(v < low or v > high for v in drawn)
     what = "Arrows, and marks on the frame," if seeds_too else "Arrows"
-    return f" {what} lie farther out: runs diverged." if beyond else ""
+    return f" {what} stand for values beyond the axis: runs diverged." if beyond else ""
 
 
 def _mean_and_interval(
