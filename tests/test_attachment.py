@@ -165,7 +165,7 @@ def test_enabled_and_remove():
         backward(model, optimizer)
         optimizer.step()
     assert torch.equal(weights(attached), weights(manual))
-    with pytest.raises(RuntimeError, match=r"was removed, or is a copy; call cdgrad\.attach again"):
+    with pytest.raises(RuntimeError, match=r"was removed, or is a copy; attach again with cdgrad\.attach"):
         handle.apply()
     assert handle.optimizer is attached_optimizer
     attach(attached_optimizer, attached, "l2")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cdgrad.study import StudyError
 from cdgrad.study.records import Run
 from cdgrad.study.spec import Spec, parse
 
@@ -35,6 +36,15 @@ momentum = 0.9
 metric = "reweighted:lam=3"
 optimizer = { lr = 0.3 }
 """
+
+
+def assert_refused(text: str, old: str, new: str, message: str) -> None:
+    """With `old` replaced by `new` the specification is refused, in one line that contains `message`."""
+    assert old in text
+    with pytest.raises(StudyError) as caught:
+        parse(text.replace(old, new), "tiny")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.fixture(autouse=True)

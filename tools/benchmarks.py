@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cdgrad.bench.page import gpu_tables, tables
+from cdgrad.tables import markdown
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -64,11 +65,12 @@ def accuracy() -> str:
     """The float32 error of each backend and metric."""
     rows = record("accuracy")["rows"]
     kinds = list(dict.fromkeys(row["columns"] for row in rows))
-    lines = [f"| backend | metric | {' | '.join(kinds)} |", "| --- " * (2 + len(kinds)) + "|"]
-    cells = {(r["backend"], r["metric"], r["columns"]): f"{r['error']:.1e}" for r in rows}
-    for backend, metric in dict.fromkeys((r["backend"], r["metric"]) for r in rows):
-        lines.append(f"| {backend} | {metric} | {' | '.join(cells[backend, metric, k] for k in kinds)} |")
-    return "\n".join(lines) + "\n"
+    errors = {(r["backend"], r["metric"], r["columns"]): f"{r['error']:.1e}" for r in rows}
+    lines = [
+        [backend, metric, *(errors[backend, metric, kind] for kind in kinds)]
+        for backend, metric in dict.fromkeys((r["backend"], r["metric"]) for r in rows)
+    ]
+    return "\n".join(markdown(("backend", "metric", *kinds), lines, "l" * (2 + len(kinds)))) + "\n"
 
 
 def optimizers() -> str:
@@ -82,11 +84,15 @@ def optimizers() -> str:
         f"torch {found['torch']}, pytorch_optimizer {found['pytorch_optimizer']}, on a CPU: {works} variants work, "
         f"{len(found['outcomes']) - works} are refused.",
         "",
-        "| optimizer | variant | outcome | why |",
-        "| --- | --- | --- | --- |",
+        *markdown(
+            ("optimizer", "variant", "outcome", "why"),
+            [
+                (name, ", ".join(variants), "works" if ok else "refused", why)
+                for (name, ok, why), variants in rows.items()
+            ],
+            "llll",
+        ),
     ]
-    for (name, ok, why), variants in rows.items():
-        lines.append(f"| {name} | {', '.join(variants)} | {'works' if ok else 'refused'} | {why} |")
     return "\n".join(lines) + "\n"
 
 

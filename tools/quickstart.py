@@ -14,6 +14,7 @@ from cdgrad.study.report.figures.differences import paired_differences
 from cdgrad.study.spec import load
 from cdgrad.study.statistics import Results
 from cdgrad.study.statistics import paired as stats
+from cdgrad.tables import markdown
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / "docs" / "quickstart" / "runs.csv"
@@ -69,34 +70,39 @@ def readme() -> str:
 
 def card(evidence: str) -> str:
     """The rows of the method card; `evidence` is the verdict of the page of that name."""
-    return (
-        "| study | compared | paired difference, points of error | verdict |\n| --- | --- | --- | --- |\n"
-        "| [quickstart](start.md#what-the-output-means): digits, small CNN, SGD, "
-        f"{comparison().pairs} seeds, seven learning rates per arm "
-        f"| `reweighted:lam=3` and no metric | {result().replace(' points', '')} | no difference is shown |\n"
-        "| [the evidence](evidence.md): digits, subsets of CIFAR-10 (JPEG) and Tiny ImageNet, small networks, "
-        "equal tuning budgets | all metrics and axes, and attempts to improve them | see its tables "
-        f"| {evidence} |\n"
-    )
+    rows = [
+        (
+            f"[quickstart](start.md#what-the-output-means): digits, small CNN, SGD, {comparison().pairs} seeds, seven learning rates per arm",
+            "`reweighted:lam=3` and no metric",
+            result().replace(" points", ""),
+            "no difference is shown",
+        ),
+        (
+            "[the evidence](evidence.md): digits, subsets of CIFAR-10 (JPEG) and Tiny ImageNet, small networks, equal tuning budgets",
+            "all metrics and axes, and attempts to improve them",
+            "see its tables",
+            evidence,
+        ),
+    ]
+    head = ("study", "compared", "paired difference, points of error", "verdict")
+    return "\n".join(markdown(head, rows, "llll")) + "\n"
 
 
 def start() -> str:
     """The table of the start page, and what it says."""
     c = comparison()
     low, high = c.interval
-    lines = ["| | mean | 95 % interval | standard deviation |", "| --- | ---: | ---: | ---: |"]
+    rows: list[tuple[str, str, str, str]] = []
     for arm, values in errors(RUNS).items():
         ends = stats.mean_interval(values)
         sd = float(np.std(values, ddof=1))
-        lines.append(
-            f"| error of `{arm}`, % | {np.mean(values):.2f} | {ends.low:.2f} to {ends.high:.2f} | {sd:.2f} |"
-        )
-    lines.append(f"| paired difference, points | {c.mean:+.2f} | {low:+.2f} to {high:+.2f} | {c.sd:.2f} |")
+        interval = f"{ends.low:.2f} to {ends.high:.2f}"
+        rows.append((f"error of `{arm}`, %", f"{np.mean(values):.2f}", interval, f"{sd:.2f}"))
     same = floor()
-    lines.append(
-        f"| the same of `rounded` | {same.mean:+.2f} | {same.interval.low:+.2f} to {same.interval.high:+.2f} "
-        f"| {same.sd:.2f} |"
-    )
+    for title, each in (("paired difference, points", c), ("the same of `rounded`", same)):
+        interval = f"{each.interval.low:+.2f} to {each.interval.high:+.2f}"
+        rows.append((title, f"{each.mean:+.2f}", interval, f"{each.sd:.2f}"))
+    lines = markdown(("", "mean", "95 % interval", "standard deviation"), rows, "lrrr")
     words = "fewer" if c.mean < 0 else "more"
     return "\n".join(lines) + (
         "\n\nWhat it says, from [these runs](quickstart/runs.csv):\n\n"

@@ -146,7 +146,7 @@ def rates_table(controls: Iterable[Control]) -> str:
             tables.number(float(np.mean(errors))),
             tables.difference(row.comparison, row.differs),
             tables.difference(against.comparison, against.differs),
-            tables.number(against.seen),
+            tables.number(against.mdd),
         ]
         for row, errors, against in controls
     ]

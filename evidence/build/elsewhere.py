@@ -64,7 +64,7 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
         "elsewhere_worse": _names(row for row in table if row.worse),
         "elsewhere_better_count": str(sum(row.better for row in table)),
         "elsewhere_worse_count": str(sum(row.worse for row in table)),
-        "elsewhere_mdd": f"{min(row.seen for row in table):.1f} to {max(row.seen for row in table):.1f}",
+        "elsewhere_mdd": f"{min(row.mdd for row in table):.1f} to {max(row.mdd for row in table):.1f}",
         "elsewhere_rates_count": str(len(controls)),
         "elsewhere_rates_better": _names(
             control.row for control in controls.values() if control.against.better
@@ -90,7 +90,7 @@ def _line(row: Row, study: Results, control: claims.Control | None) -> list[str]
         f"{np.mean(base):.2f} ({stats.standard_deviation(base):.2f})",
         tables.difference(row.comparison, row.differs),
         tables.probability(row.p),
-        tables.number(row.seen),
+        tables.number(row.mdd),
         _against(row, study, control),
         str(row.comparison.pairs),
         f"{tuning.trials} x {len(tuning.seeds)}" if tuning else "none",

@@ -63,7 +63,7 @@ class Row:
         return self.differs and self.comparison.mean > 0
 
     @property
-    def seen(self) -> float:
+    def mdd(self) -> float:
         """The smallest true difference, in points, that these seeds would show with 80 % power."""
         return stats.detectable_difference(self.comparison.pairs, self.comparison.sd)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cdgrad.study.statistics import paired as stats
+from cdgrad.tables import markdown as markdown_table
 from evidence.build.loading import Row
 
 SIZES = (0.1, 0.2, 0.5)  # points
@@ -35,7 +36,7 @@ def listing(table: Sequence[Row], about: Mapping[str, str]) -> str:
             f"{row.error:.2f} ({row.sd:.2f})",
             difference(row.comparison, row.differs),
             probability(row.p),
-            number(row.seen),
+            number(row.mdd),
         ]
         for row in table
     ]
@@ -61,7 +62,7 @@ def full(table: Sequence[Row]) -> str:
             f"{100 * c.win_rate:.0f} %",
             number(c.correlation),
             str(c.pairs),
-            number(row.seen),
+            number(row.mdd),
             *(f"{stats.required_pairs(size, c.sd):,}" for size in SIZES),
             str(row.diverged),
         ]
@@ -73,8 +74,7 @@ def full(table: Sequence[Row]) -> str:
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], right: int) -> str:
     """A table whose columns from `right` on are aligned to the right."""
-    rule = ["---" if column < right else "---:" for column in range(len(head))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *lines])
+    return "\n".join(markdown_table(head, lines, "l" * right + "r" * (len(head) - right)))
 
 
 def difference(c: stats.Comparison, differs: bool = False) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
 from torch import nn
 
+from cdgrad import tables
 from cdgrad.channel_axis import LAZY, Direction, Use, channel_axis, is_scripted, uses_of
 from cdgrad.name_patterns import Patterns, matched_names, refuse_idle_pattern
 
@@ -59,10 +60,8 @@ class Selection:
             )
             for t in self.targets
         ]
-        lines = table(("processed", "shape", "axis", "groups"), rows)
-        if self.skipped:
-            lines += ["", *table(("left alone", "because"), [(s.name, s.reason) for s in self.skipped])]
-        return "\n".join(lines)
+        left_alone = [(s.name, s.reason) for s in self.skipped]
+        return tables.selection(("processed", "shape", "axis", "groups"), rows, left_alone)
 
 
 def select(
@@ -235,10 +234,3 @@ def _counts_by_name(blocks: Blocks, names: Sequence[str]) -> dict[str, int | Seq
                 )
             counts[name] = blocks[pattern]
     return counts
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a plain table with left-aligned columns."""
-    rows = [head, *rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from cdgrad.tables import markdown
+
 Record = dict[str, Any]
 
 
@@ -26,52 +28,38 @@ def _machine(machine: Record) -> str:
 
 def _network(name: str, network: Record) -> str:
     head = f"**{name}**: {network['tensors']} tensors, {network['bytes'] / 1e6:.1f} MB"
-    lines = [
-        "| | cold, ms | cold / floor | warm, ms | warm / floor | GB/s cold | extra MB |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    titles = ("", "cold, ms", "cold / floor", "warm, ms", "warm / floor", "GB/s cold", "extra MB")
+    rows: list[list[str]] = []
     chosen = {f"{metric} | {backend}" for metric, backend in network["chosen"].items()}
     for row in network["rows"]:
         label = row["name"].replace(" | ", ", ")
         label = f"**{label}**" if row["name"] in chosen else label
         extra = "" if row["extra_bytes"] is None else f"{row['extra_bytes'] / 1e6:.1f}"
-        lines.append(
-            f"| {label} | {1e3 * row['cold']:.2f} | {row['cold_over_floor']:.2f} | {1e3 * row['warm']:.2f} "
-            f"| {row['warm_over_floor']:.2f} | {row['bytes_per_second'] / 1e9:.1f} | {extra} |"
-        )
-    return "\n".join([head, "", *lines])
+        numbers = (1e3 * row["cold"], row["cold_over_floor"], 1e3 * row["warm"], row["warm_over_floor"])
+        texts = [f"{number:.2f}" for number in numbers]
+        rows.append([label, *texts, f"{row['bytes_per_second'] / 1e9:.1f}", extra])
+    return "\n".join([head, "", *markdown(titles, rows, "lrrrrrr")])
 
 
 def _steps(steps: list[Record]) -> str:
-    lines = [
-        "**A training step**: ResNet-18, 32 x 32, batch 128, SGD",
-        "",
-        "| | step, ms | over plain | operator, ms | operator / step |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
+    head = "**A training step**: ResNet-18, 32 x 32, batch 128, SGD"
+    titles = ("", "step, ms", "over plain", "operator, ms", "operator / step")
+    rows: list[list[str]] = []
     for row in steps:
         operator = ("", "")
         if row["operator"] is not None:
             operator = (f"{1e3 * row['operator']:.2f}", f"{100 * row['operator_over_step']:.2f} %")
-        lines.append(
-            f"| {row['name']} | {1e3 * row['seconds']:.0f} | {row['over_plain']:.3f} "
-            f"| {' | '.join(operator)} |"
-        )
-    return "\n".join(lines)
+        rows.append([row["name"], f"{1e3 * row['seconds']:.0f}", f"{row['over_plain']:.3f}", *operator])
+    return "\n".join([head, "", *markdown(titles, rows, "lrrrr")])
 
 
-def _jax(rows: list[Record]) -> str:
-    lines = [
-        "**In JAX**: one 3 x 3 kernel with as many input as output channels, under `jit`, cold",
-        "",
-        "| | channels | cold, ms | cold / floor |",
-        "| --- | ---: | ---: | ---: |",
+def _jax(records: list[Record]) -> str:
+    head = "**In JAX**: one 3 x 3 kernel with as many input as output channels, under `jit`, cold"
+    rows = [
+        (row["name"], str(row["channels"]), f"{1e3 * row['cold']:.2f}", f"{row['cold_over_floor']:.2f}")
+        for row in records
     ]
-    lines += [
-        f"| {row['name']} | {row['channels']} | {1e3 * row['cold']:.2f} | {row['cold_over_floor']:.2f} |"
-        for row in rows
-    ]
-    return "\n".join(lines)
+    return "\n".join([head, "", *markdown(("", "channels", "cold, ms", "cold / floor"), rows, "lrrr")])
 
 
 def gpu_tables(record: Record) -> str:
@@ -99,11 +87,12 @@ def _gpu_section(name: str, section: Record) -> str:
         for inner, values in _candidates(row).items()
     }
     columns = list(dict.fromkeys(column for values in rows.values() for column in values))
-    lines = [f"**{name}**", "", f"| | | {' | '.join(columns)} |", "| --- | --- |" + " ---: |" * len(columns)]
-    for (item, inner), values in rows.items():
-        cells = [_number(values[column]) if column in values else "" for column in columns]
-        lines.append(f"| {item} | {inner} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    cells = [
+        [item, inner, *(_number(values[column]) if column in values else "" for column in columns)]
+        for (item, inner), values in rows.items()
+    ]
+    align = "ll" + "r" * len(columns)
+    return "\n".join([f"**{name}**", "", *markdown(("", "", *columns), cells, align)])
 
 
 def _candidates(row: Record) -> dict[str, Record]:

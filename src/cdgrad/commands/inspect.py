@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from cdgrad import tables
 from cdgrad.commands.arguments import count
 from cdgrad.study import StudyError
 from cdgrad.study.shown import brief, one_line
@@ -151,8 +152,6 @@ def _shown(selection: Selection) -> Selection:
 
 def listing(selection: Selection) -> str:
     """The selection as it prints; where it leaves many parameters alone, one a reason, and how many more."""
-    from cdgrad.selection import table
-
     if len(selection.skipped) <= _NAMED:
         return str(selection)
     reasons: dict[str, list[str]] = {}
@@ -164,17 +163,16 @@ def listing(selection: Selection) -> str:
     ]
     processed = str(replace(selection, skipped=()))
     note = "print(cdgrad.select(model)) lists all of them"
-    return "\n".join([processed, "", *table(("left alone", "because"), rows), note])
+    return "\n".join([processed, "", *tables.plain(("left alone", "because"), rows), note])
 
 
 def roughness_table(selection: Selection) -> str:
     """The roughness of every selected weight along its channel axis."""
     from cdgrad.diagnostics import roughness
-    from cdgrad.selection import table
 
     rows = [(t.name, f"{roughness(t.param, t.dim, t.groups):.3f}") for t in selection.targets]
     note = "1: as rough as white noise; 0: neighboring channels agree; 2: they alternate"
-    return "\n".join([*table(("roughness along the channel", "value"), rows), note])
+    return "\n".join([*tables.plain(("roughness along the channel", "value"), rows), note])
 
 
 def _load_weights(model: nn.Module, name: str, path: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from cdgrad import tables
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,5 @@ class Selection:
             )
             for t in self.targets
         ]
-        lines = _table(("processed", "shape", "axis", "groups", ""), rows)
-        if self.skipped:
-            lines += ["", *_table(("left alone", "because"), [(s.name, s.reason) for s in self.skipped])]
-        return "\n".join(lines)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Lines of a plain table with left-aligned columns."""
-    rows = [head, *rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        left_alone = [(s.name, s.reason) for s in self.skipped]
+        return tables.selection(("processed", "shape", "axis", "groups", ""), rows, left_alone)

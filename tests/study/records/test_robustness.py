@@ -164,7 +164,7 @@ def test_a_specification_that_is_changed_in_mid_study(spec, whole, tmp_path):
     ):
         changed = parse(spec.text.replace(old, new), "tiny")
         with pytest.raises(
-            StudyError, match=r"another specification \(.* was .* and is .*\); which are never mixed"
+            StudyError, match=r"another specification \(.* was .* and is .*\), which are never mixed"
         ):
             run_study(changed, tmp_path, 1, engine())
         assert records(tmp_path) == before

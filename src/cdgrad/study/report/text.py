@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console
@@ -13,6 +12,7 @@ from rich.text import Text
 from cdgrad.study.report.document import Document, Table
 from cdgrad.study.shown import lines as lines_of
 from cdgrad.study.shown import one_line
+from cdgrad.tables import markdown as markdown_table
 
 
 def to_terminal(document: Document, console: Console) -> None:
@@ -71,8 +71,8 @@ def markdown(document: Document) -> str:
 
 def markdown_rows(table: Table) -> list[str]:
     """A table's header and rows in Markdown, without its title and note."""
-    align = ["--:" if letter == "r" else ":--" for letter in table.align]
-    return [_row(table.header), f"| {' | '.join(align)} |", *map(_row, table.rows)]
+    header, *rows = (list(map(_plain, cells)) for cells in (table.header, *table.rows))
+    return markdown_table(header, rows, table.align)
 
 
 def printable(text: str) -> str:
@@ -88,10 +88,6 @@ def _grid(table: Table) -> RichTable:
     for row in table.rows:
         grid.add_row(*(Text(printable(cell)) for cell in row))
     return grid
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(map(_plain, cells))} |"
 
 
 def _plain(text: str) -> str:
