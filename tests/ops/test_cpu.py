@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 import torch
@@ -68,8 +69,19 @@ def test_the_case_above_has_several_blocks_along_both_axes(threads, monkeypatch)
     cpu._plan.cache_clear()
     axes = zip(weights(), (1, 0, 1, 0, 1, 1), (1, 4, 7, 7, 3, 1), strict=True)
     table = cpu._plan(tuple((g.shape, g.stride(), *axis) for g, *axis in axes), 4, 5).table
-    assert (table[:, kernels.COLUMNS] > table[:, kernels.BLOCK]).any()
+    assert (table[:, kernels.ACROSS] > 1).any()
     assert (table[:, kernels.OUTER] > table[:, kernels.OUTER_BLOCK]).any()
+
+
+@pytest.mark.parametrize("number", [1, 2, 7, 12, 41])
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 50])
+def test_threads_take_each_block_once_and_no_neighbors_in_the_same_turn(number, count):
+    order = [kernels.apart(i, number, count) for i in range(number)]
+    assert sorted(order) == list(range(number))
+    for turn in range(0, number, count):
+        at_once = sorted(order[turn : turn + count])
+        if number >= 2 * count:
+            assert all(b - a > 1 for a, b in pairwise(at_once))
 
 
 @every_metric

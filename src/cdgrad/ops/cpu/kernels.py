@@ -17,28 +17,24 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, njit, types  # pyright: ignore[reportPrivateImportUsage]  numba declares no names public
+from numba import carray, cfunc, types  # pyright: ignore[reportPrivateImportUsage]  numba declares no names public
 from numba.extending import overload
 
-from cdgrad.ops.cpu import vectors
+from cdgrad.ops.cpu import tiles, vectors
+from cdgrad.ops.cpu.tiles import compiled, get, lanes_left, prefetch_next, put, reload, spill, tile_address
 from cdgrad.ops.cpu.vectors import (
-    FLOAT32,
     FLOAT64,
     INT64,
     LANES,
     fetch_add,
     load,
     pointer,
-    prefetch,
     rounded,
     store,
     times,
     wide,
     zeros,
 )
-
-# "contract" fuses multiply and add. Nothing else of fastmath: non-finite gradients must stay so.
-compiled = njit(nogil=True, fastmath={"contract"}, error_model="numpy")
 
 # The columns of the work table, one row per tensor; sizes and strides in elements.
 (
@@ -47,7 +43,7 @@ compiled = njit(nogil=True, fastmath={"contract"}, error_model="numpy")
     STEP,  # from channel to channel
     COLUMNS,  # along the inner axis
     STRIDE,  # from column to column of it
-    BLOCK,  # columns per block
+    ACROSS,  # blocks along it
     OUTER,  # size of the two outer axes together
     OUTER_BLOCK,  # of those per block
     NEAR,  # size of the nearer outer axis
@@ -69,8 +65,9 @@ FIELDS = 13
     COUNTERS,  # int64 (2,): blocks taken so far, threads begun so far
     SCRATCH,  # memory of the threads, each with
     SCRATCH_BYTES,  # a number: as many bytes
-) = range(9)
-JOB_FIELDS = 9
+    THREADS,  # a number
+) = range(10)
+JOB_FIELDS = 10
 
 # As many as the nearest cache has ways: where channels are a multiple of a page apart, a tile's rows all fall
 # into one set of it. With 16 the sweeps take 1.7 times as long there, with 4 they take 1.1 times.
@@ -90,8 +87,8 @@ def worker(family: str, dtype: str, *, cache: bool) -> Any:
         cache: keep the machine code on disk, for the processes to come.
     """
     like = np.empty(0, dtype)
-    # numba's cache on disk knows this file and what a closure holds, but not the other file.
-    source = inspect.getsource(vectors)
+    # numba's cache on disk knows this file and what a closure holds, but not the other files.
+    source = inspect.getsource(vectors) + inspect.getsource(tiles)
 
     def run(address):
         _direct(address, like, family, source)
@@ -128,9 +125,10 @@ def _direct_of(address, like, family, source):
             if tensor:
                 block -= table[tensor - 1, END]
             w, scale = weights[:, t[WEIGHTS] : t[WEIGHTS] + t[CHANNELS]], scales[tensor]
-            across = -(-t[COLUMNS] // t[BLOCK])
-            start, first = block % across * t[BLOCK], block // across * t[OUTER_BLOCK]
-            width = min(t[BLOCK], t[COLUMNS] - start)
+            vectors, part = -(-t[COLUMNS] // LANES), apart(block % t[ACROSS], t[ACROSS], job[THREADS])
+            start = part * vectors // t[ACROSS] * LANES
+            width = min((part + 1) * vectors // t[ACROSS] * LANES, t[COLUMNS]) - start
+            first = block // t[ACROSS] * t[OUTER_BLOCK]
             whole = width - width % LANES if t[STRIDE] == 1 else 0
             for outer in range(first, min(first + t[OUTER_BLOCK], t[OUTER])):
                 far, near = outer // t[NEAR], outer % t[NEAR]
@@ -147,6 +145,17 @@ def _direct_of(address, like, family, source):
     return direct
 
 
+@compiled
+def apart(i, number, threads):
+    """The i-th of a number of blocks in the order in which threads take them: each a range of neighbors.
+
+    Threads that work on neighbors at once take from each other the cache lines in which both have columns,
+    and those that the hardware prefetches for one from the part of the other.
+    """
+    turn = i % threads
+    return turn * (number // threads) + min(turn, number % threads) + i // threads
+
+
 # Below, addresses are integers; `stride` is None where columns are contiguous, and `count` where all lanes of
 # every tile are columns. `run` is the address of running values, `width` float64 for each kind of them.
 
@@ -156,7 +165,7 @@ def _shape(t, like, width, run):
     """Channels, bytes from one to the next, columns with those that fill the last tile; values at zero."""
     width = -(-width // LANES) * LANES
     for j in range(0, SUMS * width, LANES):
-        _put(zeros(), run + 8 * j)
+        put(zeros(), run + 8 * j)
     return t[CHANNELS], t[STEP] * like.itemsize, width
 
 
@@ -168,25 +177,25 @@ def _reweighted(x, like, t, stride, count, width, periodic, w, scale, run):
     for first in range(0, n, ROWS):
         ahead, left = x + (first + ROWS) * step, width
         for j in range(0, width, LANES):
-            row, mask = _tile(x, like, first * step, j, stride), _mask(count, j)
-            mean = _get(run + 8 * j)
+            row, mask = tile_address(x, like, first * step, j, stride), lanes_left(count, j)
+            mean = get(run + 8 * j)
             for _ in range(first, min(first + ROWS, n)):
-                ahead, left = _prefetch(ahead, like, stride, left, width, step)
+                ahead, left = prefetch_next(ahead, like, stride, left, width, step)
                 mean += wide(load(row, like, stride, mask)) * share
                 row += step
-            _put(mean, run + 8 * j)
+            put(mean, run + 8 * j)
     # Backwards: the last rows are the likeliest to be in the nearest cache.
     for first in range((n - 1) // ROWS * ROWS, -1, -ROWS):
         ahead, left = x + (first - ROWS) * step, width
         for j in range(0, width, LANES):
-            row, mask = _tile(x, like, first * step, j, stride), _mask(count, j)
-            mean = _get(run + 8 * j)
+            row, mask = tile_address(x, like, first * step, j, stride), lanes_left(count, j)
+            mean = get(run + 8 * j)
             # In two parts, so that float32 is enough from here on: the first difference is nearly exact.
             high = rounded(mean, like)
             # Halves: a deviation may be twice the largest float where the result is finite.
             half_high, half_low = high * 0.5, rounded(mean - wide(high), like) * 0.5
             for _ in range(first, min(first + ROWS, n)):
-                ahead, left = _prefetch(ahead, like, stride, left, width, step)
+                ahead, left = prefetch_next(ahead, like, stride, left, width, step)
                 half = rounded(wide(load(row, like, stride, mask)), like) * 0.5 - half_high - half_low
                 store(half * (2 * scale) + high, row, like, stride, mask)
                 row += step
@@ -205,34 +214,34 @@ def _sobolev(x, like, t, stride, count, width, periodic, w, scale, run):
     for first in range(0, n, ROWS):
         ahead, left = x + (first + ROWS) * step, width
         for j in range(0, width, LANES):
-            row, mask = _tile(x, like, first * step, j, stride), _mask(count, j)
-            value, product = _get(run + 8 * j), _get(wrapped + 8 * j)
+            row, mask = tile_address(x, like, first * step, j, stride), lanes_left(count, j)
+            value, product = get(run + 8 * j), get(wrapped + 8 * j)
             for m in range(first, min(first + ROWS, n)):
-                ahead, left = _prefetch(ahead, like, stride, left, width, step)
+                ahead, left = prefetch_next(ahead, like, stride, left, width, step)
                 g = times(wide(load(row, like, stride, mask)), scale, like)
                 value = g + value * before[m]
                 if periodic:
                     product += g * wrap[m]
-                _spill(value * inverse[m], row, like, stride, mask, spilled + 4 * (m * width + j))
+                spill(value * inverse[m], row, like, stride, mask, spilled + 4 * (m * width + j))
                 row += step
-            _put(value, run + 8 * j)
-            _put(product, wrapped + 8 * j)
+            put(value, run + 8 * j)
+            put(product, wrapped + 8 * j)
     for j in range(0, width, LANES):
-        _put(zeros(), run + 8 * j)
+        put(zeros(), run + 8 * j)
     for first in range((n - 1) // ROWS * ROWS, -1, -ROWS):
         last = min(first + ROWS, n) - 1
         ahead, left = x + (first - ROWS) * step, width
         for j in range(0, width, LANES):
-            row, mask = _tile(x, like, last * step, j, stride), _mask(count, j)
-            value, product = _get(run + 8 * j), _get(wrapped + 8 * j)
+            row, mask = tile_address(x, like, last * step, j, stride), lanes_left(count, j)
+            value, product = get(run + 8 * j), get(wrapped + 8 * j)
             for m in range(last, first - 1, -1):
-                ahead, left = _prefetch(ahead, like, stride, left, width, step)
-                reloaded = _reload(row, like, stride, mask, spilled + 4 * (m * width + j))
+                ahead, left = prefetch_next(ahead, like, stride, left, width, step)
+                reloaded = reload(row, like, stride, mask, spilled + 4 * (m * width + j))
                 value = wide(reloaded) + value * ratio[m]
                 small = times(value, scale, like) - product * wrap[m] if periodic else value
                 store(times(small, back, like) if periodic else value, row, like, stride, mask)
                 row -= step
-            _put(value, run + 8 * j)
+            put(value, run + 8 * j)
 
 
 @compiled
@@ -248,103 +257,33 @@ def _mean_sobolev(x, like, t, stride, count, width, periodic, w, scale, run):
     for first in range(0, n, ROWS):
         ahead, left = x + (first + ROWS) * step, width
         for j in range(0, width, LANES):
-            row, mask = _tile(x, like, first * step, j, stride), _mask(count, j)
-            total, value, slope = _get(run + 8 * j), _get(values + 8 * j), _get(slopes + 8 * j)
+            row, mask = tile_address(x, like, first * step, j, stride), lanes_left(count, j)
+            total, value, slope = get(run + 8 * j), get(values + 8 * j), get(slopes + 8 * j)
             for m in range(first, min(first + ROWS, n)):
-                ahead, left = _prefetch(ahead, like, stride, left, width, step)
+                ahead, left = prefetch_next(ahead, like, stride, left, width, step)
                 g = times(wide(load(row, like, stride, mask)), power, like)
                 total += g
                 value += g * start[m]
                 if periodic:
                     slope += g * wrap[m]
                 row += step
-            _put(total, run + 8 * j)
-            _put(value, values + 8 * j)
-            _put(slope, slopes + 8 * j)
+            put(total, run + 8 * j)
+            put(value, values + 8 * j)
+            put(slope, slopes + 8 * j)
     for j in range(0, width, LANES):
-        mean = _get(run + 8 * j) / float(n)
-        _put(mean, run + 8 * j)
-        _put(_get(values + 8 * j) + mean, values + 8 * j)
+        mean = get(run + 8 * j) / float(n)
+        put(mean, run + 8 * j)
+        put(get(values + 8 * j) + mean, values + 8 * j)
     for first in range(0, n, ROWS):
         ahead, left = x + (first + ROWS) * step, width
         for j in range(0, width, LANES):
-            row, mask = _tile(x, like, first * step, j, stride), _mask(count, j)
-            mean, value, slope = _get(run + 8 * j), _get(values + 8 * j), _get(slopes + 8 * j)
+            row, mask = tile_address(x, like, first * step, j, stride), lanes_left(count, j)
+            mean, value, slope = get(run + 8 * j), get(values + 8 * j), get(slopes + 8 * j)
             for _ in range(first, min(first + ROWS, n)):
-                ahead, left = _prefetch(ahead, like, stride, left, width, step)
+                ahead, left = prefetch_next(ahead, like, stride, left, width, step)
                 slope += (mean - times(wide(load(row, like, stride, mask)), power, like)) * scale
                 store(times(value, back, like), row, like, stride, mask)
                 value += slope
                 row += step
-            _put(value, values + 8 * j)
-            _put(slope, slopes + 8 * j)
-
-
-@compiled
-def _prefetch(address, like, stride, left, width, step):
-    """Prefetch lanes; returns the address of the next, in this row or the one after, and the columns left."""
-    prefetch(address, like, stride)
-    if left == LANES:
-        return address + LANES * like.itemsize + step - width * like.itemsize, width
-    return address + LANES * like.itemsize, left - LANES
-
-
-@compiled
-def _get(address):
-    return load(address, FLOAT64, None, None)
-
-
-@compiled
-def _put(value, address):
-    store(value, address, FLOAT64, None, None)
-
-
-# How elements lie, by type: numba compiles the sweeps once for each.
-
-
-def _tile(x, like, offset, j, stride):
-    """The address of the tile's first element: `offset` bytes and j columns on."""
-    raise NotImplementedError
-
-
-@overload(_tile)
-def _tile_of(x, like, offset, j, stride):
-    if isinstance(stride, types.NoneType):
-        return lambda x, like, offset, j, stride: x + offset + j * like.itemsize
-    return lambda x, like, offset, j, stride: x + offset + j * stride * like.itemsize
-
-
-def _mask(count, j):
-    """How many lanes of the tile at column j hold a column; None for all."""
-    raise NotImplementedError
-
-
-@overload(_mask)
-def _mask_of(count, j):
-    if isinstance(count, types.NoneType):
-        return lambda count, j: None
-    return lambda count, j: min(LANES, count - j)
-
-
-def _spill(value, row, like, stride, mask, spilled):
-    """Store a value for the second sweep: in place, unless that would round to 16 bits."""
-    raise NotImplementedError
-
-
-@overload(_spill)
-def _spill_of(value, row, like, stride, mask, spilled):
-    if isinstance(like.dtype, types.Float):
-        return lambda value, row, like, stride, mask, spilled: store(value, row, like, stride, mask)
-    return lambda value, row, like, stride, mask, spilled: store(value, spilled, FLOAT32, None, None)
-
-
-def _reload(row, like, stride, mask, spilled):
-    """What `_spill` stored."""
-    raise NotImplementedError
-
-
-@overload(_reload)
-def _reload_of(row, like, stride, mask, spilled):
-    if isinstance(like.dtype, types.Float):
-        return lambda row, like, stride, mask, spilled: load(row, like, stride, mask)
-    return lambda row, like, stride, mask, spilled: load(spilled, FLOAT32, None, None)
+            put(value, values + 8 * j)
+            put(slope, slopes + 8 * j)

@@ -43,6 +43,7 @@ _BLOCK_BYTES, _LEAST_BYTES = 6 * 2**20, 768 * 2**10
 # smaller than _LEAST_BYTES or _NARROWEST.
 _BLOCKS_PER_THREAD = 4
 _WIDEST, _NARROWEST, _STRIDED = 8192, 64, 64  # columns; running values of more would crowd the caches
+_LANES = 16  # columns are divided between blocks by so many
 _WORTH_A_THREAD = 1 << 15  # elements: below, waking a thread takes as long as the work
 
 # The dtype numba sees. numpy has no bfloat16; numba's half is for GPUs.
@@ -112,6 +113,7 @@ def _run(grads: list[Tensor], dtype: torch.dtype, plan: _Plan, metric: Metric) -
             counters.ctypes.data,
             scratch.ctypes.data,
             plan.scratch,
+            plan.threads,
         ],
         np.int64,
     )
@@ -204,9 +206,9 @@ def _plan(forms: tuple[_Form, ...], itemsize: int, most_threads: int) -> _Plan:
     rows: list[list[int]] = []
     end = scratch = 0
     for (_, columns), start in zip(smoothed, starts, strict=False):
-        row, blocks = _blocks(columns, itemsize, block_bytes)
+        row, blocks, widest = _blocks(columns, itemsize, block_bytes)
         end += blocks
-        scratch = max(scratch, _scratch_bytes(columns.n, row[4], itemsize))
+        scratch = max(scratch, _scratch_bytes(columns.n, widest, itemsize))
         rows.append([0, *row, start, end])
     table = np.array(rows, dtype=np.int64).reshape(len(rows), len(rows[0]) if rows else 0)
     return _Plan(table, tuple(i for i, _ in smoothed), tuple(sizes), min(most_threads, end), scratch)
@@ -223,8 +225,8 @@ def _scratch_bytes(n: int, width: int, itemsize: int) -> int:
     return width * (3 * 8 + (4 * n if itemsize < 4 else 0))
 
 
-def _blocks(columns: Columns, itemsize: int, block_bytes: int) -> tuple[list[int], int]:
-    """One tensor's fields of the work table from CHANNELS to FAR_STRIDE, and its number of blocks."""
+def _blocks(columns: Columns, itemsize: int, block_bytes: int) -> tuple[list[int], int, int]:
+    """One tensor's fields of the work table from CHANNELS to FAR_STRIDE, its blocks, most columns of one."""
     n = columns.n
     axes = list(columns.axes)
     # Along the inner axis loops vectorise: the densest, or if that is short the longest.
@@ -235,13 +237,13 @@ def _blocks(columns: Columns, itemsize: int, block_bytes: int) -> tuple[list[int
     number, stride = inner
     bytes_per_column = n * _bytes_per_element(itemsize)
     most = min(max(block_bytes // bytes_per_column, _NARROWEST), _WIDEST) if stride == 1 else _STRIDED
-    across = -(-number // most)
-    block = -(-number // across // 16) * 16 if across > 1 else number  # whole cache lines, evenly
-    across = -(-number // block)
+    vectors = -(-number // _LANES)
+    across = min(-(-number // most), vectors)
+    block = min(-(-vectors // across) * _LANES, number)
     outer_block = max(1, block_bytes // (bytes_per_column * block))
     outer = near * far
-    row = [n, columns.step, number, stride, block, outer, outer_block, near, near_stride, far_stride]
-    return row, across * -(-outer // outer_block)
+    row = [n, columns.step, number, stride, across, outer, outer_block, near, near_stride, far_stride]
+    return row, across * -(-outer // outer_block), block
 
 
 @cached_by_bytes(32 * 2**20)

@@ -212,16 +212,31 @@ def prefetch(typing, address, like, stride):
 
     def build(context, builder, signature, arguments):
         if isinstance(stride, types.NoneType):
-            pointer = _I8.as_pointer()
-            kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
-            function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-            read, keep, data = _I32(0), _I32(2), _I32(1)
             for offset in range(0, LANES * like.dtype.bitwidth // 8, 64):
-                line = builder.inttoptr(builder.add(arguments[0], _I64(offset)), pointer)
-                builder.call(function, [line, read, keep, data])
+                _prefetch_line(builder, arguments[0], offset)
         return context.get_dummy_value()
 
     return types.void(address, like, stride), build
+
+
+@intrinsic
+def prefetch_end(typing, address, like, stride):
+    """The same of the last byte of the lanes, which may lie one cache line on."""
+
+    def build(context, builder, signature, arguments):
+        if isinstance(stride, types.NoneType):
+            _prefetch_line(builder, arguments[0], LANES * like.dtype.bitwidth // 8 - 1)
+        return context.get_dummy_value()
+
+    return types.void(address, like, stride), build
+
+
+def _prefetch_line(builder, address, offset):
+    pointer = _I8.as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [pointer, _I32, _I32, _I32])
+    function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+    line = builder.inttoptr(builder.add(address, _I64(offset)), pointer)
+    builder.call(function, [line, _I32(0), _I32(2), _I32(1)])  # read, second level, data
 
 
 @intrinsic
