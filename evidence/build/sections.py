@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -124,6 +124,7 @@ def rates() -> tuple[dict[str, str], list[Drawing]]:
 def photographs() -> tuple[dict[str, str], list[Drawing]]:
     """Subsets of CIFAR-10 (JPEG) and Tiny ImageNet."""
     found = studies(PHOTOS)
+    all_photographs = [*found, *studies(["regimes-cifar10"])]
     table = [replace(row, cell=PHOTOGRAPHS[row.study, row.cell]) for row in rows(found)]
     base = {
         PHOTOGRAPHS[study.spec.name, cell]: error_and_sd
@@ -140,6 +141,10 @@ def photographs() -> tuple[dict[str, str], list[Drawing]]:
         "photos_about": "\n".join(f"- {_about(study)}" for study in found),
         "photos_jpeg": _variety([study for study in found if study.spec.name != "tiny-imagenet-50"]),
         "photos_count": str(len(table)),
+        "photos_seeds": _range(len(study.spec.seeds) for study in all_photographs),
+        "photos_trial_seeds": _range(
+            len(study.spec.tuning.seeds) for study in all_photographs if study.spec.tuning
+        ),
         "photos_trials": " or ".join(sorted({str(s.spec.tuning.trials) for s in found if s.spec.tuning})),
         "photos_better": "; ".join(better) or "none",
         "photos_worse": "; ".join(worse) or "none",
@@ -154,6 +159,12 @@ def photographs() -> tuple[dict[str, str], list[Drawing]]:
         "photos_table": tables.matrix(table, base, {arm: claims.METHODS[arm] for arm in claims.STRENGTHS}),
     }
     return parts, []
+
+
+def _range(counts: Iterable[int]) -> str:
+    """The smallest and the largest."""
+    found = sorted(set(counts))
+    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
 
 
 def _variety(found: Sequence[Results]) -> str:

@@ -1,8 +1,8 @@
 """Run the next unfinished specification of this folder for a given time; see README.md beside this file.
 
-Needs the repository, a folder of data, torch, numba, numpy, scipy, pyarrow and pillow; neither `datasets`,
+Needs the repository, a folder of data, torch, numpy, scipy, pyarrow, pillow and matplotlib: not `datasets`,
 because the data are Parquet files named by their split, nor `optuna`, because the specifications list their
-trials.
+trials, nor numba, because a GPU has kernels of its own.
 """
 
 from __future__ import annotations

@@ -95,17 +95,17 @@ def _execute(
 
     found = {run.key: run for run in runs if run.status != "failed"}
     plan = Plan(spec, found.values(), spec.name)
-    data.load(spec.setting("", spec.baseline).tables()[0], spec.seeds[0])  # once, before the workers need it
     longest = [max((run.seconds for run in found.values()), default=0.0)]
 
     def take() -> Job | None:
         late = time.monotonic() + _SLACK * longest[0] > deadline
         return None if late else plan.take()
 
-    gpus = visible_gpus() if options.device == "cuda" else ()
-    engine = run_all(take, options.workers or spec.workers, gpus=gpus)
-    with _alarm(deadline), closing(engine) as events:
-        try:
+    def work() -> None:
+        # The data once, before the workers need them; within the time, because it decodes all images.
+        data.load(spec.setting("", spec.baseline).tables()[0], spec.seeds[0])
+        gpus = visible_gpus() if options.device == "cuda" else ()
+        with closing(run_all(take, options.workers or spec.workers, gpus=gpus)) as events:
             for event in events:
                 if isinstance(event, RunDone):
                     plan.add(event.run)
@@ -113,6 +113,10 @@ def _execute(
                     longest[0] = max(longest[0], event.run.seconds)
                     write([*found.values()])
                     print(f"{plan.done}/{plan.total} {_line(event.run)}", file=sys.stderr, flush=True)
+
+    with _alarm(deadline):
+        try:
+            work()
         except TimeoutError:
             print("evidence/gpu: the time is over; unfinished runs are not recorded", file=sys.stderr)
     return [*found.values()]

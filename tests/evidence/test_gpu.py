@@ -156,3 +156,16 @@ def test_no_run_starts_that_would_end_late(monkeypatch, tmp_path):
     more = visit._execute(spec, found, options, 200.0, lambda runs: now.__setitem__(0, now[0] + 50.0))
     assert len(more) == 4
     assert Plan(spec, more, "").done == 4
+
+
+def test_the_time_holds_for_decoding_the_images_too(monkeypatch):
+    def slow(task, seed):
+        visit.time.sleep(30)
+
+    monkeypatch.setattr("cdgrad.study.data.load", slow)
+    monkeypatch.setattr(visit, "run_all", lambda *_, **__: pytest.fail("no time is left for a run"))
+    started = visit.time.monotonic()
+    options = Namespace(device="cpu", workers=1)
+    spec = visit.specification("resnet20-512")
+    assert visit._execute(spec, [], options, started + 0.5, lambda runs: None) == []
+    assert visit.time.monotonic() - started < 5
