@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from cdgrad._torch_private import runs_hooks, unwrapped
 
 _FSDP2 = "use torch.distributed.fsdp.fully_shard (FSDP2), which keeps every weight's axes, or DDP"
+_BY_HAND = "DeepSpeed's functions between backward and step, as docs/distributed.md shows"
 
 
 def refuse_partitions(optimizer: object, model: nn.Module) -> None:
@@ -37,11 +38,13 @@ def refuse_partitions(optimizer: object, model: nn.Module) -> None:
         if hasattr(param, "ds_id"):
             raise ValueError(
                 f"{name} of shape {tuple(param.shape)} is partitioned by DeepSpeed's ZeRO stage 3, flat: its "
-                f"channels are lost; {_FSDP2}"
+                f"channels are lost; {_FSDP2}, or {_BY_HAND}"
             )
     kind = type(optimizer)
     if kind.__module__.startswith("deepspeed.runtime.zero"):
-        raise ValueError(f"{kind.__name__} updates flat partitions, not the model's weights; {_FSDP2}")
+        raise ValueError(
+            f"{kind.__name__} updates flat partitions, not the model's weights; {_FSDP2}, or {_BY_HAND}"
+        )
     if any(base.__name__ == "ZeroRedundancyOptimizer" for base in kind.__mro__):
         raise ValueError(
             f"{kind.__name__} assigns each weight to one rank, so every rank would direct all gradients and "
