@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from cdgrad.study.records.run import Run
@@ -77,8 +77,7 @@ def difference_curves(results: Results, cell: str) -> Drawing | None:
     axes.axhline(0, color="0.4", linewidth=1)
     for arm, (epochs, differences) in drawn.items():
         color, _, dash = look(spec, spec.contrasts[arm].arm)
-        mark = {"marker": "o", "markersize": 4} if len(epochs) == 1 else {}
-        axes.plot(epochs, differences.mean(axis=0), dash, color=color, linewidth=1.8, label=arm, **mark)
+        _plot(axes, epochs, differences.mean(axis=0), dash, color, arm)
         if len(drawn) <= _BANDS_AT_MOST:
             ends = np.array([paired.mean_interval(column) for column in differences.T])
             axes.fill_between(epochs, ends[:, 0], ends[:, 1], color=color, alpha=0.18, linewidth=0)
@@ -148,7 +147,7 @@ def _measured(runs: Iterable[Run]) -> set[str]:
 
 
 def _draw(
-    axes: Any, results: Results, cell: str, key: str, seconds: Mapping[str, float] | None = None
+    axes: Axes, results: Results, cell: str, key: str, seconds: Mapping[str, float] | None = None
 ) -> None:
     """The mean of each arm over the epochs, or over the time where `seconds` has that of an epoch."""
     for arm in results.spec.arms:
@@ -156,12 +155,16 @@ def _draw(
             continue
         epochs, curves = measured
         color, _, dash = look(results.spec, arm)
-        # A mark where a single epoch has no line.
-        mark = {"marker": "o", "markersize": 4} if len(epochs) == 1 else {}
         x = epochs * seconds[arm] if seconds else epochs
-        axes.plot(x, curves.mean(axis=0), dash, color=color, linewidth=1.8, label=arm, **mark)
+        _plot(axes, x, curves.mean(axis=0), dash, color, arm)
     if not seconds:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _plot(axes: Axes, x: paired.Array, y: paired.Array, dash: str, color: str, label: str) -> None:
+    """A curve; a single epoch, which has no line, gets a mark."""
+    marker = "o" if len(x) == 1 else "none"
+    axes.plot(x, y, dash, color=color, linewidth=1.8, label=label, marker=marker, markersize=4)
 
 
 def _curves(runs: Sequence[Run], key: str) -> tuple[paired.Array, paired.Array] | None:
@@ -179,6 +182,6 @@ def _curves(runs: Sequence[Run], key: str) -> tuple[paired.Array, paired.Array] 
     return np.array(epochs, dtype=np.float64), curves
 
 
-def _range(axes: Any) -> tuple[float, float]:
+def _range(axes: Axes) -> tuple[float, float]:
     values = np.concatenate([line.get_ydata() for line in axes.lines])
     return float(np.nanmin(values)), float(np.nanmax(values))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from cdgrad.study.report.figures.drawing import Drawing, canvas, file_name, look
 from cdgrad.study.report.words import Words, words
@@ -46,7 +46,7 @@ def reference_words(spec: Spec) -> str:
     return " of all pairs of arms" if spec.all_pairs else f" to {spec.reference_arm}"
 
 
-def _numbers(axes: Any, w: Words, compared: Sequence[paired.Comparison]) -> None:
+def _numbers(axes: Axes, w: Words, compared: Sequence[paired.Comparison]) -> None:
     """The mean and its interval of each row, to the right of the axis."""
     texts = [w.number(c.mean, "+") + f"\n{w.interval(c.interval, '+')}" * (c.pairs > 1) for c in compared]
     right = axes.secondary_yaxis("right")
@@ -66,8 +66,15 @@ def overview(results: Results) -> Drawing:
         if cell != before:
             position, before = position + 1.4 * (before is not None), cell
             ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-            place = {"xycoords": axes.get_yaxis_transform(), "va": "center"}
-            axes.annotate(cell, (0.01, position), **place, fontsize=9, fontweight="bold", bbox=ground)
+            axes.annotate(
+                cell,
+                (0.01, position),
+                xycoords=axes.get_yaxis_transform(),
+                va="center",
+                fontsize=9,
+                fontweight="bold",
+                bbox=ground,
+            )
         position += 1
         color, marker, _ = look(spec, spec.contrasts[name].arm)
         _mean_and_interval(axes, position, comparison, color, ends, marker)
@@ -110,7 +117,7 @@ def _of_arrows(compared: Iterable[Compared], ends: tuple[float, float], *, seeds
 
 
 def _mean_and_interval(
-    axes: Any,
+    axes: Axes,
     row: float,
     comparison: paired.Comparison,
     color: str,
@@ -118,16 +125,16 @@ def _mean_and_interval(
     marker: str = "|",
 ) -> None:
     low, high = comparison.interval
-    size = {"markersize": 15, "markeredgewidth": 2.5} if marker == "|" else {"markersize": 6}
+    size, edge = (15, 2.5) if marker == "|" else (6, 1)
     axes.plot([low, high], [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
-    axes.plot(comparison.mean, row, marker=marker, color=color, **size)
+    axes.plot(comparison.mean, row, marker=marker, color=color, markersize=size, markeredgewidth=edge)
     for end, beyond, arrow in ((ends[0], low < ends[0], "<"), (ends[1], high > ends[1], ">")):
         if beyond:
             axes.plot(end, row, marker=arrow, markersize=7, color=color, clip_on=False)
 
 
 def _difference_axis(
-    axes: Any, spec: Spec, w: Words, rows: Mapping[float, str], ends: tuple[float, float]
+    axes: Axes, spec: Spec, w: Words, rows: Mapping[float, str], ends: tuple[float, float]
 ) -> None:
     """Differences to the right, comparisons from above; which side is better stands over the axis."""
     axes.axvline(0, color="0.4", linewidth=1)
@@ -141,7 +148,7 @@ def _difference_axis(
     better_and_worse(axes, w)
 
 
-def better_and_worse(axes: Any, w: Words) -> None:
+def better_and_worse(axes: Axes, w: Words) -> None:
     """Above an axis of differences: which side is better."""
     left, right = ("better", "worse") if w.is_better(-1) else ("worse", "better")
     axes.set_title(f"\N{LEFTWARDS ARROW} {left}", loc="left", fontsize=10, color="0.3")

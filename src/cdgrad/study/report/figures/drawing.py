@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
@@ -33,7 +35,7 @@ class Drawing:
     """A drawn figure with its file's base name and its words."""
 
     name: str
-    figure: Any
+    figure: Figure
     alt: str
     caption: str
 
@@ -62,9 +64,9 @@ def file_name(kind: str, cell: str) -> str:
     return f"{kind}-{cell}" if cell else kind
 
 
-def canvas(height: float, panels: int = 1) -> tuple[Any, list[Any]]:
+def canvas(height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure and its panels, one below the other."""
-    figure: Any = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(panels, squeeze=False)[:, 0])
     for panel in axes:
@@ -74,7 +76,7 @@ def canvas(height: float, panels: int = 1) -> tuple[Any, list[Any]]:
     return figure, axes
 
 
-def error_axis(axis: Any, lowest: float, highest: float) -> None:
+def error_axis(axis: Axis, lowest: float, highest: float) -> None:
     """Errors or other results: logarithmic where they span more than a factor of 3, with plain numbers."""
     if highest < 3 * lowest or lowest <= 0:
         return
@@ -82,14 +84,14 @@ def error_axis(axis: Any, lowest: float, highest: float) -> None:
     plain_logarithmic(axis)
 
 
-def plain_logarithmic(axis: Any, decades: float = 1.0) -> None:
+def plain_logarithmic(axis: Axis, decades: float = 1.0) -> None:
     """Plain numbers on a logarithmic axis: at 1, 2 and 5 times the powers of ten, or at those alone."""
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades <= 2 else (1,)))
     axis.set_major_formatter(FormatStrFormatter("%g"))
     axis.set_minor_formatter(NullFormatter())
 
 
-def legend(figure: Any, axes: Any) -> None:
+def legend(figure: Figure, axes: Axes) -> None:
     """The arms, above the panels."""
     handles, labels = axes.get_legend_handles_labels()
     columns = 2 if max(map(len, labels)) > 10 else 3

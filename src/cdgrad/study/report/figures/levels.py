@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from cdgrad.study.report.figures.drawing import WIDTH, Drawing, canvas, file_name, look
 from cdgrad.study.report.words import words
@@ -40,8 +40,10 @@ def levels(results: Results, cell: str) -> Drawing | None:
         mean = np.clip(means[column], low, high)
         axes.plot([column - reach, column + reach], [mean, mean], color=color, linewidth=3, clip_on=False)
         spots = np.full(len(values), column)
-        style = {"s": 28, "color": color, "marker": marker, "alpha": 0.6, "linewidth": 0, "zorder": 3}
-        axes.scatter(spots, inside[:, column], clip_on=False, **style)
+        marks = axes.scatter(
+            spots, inside[:, column], s=28, color=color, marker=marker, alpha=0.6, linewidth=0
+        )
+        marks.set(clip_on=False, zorder=3)
     axes.set_xlim(-0.5, len(arms) - 0.5)
     axes.set_ylim(low, high)
     axes.grid(visible=False, axis="x")
@@ -86,11 +88,13 @@ def _ends(results: Results, cell: str, arms: Sequence[str]) -> tuple[float, floa
     return low - margin, high + margin
 
 
-def _names_and_means(axes: Any, arms: Sequence[str], means: Sequence[str]) -> None:
+def _names_and_means(axes: Axes, arms: Sequence[str], means: Sequence[str]) -> None:
     """The arms below their columns, slanted where they do not fit, and their means above."""
     slanted = max(map(len, arms)) * _LETTER > (WIDTH - 0.8) / len(arms)
-    turned = {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if slanted else {}
-    axes.set_xticks(range(len(arms)), arms, **turned)
+    axes.set_xticks(range(len(arms)), arms)
+    if slanted:
+        for label in axes.get_xticklabels():
+            label.set(rotation=30, ha="right", rotation_mode="anchor")
     axes.tick_params(axis="x", length=0)
     above = axes.secondary_xaxis("top")
     above.set_xticks(range(len(means)), means)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from cdgrad.study.plan.search import Search
 from cdgrad.study.report.figures.drawing import (
@@ -21,6 +21,7 @@ from cdgrad.study.report.figures.drawing import (
 )
 from cdgrad.study.report.text import printable
 from cdgrad.study.report.words import words
+from cdgrad.study.spec import Spec
 from cdgrad.study.spec.study import apart_from_lam
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.results import Results
@@ -38,7 +39,7 @@ def lam_sweep(results: Results, cell: str) -> Drawing | None:
     base = results.errors(cell, spec.baseline)
     if base:
         color, _, dash = look(spec, spec.baseline)
-        axes.axhline(np.mean(base), color=color, linestyle=dash, linewidth=1.5, label=spec.baseline)
+        axes.axhline(float(np.mean(base)), color=color, linestyle=dash, linewidth=1.5, label=spec.baseline)
         axes.axhspan(*paired.mean_interval(base), color=color, alpha=0.12, linewidth=0)
     for arms in sweeps:
         lams = sorted(arms)
@@ -115,7 +116,7 @@ def tuning_scatter(results: Results, cell: str) -> Drawing | None:
     )
 
 
-def _draw_trials(axes: Any, spec: Any, arm: str, search: Search, key: str, choices: list[str]) -> None:
+def _draw_trials(axes: Axes, spec: Spec, arm: str, search: Search, key: str, choices: list[str]) -> None:
     color, marker, _ = look(spec, arm)
     values = {trial: search.values[trial][key] for trial in search.runs}
     x = {trial: choices.index(str(value)) if choices else value for trial, value in values.items()}
@@ -124,8 +125,9 @@ def _draw_trials(axes: Any, spec: Any, arm: str, search: Search, key: str, choic
         list(x.values()), list(y.values()), s=30, color=color, marker=marker, alpha=0.7, label=search.title
     )
     if (chosen := search.chosen) is not None:
-        ring = {"s": 160, "facecolors": "none", "edgecolors": color, "linewidths": 1.8, "marker": "o"}
-        axes.scatter([x[chosen]], [y[chosen]], **ring)
+        axes.scatter(
+            [x[chosen]], [y[chosen]], s=160, facecolors="none", edgecolors=color, linewidths=1.8, marker="o"
+        )
 
 
 def _families(results: Results, cell: str) -> list[dict[float, str]]:
