@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cdgrad.metrics import parse_metric
 from cdgrad.study import StudyError
@@ -173,15 +173,15 @@ def _measure(table: Mapping[str, Any], entry: str, name: str) -> Measure:
     return known[measure.name, measure.direction]
 
 
-def _final_seeds(value: Any, name: str) -> tuple[float, tuple[int, ...]]:
+def _final_seeds(value: object, name: str) -> tuple[float, tuple[int, ...]]:
     """The width at which a cell may end early, 0 for never, and all seeds that it may have."""
-    if isinstance(value, dict):
-        rule = read(Until, value, "seeds", name)
-        return rule.until, tuple(range(rule.most))
-    return 0.0, seeds(value, "seeds", name)
+    if not isinstance(value, dict):
+        return 0.0, seeds(value, "seeds", name)
+    rule = read(Until, cast(object, value), "seeds", name)
+    return rule.until, tuple(range(rule.most))
 
 
-def _arm(title: str, value: Any, name: str, *, entry: bool) -> Arm:
+def _arm(title: str, value: object, name: str, *, entry: bool) -> Arm:
     where = f"arms.{title}"
     if not _ARM_NAME.fullmatch(title):
         raise StudyError(

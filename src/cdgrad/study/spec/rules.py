@@ -12,38 +12,66 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from datetime import date, time
-from typing import Any, TypeVar, cast, get_type_hints
+from typing import Any, TypedDict, TypeGuard, TypeVar, cast, get_type_hints
 
 from cdgrad.study import StudyError
 
 T = TypeVar("T")
-POSITIVE = {"positive": True}
 MOST = 10**9  # of a count, such as epochs or images
 MOST_SEEDS = 100_000
 IMPORTABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
-def at_least(minimum: int, *, or_all: bool = False) -> dict[str, Any]:
+class Rule(TypedDict, total=False):
+    """What the value of a key may be, beyond its type, and how reports and records treat the key.
+
+    Attributes:
+        positive: a positive number.
+        minimum, or_all: an integer of at least `minimum`, or with `or_all` the text ``"all"``.
+        within: a number x with low <= x < below.
+        choices, importable: one of some texts, or with `importable` a ``module:callable``.
+        some_of: a list of different texts among these.
+        omitted_at_default: records do not have the key where it is at its default.
+        words: what a report calls an arm's option that is not at its default; ``{}`` is its value.
+        of_metric: whether an arm's option has no effect without a metric.
+    """
+
+    positive: bool
+    minimum: int
+    or_all: bool
+    within: tuple[float, float]
+    choices: tuple[str, ...]
+    importable: bool
+    some_of: tuple[str, ...]
+    omitted_at_default: bool
+    words: str
+    of_metric: bool
+
+
+POSITIVE: Rule = {"positive": True}
+
+
+def at_least(minimum: int, *, or_all: bool = False) -> Rule:
     """An integer of at least `minimum`, or with `or_all` the text ``"all"``."""
     return {"minimum": minimum, "or_all": or_all}
 
 
-def within(low: float, below: float) -> dict[str, Any]:
+def within(low: float, below: float) -> Rule:
     """A number x with low <= x < below."""
     return {"within": (low, below)}
 
 
-def one_of(*choices: str, importable: bool = False) -> dict[str, Any]:
+def one_of(*choices: str, importable: bool = False) -> Rule:
     """One of some texts, or with `importable` a ``module:callable``."""
     return {"choices": choices, "importable": importable}
 
 
-def some_of(*choices: str) -> dict[str, Any]:
+def some_of(*choices: str) -> Rule:
     """A list of different choices, in any order."""
     return {"some_of": choices}
 
 
-def read(cls: type[T], value: Any, where: str, name: str) -> T:
+def read(cls: type[T], value: object, where: str, name: str) -> T:
     """An instance of dataclass `cls` from a TOML table; keys beyond its own go to `arguments`."""
     table = as_table(value, where, name)
     known = {f.name: f for f in fields(cast(Any, cls))}
@@ -76,15 +104,15 @@ def check_keys(
             raise StudyError(f"{name}: {prefix}{key} is missing")
 
 
-def _checked(value: Any, kind: Any, declared: Field[Any], where: str, name: str) -> Any:
-    rules = declared.metadata
+def _checked(value: object, kind: object, declared: Field[Any], where: str, name: str) -> object:
+    rules = cast(Rule, declared.metadata)
     if kind is float and is_a(value, int):
         value = float(value) if abs(value) < 2**1000 else math.inf
     if "choices" in rules:
-        choices: tuple[str, ...] = rules["choices"]
+        choices, may_be_importable = rules["choices"], rules.get("importable")
         importable = isinstance(value, str) and bool(IMPORTABLE.fullmatch(value))
-        if value not in choices and not (rules["importable"] and importable):
-            form = ["module:callable, such as torch.optim:SGD"] if rules["importable"] else []
+        if value not in choices and not (may_be_importable and importable):
+            form = ["module:callable, such as torch.optim:SGD"] if may_be_importable else []
             raise error_at(name, where, value, "one of " + ", ".join([*choices, *form]))
     elif rules.get("positive"):
         if not (is_a(value, float) and value > 0 and math.isfinite(value)):
@@ -96,14 +124,14 @@ def _checked(value: Any, kind: Any, declared: Field[Any], where: str, name: str)
             raise error_at(name, where, value, allowed)
     elif "minimum" in rules:
         if not (is_a(value, int) and rules["minimum"] <= value <= MOST) and not (
-            rules["or_all"] and value == "all"
+            rules.get("or_all") and value == "all"
         ):
-            other = ' or "all"' if rules["or_all"] else ""
+            other = ' or "all"' if rules.get("or_all") else ""
             raise error_at(name, where, value, f"an integer of at least {rules['minimum']}{other}")
     elif "some_of" in rules:
-        known: tuple[str, ...] = rules["some_of"]
-        given: list[Any] = cast(list[Any], value) if isinstance(value, list) else [value]
-        if given is not value or len({v for v in known if v in given}) < len(given):
+        known = rules["some_of"]
+        given = as_list(value)
+        if given is None or len({v for v in known if v in given}) < len(given):
             raise error_at(name, where, value, f"a list of different ones of {', '.join(known)}")
         return tuple(given)
     elif kind in (str, bool, bool | None):
@@ -114,31 +142,35 @@ def _checked(value: Any, kind: Any, declared: Field[Any], where: str, name: str)
     return value
 
 
-def is_a(value: Any, kind: type) -> bool:
+def is_a(value: object, kind: type[T]) -> TypeGuard[T]:
     """isinstance, but a truth value is not a number."""
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
-def as_table(value: Any, where: str, name: str) -> dict[str, Any]:
+def as_table(value: object, where: str, name: str) -> dict[str, Any]:
     """`value`, which must be a table; `where` is its key and `name` the specification's."""
     if not isinstance(value, dict):
         raise error_at(name, where, value, "a table of keys")
     return cast(dict[str, Any], value)
 
 
-def seeds(value: Any, where: str, name: str) -> tuple[int, ...]:
+def as_list(value: object) -> list[object] | None:
+    """`value` if it is a list."""
+    return cast(list[object], value) if isinstance(value, list) else None
+
+
+def seeds(value: object, where: str, name: str) -> tuple[int, ...]:
     """A count n for the seeds 0..n-1, or a list of them."""
     allowed = (
         f"a count of at least 1 and at most {MOST_SEEDS}, or a list of different integers from 0 to 2**63 - 1"
     )
     if is_a(value, int) and 1 <= value <= MOST_SEEDS:
         return tuple(range(value))
-    if not isinstance(value, list) or not value:
+    given = as_list(value)
+    numbers = [s for s in given or () if is_a(s, int) and 0 <= s < 2**63]
+    if not given or len(set(numbers)) < len(given):
         raise error_at(name, where, value, allowed)
-    given = cast(list[Any], value)
-    if not all(is_a(s, int) and 0 <= s < 2**63 for s in given) or len(set(given)) < len(given):
-        raise error_at(name, where, given, allowed)
-    return tuple(given)
+    return tuple(numbers)
 
 
 @dataclass(frozen=True)
@@ -155,21 +187,21 @@ class Until:
     most: int = field(metadata=at_least(2))
 
 
-def error_at(name: str, where: str, value: Any, allowed: str) -> StudyError:
+def error_at(name: str, where: str, value: object, allowed: str) -> StudyError:
     """The error for a value at key `where`: what is allowed, and what came."""
     return StudyError(f"{name}: {where} must be {allowed}; got {value!r:.200}")
 
 
-def check_values(table: Mapping[str, Any], name: str, where: str = "", depth: int = 1) -> None:
+def check_values(table: Mapping[str, object], name: str, where: str = "", depth: int = 1) -> None:
     """Refuse what TOML allows and no setting can use: dates, integers beyond 64 bits, very deep tables."""
     if depth > 20:
         raise StudyError(f"{name}: {where:.60} has more than 20 levels of tables and lists; use fewer")
     for key, value in table.items():
         path = f"{where}.{key}" if where else str(key)
         if isinstance(value, dict):
-            check_values(cast(dict[str, Any], value), name, path, depth + 1)
+            check_values(cast(dict[str, object], value), name, path, depth + 1)
         elif isinstance(value, list):
-            each = cast(list[Any], value)
+            each = cast(list[object], value)
             check_values({str(k): v for k, v in enumerate(each)}, name, path, depth + 1)
         elif isinstance(value, date | time):
             raise error_at(name, path, str(value), "a string, number or truth value; put a date in quotes")

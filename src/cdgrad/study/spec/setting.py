@@ -11,13 +11,12 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from types import MappingProxyType
 from typing import Any, cast
 
 from cdgrad.study import StudyError
 from cdgrad.study.spec.measure import ERROR
 from cdgrad.study.spec.networks import NETWORKS
-from cdgrad.study.spec.rules import POSITIVE, at_least, one_of, some_of, within
+from cdgrad.study.spec.rules import POSITIVE, Rule, at_least, one_of, some_of, within
 
 DATA = ("digits", "fake")
 MODELS = tuple(NETWORKS)
@@ -30,13 +29,13 @@ TUNINGS = ("own", "baseline", "none")
 NO_METRIC = "none"
 
 
-def _later(rules: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+def _later(rules: Rule | None = None) -> Rule:
     """Metadata of a field that records do not have where it is at its default.
 
     Every key that is added to a specification needs it: the fingerprints of runs that were recorded before
     the key existed must stay what they are.
     """
-    return {**rules, "omitted_at_default": True}
+    return {**(rules or {}), "omitted_at_default": True}
 
 
 @dataclass(frozen=True)
@@ -162,9 +161,7 @@ class Optimizer:
     arguments: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-def _option(
-    words: str, rules: Mapping[str, Any] = MappingProxyType({}), *, of_metric: bool = False
-) -> dict[str, Any]:
+def _option(words: str, rules: Rule | None = None, *, of_metric: bool = False) -> Rule:
     """Metadata of an arm's option.
 
     Args:
@@ -172,7 +169,7 @@ def _option(
         rules: what it may be.
         of_metric: whether it changes nothing without a metric.
     """
-    return {**rules, "words": words, "of_metric": of_metric}
+    return {**(rules or {}), "words": words, "of_metric": of_metric}
 
 
 @dataclass(frozen=True)

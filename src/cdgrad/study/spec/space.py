@@ -9,13 +9,25 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 from cdgrad.study import StudyError
-from cdgrad.study.spec.rules import as_table, at_least, check_keys, dotted, error_at, is_a, read, seeds
+from cdgrad.study.spec.rules import (
+    as_list,
+    as_table,
+    at_least,
+    check_keys,
+    dotted,
+    error_at,
+    is_a,
+    read,
+    seeds,
+)
 from cdgrad.study.spec.sobol import sobol
 
 Values = Mapping[str, Any]
+"""What a trial tries, or what was chosen, by the keys of a search space."""
+Choice = str | int | float
 
 
 @dataclass(frozen=True)
@@ -26,25 +38,25 @@ class Dimension:
     high: float = 0.0
     log: bool = False
     integer: bool = False
-    choices: tuple[Any, ...] = ()
+    choices: tuple[Choice, ...] = ()
 
     @property
-    def corners(self) -> Sequence[Any]:
+    def corners(self) -> Sequence[Choice]:
         """Values that are allowed where all of the range is: its ends, or every choice."""
         return self.choices or (self.low, self.high)
 
-    def __contains__(self, value: Any) -> bool:
+    def __contains__(self, value: object) -> bool:
         if self.choices:
             return any(value == choice and type(value) is type(choice) for choice in self.choices)
-        number = is_a(value, int) or (is_a(value, float) and not self.integer)
-        return number and self.low <= value <= self.high
+        number = value if is_a(value, int) or is_a(value, float) else math.nan
+        return self.low <= number <= self.high and (is_a(value, int) or not self.integer)
 
     def __str__(self) -> str:
         if self.choices:
             return "one of " + ", ".join(map(str, self.choices))
         return f"{self.low:g} to {self.high:g}"
 
-    def typed(self, value: Any) -> Any:
+    def typed(self, value: Choice) -> Choice:
         """A value of the range as the sequence would give it: a real number is a float."""
         return value if self.choices or self.integer else float(value)
 
@@ -87,7 +99,7 @@ class _Counts:
     replicates: int = field(default=1, metadata=at_least(1))
 
 
-def read_tuning(value: Any, final_seeds: Sequence[int], arms: Sequence[str], name: str) -> Tuning:
+def read_tuning(value: object, final_seeds: Sequence[int], arms: Sequence[str], name: str) -> Tuning:
     """The table ``[tuning]``; `arms` are those that may have a space of their own.
 
     Raises:
@@ -127,20 +139,20 @@ def read_tuning(value: Any, final_seeds: Sequence[int], arms: Sequence[str], nam
     return replace(tuning, listed=_listed(table.get("points", {}), tuning, arms, name))
 
 
-def _listed(value: Any, tuning: Tuning, arms: Sequence[str], name: str) -> dict[str, list[dict[str, Any]]]:
+def _listed(value: object, tuning: Tuning, arms: Sequence[str], name: str) -> dict[str, list[dict[str, Any]]]:
     """The table ``tuning.points``: for each arm in it, one table of values a trial."""
     table = as_table(value, "tuning.points", name)
     check_keys(table, arms, (), "tuning.points.", name)
     listed: dict[str, list[dict[str, Any]]] = {}
     for arm, given in table.items():
-        where, rows = f"tuning.points.{arm}", cast(list[Any], given) if isinstance(given, list) else []
+        where, rows = f"tuning.points.{arm}", as_list(given) or []
         if len(rows) != (count := tuning.trials * tuning.replicates):
             raise error_at(name, where, given, f"a list of {count} tables, one a trial")
         listed[arm] = [_point(row, tuning.of(arm), f"{where}[{k}]", name) for k, row in enumerate(rows)]
     return listed
 
 
-def _point(value: Any, space: Mapping[str, Dimension], where: str, name: str) -> dict[str, Any]:
+def _point(value: object, space: Mapping[str, Dimension], where: str, name: str) -> dict[str, Any]:
     """The values of one trial: of each key of the space, and within it."""
     point = dict(dotted(as_table(value, where, name)))
     check_keys(point, space, list(space), f"{where}.", name)
@@ -150,7 +162,7 @@ def _point(value: Any, space: Mapping[str, Dimension], where: str, name: str) ->
     return {key: dimension.typed(point[key]) for key, dimension in sorted(space.items())}
 
 
-def _space(value: Any, where: str, name: str) -> dict[str, Dimension]:
+def _space(value: object, where: str, name: str) -> dict[str, Dimension]:
     table = _flat(as_table(value, where, name), where, name)
     return {key: _dimension(dimension, f'{where}."{key}"', name) for key, dimension in table.items()}
 
@@ -170,7 +182,7 @@ def _flat(table: Mapping[str, Any], where: str, name: str) -> dict[str, Any]:
     return flat
 
 
-def _dimension(table: Any, where: str, name: str) -> Dimension:
+def _dimension(table: object, where: str, name: str) -> Dimension:
     keys = as_table(table, where, name)
     if "choices" in keys:
         check_keys(keys, ("choices",), (), f"{where}.", name)
@@ -188,16 +200,15 @@ def _dimension(table: Any, where: str, name: str) -> Dimension:
     return Dimension(low, high, log, integer)
 
 
-def _choices(value: Any, where: str, name: str) -> tuple[Any, ...]:
-    given = cast(list[Any], value) if isinstance(value, list) else []
-    if len(set(map(repr, given))) < max(len(given), 2) or not all(
-        isinstance(choice, str | int | float) for choice in given
-    ):
+def _choices(value: object, where: str, name: str) -> tuple[Choice, ...]:
+    given = as_list(value) or []
+    choices = [choice for choice in given if isinstance(choice, str | int | float)]
+    if len(set(map(repr, choices))) < max(len(given), 2):
         raise error_at(name, where, value, "a list of at least 2 different strings, numbers or truth values")
-    return tuple(given)
+    return tuple(choices)
 
 
-def _number(value: Any, integer: bool, where: str, name: str) -> float:
+def _number(value: object, integer: bool, where: str, name: str) -> float:
     if integer and not is_a(value, int):
         raise error_at(name, where, value, "an integer where integer = true")
     if not (is_a(value, int) or is_a(value, float)) or not math.isfinite(value):
