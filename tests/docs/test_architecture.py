@@ -22,9 +22,9 @@ def test_every_path_that_the_page_names_exists(page):
 
 def test_the_study_tool_has_few_layers_and_no_circle():
     layers = imports.layers(imports.study())
-    assert len(layers) <= 7
+    assert len(layers) <= 6
     assert layers[-1] == ["commands"]
-    assert sum(map(len, layers)) <= 18
+    assert sum(map(len, layers)) <= 14
 
 
 def test_the_picture_is_of_the_imports():

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from cdgrad.commands.arguments import add_study_arguments, positive, specification
 
 if TYPE_CHECKING:
+    from cdgrad.study.plan import Plan
     from cdgrad.study.records import Run
     from cdgrad.study.report.preview import Seconds
-    from cdgrad.study.spec import Spec
 
 HELP = "show the runs of a study, their time and the effects they could detect"
 DESCRIPTION = (
@@ -42,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the plan."""
+    from cdgrad.study.plan import Plan
     from cdgrad.study.report import preview
 
     spec = specification(options.spec, options.rounding)
@@ -50,26 +51,25 @@ def run(options: argparse.Namespace) -> int:
     seconds = preview.recorded_seconds(spec, runs)
     if seconds is None and not options.no_timing and not spec.entry:
         seconds = preview.timed_seconds(spec, options.device)
-    show(spec, runs, folder, options.workers or spec.workers, seconds, options.sd)
+    show(Plan(spec, runs, str(folder)), runs, options.workers or spec.workers, seconds, options.sd)
     return 0
 
 
 def show(
-    spec: Spec,
+    plan: Plan,
     runs: list[Run],
-    folder: Path,
     workers: int,
     seconds: Seconds | None,
     sd: float | None = None,
     *,
     stderr: bool = False,
 ) -> None:
-    """Print the plan of `spec`, given the recorded `runs`."""
+    """Print a plan, given the recorded `runs`."""
     from rich.console import Console
 
     from cdgrad.study.report import preview, text
 
-    document = preview.preview(spec, runs, str(folder), workers=workers, seconds=seconds, sd=sd)
+    document = preview.preview(plan, runs, workers=workers, seconds=seconds, sd=sd)
     text.to_terminal(document, Console(highlight=False, soft_wrap=False, stderr=stderr))
 
 

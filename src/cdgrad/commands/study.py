@@ -14,6 +14,7 @@ from cdgrad.commands import plan, report
 from cdgrad.commands.arguments import UsageError, add_study_arguments, failed, positive, specification
 
 if TYPE_CHECKING:
+    from cdgrad.study.plan import Plan
     from cdgrad.study.records import Run
     from cdgrad.study.run.engine import Engine
 
@@ -72,9 +73,9 @@ def run(options: argparse.Namespace) -> int:
     folder = Path(options.out or spec.out)
     engine, workers = _engine(options, folder), options.workers or spec.workers
 
-    def first_screen(recorded: list[Run]) -> None:
+    def first_screen(planned: Plan, recorded: list[Run]) -> None:
         seconds = preview.recorded_seconds(spec, recorded)
-        plan.show(spec, recorded, folder, workers, seconds, stderr=True)  # as all progress
+        plan.show(planned, recorded, workers, seconds, stderr=True)  # as all progress
 
     try:
         with _page(folder, options.serve):

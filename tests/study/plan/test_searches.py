@@ -145,7 +145,7 @@ def test_report_plan_and_methods_say_so(spec):
     text = paper.methods(results)
     assert "3 times independently, 4 trials of a scrambled Sobol sequence were executed on 2 seeds" in text
     assert "over the mean differences of the searches" in text
-    planned = markdown(preview.preview(spec, runs, "here", workers=1, seconds=None, sd=None))
+    planned = markdown(preview.preview(Plan(spec, runs, "here"), runs, workers=1, seconds=None, sd=None))
     assert "Statistical power of" in planned
     assert not any("can be below" in line for line in preview.warnings(spec))
 

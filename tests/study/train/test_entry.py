@@ -131,7 +131,7 @@ def test_the_generators_are_seeded_and_torchs_restored():
         ("sgd", lambda seed, arm: {"error": "low"}, ": error must be a number, got 'low'"),
         ("sgd", lambda seed, arm: {"error": math.nan}, "returned error nan; a diverged run is a result"),
         ("sgd", lambda seed, arm: arm.report(2, loss=1), "expects epoch 1 next, counted from 1; got 2"),
-        ("sgd", lambda seed, arm: arm.report(1, loss="x"), "arm.report gave loss = 'x'"),
+        ("sgd", lambda seed, arm: arm.report(1, loss="x"), "arm.report: loss must be a number, got 'x'"),
         (
             "sgd",
             lambda seed, arm: {"error": 100.5},

@@ -45,7 +45,7 @@ class Plan:
     ) -> None:
         self.spec = spec
         self._enough = enough if spec.until else None
-        self._place = place
+        self.place = place
         self._done = {run.key: run for run in runs if run.status != "failed" and self._is_part(run)}
         self._taken = set[Key]()
         self._shorter: dict[Key, Run] = {}  # final runs with what a search of fewer trials chose
@@ -243,6 +243,6 @@ class Plan:
         what = f"{'runs' if run.trial is None else 'trials'} of arm {run.arm}"
         where = f" in cell {run.cell}" if run.cell else ""
         return StudyError(
-            f"{self._place} holds {what}{where} under another specification ({change}), which are never "
+            f"{self.place} holds {what}{where} under another specification ({change}), which are never "
             f"mixed; restore the specification, or choose another --out"
         )

@@ -70,23 +70,19 @@ def _ignore(epoch: int, measured: Mapping[str, float]) -> None:
 
 
 def preview(
-    spec: Spec, runs: Sequence[Run], place: str, *, workers: int, seconds: Seconds | None, sd: float | None
+    plan: Plan, runs: Sequence[Run], *, workers: int, seconds: Seconds | None, sd: float | None
 ) -> Document:
     """The plan of a study as a document.
 
     Args:
-        spec: the study.
+        plan: the study's.
         runs: what is recorded already.
-        place: the output directory, for messages.
         workers: number of parallel runs.
         seconds: expected seconds of a run; None where they are not known.
         sd: standard deviation of a paired difference in points, for the minimum detectable difference;
             None: that of the recorded pairs, where there are any.
-
-    Raises:
-        StudyError: the recorded runs belong to another specification.
     """
-    plan = Plan(spec, runs, place)
+    spec = plan.spec
     remarks = list(warnings(spec))
     try:
         splits = list(_splits(spec))
@@ -98,7 +94,7 @@ def preview(
     remaining = len(plan.keys) - plan.done
     return Document(
         title=f"Plan of {spec.title}",
-        summary=f"{len(plan.keys)} runs, {plan.done} of them recorded in {place}, {remaining} remain",
+        summary=f"{len(plan.keys)} runs, {plan.done} of them recorded in {plan.place}, {remaining} remain",
         verdicts=[],
         remarks=remarks,
         sections=[Section("", (), tables)],

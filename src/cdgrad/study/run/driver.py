@@ -26,7 +26,7 @@ def run_study(
     folder: Path,
     workers: int,
     engine: Engine | None = None,
-    before: Callable[[list[Run]], None] | None = None,
+    before: Callable[[Plan, list[Run]], None] | None = None,
     *,
     allow_code_change: bool = False,
     keep_going: bool = False,
@@ -41,7 +41,7 @@ def run_study(
         folder: the folder of its records.
         workers: number of runs at once.
         engine: what executes them; None: processes of this machine, of one thread each.
-        before: called with the recorded runs before the first one is executed, if any remains.
+        before: called with the plan and the recorded runs before the first run is executed, if any remains.
         allow_code_change: add runs of changed modules of the user to those recorded; the report says so.
         keep_going: execute the other runs, too, after one raised an exception. Otherwise that run is the
             last: an error in the user's code would meet every one. Neither a run that diverged, which is a
@@ -67,7 +67,7 @@ def run_study(
         # Nothing is shown where no run remains: the last driver may have been killed after the last run.
         if remaining:
             if before is not None:
-                before(recorded)
+                before(plan, recorded)
             with display(plan, workers) as shown, closing(engine(plan.take, workers)) as events:
                 for event in events:
                     if isinstance(event, EpochDone):
