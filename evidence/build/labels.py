@@ -125,9 +125,4 @@ def _again(study: Results) -> str:
 def _chosen(study: Results, arm: str) -> str:
     """The settings that the searches chose."""
     (cell,) = study.spec.cells
-    chosen: dict[int, str] = {
-        run.replicate: tables.chosen(run.values)
-        for run in study.runs
-        if (run.cell, run.arm, run.trial) == (cell, arm, None)
-    }
-    return "; ".join(chosen[replicate] for replicate in sorted(chosen))
+    return "; ".join(tables.chosen(study.values(cell, arm, k)) for k in range(study.spec.replicates))
