@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -20,8 +20,14 @@ PLACES = {
     ("regimes-labels", "noise-40"): "digits, 40 % wrong labels",
     ("regimes-batch", "batch-4"): "digits, batch of 4",
     ("regimes-training", "few-50"): "digits, 50 images",
-    ("regimes-training", "long"): "digits, 60 epochs",
+    ("regimes-long", "long"): "digits, 60 epochs",
     ("regimes-cifar10", "noise-40"): "CIFAR-10 (JPEG), 500 images, 40 % wrong labels",
+}
+REGIMES = {
+    "regimes-labels": "wrong labels",
+    "regimes-batch": "small batches",
+    "regimes-training": "few images",
+    "regimes-long": "long training",
 }
 ARMS = {
     "rw-height": "re-weighted, kernel height",
@@ -54,6 +60,7 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
     parts = {
         "elsewhere_table": tables.markdown(head, lines, right=3),
         "elsewhere_count": str(len(table)),
+        "elsewhere_regimes": _listed([name for study, name in REGIMES.items() if study in by_name]),
         "elsewhere_better": _names(row for row in table if row.better),
         "elsewhere_gains": "; ".join(
             f"{ARMS[row.arm]}, {_place(row)}, by {tables.difference(row.comparison)} points, "
@@ -73,6 +80,10 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
         "elsewhere_labels": _labels(by_name["regimes-labels"]),
     }
     return parts, []
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _as_in_rates(row: Row) -> Row:

@@ -59,10 +59,7 @@ def sentences(parts: Parts) -> Sentences:
 
 def elsewhere(parts: Parts) -> str:
     """Whether a gain is shown beside the combinations, and what is left of it when repeated."""
-    where = (
-        f"Of {parts['elsewhere_count']} comparisons along other axes, with wrong labels, small batches, few images or "
-        "long training,"
-    )
+    where = f"Of {parts['elsewhere_count']} comparisons elsewhere, along other axes and with {parts['elsewhere_regimes']},"
     shown = parts["elsewhere_better_count"]
     if shown == "0":
         return f"{where} none shows a lower error."

@@ -27,7 +27,15 @@ RATES = (
     "rates-regimes",
 )
 PHOTOS = ("cifar10-jpeg", "cifar10-momentum", "cifar10-adamw", "tiny-imagenet-50")
-ELSEWHERE = ("axes", "depth", "regimes-labels", "regimes-batch", "regimes-training", "regimes-cifar10")
+ELSEWHERE = (
+    "axes",
+    "depth",
+    "regimes-labels",
+    "regimes-batch",
+    "regimes-training",
+    "regimes-long",
+    "regimes-cifar10",
+)
 OTHERS = ("controls", *PHOTOS, *ELSEWHERE, "best-effort-sgd", "best-effort-adamw")
 
 

@@ -53,9 +53,9 @@ def test_it_compares_the_same_settings_the_best_rates_and_the_searches(monkeypat
     made = [study("labels-rates", of_rates), study("labels-again", of_searches)]
     monkeypatch.setattr(labels, "studies", lambda names: made)
     parts = labels.section()
-    reach = "\u00a0±\u00a00.06"
+    reach = "\u00a0±\u00a00.09"
     assert parts["labels_verdict"] == (
-        f"On 20 new seeds the same two settings differ by -2.00{reach} points, and the best of four learning "
+        f"On 10 new seeds the same two settings differ by -2.00{reach} points, and the best of four learning "
         f"rates of each method by -1.00{reach}; over 4 searches anew the difference is "
         "-2.50\u00a0±\u00a02.05."
     )
