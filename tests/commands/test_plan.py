@@ -117,3 +117,21 @@ def test_an_arm_whose_metric_changes_the_step_at_an_equal_rate_is_warned_of():
 @pytest.mark.parametrize(("seconds", "words"), [(3, "3 s"), (89, "89 s"), (90, "1.5 min"), (7200, "2.0 h")])
 def test_durations(seconds, words):
     assert preview.duration(seconds) == words
+
+
+def test_the_timed_epoch_is_the_second_one_unless_the_first_is_long(monkeypatch):
+    """What comes before the first epoch, imports and data and compilation, is no part of a run's epochs."""
+    clock = iter([0.0, 50.0, 51.5, 100.0, 170.0])
+    monkeypatch.setattr(preview.time, "perf_counter", lambda: next(clock))
+    trained: list[int] = []
+
+    def train(setting, seed, on_epoch, *, device):
+        for epoch in range(1, setting.schedule.epochs + 1):
+            trained.append(epoch)
+            on_epoch(epoch, {})
+
+    monkeypatch.setattr("cdgrad.study.train.train", train)
+    study = spec.parse(SMALL, "own")
+    assert preview.timed_seconds(study, "cpu").by_cell == {"": 4 * 1.5}
+    assert preview.timed_seconds(study, "cpu").by_cell == {"": 4 * 70.0}
+    assert trained == [1, 2, 1]

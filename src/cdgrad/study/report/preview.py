@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +18,11 @@ from cdgrad.study.records import Run
 from cdgrad.study.report.document import Document, Section, Table
 from cdgrad.study.report.tables import true_differences
 from cdgrad.study.report.words import words_of
-from cdgrad.study.spec import Dimension, Spec
+from cdgrad.study.spec import Dimension, Setting, Spec
 from cdgrad.study.statistics import Results
 from cdgrad.study.statistics import paired as stats
 
+_LONG = 60.0  # seconds of a first epoch, after which no second one is timed
 _SIZES = (0.1, 0.2, 0.5, 1.0)  # true differences in points, for the number of seeds needed
 
 
@@ -44,29 +46,42 @@ def recorded_seconds(spec: Spec, runs: Sequence[Run]) -> Seconds | None:
 
 
 def timed_seconds(spec: Spec, device: str) -> Seconds:
-    """One epoch of the baseline in each cell, times its epochs; validation images only. Takes that long.
+    """An epoch of the baseline in each cell, times its epochs; validation images only. Takes two epochs.
+
+    The first one is left out with what it contains of imports, data and compilation, unless it is long.
 
     Raises:
         StudyError: the data, the network or the optimizer cannot be used.
         ValueError: the study has an `entry`, whose epochs cannot be told apart from outside.
     """
-    from cdgrad.study.train import train  # imports torch
-
     if spec.entry:
         raise ValueError("an entry trains in its own code: no single epoch can be timed")
     means: dict[str, float] = {}
     for cell in spec.cells:
         setting = spec.setting(cell, spec.baseline, trial=True)
         _, _, schedule, _ = setting.tables()
-        once = replace(setting, schedule=replace(schedule, epochs=1, warmup=0))
-        start = time.perf_counter()
-        train(once, 0, _ignore, device=device)
-        means[cell] = (time.perf_counter() - start) * schedule.epochs
+        twice = replace(setting, schedule=replace(schedule, epochs=2, warmup=0))
+        means[cell] = _seconds_of_an_epoch(twice, device) * schedule.epochs
     return Seconds(means, "one timed epoch of the baseline")
 
 
-def _ignore(epoch: int, measured: Mapping[str, float]) -> None:
-    """No one follows the timed epoch."""
+class _LongEpochError(Exception):
+    """The first epoch took so long that what came before it does not matter."""
+
+
+def _seconds_of_an_epoch(setting: Setting, device: str) -> float:
+    from cdgrad.study.train import train  # imports torch
+
+    ends = [time.perf_counter()]
+
+    def on_epoch(epoch: int, measured: Mapping[str, float]) -> None:
+        ends.append(time.perf_counter())
+        if ends[1] - ends[0] > _LONG:
+            raise _LongEpochError
+
+    with suppress(_LongEpochError):
+        train(setting, 0, on_epoch, device=device)
+    return ends[-1] - ends[-2]
 
 
 def preview(
