@@ -240,7 +240,7 @@ def cost_floor(axes: Any, look: Look) -> None:
     axes.set_yticks(range(len(networks)), list(networks))
     axes.set(xlim=(0, 3), ylim=(len(networks) - 0.5, -1.6), title="cold time over the floor")
     axes.set(xlabel="times the floor (1: read and write once)")
-    axes.legend(loc="upper left", ncols=3, columnspacing=0.8, handletextpad=0.2)
+    axes.legend(loc="upper left", ncols=3, columnspacing=0.6, handletextpad=0.1, handlelength=1.0)
 
 
 @panel
@@ -274,13 +274,32 @@ def imports_study(axes: Any, look: Look) -> None:
     _layers(axes, look, imports.study(), "cdgrad.study and the commands")
 
 
+_LETTERS = 60.0  # that fit beside each other into a panel
+
+
+def _width(name: str) -> float:
+    """Of a box with its name, in letters."""
+    return len(name) + 3.0
+
+
+def _fitting(layer: list[str]) -> list[list[str]]:
+    """A layer as one row, or as two where its boxes would overlap."""
+    if sum(map(_width, layer)) < _LETTERS:
+        return [layer]
+    half = len(layer) // 2
+    return [layer[:half], layer[half:]]
+
+
 def _layers(axes: Any, look: Look, graph: imports.Graph, title: str) -> None:
     """Boxes by layer, lowest at the bottom; an arrow from a module to what it imports."""
     place: dict[str, tuple[float, float]] = {}
-    rows = imports.layers(graph)
+    rows = [part for layer in imports.layers(graph) for part in _fitting(layer)]
     for y, row in enumerate(rows):
-        for i, name in enumerate(row):
-            place[name] = ((i + 0.5 + 0.12 * (y % 2)) / (len(row) + 0.12), float(y))
+        gap = (_LETTERS - sum(map(_width, row))) / (len(row) + 1)
+        left = gap * (0.7 if y % 2 else 1.3)  # boxes of neighboring rows are not one above the other
+        for name in row:
+            place[name] = ((left + _width(name) / 2) / _LETTERS, float(y))
+            left += _width(name) + gap
     arrow = {
         "arrowstyle": "-|>",
         "color": look.ink,
