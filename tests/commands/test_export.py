@@ -59,9 +59,15 @@ def test_every_kind_of_file_is_written_and_none_is_overwritten(study, tmp_path, 
     assert (to / "figures/paired_differences.pdf").read_bytes().startswith(b"%PDF")
     printed = capsys.readouterr().out.splitlines()
     assert {str(to / name) for name in files} == set(printed[1:])
+    for link in (tmp_path / "links" / "runs.csv", tmp_path / "links" / "runs.parquet"):
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(tmp_path / "elsewhere")
+        assert cli.main(["export", str(study), "--to", str(link.parent)]) == 1
+        assert not (tmp_path / "elsewhere").exists()
+        link.unlink()
     (to / "methods.md").write_text("edited")
     assert cli.main(["export", str(study), "--to", str(to)]) == 1
-    assert "exists already; choose another --to" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("exists already; choose another --to") == 3
     assert (to / "methods.md").read_text() == "edited"
 
 

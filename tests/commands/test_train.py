@@ -159,6 +159,9 @@ def test_without_tensorboard_its_extra_is_named(spec_file, tmp_path, capsys, mon
         (["--weights", "no/such/net.pt"], 2, "there is no folder no/such; create it first"),
         (["--tensorboard", __file__], 1, "cannot be written: File exists"),
         (["--set", "optimizer.momentum=-1"], 1, "torch.optim:SGD refuses its arguments (lr, momentum): Inv"),
+        (["--set", "optimizer.lr=1e308"], 1, "sgd, seed 0 failed: RuntimeError: value cannot be converted"),
+        (["--device", "meta"], 1, "device meta: PyTorch finds no such device here; use cpu"),
+        (["--set", "optimizer.momentum=nan"], 1, "--set: optimizer.momentum must be a number; got nan"),
         (["--arm", "directed", "--set", "optimizer.differentiable=true"], 1, "(differentiable=True)"),
         (["--arm", "directed", "--set", "model.name=torch.nn:Identity"], 1, "optimizer got an empty"),
     ],
@@ -188,6 +191,8 @@ def test_the_users_own_code_is_run_too(tmp_path, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert out.splitlines()[1].split() == ["1", "2"]
     assert "a, seed 2: ok, test error 4.50 %" in out
+    assert cli.main(["train", str(tmp_path / "own.toml"), "--set", "rl=1"]) == 1
+    assert "never read arm.values['rl']" in capsys.readouterr().err
     assert cli.main(["train", str(tmp_path / "own.toml"), "--checkpoint", "x"]) == 1
     assert "which runs its own training loop" in capsys.readouterr().err
     assert cli.main(["train", str(tmp_path / "own.toml"), "--weights", "net.pt"]) == 2

@@ -24,7 +24,7 @@ from cdgrad.commands.arguments import (
     write_new_file,
 )
 from cdgrad.study import StudyError
-from cdgrad.study.shown import one_line
+from cdgrad.study.shown import named, one_line
 
 if TYPE_CHECKING:
     from cdgrad.study.spec import Setting, Spec
@@ -119,6 +119,7 @@ def _run(options: argparse.Namespace) -> int:
             checkpoint=options.checkpoint,
             tensorboard=options.tensorboard,
             ranks=ranks,
+            overrides=[text.partition("=")[0].strip() for text in options.set or ()],
         )
         weights = ranks.state_dict(outcome.model) if options.weights else None
         if ranks.rank == 0:
@@ -151,6 +152,7 @@ def setting_of(spec: Spec, cell: str, arm: str, overrides: Sequence[str]) -> Set
     """
     from cdgrad.metrics import parse_metric
     from cdgrad.study.spec import NO_METRIC
+    from cdgrad.study.spec.rules import check_values
 
     values: dict[str, Any] = {}
     for text in overrides:
@@ -158,6 +160,7 @@ def setting_of(spec: Spec, cell: str, arm: str, overrides: Sequence[str]) -> Set
         if not equals:
             raise StudyError(f"--set takes key=value, such as schedule.epochs=3; got {text!r}")
         values[key.strip()] = _toml(value.strip())
+    check_values(values, "--set")
     of_task = [] if spec.entry else [key for key in values if key.startswith("task.")]
     task = {key.removeprefix("task."): values.pop(key) for key in of_task}
     if task:
@@ -182,6 +185,7 @@ def run_single(
     checkpoint: Path | None = None,
     tensorboard: Path | None = None,
     ranks: Ranks | None = None,
+    overrides: Sequence[str] = (),
 ) -> Outcome:
     """Execute the run and print a line an epoch; see `cdgrad.study.train.train` for the arguments.
 
@@ -193,9 +197,15 @@ def run_single(
         checkpoint: the file to resume from, and to save the training state to after every epoch.
         tensorboard: a folder for the curves.
         ranks: the processes that train together; only the first one prints and writes. None: this one.
+        overrides: keys that were given a value, which the user's own training code must read.
+
+    Raises:
+        StudyError: the run cannot be executed; as a `UserCodeError` where it raised an exception.
     """
+    from cdgrad.study.callables import UserCodeError
     from cdgrad.study.spec import EntrySetting
     from cdgrad.study.train.curves import curves
+    from cdgrad.study.train.device import explained
     from cdgrad.study.train.entry import run_entry
     from cdgrad.study.train.loop import train
     from cdgrad.study.train.ranks import ALONE
@@ -222,8 +232,14 @@ def run_single(
                     f"--checkpoint, --device and --parallel do not apply to {setting.entry}, which runs its "
                     "own training loop"
                 )
-            return run_entry(arm, setting, seed, show)
-        return train(setting, seed, show, device=device, checkpoint=checkpoint, every=0, ranks=ranks)
+            return run_entry(arm, setting, seed, show, tuned=overrides)
+        try:
+            return train(setting, seed, show, device=device, checkpoint=checkpoint, every=0, ranks=ranks)
+        except (StudyError, OSError, ModuleNotFoundError):
+            raise
+        except Exception as error:  # of the network, the optimizer or the device
+            message = explained(error) or named(error)
+            raise UserCodeError(f"{arm}, seed {seed} failed: {message}") from error
 
 
 def _short(key: str) -> str:

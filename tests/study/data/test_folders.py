@@ -14,6 +14,7 @@ import torch
 
 from cdgrad.study import StudyError, data
 from cdgrad.study.data import decoding, files
+from cdgrad.study.data.images import common_shape
 from cdgrad.study.spec import Task
 
 pytest.importorskip("datasets", reason="the extra data is not installed")
@@ -116,6 +117,13 @@ def test_all_files_that_cannot_be_read_are_counted():
         Path(f"set/{name}/9.png").write_bytes(b"")
     with pytest.raises(StudyError, match=r"contains 2 unreadable images: cat/9.png, dog/9.png; the first: "):
         load("set")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes")
+def test_a_pipe_that_a_table_names_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(StudyError, match="row 0 of split train: it is not a regular file"):
+        common_shape(Task("x", 2, 1), [lambda: iter([("row 0 of split train", str(tmp_path / "pipe.png"))])])
 
 
 @pytest.mark.parametrize(

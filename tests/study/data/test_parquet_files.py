@@ -1,8 +1,10 @@
 """Parquet files of the hub's layout give the same images with and without the package `datasets`."""
 
+import json
 import sys
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from parquet_folder import datasets, new_process, parquet, pictures
 
@@ -107,3 +109,34 @@ def test_the_kinds_of_columns_are_those_of_datasets(tmp_path):
     assert parquet_files.are_named_by_split(contents(folder))
     ours = {name: parquet_files._KINDS[about["_type"]]() for name, about in kinds.items()}
     assert choice.choose_columns(TASK, ours) == choice.choose_columns(TASK, theirs)
+
+
+@pytest.mark.parametrize("names", [5, "ab", [1, 2], {"a": 1}, [["a"], ["b"]]])
+def test_names_of_classes_that_are_no_words_are_refused(tmp_path, without_datasets, names):
+    folder = parquet(tmp_path / "pets", train=pictures(4, 0))
+    path = tmp_path / "pets/train-00000-of-00001.parquet"
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
+    written = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(pq.read_table(path).replace_schema_metadata(written), path)
+    without_datasets()
+    with pytest.raises(StudyError, match="names of classes that are no list of words"):
+        read(folder)
+
+
+def test_damaged_pages_are_blamed_on_their_file(tmp_path, without_datasets):
+    """And not on the cache, which would be told to have no space left."""
+    folder = parquet(tmp_path / "pets", train=pictures(40, 0))
+    path = tmp_path / "pets/train-00000-of-00001.parquet"
+    pq.write_table(pq.read_table(path), path, compression="snappy", use_dictionary=False)
+    content, messages = path.read_bytes(), []
+    without_datasets()
+    for start in range(4, len(content) // 2, len(content) // 20):
+        path.write_bytes(content[:start] + b"\xff" * 40 + content[start + 40 :])
+        decoding.contents.cache_clear()
+        decoding.digest.cache_clear()
+        try:
+            read(folder)
+        except StudyError as error:
+            messages.append(str(error))
+    assert any("cannot be read as Parquet" in message for message in messages)
+    assert not any("cannot keep" in message for message in messages)

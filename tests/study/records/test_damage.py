@@ -1,5 +1,6 @@
 """A damaged record is one line or no difference at all; hostile specifications and files end in one line."""
 
+import contextlib
 import io
 import random
 import sqlite3
@@ -115,6 +116,12 @@ def test_a_flipped_bit_never_changes_the_runs_without_a_word(tmp_path, make_run)
         ("width = 2", "width = " + "[" * 30 + "]" * 30, "more than 20 levels"),
         ("width = 2", "width = " + "[" * 5000 + "]" * 5000, "not valid TOML"),
         ("lr = 0.1", "lr = " + "9" * 400, "at most 64 bits"),
+        ("lr = 0.1", "lr = 0.1\nnesterov = [1, nan]", r"optimizer.nesterov.1 must be a number; got nan"),
+        ("width = 2", "width = 0", "model.width must be an integer from 1 to 10000; got 0"),
+        ("width = 2", "width = 2.5", "model.width must be an integer from 1 to 10000; got 2.5"),
+        ("width = 2", "width = 1000000000", "model.width must be an integer from 1"),
+        ("width = 2", "width = true", "model.width must be an integer from 1"),
+        ("width = 2", "width = 2\ndepth = -3", "model.depth must be an integer from 1"),
         ("epochs = 1", "epochs = 10000000000", "schedule.epochs must be"),
     ],
 )
@@ -140,6 +147,27 @@ def test_a_damaged_parquet_file_is_a_study_error(tmp_path, make_run):
         except StudyError:
             refused += 1
     assert refused > 20  # the others have changed values, which Parquet does not notice
+
+
+def test_a_flipped_bit_in_a_parquet_file_never_changes_a_result_without_a_word(tmp_path, make_run):
+    path = tmp_path / "runs.parquet"
+    to_parquet([make_run("sgd", seed, 3.0 + seed) for seed in range(5)], path)
+    content, chance = path.read_bytes(), random.Random(0)
+    whole = [(run.key, run.error, run.status, run.values) for run in from_parquet(path)]
+    for _ in range(200):
+        damaged = bytearray(content)
+        damaged[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged)
+        with contextlib.suppress(StudyError):
+            assert [(run.key, run.error, run.status, run.values) for run in from_parquet(path)] == whole
+
+
+def test_text_in_a_csv_file_steers_no_terminal(make_run):
+    odd = "a\x1b[31m\u202eb\nc"
+    run = make_run("sgd", 0, 3.0, values={odd: odd}, measures={odd: 1.0}, epochs=[{odd: 2.0}])
+    (header, row) = csv_text([run]).splitlines()
+    assert {"a [31m b c", "value.a [31m b c", "measure.a [31m b c"} < {*header.split(",")}
+    assert row.split(",").count("a [31m b c") == 1
 
 
 def test_what_is_published_names_no_folder_and_holds_no_formula(make_run):

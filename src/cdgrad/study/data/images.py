@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from importlib import import_module
@@ -106,6 +107,9 @@ def _opened(file: ImageFile) -> Generator[Any]:
     """An image's file. Whatever the decoder raises is the file's fault, and not, say, the cache's."""
     if file is None:
         raise _UnreadableError("there is no image")
+    # Opening a pipe that a table names would wait for a writer.
+    if isinstance(file, str | Path) and os.path.exists(file) and not os.path.isfile(file):
+        raise _UnreadableError("it is not a regular file")
     try:
         with import_module("PIL.Image").open(file) as image:
             yield image

@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cdgrad.study import StudyError
 from cdgrad.study.data.choice import choose_columns, choose_splits
@@ -78,15 +79,28 @@ def _parquet() -> Any:
 
 def _features(path: Path) -> dict[str, dict[str, Any]]:
     """What the file says of its columns; those of images are recognized without it, too."""
-    try:
+    with _explained(path):
         schema = _parquet().read_schema(path)
         metadata: dict[bytes, bytes] = schema.metadata or {}
         written = json.loads(metadata.get(b"huggingface", b"{}"))
         declared = written.get("info", {}).get("features", {})
-    except Exception as error:  # whatever the bytes lead pyarrow to
-        reason = one_line(error)
-        raise StudyError(f"task.data: {shown(path)} cannot be read as Parquet: {reason}") from error
-    return {field.name: declared.get(field.name) or _guess(field.type) for field in schema}
+        features = {field.name: declared.get(field.name) or _guess(field.type) for field in schema}
+        for name, kind in features.items():
+            names: Any = kind.get("names") or []
+            if not isinstance(names, list) or {*map(type, cast(list[Any], names))} - {str}:
+                raise ValueError(f"column {name} has names of classes that are no list of words")
+    return features
+
+
+@contextmanager
+def _explained(path: Path) -> Generator[None]:
+    """Inside, whatever damaged bytes lead pyarrow to names the file."""
+    try:
+        yield
+    except Exception as error:
+        raise StudyError(
+            f"task.data: {shown(path)} cannot be read as Parquet: {one_line(error)}; replace it"
+        ) from error
 
 
 def _guess(kind: Any) -> dict[str, str]:
@@ -108,19 +122,32 @@ def _check_alike(task: Task, path: Path, first: Path, image: str, label: str) ->
 def _split(
     files: Sequence[Path], name: str, image: str, label: str, names: Sequence[str] | None
 ) -> SourceSplit:
-    labels = [
-        value for path in files for value in _parquet().read_table(path, columns=[label])[label].to_pylist()
-    ]
+    labels: list[Any] = []
+    for path in files:
+        with _explained(path):
+            labels += _parquet().read_table(path, columns=[label])[label].to_pylist()
 
     def images() -> Iterator[tuple[str, ImageFile]]:
         row = 0
         for path in files:
-            for batch in _parquet().ParquetFile(path).iter_batches(1024, columns=[image]):
-                for content in batch.column(0).to_pylist():
+            for contents in _contents(path, image):
+                for content in contents:
                     yield f"row {row} of split {name}", _file(content)
                     row += 1
 
     return SourceSplit(labels, images, tuple(names) if names else None, label)
+
+
+def _contents(path: Path, column: str) -> Iterator[list[Any]]:
+    """The values of a column, a batch at a time."""
+    with _explained(path):
+        batches: Iterator[Any] = _parquet().ParquetFile(path).iter_batches(1024, columns=[column])
+    while True:
+        with _explained(path):
+            if (batch := next(batches, None)) is None:
+                return
+            values: list[Any] = batch.column(0).to_pylist()
+        yield values
 
 
 def _file(content: Mapping[str, Any] | None) -> ImageFile:

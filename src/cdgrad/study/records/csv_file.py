@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cdgrad.study.records.run import COLUMNS, OPTIONAL, Run, left_out
-from cdgrad.study.shown import published
+from cdgrad.study.shown import one_line, published
 
 _FIRST = ("arm", "seed", "error", "status", "cell", "trial", "evaluated")
 _PLAIN = [column.name for column in COLUMNS if not column.json]
@@ -41,8 +41,8 @@ def _row(run: Run, measure: str) -> dict[str, Any]:
     ended: Mapping[str, Any] = run.epochs[-1] if run.epochs else {}
     return {
         **{_text(key): _exact(value) for key, value in ended.items()},
-        **{f"value.{key}": _exact(value) for key, value in run.values.items()},
-        **{f"measure.{key}": _exact(value) for key, value in run.measures.items()},
+        **{one_line(f"value.{key}"): _exact(value) for key, value in run.values.items()},
+        **{one_line(f"measure.{key}"): _exact(value) for key, value in run.measures.items()},
         **{measure if name == "error" else name: _exact(getattr(run, name)) for name in _PLAIN},
         "epochs": len(run.epochs),
         "message": _text(published(run.message)),
@@ -55,5 +55,8 @@ def _exact(value: Any) -> Any:
 
 
 def _text(value: Any) -> Any:
-    """Text that a spreadsheet does not take for a formula."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    """Text on one line that steers no terminal and that a spreadsheet does not take for a formula."""
+    if not isinstance(value, str):
+        return value
+    line = one_line(value)
+    return f"'{line}" if line[:1] in ("=", "+", "-", "@") else line

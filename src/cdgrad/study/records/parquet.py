@@ -52,7 +52,7 @@ def to_parquet(runs: Iterable[Run], path: Path, measure: str = "error") -> None:
         curves = [[epoch.get(name) for epoch in run.epochs] for run in rows]
         columns[_CURVE + name] = pa.array(curves, pa.list_(pa.float64()))
     try:
-        pq.write_table(pa.table(columns), path, compression="zstd")
+        pq.write_table(pa.table(columns), path, compression="zstd", write_page_checksum=True)
     except OSError as error:
         raise StudyError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -65,7 +65,7 @@ def from_parquet(path: Path) -> list[Run]:
     """
     _, pq = _pyarrow()
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        rows: list[dict[str, Any]] = pq.read_table(path, page_checksum_verification=True).to_pylist()
         return [_run(row) for row in rows]
     except Exception as error:  # whatever the bytes lead pyarrow to
         raise StudyError(f"{path} cannot be read as the runs of a study: {error}") from error

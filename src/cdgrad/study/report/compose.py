@@ -87,7 +87,7 @@ def write(results: Results, folder: Path, written: Document | None = None) -> li
         if foreign := manifest.foreign([*content]):
             raise StudyError(
                 f"the report was not written: {folder / foreign} is not from cdgrad, or was changed since; "
-                f"move it away, and run cdgrad report {folder}"
+                "move it away, and run cdgrad report again"
             )
         for name, data in content.items():
             manifest.write(name, data)

@@ -6,6 +6,7 @@ Every sentence and number follows from the specification and the records.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ def write(results: Results, document: Document, folder: Path) -> list[Path]:
             texts[f"tables/{name}.md"] = "\n".join([*markdown_rows(table), "", table.note, ""])
     figures = {f"figures/{d.name}.{kind}": d for d in document.figures for kind in ("svg", "pdf")}
     names = [*texts, *figures, "runs.parquet"]
-    if existing := [name for name in names if (folder / name).exists()]:
+    if existing := [name for name in names if os.path.lexists(folder / name)]:
         raise StudyError(f"{folder / existing[0]} exists already; choose another --to, or move it away")
     try:
         for name in ("tables", "figures"):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+_MOST = 10_000
 
 
 @dataclass(frozen=True)
@@ -31,3 +34,17 @@ NETWORKS = {
     "densenet-bc": Network("densenet", "DenseNetBC"),
     "mobilenet-v2": Network("mobilenet", "MobileNetV2"),
 }
+
+
+def check_sizes(name: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse a width, depth or growth rate that no built-in network can have.
+
+    Raises:
+        ValueError: with the key.
+    """
+    kinds = (int, float) if name == "mobilenet-v2" else (int,)  # its width multiplies the usual one
+    for key in ("width", "depth", "growth"):
+        value = arguments.get(key, 1)
+        if name in NETWORKS and not (type(value) in kinds and 0 < value <= _MOST):
+            what = "an integer from 1" if kinds == (int,) else "a number above 0"
+            raise ValueError(f"{key} must be {what} to {_MOST}; got {value!r:.60}")

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from cdgrad.study import StudyError
 from cdgrad.study.spec.measure import ERROR
-from cdgrad.study.spec.networks import NETWORKS
+from cdgrad.study.spec.networks import NETWORKS, check_sizes
 from cdgrad.study.spec.rules import POSITIVE, Rule, at_least, one_of, some_of, within
 
 DATA = ("digits", "fake")
@@ -85,6 +85,9 @@ class Model:
     name: str = field(metadata=one_of(*MODELS, importable=True))
     arguments: dict[str, Any] = field(default_factory=dict[str, Any])
     initialization: str = field(default="default", metadata=_later(one_of(*INITIALIZATIONS)))
+
+    def __post_init__(self) -> None:
+        check_sizes(self.name, self.arguments)
 
 
 @dataclass(frozen=True)

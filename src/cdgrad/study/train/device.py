@@ -20,6 +20,9 @@ def the_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as problem:  # its message lists every kind that torch knows
         raise StudyError(f"unknown device {name!r}; expected cpu, cuda or cuda:N") from problem
+    accelerator = torch.accelerator.current_accelerator()
+    if device.type not in ("cpu", "cuda", accelerator and accelerator.type):
+        raise StudyError(f"device {name}: PyTorch finds no such device here; use cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise StudyError(f"device {name}: PyTorch finds no CUDA device; use cpu")
     return device
