@@ -50,6 +50,8 @@ def test_metrics_by_patterns():
     torch.testing.assert_close(moves[1], channel_directed(grads[1], "reweighted:lam=3"))
     with pytest.raises(ValueError, match=r"metric pattern '7\.\*' matches no parameter"):
         handle.metric = {"7.*": METRIC}
+    with pytest.raises(ValueError, match=r"metric pattern '\*\.bias' matches only parameters that cannot be"):
+        handle.metric = {"*.bias": METRIC, "*": METRIC}
 
 
 def test_statistics_are_those_of_the_step():

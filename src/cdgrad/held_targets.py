@@ -108,7 +108,7 @@ class HeldTargets:
         shapes = ", ".join(sizes[:3]) + (", ..." if len(sizes) > 3 else "")
         warnings.warn(
             f"{self._kind} holds {len(new)} parameters ({shapes}) that the model did not have when it was "
-            "attached, and does not direct them; call handle.remove() and attach again",
+            "attached; they are not directed: call handle.remove() and attach again",
             stacklevel=3,
         )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 
 from cdgrad.metrics import L2, Metric, as_metric, lam_of, with_lam
+from cdgrad.name_patterns import matched_names, refuse_idle_pattern
 from cdgrad.selection import Selection
 
 Metrics = Metric | Mapping[str, Metric]
@@ -33,17 +34,15 @@ def metric_of(metrics: Metrics, selection: Selection) -> list[Metric]:
     """The metric of each target: that of the first pattern that matches its name, else L2.
 
     Raises:
-        ValueError: a pattern matches no parameter.
+        ValueError: a pattern matches no parameter, or none that can be processed.
     """
     if not isinstance(metrics, Mapping):
         return [metrics] * len(selection.targets)
-    names = [part.name for part in (*selection.targets, *selection.skipped)]
-    for pattern in metrics:
-        if selection.targets and not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(
-                f"metric pattern {pattern!r} matches no parameter; names are {', '.join(names[:4])}"
-                f"{', ...' if len(names) > 4 else ''} (shell patterns of whole names, such as 'layer1.*')"
-            )
+    axes: dict[str, tuple[int, int] | str] = {t.name: (t.dim, t.groups) for t in selection.targets}
+    axes |= {skipped.name: skipped.reason for skipped in selection.skipped}
+    matches = matched_names([*metrics], [*axes], "metric") if selection.targets else {}
+    for pattern, names in matches.items():
+        refuse_idle_pattern("metric", pattern, {name: axes[name] for name in names})
     return [
         next((m for pattern, m in metrics.items() if fnmatchcase(target.name, pattern)), L2())
         for target in selection.targets
