@@ -13,6 +13,7 @@ from cdgrad import MeanSobolev, ReweightedL2, Sobolev, channel_directed_, select
 from cdgrad.ops import eager, sobolev_weights
 from cdgrad.ops.cpu import kernels
 from cdgrad.ops.cpu import launch as cpu
+from cdgrad.ops.cpu import threads as thread_team
 
 METRICS = [
     ReweightedL2(3),
@@ -99,13 +100,13 @@ def test_the_same_bits_whatever_the_number_of_threads(metric, threads):
 
 def test_the_thread_count_of_torch_is_obeyed(threads, monkeypatch):
     counts = []
-    fork_join = cpu._fork_join
+    fork_join = thread_team.fork_join
 
     def counted(worker, job, number, held):
         counts.append(number)
         fork_join(worker, job, number, held)
 
-    monkeypatch.setattr(cpu, "_fork_join", counted)
+    monkeypatch.setattr(thread_team, "fork_join", counted)
     for count in (1, 2, 4):
         threads(count)
         channel_directed_(weights(), "reweighted:lam=3")
@@ -117,8 +118,8 @@ def test_the_thread_count_of_torch_is_obeyed(threads, monkeypatch):
 def test_as_many_threads_work_as_were_asked_for(own_pool, threads, monkeypatch):
     """Each counts itself in; a late thread of our pool may be left out, one of torch's never is."""
     if own_pool:
-        monkeypatch.setattr(cpu, "_openmp", lambda: None)
-    elif cpu._openmp() is None:
+        monkeypatch.setattr(thread_team, "openmp", lambda: None)
+    elif thread_team.openmp() is None:
         pytest.skip("this torch does not use OpenMP's GNU interface")
     threads(3)
     begun = []
@@ -127,15 +128,15 @@ def test_as_many_threads_work_as_were_asked_for(own_pool, threads, monkeypatch):
         fork_join(worker, job, number, held)
         begun.append((number, int(held[-2][1])))
 
-    fork_join = cpu._fork_join
-    monkeypatch.setattr(cpu, "_fork_join", seen)
+    fork_join = thread_team.fork_join
+    monkeypatch.setattr(thread_team, "fork_join", seen)
     grads = weights()
     channel_directed_(grads, "reweighted:lam=3")
     ((number, present),) = begun
     assert number == 3
     assert 1 <= present <= 3 if own_pool else present == 3
     again = weights()
-    monkeypatch.setattr(cpu, "_openmp", lambda: None)
+    monkeypatch.setattr(thread_team, "openmp", lambda: None)
     channel_directed_(again, "reweighted:lam=3")
     assert all(map(torch.equal, grads, again))
 
@@ -158,7 +159,7 @@ def test_several_python_threads_at_once(threads):
         assert all(pool.map(repeat, range(4)))
 
 
-@pytest.mark.skipif(not hasattr(cpu.os, "fork"), reason="this system cannot fork")
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_forked_child_makes_its_own_threads():
     script = """
 import os, torch

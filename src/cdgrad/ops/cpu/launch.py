@@ -2,25 +2,14 @@
 
 Plans (which blocks, which weights) depend on shapes, strides and the metric alone and are remembered;
 a call fills in the addresses.
-
-The threads are torch's own, entered through its OpenMP runtime (`GOMP_parallel`). After a parallel operation
-they spin for some milliseconds on the cores they hold, longer than the work here takes: a thread of a pool
-of ours waited for them, and two threads were no faster than one. Where torch has no such runtime, and in a
-forked child, whose OpenMP threads are gone, a pool of ours runs the same function. Why not numba's parallel
-loops: its portable threading layer aborts the process when two Python threads enter it, and its OpenMP layer
-brings a second runtime, which hangs after a fork.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib import import_module
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +22,7 @@ from cdgrad.messages import brief
 from cdgrad.metrics import Array, MeanSobolev, Metric, ReweightedL2, Sobolev
 from cdgrad.ops import sobolev_weights
 from cdgrad.ops.byte_cache import cached_by_bytes
+from cdgrad.ops.cpu import chunks, threads
 from cdgrad.ops.memory_layout import Columns, columns_of
 
 # A block is at most 6 MiB, which a core's share of the last cache holds where this was measured: there the
@@ -80,12 +70,33 @@ def directed_(jobs: Sequence[tuple[Tensor, int, int]], metric: Metric) -> None:
     for job in jobs:
         by_dtype.setdefault(job[0].dtype, []).append(job)
     for dtype, same in by_dtype.items():
+        if dtype == torch.float32:
+            same = [job for job in same if not _directed_in_chunks(job, metric)]
         forms = tuple((grad.shape, grad.stride(), *axis) for grad, *axis in same)
         plan = _plan(forms, dtype.itemsize, torch.get_num_threads())
         if plan.tensors:
             _run([same[i][0] for i in plan.tensors], dtype, plan, metric)
     # The kernels write behind autograd's back.
     torch.autograd.graph.increment_version([grad for grad, *_ in jobs if not grad.is_inference()])
+
+
+def _directed_in_chunks(job: tuple[Tensor, int, int], metric: Metric) -> bool:
+    """Direct a float32 gradient of very many channels; False if it is to be divided into blocks instead."""
+    grad, *axis = job
+    columns = columns_of(grad.shape, grad.stride(), *axis)
+    if columns is None or not chunks.takes(columns):
+        return False
+    weights, scale = _weights(metric, (columns.n,), False)
+    worker = _worker(metric.family, grad.dtype, "cdgrad.ops.cpu.tall")
+
+    count = torch.get_num_threads()
+
+    def run(phase: NDArray[np.int64], held: object) -> None:
+        threads.fork_join(worker, phase, count, held)
+
+    number = threads.thread_number(count)
+    chunks.directed_(grad, columns, metric, float(scale[0]), weights, count, number, run)
+    return True
 
 
 class _Plan(NamedTuple):
@@ -119,66 +130,17 @@ def _run(grads: list[Tensor], dtype: torch.dtype, plan: _Plan, metric: Metric) -
     )
     # Each thread's call holds what it works on, should this one be interrupted while another still writes.
     held = (grads, table, weights, scale, counters, scratch)
-    _fork_join(_worker(metric.family, dtype), job, plan.threads, held)
-
-
-def _fork_join(worker: Any, job: NDArray[np.int64], threads: int, held: object) -> None:
-    """Run the compiled function on that many threads at once, this one among them, and wait for all."""
-    openmp = _openmp() if threads > 1 and not _forked else None
-    if openmp is not None:
-        openmp(worker.address, job.ctypes.data, threads, 0)
-        return
-
-    def work(_: object) -> None:
-        worker.ctypes(job.ctypes.data)
-
-    futures = [_pool().submit(work, held) for _ in range(threads - 1)]
-    work(held)
-    for future in futures:
-        # A helper thread that has not started yet has nothing left to do.
-        if not future.cancel():
-            future.result()
-
-
-@lru_cache(maxsize=1)
-def _openmp() -> Callable[[int, int, int, int], None] | None:
-    """torch's own way to start its threads: function, argument, number, flags. None if it has none."""
-    try:
-        function = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
-    except (OSError, AttributeError):
-        return None
-    function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-    function.restype = None
-    return function
-
-
-@lru_cache(maxsize=1)
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="cdgrad")
-
-
-_forked = False
-
-
-def _after_fork() -> None:
-    """A child inherits OpenMP, and the pool, without their threads."""
-    global _forked
-    _forked = True
-    _pool.cache_clear()
-
-
-if hasattr(os, "register_at_fork"):  # absent on Windows, which has no fork
-    os.register_at_fork(after_in_child=_after_fork)
+    threads.fork_join(_worker(metric.family, dtype), job, plan.threads, held)
 
 
 @lru_cache(maxsize=32)
-def _worker(family: str, dtype: torch.dtype) -> Any:
-    """The compiled function of `cdgrad.ops.cpu.kernels`, which is imported on first use.
+def _worker(family: str, dtype: torch.dtype, module: str = "cdgrad.ops.cpu.kernels") -> Any:
+    """The compiled function of the module, which is imported on first use.
 
     Importing numba takes half a second. Where its cache on disk is damaged or has no writable place,
     the function is compiled for this process alone, with a warning.
     """
-    worker = import_module("cdgrad.ops.cpu.kernels").worker
+    worker = import_module(module).worker
     try:
         return worker(family, _STORED[dtype], cache=True)
     # The cache can raise what pickle, the file system or numba raise; without it, an error is the compiler's.

@@ -259,3 +259,14 @@ def fetch_add(typing, address):
         return builder.atomic_rmw("add", pointer, _I64(1), "monotonic")
 
     return types.int64(address), build
+
+
+@intrinsic
+def called(typing, address):
+    """What the C function at the address returns: an int, without arguments."""
+
+    def build(context, builder, signature, arguments):
+        function = builder.inttoptr(arguments[0], ir.FunctionType(_I32, []).as_pointer())
+        return builder.sext(builder.call(function, []), _I64)
+
+    return types.int64(address), build
