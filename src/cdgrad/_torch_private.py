@@ -1,4 +1,4 @@
-"""What cdgrad uses of torch that has no public name: the file to look at when torch is upgraded.
+"""What cdgrad uses of torch that has no public name: the file to check when torch is upgraded.
 
 Checked with torch 2.13.0. Each use says why no public name does.
 """
@@ -21,9 +21,10 @@ from cdgrad.dtensors import local_part
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-# The operations on lists of tensors of torch.optim: one kernel for many tensors on a GPU.
+# torch.optim's operations on lists of tensors: one kernel for many tensors on a GPU.
 foreach_copy_: Callable[[list[Tensor], list[Tensor]], None] = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
 foreach_lerp_: Callable[[list[Tensor], list[Tensor], list[Tensor]], None] = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
+foreach_mul_: Callable[[list[Tensor], float], None] = torch._foreach_mul_  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
 foreach_norm: Callable[[list[Tensor], float, torch.dtype], tuple[Tensor, ...]] = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
 
 # Optimizer.__init__ replaces a class's `step` by this wrapper, which is what runs the hooks.
@@ -77,7 +78,7 @@ def unwrapped(function: Any) -> Iterator[Any]:
 def steps_under_way(optimizer: Optimizer, thread: int) -> int:
     """How many calls of this optimizer's step are on the stack of a thread, one inside the other.
 
-    A hook cannot tell by other means whether an earlier step failed or is still running around this one.
+    A hook cannot otherwise distinguish a step that failed from one that still runs around this one.
     A compiled frame keeps the file and part of the name of the wrapper.
     """
     count, frame = 0, sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage]
@@ -95,6 +96,11 @@ def _is_hooked_step(frame: FrameType) -> bool:
 def is_functorch_wrapped(tensor: Tensor) -> bool:
     """Whether `torch.func` wraps the tensor, whose memory then cannot be read. No public function tells."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownVariableType]
+
+
+def occupy_stream(cycles: int) -> None:
+    """Keep the current CUDA stream busy for that many cycles. No public operation takes a known time."""
+    torch.cuda._sleep(cycles)  # pyright: ignore[reportPrivateUsage]
 
 
 def version(tensor: Tensor) -> int:

@@ -2,10 +2,10 @@
 
 A gradient is directed from the moment the operator was applied until the step is over or a backward pass
 writes it. What else happens to it, such as clipping in place or `param.grad = f(param.grad)`, leaves it a
-directed gradient; so only a hook on the parameter can tell, and hooks are registered where a backward pass
-can come between (`listen`): after `apply`, and in steps that run other code than torch's own. After a step
+directed gradient. So hooks on the parameters record backward passes, where one can come between (`listen`):
+after `apply`, and in steps that run other code than torch's own. After a step
 that failed, and around a closure, a gradient that was exchanged or written without a backward pass counts
-as a new one, too; identity and version tell that.
+as a new one, too; identity and version show that.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class DirectedGradients:
 
     def __init__(self, targets: Sequence[Target]) -> None:
         self._records: dict[int, Record] = {}
-        self._added: list[_Batch] = []  # records to be made when they are asked for
+        self._added: list[_Batch] = []  # records that are created on demand
         self._used: dict[int, Record] = {}
         self._used_batches: list[_Batch] = []
         self._targets = targets
@@ -55,7 +55,7 @@ class DirectedGradients:
 
     @property
     def used(self) -> dict[int, Record]:
-        """Those of the last step that is over."""
+        """The gradients that the last finished step used, by index."""
         _make_records(self._used, self._used_batches)
         return self._used
 
@@ -78,7 +78,7 @@ class DirectedGradients:
     def add(self, indices: Sequence[int], grads: Sequence[Tensor]) -> None:
         """Remember that these gradients are directed."""
         if self._written:
-            _ = self.records  # what was written before is no news of these
+            _ = self.records  # writes before this call do not concern these gradients
         self._added.append((indices, list(map(weakref.ref, grads)), versions(grads, sharded=self._sharded)))
 
     def state(self) -> dict[int, Record]:

@@ -1,4 +1,4 @@
-"""What the placements of a DTensor mean: which part is here, where its channels are, its norm."""
+"""Placements of a DTensor: the local part, the mesh dimension of the channels, the norm of the whole."""
 
 from __future__ import annotations
 

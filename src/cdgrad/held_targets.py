@@ -1,4 +1,4 @@
-"""Which targets an optimizer holds now: groups change, parameters freeze, lazy layers get their shapes."""
+"""The targets that an optimizer holds now: groups change, parameters freeze, lazy layers materialize."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class HeldTargets:
         self._held: list[Tensor] | None = None
 
     def refresh(self, optimizer: Optimizer) -> bool:
-        """Look again; whether the selection is another one, because lazy layers have their shapes.
+        """Follow the optimizer; returns whether the selection changed, because lazy layers were materialized.
 
         Raises:
             RuntimeError: the optimizer holds no target any more.
@@ -71,7 +71,7 @@ class HeldTargets:
         return Selection(tuple(targets), (*idle, *self.selection.skipped, *new))
 
     def forget(self) -> None:
-        """Keep no parameter."""
+        """Drop all references to parameters."""
         self.selection = Selection((), self.selection.skipped)
         self.indices, self.targets, self.params = (), (), ()
         self._held, self._lazy_model = None, None

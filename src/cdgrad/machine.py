@@ -1,4 +1,4 @@
-"""What a machine is called in records."""
+"""The name of this machine's CPU, as records have it."""
 
 from __future__ import annotations
 

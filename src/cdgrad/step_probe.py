@@ -1,4 +1,4 @@
-"""Whether an optimizer's step overwrites the directed gradient, found out in the first step.
+"""Whether an optimizer's step overwrites the directed gradient, checked in the first step.
 
 Many optimizers write `param.grad` inside their step, and most may: they add weight decay or clip. One that
 writes what it has reduced over workers there throws the directed gradient away. The smallest gradient tells

@@ -52,7 +52,7 @@ class TargetGradients:
         held: the targets.
         memory: which gradients are directed already.
         steps: the number of steps that ended.
-        probe: watches the first step; None when it has seen enough.
+        probe: checks the first step; None once the question is answered.
     """
 
     def __init__(self, held: HeldTargets, metrics: Metrics, operate: Operate, *, always: bool) -> None:
@@ -100,7 +100,7 @@ class TargetGradients:
     def refresh(self, optimizer: Optimizer, *, watch: bool) -> None:
         """Follow the optimizer's groups, frozen parameters and lazy layers.
 
-        With `watch`, a backward pass from now on is noticed.
+        With `watch`, backward passes are recorded from now on.
         """
         indices = self.held.indices
         if self.held.refresh(optimizer):
@@ -158,7 +158,7 @@ class TargetGradients:
         return list(zip(gradients.targets, gradients.grads, copies.grads, strict=True))
 
     def forget(self, operate: Operate) -> None:
-        """Keep no parameter."""
+        """Drop all references to parameters."""
         self.memory.close()
         self.held.forget()
         self.memory = DirectedGradients(())

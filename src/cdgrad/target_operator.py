@@ -1,7 +1,7 @@
 """The operator of an attachment: gradients of targets in, replaced in place; no hooks.
 
-What shapes, strides, metrics and backends decide is found once for the same targets (`cdgrad.ops.prepare`),
-and again where the gradients no longer have these forms. An operator holds nothing else.
+What depends on shapes, strides, metrics and backends is computed once for the same targets
+(`cdgrad.ops.prepare`), and again when the gradients no longer have these forms.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class DirectedInMetrics:
 
 
 class _Part(NamedTuple):
-    """What has one metric."""
+    """The targets that share a metric."""
 
     chosen: list[bool]  # which of the targets
     targets: list[Target]

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from cdgrad._torch_private import foreach_mul_
 from cdgrad.metrics import MeanSobolev, Metric, ReweightedL2, Sobolev
 from cdgrad.ops import channel_directed_
 
@@ -26,7 +27,7 @@ Candidates = dict[str, Callable[[], object]]
 
 def floor(grads: list[Tensor]) -> Candidates:
     """Reads and writes every element once: what the memory allows."""
-    return {FLOOR: partial(getattr(torch, "_foreach_mul_"), grads, 1.0)}  # noqa: B009
+    return {FLOOR: partial(foreach_mul_, grads, 1.0)}
 
 
 def operators(grads: list[Tensor], groups: Sequence[int], backends: Sequence[str]) -> Candidates:

@@ -1,4 +1,4 @@
-"""The capture of CUDA graphs: whether one is going on, and what it needs of weights."""
+"""The capture of CUDA graphs: whether one is in progress, and how weights outlive it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The coupling of the pieces of a cut channel interval; `cdgrad.ops.sharded.interface_system` derives it."""
+"""The coupling of the pieces of a cut channel interval, derived in `cdgrad.ops.sharded.interface_system`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The operator on the same tensors again and again: what their forms decide is found once."""
+"""The operator for many steps: what depends on the forms of the gradients is computed once."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 class Prepared:
     """The operator in place on gradients of given forms: shapes, strides, dtypes and devices.
 
-    `matches` says whether gradients have these forms; `run` does not look again. Their memory may be
-    another one. `cdgrad.ops.prepare` checks the arguments and returns it.
+    `matches` checks whether gradients have these forms; `run` does not check again. Their addresses may
+    change. `cdgrad.ops.prepare` checks the arguments and returns it.
     """
 
     def __init__(

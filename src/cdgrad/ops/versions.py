@@ -1,4 +1,4 @@
-"""Tells autograd of what kernels wrote without it."""
+"""Counts for autograd what kernels wrote without it."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ ENTRY = "run(seed, arm)"
 NETWORK = "build(image_shape, classes, ...)"
 _CLASSES = ("classes", "num_classes", "n_classes", "num_labels")
 _CHANNELS = ("in_channels", "in_chans")
+_NAMED_KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 class UserCodeError(StudyError):
@@ -187,9 +188,6 @@ def call_network(
         f"the keys of [model], and takes {one_line(signature):.200}; name its parameters image_shape, "
         "in_channels or num_classes, or give the others as keys"
     )
-
-
-_NAMED_KINDS = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
 def check_entry(run: Callable[..., Any], name: str) -> None:

@@ -1,4 +1,4 @@
-"""The random streams of a seed: each drives a generator of its own, so that none moves when another does.
+"""The random streams of a seed: each has a generator, so that draws from one do not change another.
 
 The initialization and dropout draw from torch's own generator, which the seed itself starts. The numbers
 are those of the records that exist, and never change.

@@ -48,7 +48,7 @@ class _Pool:
         del self._waiting[: self._most - busy]
 
     def result(self, name: str) -> Any:
-        """Wait for a case while starting others; what is not over with the section's time is ended."""
+        """Wait for a case while starting others; cases that exceed the section's time are killed."""
         while name not in self._begun or self._begun[name].poll() is None:
             if self._setup.over:
                 self._waiting.clear()

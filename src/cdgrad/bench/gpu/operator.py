@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cdgrad._torch_private import foreach_mul_
 from cdgrad.attachment import attach
 from cdgrad.bench.candidates import FLOOR, METRICS
 from cdgrad.bench.gpu.setup import Setup, relative_error
@@ -102,8 +103,7 @@ def _over_floor(
 ) -> dict[str, Any]:
     grads = gradients(setup, layers, dtype, layout)
     groups = [layer.groups for layer in layers]
-    multiply = getattr(torch, "_foreach_mul_")  # noqa: B009
-    candidates: Items = {FLOOR: partial(multiply, grads, 1.0)}
+    candidates: Items = {FLOOR: partial(foreach_mul_, grads, 1.0)}
     for metric in setup.metrics:
         prepared = prepare(grads, metric, 0, groups, backend="triton")
         candidates[str(metric)] = partial(prepared.run, grads)
@@ -140,7 +140,7 @@ def _without_launches() -> Generator[None]:
 
 
 class _NoKernel:
-    """What has the interface of a Triton kernel and launches nothing."""
+    """A stub with the interface of a Triton kernel."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -184,7 +184,7 @@ class _Nothing(torch.optim.Optimizer):
     """An optimizer whose step does nothing but call its hooks."""
 
     def step(self, closure: Any = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Nothing."""
+        """Run no update."""
 
 
 def _host_time(setup: Setup, call: Callable[[], object]) -> float:

@@ -22,7 +22,7 @@ _GRACE = 5.0  # seconds after the end in which an item may still finish
 
 
 def record(setup: Setup, seconds: float, write: Callable[[Record], None]) -> Record:
-    """Measure all sections; an item that fails, or whose time is over, costs no other item.
+    """Measure all sections; an item that fails or exceeds the time does not affect the others.
 
     Args:
         setup: device and sizes.
@@ -78,7 +78,7 @@ def _measure(
     except UnavailableError as error:
         todo = {}
         section["skipped"].append(str(error))
-    except Exception as error:  # a section that cannot begin must not cost the others a rented machine
+    except Exception as error:  # a section that cannot begin must not stop the others on a rented machine
         todo = {}
         section["errors"]["section"] = _line(error)
     for name, item in todo.items():
@@ -99,7 +99,7 @@ def _line(error: Exception) -> str:
 
 
 def _stop() -> None:
-    """An item that does not look at the clock, such as a compilation, must not keep a rented machine."""
+    """End an item that does not check the clock, such as a compilation, on a rented machine."""
     print("cdgrad: the time is over; the record holds what was measured", file=sys.stderr, flush=True)
     os._exit(1)
 

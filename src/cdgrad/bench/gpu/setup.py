@@ -9,6 +9,7 @@ from statistics import median
 
 import torch
 
+from cdgrad._torch_private import occupy_stream
 from cdgrad.bench.candidates import METRICS
 from cdgrad.bench.shapes import Conv
 from cdgrad.metrics import Metric
@@ -22,7 +23,7 @@ class Setup:
 
     Attributes:
         device: a CUDA device, or the CPU in a rehearsal.
-        rehearsal: tiny sizes, every item once; its times mean nothing.
+        rehearsal: tiny sizes, every item once; its times are no measurements.
         deadline: when the present section's time is over, by `time.perf_counter`.
     """
 
@@ -79,8 +80,8 @@ class Setup:
             call()
             return (time.perf_counter() - start) * 1e3
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        # The host gets ahead, so that the events enclose the kernels and not the time to launch them.
-        torch.cuda._sleep(1_000_000)  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
+        # The host queues ahead, so that the events enclose the kernels and not the time to launch them.
+        occupy_stream(1_000_000)
         first.record()
         call()
         last.record()

@@ -1,4 +1,4 @@
-"""The operator on DTensors: every rank works on its own channels, in place, and tells a few numbers.
+"""The operator on DTensors: every rank works on its own channels, in place, and exchanges a few numbers.
 
 Sharding along another axis than the channel, and replication, need no communication. Where the channel
 axis itself is cut (`fully_shard` cuts dim 0), all tensors together take one collective per call:
@@ -13,9 +13,9 @@ metric                    float64 numbers per column
 
 An interval is the whole axis, or one group of a grouped convolution; intervals that lie on one rank
 are not exchanged. In between everything is an eighth of its size, by an exact power of two: a deviation, or
-a sum, may exceed the largest float where the result does not. The mean-weighted metric could not do with
-two numbers: what a shard adds to the shards on its left and on its right are different quadratic moments of
-it, which span three.
+a sum, may exceed the largest float where the result does not. Two numbers would not
+suffice for the mean-weighted metric: the contributions of a shard to the shards on its left and on its right
+are different quadratic moments of it, which span three dimensions.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ class SourceSplit:
 
     Attributes:
         labels: of each image, a number or a word.
-        images: a function; what it returns goes through the images in the order of the labels: where
-            each is, in words for a message, and its file, or None where it is missing.
+        images: a function that iterates over the images in the order of the labels: the place of each,
+            in words for a message, and its file, or None where it is missing.
         names: of the classes that the labels number; None where the labels are the classes.
         column: what holds the labels, for a message.
     """

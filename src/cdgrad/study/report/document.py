@@ -33,7 +33,7 @@ class Table:
 
 
 class Figure(Protocol):
-    """A picture: base name of its file, text for who cannot see it, caption."""
+    """A picture: base name of its file, alternative text, caption."""
 
     @property
     def name(self) -> str: ...
@@ -71,7 +71,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Document:
-    """All that a report says: what it comes to, what to know before believing it, and what shows it."""
+    """All that a report says: verdicts, remarks, and the sections that support them."""
 
     title: str
     summary: str

@@ -1,4 +1,4 @@
-"""A document as terminal text and as Markdown. As a page for a browser: `page`."""
+"""A document as terminal text and as Markdown. For a browser: `html_page`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cdgrad.tables import markdown as markdown_table
 
 
 def to_terminal(document: Document, console: Console) -> None:
-    """Print the tables, and what they come to; 80 columns are enough. Details are left to the files."""
+    """Print the tables and the verdicts in 80 columns; the files have the details."""
     console.print(Text(printable(document.title), style="bold"))
     console.print(Text(printable(document.summary), style="dim"))
     printed: set[str] = set()

@@ -95,7 +95,7 @@ def verdict(
             f"{name} against {baseline}: all {pairs} differences are {mean}, so that "
             f"nothing can be estimated; check that the arm changes the training."
         )
-    # Where a diverged run or two stretch the interval, the test of signs may still see a difference.
+    # If diverged runs widen the interval, the sign-flip test may still reject.
     but = ", although p is below 0.05: the interval includes 0" if p < 1 - LEVEL else ""
     return (
         f"{name} against {baseline}: no difference is shown{but} ({numbers}); differences outside the "

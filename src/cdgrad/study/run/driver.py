@@ -44,7 +44,7 @@ def run_study(
         before: called with the plan and the recorded runs before the first run is executed, if any remains.
         allow_code_change: add runs of changed modules of the user to those recorded; the report says so.
         keep_going: execute the other runs, too, after one raised an exception. Otherwise that run is the
-            last: an error in the user's code would meet every one. Neither a run that diverged, which is a
+            last: an error in the user's code would repeat in each. Neither a run that diverged, which is a
             result, nor a killed worker ends the study.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The execution of one run, in whichever process an engine gives it."""
+"""The execution of one run, in the process that an engine provides."""
 
 from __future__ import annotations
 

@@ -98,6 +98,7 @@ def visible_gpus() -> list[str]:
 
 
 _GRACE = 5  # seconds from SIGTERM to SIGKILL
+_INTERRUPT = {signal.SIGINT}
 
 
 class _Worker:
@@ -205,7 +206,7 @@ def _serve(
             lost = on_gpu and run.status == "failed" and device.is_lost()
             pipe.send(_LastRun(run) if lost else run)
             if lost:
-                os._exit(1)  # what would be freed on the way out is on the GPU
+                os._exit(1)  # an orderly exit would free memory on the failed GPU
     except (EOFError, ConnectionError):  # the driver has ended
         return
 
@@ -265,6 +266,3 @@ def _interrupts_held() -> Generator[None]:
         signal.signal(signal.SIGINT, handler)
         if came:
             signal.raise_signal(signal.SIGINT)
-
-
-_INTERRUPT = {signal.SIGINT}

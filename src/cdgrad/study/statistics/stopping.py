@@ -1,4 +1,4 @@
-"""When a cell of a study with ``seeds = { until, most }`` has seeds enough."""
+"""When a cell of a study with ``seeds = { until, most }`` needs no more seeds."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from cdgrad.study.shown import brief
 if TYPE_CHECKING:
     from cdgrad.study.train.state import TrainingState
 
+_WARM_UP = 3  # pieces of work, as in torch's notes on CUDA graphs
 Work = Callable[[], None]
 Execution = Callable[[Hashable, Work], None]
 """Executes a piece of work, which its key tells from the other ones of the run."""
@@ -88,10 +89,10 @@ class Captured:
     pieces were.
 
     Args:
-        new_graph: makes a graph.
+        new_graph: returns a new graph.
 
     Attributes:
-        refusal: why nothing is captured any more; empty as long as graphs are used.
+        refusal: why no graph is captured; empty while graphs are used.
     """
 
     def __init__(self, new_graph: Callable[[], Graph]) -> None:
@@ -127,9 +128,6 @@ class Captured:
             return False
         self._graphs[key] = graph
         return True
-
-
-_WARM_UP = 3  # pieces of work, as torch's notes on CUDA graphs have it
 
 
 def choose(state: TrainingState) -> tuple[Execution, str]:
