@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from cdgrad.bench.page import gpu_tables, tables
+from cdgrad.bench.records import GpuRecord, Record
 from cdgrad.tables import markdown
 
 ROOT = Path(__file__).parents[1]
@@ -20,7 +21,7 @@ def record(name: str) -> dict[str, Any]:
 
 def cost() -> str:
     """Every table of the cost record."""
-    return tables(record("cost"))
+    return tables(cast(Record, record("cost")))
 
 
 def gpu() -> str:
@@ -29,7 +30,7 @@ def gpu() -> str:
         return (
             "The present Triton kernels have not been timed yet. `cdgrad bench --device cuda` times them.\n"
         )
-    return gpu_tables(record("gpu"))
+    return gpu_tables(cast(GpuRecord, record("gpu")))
 
 
 def _gpu_sentence() -> str:

@@ -29,7 +29,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from cdgrad.diagnostics import mean_share, roughness, signal_and_noise, similarity_order
 from cdgrad.selection import Target, select
 from cdgrad.study import data as datasets
-from cdgrad.study import models
+from cdgrad.study import models, streams
 from cdgrad.study.callables import load_callable
 from cdgrad.study.records.environment import environment
 from cdgrad.study.spec import Setting, load
@@ -58,17 +58,21 @@ def main() -> None:
                     modes += [key | row for row in rows[0]]
                     layers += [key | row for row in rows[1]]
                 print(f"{cell}, seed {seed}, {arm}: done", flush=True)
-    about = {"spec": spec.text, "environment": json.dumps(environment())}
+    metadata = {"spec": spec.text, "environment": json.dumps(environment())}
     arguments.folder.mkdir(parents=True, exist_ok=True)
     for name, rows in (("modes", modes), ("layers", layers)):
-        table = pa.Table.from_pylist(rows).replace_schema_metadata(about)
+        table = pa.Table.from_pylist(rows).replace_schema_metadata(metadata)
         path = arguments.folder / f"{spec.name}-{name}.parquet"
         pq.write_table(_single_precision(table), path, compression="zstd")
         print(f"{path}: {len(rows)} rows")
 
 
 def training(setting: Setting, seed: int) -> Iterator[tuple[int, nn.Module, datasets.Data]]:
-    """Train once; before the first step and after some epochs, yield the epoch, the network and the data."""
+    """Train once; before the first step and after some epochs, yield the epoch, the network and the data.
+
+    Not the study's loop, which ends with an epoch's numbers: here the network is measured between epochs. The
+    order of the images is torch's global one, with which the committed records were measured.
+    """
     task, network, schedule, optimizing = setting.tables()
     torch.manual_seed(seed)
     data = datasets.load(task, seed)
@@ -76,8 +80,8 @@ def training(setting: Setting, seed: int) -> Iterator[tuple[int, nn.Module, data
     make = load_callable(optimizing.name)
     optimizer = make(model.parameters(), lr=optimizing.lr, **optimizing.arguments)
     attach_arm(setting, optimizer, model, seed)
-    part = data.train
-    steps = schedule.epochs * math.ceil(len(part) / schedule.batch)
+    split = data.train
+    steps = schedule.epochs * math.ceil(len(split) / schedule.batch)
     falling = CosineAnnealingLR(optimizer, T_max=steps)
     stops = {round(share * schedule.epochs) for share in STOPS}
     for epoch in range(schedule.epochs + 1):
@@ -86,9 +90,9 @@ def training(setting: Setting, seed: int) -> Iterator[tuple[int, nn.Module, data
         if epoch == schedule.epochs:
             return
         model.train()
-        for rows in torch.randperm(len(part)).split(schedule.batch):
+        for rows in torch.randperm(len(split)).split(schedule.batch):
             optimizer.zero_grad()
-            cross_entropy(model(part.images(rows)), part.labels[rows]).backward()
+            cross_entropy(model(split.images(rows)), split.labels[rows]).backward()
             optimizer.step()
             falling.step()
 
@@ -97,11 +101,11 @@ def look(model: nn.Module, data: datasets.Data, setting: Setting, seed: int) -> 
     """What the weights and gradients of every convolution are like: rows of modes, rows of layers."""
     schedule = setting.tables()[2]
     targets = select(model).targets
-    random = np.random.default_rng([seed, 7])
+    random = streams.generator(seed, streams.MEASUREMENT)
     modes, layers = list[Row](), list[Row]()
     orders = {t.name: similarity_order(t.param.detach(), t.dim) for t in targets}
-    for source, part in (("train", data.train), ("fresh", data.validation)):
-        gradients = independent_gradients(model, part, schedule.batch, random)
+    for source, split in (("train", data.train), ("fresh", data.validation)):
+        gradients = independent_gradients(model, split, schedule.batch, random)
         for target in targets:
             own = gradients[target.name]
             for order, rows in (("index", None), ("similar", orders[target.name])):
@@ -116,22 +120,22 @@ def look(model: nn.Module, data: datasets.Data, setting: Setting, seed: int) -> 
 
 
 def independent_gradients(
-    model: nn.Module, part: datasets.Split, batch: int, random: np.random.Generator
+    model: nn.Module, split: datasets.Split, batch: int, random: np.random.Generator
 ) -> dict[str, list[Tensor]]:
     """Gradients at the present weights from `BATCHES` batches drawn independently, by parameter name.
 
     In training mode, as a step has it, on a copy, so that batch norm's running averages stay.
     """
     copied = copy.deepcopy(model).train()
-    found: dict[str, list[Tensor]] = {}
+    gradients: dict[str, list[Tensor]] = {}
     for _ in range(BATCHES):
-        rows = torch.tensor(random.choice(len(part), size=min(batch, len(part)), replace=False))
+        rows = torch.tensor(random.choice(len(split), size=min(batch, len(split)), replace=False))
         copied.zero_grad()
-        cross_entropy(copied(part.images(rows)), part.labels[rows]).backward()
+        cross_entropy(copied(split.images(rows)), split.labels[rows]).backward()
         for name, param in copied.named_parameters():
             if param.grad is not None:
-                found.setdefault(name, []).append(param.grad.clone())
-    return found
+                gradients.setdefault(name, []).append(param.grad.clone())
+    return gradients
 
 
 def _layer(target: Target, gradients: list[Tensor], rows: Tensor | None, random: np.random.Generator) -> Row:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
 
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
@@ -41,8 +40,8 @@ class StepHooks:
     # of the handle.
     @outside_graphs
     def _before_step(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        self, optimizer: Optimizer, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> tuple[tuple[object, ...], dict[str, object]] | None:
         self._enter_step(optimizer)
         self._gradients.refresh(optimizer, watch=self._foreign_code(optimizer))
         # args[0] is the optimizer itself.
@@ -54,7 +53,7 @@ class StepHooks:
         return None
 
     @outside_graphs
-    def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _after_step(self, optimizer: Optimizer, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
         if self._nested and steps_under_way(optimizer, threading.get_ident()) > 1:
             return
         gradients = self._gradients
@@ -93,10 +92,10 @@ class StepHooks:
         memory = self._gradients.memory
         memory.forget_changed(dict(memory.records))
 
-    def _directing(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def _directing(self, closure: Callable[..., object]) -> Callable[[], object]:
         """The closure, followed by the operator on the gradients that it computed."""
 
-        def evaluate() -> Any:
+        def evaluate() -> object:
             memory = self._gradients.memory
             before, state = dict(memory.records), memory.state()
             result = closure()

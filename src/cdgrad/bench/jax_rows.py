@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from cdgrad.bench.candidates import METRICS
+from cdgrad.bench.records import JaxRow
 from cdgrad.bench.timing import interleaved
 
 FLOOR = "jax.tree.map(multiply)"
@@ -20,7 +21,7 @@ FLOOR = "jax.tree.map(multiply)"
 CHANNELS = (64, 128, 256, 512)
 
 
-def measure(rounds: int) -> list[dict[str, Any]]:
+def measure(rounds: int) -> list[JaxRow]:
     """A row for each channel count and metric, compiled beforehand; none where JAX is not installed."""
     if not (find_spec("jax") and find_spec("optax")):
         return []
@@ -30,7 +31,7 @@ def measure(rounds: int) -> list[dict[str, Any]]:
 
     from cdgrad.optax import channel_directed
 
-    rows: list[dict[str, Any]] = []
+    rows: list[JaxRow] = []
     for channels in CHANNELS:
         shape = (3, 3, channels, channels)
         values = jnp.asarray(np.random.default_rng(0).standard_normal(shape), "float32")
@@ -46,8 +47,6 @@ def measure(rounds: int) -> list[dict[str, Any]]:
         candidates = {FLOOR: compiled(lambda tree: jax.tree.map(lambda g: g * 0.5, tree))}
         candidates |= {str(m): compiled(partial(direct, metric=str(m))) for m in METRICS}
         times = interleaved(candidates, lambda: None, cold=True, rounds=rounds)
-        rows += [
-            {"channels": channels, "name": name, "cold": t, "cold_over_floor": t / times[FLOOR]}
-            for name, t in times.items()
-        ]
+        for name, t in times.items():
+            rows.append(JaxRow(channels=channels, name=name, cold=t, cold_over_floor=t / times[FLOOR]))
     return rows

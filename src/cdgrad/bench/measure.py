@@ -11,21 +11,21 @@ import os
 import platform
 import sys
 from importlib.metadata import version
-from typing import Any
 
 import torch
 
 from cdgrad.bench import jax_rows, steps
 from cdgrad.bench.candidates import FLOOR, METRICS, composition, floor, operators, peers
+from cdgrad.bench.records import Machine, Network, Record
 from cdgrad.bench.shapes import NETWORKS
 from cdgrad.bench.timing import FLUSHED_BYTES, extra_bytes, interleaved
 from cdgrad.machine import cpu_name
 from cdgrad.ops import select_backend
 
 
-def record(args: argparse.Namespace) -> dict[str, Any]:
+def record(args: argparse.Namespace) -> Record:
     """Measure what the options of ``cdgrad bench`` ask for; progress goes to standard error."""
-    measured: dict[str, Any] = {"machine": machine(), "networks": {}, "steps": [], "jax": []}
+    measured: Record = {"machine": machine(), "networks": {}, "steps": [], "jax": []}
     for name in args.networks:
         print(f"measuring {name}", file=sys.stderr, flush=True)
         measured["networks"][name] = measure(name, args.rounds, with_peers=name in args.peers)
@@ -38,7 +38,7 @@ def record(args: argparse.Namespace) -> dict[str, Any]:
     return measured
 
 
-def machine() -> dict[str, Any]:
+def machine() -> Machine:
     """Where and with what this runs."""
     return {
         "cpu": cpu_name(),
@@ -46,12 +46,14 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "system": platform.system(),
         "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "numba", "numpy")},
+        "torch": version("torch"),
+        "numba": version("numba"),
+        "numpy": version("numpy"),
         "cold": f"after {FLUSHED_BYTES >> 20} MiB of other writes",
     }
 
 
-def measure(network: str, rounds: int, *, with_peers: bool) -> dict[str, Any]:
+def measure(network: str, rounds: int, *, with_peers: bool) -> Network:
     """Times, ratios to the floor and extra memory of every candidate on one network's gradients."""
     torch.manual_seed(0)
     layers = NETWORKS[network]()
@@ -69,10 +71,7 @@ def measure(network: str, rounds: int, *, with_peers: bool) -> dict[str, Any]:
         for grad, values in zip(grads, original, strict=True):
             grad.copy_(values)
 
-    times = {
-        state: interleaved(candidates, restore, cold=state == "cold", rounds=rounds)
-        for state in ("cold", "warm")
-    }
+    cold, warm = (interleaved(candidates, restore, cold=cold, rounds=rounds) for cold in (True, False))
     memory = {name: extra_bytes(run) for name, run in candidates.items()}
     chosen = {str(m): select_backend(grads[0], m)[0] for m in METRICS}
     return {
@@ -82,10 +81,12 @@ def measure(network: str, rounds: int, *, with_peers: bool) -> dict[str, Any]:
         "rows": [
             {
                 "name": name,
-                **{state: times[state][name] for state in times},
-                **{f"{state}_over_floor": times[state][name] / times[state][FLOOR] for state in times},
+                "cold": cold[name],
+                "warm": warm[name],
+                "cold_over_floor": cold[name] / cold[FLOOR],
+                "warm_over_floor": warm[name] / warm[FLOOR],
                 # Each element in and out once, as the operator needs; peers may move more.
-                "bytes_per_second": 2 * size / times["cold"][name],
+                "bytes_per_second": 2 * size / cold[name],
                 "extra_bytes": memory[name],
             }
             for name in candidates

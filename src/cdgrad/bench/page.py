@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+from cdgrad.bench.records import GpuRecord, JaxRow, Machine, Network, Record, Section, Step
 from cdgrad.tables import markdown
-
-Record = dict[str, Any]
 
 
 def tables(record: Record) -> str:
@@ -20,13 +19,13 @@ def tables(record: Record) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _machine(machine: Record) -> str:
+def _machine(machine: Machine) -> str:
     cores = f"{machine['cores']} cores, {machine['threads']} threads"
     software = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "numba", "numpy"))
     return f"{machine['cpu']}, {cores}; {software}. Cold is {machine['cold']}."
 
 
-def _network(name: str, network: Record) -> str:
+def _network(name: str, network: Network) -> str:
     head = f"**{name}**: {network['tensors']} tensors, {network['bytes'] / 1e6:.1f} MB"
     titles = ("", "cold, ms", "cold / floor", "warm, ms", "warm / floor", "GB/s cold", "extra MB")
     rows: list[list[str]] = []
@@ -41,19 +40,19 @@ def _network(name: str, network: Record) -> str:
     return "\n".join([head, "", *markdown(titles, rows, "lrrrrrr")])
 
 
-def _steps(steps: list[Record]) -> str:
+def _steps(steps: list[Step]) -> str:
     head = "**A training step**: ResNet-18, 32 x 32, batch 128, SGD"
     titles = ("", "step, ms", "over plain", "operator, ms", "operator / step")
     rows: list[list[str]] = []
     for row in steps:
         operator = ("", "")
-        if row["operator"] is not None:
+        if row["operator"] is not None and row["operator_over_step"] is not None:
             operator = (f"{1e3 * row['operator']:.2f}", f"{100 * row['operator_over_step']:.2f} %")
         rows.append([row["name"], f"{1e3 * row['seconds']:.0f}", f"{row['over_plain']:.3f}", *operator])
     return "\n".join([head, "", *markdown(titles, rows, "lrrrr")])
 
 
-def _jax(records: list[Record]) -> str:
+def _jax(records: list[JaxRow]) -> str:
     head = "**In JAX**: one 3 x 3 kernel with as many input as output channels, under `jit`, cold"
     rows = [
         (row["name"], str(row["channels"]), f"{1e3 * row['cold']:.2f}", f"{row['cold_over_floor']:.2f}")
@@ -62,7 +61,7 @@ def _jax(records: list[Record]) -> str:
     return "\n".join([head, "", *markdown(("", "channels", "cold, ms", "cold / floor"), rows, "lrrr")])
 
 
-def gpu_tables(record: Record) -> str:
+def gpu_tables(record: GpuRecord) -> str:
     """Every number of the record of ``cdgrad bench --device cuda``."""
     machine, sections = record["machine"], record["sections"]
     software = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "triton") if machine[name])
@@ -79,7 +78,7 @@ def gpu_tables(record: Record) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _gpu_section(name: str, section: Record) -> str:
+def _gpu_section(name: str, section: Section) -> str:
     """A table of the section: a row per item, or per item and candidate where an item has several."""
     rows = {
         (item, inner): values
@@ -95,9 +94,10 @@ def _gpu_section(name: str, section: Record) -> str:
     return "\n".join([f"**{name}**", "", *markdown(("", "", *columns), cells, align)])
 
 
-def _candidates(row: Record) -> dict[str, Record]:
+def _candidates(row: dict[str, Any]) -> dict[str, dict[str, float]]:
     nested = row.get("times", row)
-    return nested if all(isinstance(each, dict) for each in nested.values()) else {"": nested}
+    several = all(isinstance(each, dict) for each in nested.values())
+    return cast("dict[str, dict[str, float]]", nested if several else {"": nested})
 
 
 def _number(value: float) -> str:

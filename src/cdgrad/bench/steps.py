@@ -7,7 +7,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from statistics import median
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from cdgrad.attachment import attach
 from cdgrad.bench.candidates import METRICS
+from cdgrad.bench.records import Step
 from cdgrad.study.models.resnet import ResNet18
 
 BATCH, SIDE, CLASSES = 128, 32, 10
@@ -25,7 +25,7 @@ def resnet18() -> nn.Module:
     return ResNet18((3, SIDE, SIDE), CLASSES)
 
 
-def measure(rounds: int, seconds: float) -> list[dict[str, Any]]:
+def measure(rounds: int, seconds: float) -> list[Step]:
     """Median seconds of a step of SGD, plain, with each metric, and with the second pass of SAM.
 
     ``operator`` is the median time of the operator within the step, just after the backward pass: the

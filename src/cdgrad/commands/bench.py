@@ -91,15 +91,16 @@ def _run_on_gpu(options: argparse.Namespace) -> int:
 def _measure_on_gpu(options: argparse.Namespace) -> int:
     import torch
 
-    from cdgrad.bench.gpu.record import Record, record
+    from cdgrad.bench.gpu.record import record
     from cdgrad.bench.gpu.setup import Setup
     from cdgrad.bench.page import gpu_tables
+    from cdgrad.bench.records import GpuRecord
 
     if not options.rehearse and not torch.cuda.is_available():
         return failed(1, "PyTorch finds no CUDA device; --rehearse runs the benchmark on the CPU")
     written: list[Path] = []
 
-    def write(measured: Record) -> None:
+    def write(measured: GpuRecord) -> None:
         if options.out:
             content = (json.dumps(measured, indent=1) + "\n").encode()
             written[:] = [

@@ -22,6 +22,8 @@ TEST = 5
 """Which images test, where they are fewer than there are."""
 LABEL_NOISE = 6
 """Which training images get a wrong label, and which."""
+MEASUREMENT = 7
+"""The mini-batches on which evidence measures gradients."""
 
 
 def generator(seed: int, stream: int) -> np.random.Generator:

@@ -30,9 +30,8 @@ def items(setup: Setup) -> Items:
     if not setup.rehearsal and jax.default_backend() != "gpu":
         raise UnavailableError(f"JAX finds no GPU: its backend is {jax.default_backend()}")
     floor: list[float] = []
-    return {"multiply": partial(_floor, setup, floor)} | {
-        str(metric): partial(_metric, setup, str(metric), floor) for metric in METRICS
-    }
+    metrics: Items = {str(metric): partial(_metric, setup, str(metric), floor) for metric in METRICS}
+    return {"multiply": partial(_floor, setup, floor), **metrics}
 
 
 def _floor(setup: Setup, floor: list[float]) -> dict[str, float]:

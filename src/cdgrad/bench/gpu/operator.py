@@ -28,7 +28,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _LAMS = (1e-6, 1e-2, 1e3)
 _CHANNELS = (2, 33, 512, 2048, 16384)
 
-Items = dict[str, Callable[[], Any]]
+Items = dict[str, Callable[[], object]]
 
 
 def parity(setup: Setup) -> Items:

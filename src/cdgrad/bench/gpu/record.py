@@ -13,15 +13,15 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from cdgrad.bench.gpu.setup import Setup, UnavailableError
+from cdgrad.bench.records import GpuRecord, Section
 from cdgrad.messages import named
 from cdgrad.ops.triton import tables
 
-Record = dict[str, Any]
 SECONDS = 120.0
 _GRACE = 5.0  # seconds after the end in which an item may still finish
 
 
-def record(setup: Setup, seconds: float, write: Callable[[Record], None]) -> Record:
+def record(setup: Setup, seconds: float, write: Callable[[GpuRecord], None]) -> GpuRecord:
     """Measure all sections; an item that fails or exceeds the time does not affect the others.
 
     Args:
@@ -30,7 +30,12 @@ def record(setup: Setup, seconds: float, write: Callable[[Record], None]) -> Rec
         write: called with the record after every item.
     """
     sections = _sections(setup)
-    result: Record = {"machine": machine(setup), "rehearsal": setup.rehearsal, "seconds": 0.0, "sections": {}}
+    result: GpuRecord = {
+        "machine": machine(setup),
+        "rehearsal": setup.rehearsal,
+        "seconds": 0.0,
+        "sections": {},
+    }
     if setup.rehearsal:
         # Triton's interpreter takes a second for a tile of the usual size.
         tables.TILES.update({size: tables.Tile(4, 2, 16, 2, 1) for size in tables.TILES})
@@ -43,7 +48,7 @@ def record(setup: Setup, seconds: float, write: Callable[[Record], None]) -> Rec
     for name, part, items in sections:
         share += part / whole
         setup.deadline = start + share * seconds
-        section: Record = {"rows": {}, "skipped": [], "errors": {}, "seconds": 0.0}
+        section: Section = {"rows": {}, "skipped": [], "errors": {}, "seconds": 0.0}
         result["sections"][name] = section
         print(f"measuring {name}", file=sys.stderr, flush=True)
         _measure(setup, section, items, lambda: write(result))
@@ -70,7 +75,7 @@ def _sections(setup: Setup) -> list[tuple[str, float, Callable[[Setup], dict[str
 
 
 def _measure(
-    setup: Setup, section: Record, items: Callable[[Setup], dict[str, Any]], write: Callable[[], None]
+    setup: Setup, section: Section, items: Callable[[Setup], dict[str, Any]], write: Callable[[], None]
 ) -> None:
     start = time.perf_counter()
     try:
@@ -104,11 +109,15 @@ def _stop() -> None:
     os._exit(1)
 
 
-def machine(setup: Setup) -> Record:
+def machine(setup: Setup) -> dict[str, Any]:
     """Where and with what this runs."""
     import torch
 
-    facts: Record = {"device": "cpu", "system": platform.system(), "python": platform.python_version()}
+    facts: dict[str, Any] = {
+        "device": "cpu",
+        "system": platform.system(),
+        "python": platform.python_version(),
+    }
     if setup.device.type == "cuda":
         cuda: Any = torch.cuda
         properties = cuda.get_device_properties(setup.device)
