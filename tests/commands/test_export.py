@@ -78,6 +78,12 @@ def test_methods_of_a_study_that_adds_seeds_name_its_own_interval_and_test(tiny_
     assert "over at most 30 paired seeds" in text
     assert "Seeds were added until every comparison was shown, or its interval was narrower than 0.5" in text
     assert "its 95 % anytime-valid interval, and p of the sequential t-test that belongs to it" in text
+    cited = set(re.findall(r"\[(\w+)\]", text))
+    assert {"wang2023anytime", "hall1992removal"} <= cited
+    listed = set(re.findall(r"@\w+\{(\w+),", paper.references(Results.of(adding, runs))))
+    assert cited <= listed
+    fixed = paper.references(Results.of(parse(tiny_text, "tiny"), runs))
+    assert "wang2023anytime" not in fixed
     assert "Student" not in text
     assert "sign-flip" not in text
 

@@ -144,6 +144,19 @@ def test_further_measures_are_described_without_a_p_and_without_better_or_worse(
     assert not any(axes.get_title("right") for axes in drawing.figure.axes)
 
 
+def test_a_count_has_no_decimals_however_large_it_is():
+    results = results_of()
+    counted = [dataclasses.replace(run, measures={"weights": 16032.0}) for run in results.runs]
+    row = further.further_table(Results.of(results.spec, counted), "").rows[0]
+    assert row == ("weights", "lion", "16032", "+0", "+0 to +0", "8")
+
+
+def test_the_table_of_dates_names_only_the_columns_that_it_has():
+    results = results_of()
+    dated = [table.title for table in compose.document(results).sections[-1].tables if "date" in table.header]
+    assert dated == ["Date of the runs of each arm"]
+
+
 def test_a_measure_that_a_run_lacks_leaves_its_pair_out():
     results = results_of()
     lacking = [

@@ -12,10 +12,12 @@ from cdgrad.study.report.figures.drawing import Drawing, canvas, file_name, look
 from cdgrad.study.report.tables import mean, row_name
 from cdgrad.study.report.words import Words, decimals
 from cdgrad.study.shown import one_line
+from cdgrad.study.spec import Measure
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.results import Results
 
 _PANELS = 6  # of the figure
+_ANY = "number"  # not in percent: the decimals of a large one are those of the others
 _LAST_LOSS = "loss of the last epoch"
 
 
@@ -34,7 +36,8 @@ def further_table(results: Results, cell: str) -> Table | None:
     before = ""
     for d in _differences(results, cell):
         counts = all(number.is_integer() for number in (*d.of_arm, *d.differences))  # such as of parameters
-        w = Words(decimals=0 if counts else decimals(paired.standard_deviation(d.differences)))
+        digits = 0 if counts else decimals(paired.standard_deviation(d.differences))
+        w = Words(Measure(_ANY, "min"), digits)
         shown, before = ("" if d.measure == before else one_line(d.measure)), d.measure
         interval = w.interval(paired.mean_interval(d.differences), "+")
         arm_mean = "-" if results.spec.all_pairs else w.number(mean(d.of_arm))

@@ -49,6 +49,27 @@ _HOLM = """@article{holm1979simple,
 """
 
 
+_ANYTIME = """
+@misc{wang2023anytime,
+  title         = {Anytime-valid t-tests and confidence sequences for {G}aussian means with unknown variance},
+  author        = {Wang, Hongjian and Ramdas, Aaditya},
+  year          = {2023},
+  eprint        = {2310.03722},
+  archivePrefix = {arXiv}
+}
+
+@article{hall1992removal,
+  title   = {On the Removal of Skewness by Transformation},
+  author  = {Hall, Peter},
+  journal = {Journal of the Royal Statistical Society: Series B},
+  volume  = {54},
+  number  = {1},
+  pages   = {221--228},
+  year    = {1992}
+}
+"""
+
+
 def write(results: Results, document: Document, folder: Path) -> list[Path]:
     """Write every file into `folder`, which is created; their paths.
 
@@ -178,7 +199,11 @@ def _tests(results: Results) -> Iterator[str]:
     if results.spec.replicates > 1:
         test = "of the t-test that belongs to it, both over the mean differences of the searches"
     elif results.spec.until:
-        interval, test = "anytime-valid interval", "of the sequential t-test that belongs to it"
+        interval = "anytime-valid interval"
+        test = (
+            "of the sequential t-test that belongs to it [wang2023anytime], both with a correction for "
+            "skewness [hall1992removal]"
+        )
     else:
         test = "of a two-sided sign-flip permutation test"
     yield (
@@ -204,7 +229,7 @@ def _is_directed(spec: Spec) -> bool:
 
 def references(results: Results) -> str:
     """What `methods` may cite, in BibTeX."""
-    return _CHANNEL_DIRECTED * _is_directed(results.spec) + _HOLM
+    return _CHANNEL_DIRECTED * _is_directed(results.spec) + _HOLM + _ANYTIME * bool(results.spec.until)
 
 
 def latex(text: str) -> str:
