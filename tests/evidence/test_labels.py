@@ -6,7 +6,7 @@ from cdgrad.study import spec
 from cdgrad.study.records.run import Run
 from cdgrad.study.statistics.results import Results
 from evidence.build import labels
-from evidence.build.loading import STUDIES
+from evidence.build.loading import STUDIES, studies
 
 
 def study(name, errors):
@@ -40,7 +40,7 @@ def run(arm, trial, search, seed, error, values):
 
 
 def test_it_compares_the_same_settings_the_best_rates_and_the_searches(monkeypatch):
-    errors = {"none": 20.0, "lr-0.0115": 19.0, "rw-0.02": 18.0, "rw-0.0168": 18.5, "divided": 18.25}
+    errors = {"none": 20.0, "lr-0.0115": 19.0, "rw-0.02": 18.0, "rw-0.0168": 18.5, "divided": 18.0}
 
     def of_rates(arm, seed):
         return errors.get(arm, 30.0) + 0.125 * (-1) ** seed * (arm == "rw-0.02")
@@ -50,25 +50,32 @@ def test_it_compares_the_same_settings_the_best_rates_and_the_searches(monkeypat
             1 + (seed - 40) % 4
         )  # better by 1, 2, 3 and 4 points, search by search
 
-    made = [study("labels-rates", of_rates), study("labels-again", of_searches)]
-    monkeypatch.setattr(labels, "studies", lambda names: made)
-    parts = labels.section()
-    reach = "\u00a0±\u00a00.09"
-    assert parts["labels_verdict"] == (
-        f"On 10 new seeds the same two settings differ by -2.00{reach} points, and the best of four learning "
-        f"rates of each method by -1.00{reach}; over 4 searches anew the difference is "
-        "-2.50\u00a0±\u00a02.05."
+    made = {name: [study(name, of)] for name, of in zip(labels.LABELS, (of_rates, of_searches), strict=True)}
+    monkeypatch.setattr(
+        labels, "studies", lambda names: [s for n in names for s in made.get(n) or studies([n])]
     )
-    assert f"is -0.25{reach} points" in parts["labels_text"]
+    parts = labels.section()
+    assert (
+        "On 10 new seeds the same two settings differ by -2.00\u00a0±\u00a00.09 points"
+        in parts["labels_verdict"]
+    )
+    assert "over all 30 by -1.21" in parts["labels_verdict"]  # 20 seeds of -0.82, 10 of -2
+    assert "over 4 searches anew the difference is -2.50\u00a0±\u00a02.05." in parts["labels_verdict"]
+    assert "no difference to that is shown (+0.00\u00a0±\u00a00.09)" in parts["labels_verdict"]
+    assert "the best of one minus the best of the other is -1.00\u00a0±\u00a00.09" in parts["labels_text"]
     assert "-1.00, -2.00, -3.00, -4.00 points" in parts["labels_text"]
     assert parts["labels_text"].count("| ordinary gradient |") == 4
 
 
-@pytest.mark.parametrize(("made", "verdict"), [((), "It was not repeated."), (("labels-rates",), "points.")])
-def test_what_was_not_run_is_said(made, verdict, monkeypatch):
-    monkeypatch.setattr(
-        labels, "studies", lambda names: [study(n, lambda arm, seed: 1.0 * seed) for n in made]
-    )
+def test_a_difference_to_the_control_is_refused_until_the_page_says_so(monkeypatch):
+    made = study("labels-rates", lambda arm, seed: 20.0 + 0.1 * (seed % 2) - 2 * (arm == "rw-0.02"))
+    monkeypatch.setattr(labels, "studies", lambda names: [made] if names == labels.LABELS else studies(names))
+    with pytest.raises(ValueError, match="differs from its control"):
+        labels.section()
+
+
+def test_what_was_not_run_is_said(monkeypatch):
+    monkeypatch.setattr(labels, "studies", lambda names: [])
     parts = labels.section()
     assert "not run" in parts["labels_text"]
-    assert parts["labels_verdict"].endswith(verdict) or "by +0.00" in parts["labels_verdict"]
+    assert parts["labels_verdict"] == "It was not repeated."
