@@ -71,6 +71,13 @@ def test_every_kind_of_file_is_written_and_none_is_overwritten(study, tmp_path, 
     assert (to / "methods.md").read_text() == "edited"
 
 
+def test_methods_count_the_images_that_were_recorded(tiny, make_run):
+    splits = {"splits": {"train": 1048, "validation": 32, "test": 320, "titles": {}}}
+    runs = [make_run(arm, seed, 3.0, environment=splits) for arm in ("sgd", "directed") for seed in range(2)]
+    text = paper.methods(Results.of(tiny, runs))
+    assert "was trained on 1,048 training, 32 validation and 320 test images of fake" in text
+
+
 def test_methods_of_a_study_that_adds_seeds_name_its_own_interval_and_test(tiny_text, make_run):
     adding = parse(tiny_text.replace("seeds = 2", "seeds = { until = 0.5, most = 30 }"), "tiny")
     runs = [make_run(arm, seed, 3.0 + seed % 3) for arm in ("sgd", "directed") for seed in range(6)]
@@ -92,7 +99,7 @@ def test_methods_state_design_search_tests_and_software(study):
     text = paper.methods(compose.read(study))
     assert "We compared directed_1 with sgd over 2 paired seeds." in text
     assert "The test split was read once per run, after its last epoch." in text
-    assert "small-cnn was trained on 50 training, 50 validation and all test images of fake" in text
+    assert "small-cnn was trained on 50 training, 50 validation and 300 test images of fake" in text
     assert "2 trials of a scrambled Sobol sequence were executed on 1 seed that no final run uses" in text
     assert "The search space of sgd was optimizer.lr from 0.01 to 1 (logarithmic)." in text
     assert "two-sided sign-flip permutation test." in text  # one comparison: no correction

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cdgrad.study import StudyError
@@ -112,7 +112,7 @@ def methods(results: Results) -> str:
     return " ".join(
         [
             *_design(results),
-            *_settings(results.spec),
+            *_settings(results),
             *_budget(results.spec),
             *_tests(results),
             *_software(results),
@@ -149,19 +149,29 @@ def _design(results: Results) -> Iterator[str]:
         yield f"{diverged} runs diverged; they are included with the value that they ended with."
 
 
-def _settings(spec: Spec) -> Iterator[str]:
+def _settings(results: Results) -> Iterator[str]:
+    spec = results.spec
     if spec.entry:
         yield f"Each run was executed by the training function {spec.entry}."
         return
     for cell in spec.cells:
         setting = spec.setting(cell, spec.baseline)
         where = f"In {cell}, " if cell else ""
-        yield where + _trained(setting, first=not where)
+        yield where + _trained(setting, _counts(results, cell), first=not where)
 
 
-def _trained(setting: Setting, *, first: bool) -> str:
+def _counts(results: Results, cell: str) -> dict[str, str]:
+    """The recorded images of each split, where all final runs of a cell have the same number of them."""
+    runs = [run for arm in results.spec.arms for run in results.finished[cell, arm].values()]
+    sizes = [run.environment["splits"] for run in runs if "splits" in run.environment]
+    counts = {role: {size[role] for size in sizes} for role in ("train", "validation", "test")}
+    return {role: f"{min(found):,}" for role, found in counts.items() if len(found) == 1}
+
+
+def _trained(setting: Setting, counts: Mapping[str, str], *, first: bool) -> str:
     task, model, schedule, optimizer = setting.tables()
-    data = f"{task.train} training, {task.validation} validation and {task.test} test images of {task.data}"
+    train, validation, test = (counts.get(k, getattr(task, k)) for k in ("train", "validation", "test"))
+    data = f"{train} training, {validation} validation and {test} test images of {task.data}"
     options = [f"batch size {schedule.batch}", f"{schedule.epochs} epochs", f"{schedule.decay} decay"]
     options += [f"augmentation by {_listed(task.augment)}"] if task.augment else []
     options += [f"{key} {value}" for key, value in optimizer.arguments.items()]
