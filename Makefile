@@ -26,11 +26,11 @@ docs: $(VENV)/.docs
 pages evidence: $(VENV)/.dev
 	$(BIN)/python -m tools.generated
 
-# A wheel and a source distribution, checked in an empty environment. Tag and upload by hand afterwards.
+# A wheel and a source distribution, checked in an empty environment; TAG=1 tags the commit. Upload by hand afterwards.
 release: $(VENV)/.dev
 	rm -rf dist
 	$(BIN)/python -m pip wheel --disable-pip-version-check --quiet --no-deps --wheel-dir dist .
-	$(BIN)/python -m tools.release
+	$(BIN)/python -m tools.release $(if $(TAG),--tag)
 
 clean:
 	rm -rf $(VENV) docs/_build .pytest_cache .ruff_cache .hypothesis
