@@ -99,12 +99,12 @@ def test_a_study_that_stopped_anywhere_goes_on_to_the_same_runs(spec, stop):
 
 
 def test_an_arm_with_a_failed_trial_waits_for_it(spec):
-    plan = Plan(spec, [], "here")
+    plan, made = Plan(spec, [], "here"), []
     for job in list(iter(plan.take, None)):
         failed = (job.cell, job.arm, job.trial, job.seed) == ("a", "directed", 1, 100)
-        plan.add(ended(job, 5.0, "failed" if failed else "ok"))
+        made.append(ended(job, 5.0, "failed" if failed else "ok"))
+        plan.add(made[-1])
     assert ("a", "directed") not in {(j.cell, j.arm) for j in iter(plan.take, None)}
-    made = list(plan._done.values())
     assert [j.key for j in iter(Plan(spec, made, "here").take, None) if j.trial is not None] == [
         ("a", "directed", 1, 100)
     ]

@@ -72,7 +72,8 @@ def test_records_of_schema_3_keep_their_digests(tmp_path, make_run):
     assert [(run.parameters, run.images, run.memory) for run in before] == [(None, None, None)] * 2
     with Store(tmp_path, write=True) as store:
         assert store.runs() == before
-        assert all(digest for (digest,) in store._db.execute("SELECT digest FROM runs"))
+    with closing(sqlite3.connect(tmp_path / FILE)) as db:
+        assert all(digest for (digest,) in db.execute("SELECT digest FROM runs"))
 
 
 def test_a_damaged_row_of_schema_3_is_named_and_not_brought_up_to_date(tmp_path, make_run):

@@ -127,8 +127,9 @@ def test_records_of_the_first_schema_are_read_and_then_kept_in_the_present_one(t
     with Store(tmp_path, write=True) as store:
         assert repr(store.runs()) == repr(before)
         assert store.spec() == spec
-        assert store._db.execute("PRAGMA user_version").fetchone() == (VERSION,)
-        tables = store._db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+    with closing(sqlite3.connect(tmp_path / FILE)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (VERSION,)
+        tables = db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
         assert set(tables) == {("specs",), ("runs",)}
 
 

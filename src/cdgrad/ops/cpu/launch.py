@@ -24,6 +24,7 @@ from cdgrad.ops import sobolev_weights
 from cdgrad.ops.byte_cache import cached_by_bytes
 from cdgrad.ops.cpu import chunks, threads
 from cdgrad.ops.memory_layout import Columns, columns_of
+from cdgrad.ops.versions import wrote_behind_autograd
 
 # A block is at most 6 MiB, which a core's share of the last cache holds where this was measured: there the
 # second sweep finds what the first has read. Wide rows are what memory is fast at: with blocks of 768 KiB,
@@ -76,8 +77,7 @@ def directed_(jobs: Sequence[tuple[Tensor, int, int]], metric: Metric) -> None:
         plan = _plan(forms, dtype.itemsize, torch.get_num_threads())
         if plan.tensors:
             _run([same[i][0] for i in plan.tensors], dtype, plan, metric)
-    # The kernels write behind autograd's back.
-    torch.autograd.graph.increment_version([grad for grad, *_ in jobs if not grad.is_inference()])
+    wrote_behind_autograd([grad for grad, *_ in jobs])
 
 
 def _directed_in_chunks(job: tuple[Tensor, int, int], metric: Metric) -> bool:

@@ -6,10 +6,9 @@ folder. Other folders and file names need ``datasets``.
 
 from __future__ import annotations
 
-import io
 import json
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any, cast
 from cdgrad.study import StudyError
 from cdgrad.study.data.choice import choose_columns, choose_splits
 from cdgrad.study.data.files import Contents, is_data, shown
-from cdgrad.study.data.source import ImageFile, Source, SourceSplit
+from cdgrad.study.data.source import ImageFile, Source, SourceSplit, image_file
 from cdgrad.study.shown import one_line
 from cdgrad.study.spec import Task
 
@@ -132,7 +131,7 @@ def _split(
         for path in files:
             for contents in _contents(path, image):
                 for content in contents:
-                    yield f"row {row} of split {name}", _file(content)
+                    yield f"row {row} of split {name}", image_file(content)
                     row += 1
 
     return SourceSplit(labels, images, tuple(names) if names else None, label)
@@ -148,13 +147,6 @@ def _contents(path: Path, column: str) -> Iterator[list[Any]]:
                 return
             values: list[Any] = batch.column(0).to_pylist()
         yield values
-
-
-def _file(content: Mapping[str, Any] | None) -> ImageFile:
-    """An image's bytes, or its path."""
-    if content is None:
-        return None
-    return io.BytesIO(content["bytes"]) if content["bytes"] is not None else content["path"]
 
 
 def _rows(files: Sequence[Path]) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import io
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,6 +11,13 @@ from typing import Any, BinaryIO
 HUB = "hub:"  # in front of the name of a data set on the Hugging Face hub
 ImageFile = str | Path | BinaryIO | None
 Images = Callable[[], Iterator[tuple[str, ImageFile]]]
+
+
+def image_file(content: Mapping[str, Any] | None) -> ImageFile:
+    """An image's bytes or its path, of a column of images of the datasets library."""
+    if content is None:
+        return None
+    return io.BytesIO(content["bytes"]) if content["bytes"] is not None else content["path"]
 
 
 def hub_name(data: str) -> str:

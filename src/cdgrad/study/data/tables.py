@@ -5,7 +5,6 @@ A local folder never asks the network.
 
 from __future__ import annotations
 
-import io
 import logging
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -15,7 +14,7 @@ from typing import Any
 from cdgrad.study import StudyError
 from cdgrad.study.data.choice import choose_columns, choose_splits
 from cdgrad.study.data.files import IMAGES, Contents, is_data, listed, shown
-from cdgrad.study.data.source import ImageFile, Source, SourceSplit, hub_name
+from cdgrad.study.data.source import ImageFile, Source, SourceSplit, hub_name, image_file
 from cdgrad.study.shown import one_line
 from cdgrad.study.spec import Task
 
@@ -143,14 +142,7 @@ def _split(library: Any, split: Any, name: str, image: str, label: str) -> Sourc
 
     def images() -> Iterator[tuple[str, ImageFile]]:
         for row, content in enumerate(files):
-            yield f"row {row} of split {name}", _file(content[image])
+            yield f"row {row} of split {name}", image_file(content[image])
 
     names = getattr(split.features[label], "names", None)
     return SourceSplit(split[label][:], images, tuple(names) if names else None, label)
-
-
-def _file(content: Any) -> ImageFile:
-    """An image's bytes, or its path."""
-    if content is None:
-        return None
-    return io.BytesIO(content["bytes"]) if content["bytes"] is not None else content["path"]

@@ -44,13 +44,9 @@ def seeds(results: Results, cell: str) -> Table:
         if any(seed in results.finished[cell, arm] for arm in spec.arms)
     ]
     return Table(
-        f"Every seed's {spec.measure.name} on the {spec.evaluate} {w.data}{w.in_unit}{_in(cell)}",
+        f"Every seed's {spec.measure.name} on the {spec.evaluate} {w.data}{w.in_unit}{cell and ', ' + cell}",
         ("seed", *spec.arms),
         rows,
         "* diverged",
         align="r" * (1 + len(spec.arms)),
     )
-
-
-def _in(cell: str) -> str:
-    return f", {cell}" if cell else ""

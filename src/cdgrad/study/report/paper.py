@@ -15,8 +15,9 @@ from cdgrad.study import StudyError
 from cdgrad.study.records import csv_text, to_parquet
 from cdgrad.study.report.document import Document, Table
 from cdgrad.study.report.remarks import environments
-from cdgrad.study.report.text import markdown_rows, printable
+from cdgrad.study.report.text import markdown_rows
 from cdgrad.study.report.words import words
+from cdgrad.study.shown import one_line
 from cdgrad.study.spec import ERROR, NO_METRIC, Setting, Spec
 from cdgrad.study.statistics import Results
 from cdgrad.study.statistics import paired as stats
@@ -244,7 +245,7 @@ def references(results: Results) -> str:
 
 def latex(text: str) -> str:
     """Text for LaTeX: special characters escaped, references in brackets as citations."""
-    escaped = "".join(_TEX.get(c, c) for c in printable(text))
+    escaped = "".join(_TEX.get(c, c) for c in one_line(text))
     return re.sub(r"\[(\w+)\]", r"\\cite{\1}", escaped)
 
 
@@ -253,7 +254,7 @@ def latex_table(table: Table) -> str:
     columns = table.align.replace("p", "l")
 
     def row(cells: Sequence[str]) -> str:
-        return " & ".join("".join(_TEX.get(c, c) for c in printable(cell)) for cell in cells) + r" \\"
+        return " & ".join("".join(_TEX.get(c, c) for c in one_line(cell)) for cell in cells) + r" \\"
 
     return "\n".join(
         [

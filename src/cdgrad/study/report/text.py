@@ -17,8 +17,8 @@ from cdgrad.tables import markdown as markdown_table
 
 def to_terminal(document: Document, console: Console) -> None:
     """Print the tables and the verdicts in 80 columns; the files have the details."""
-    console.print(Text(printable(document.title), style="bold"))
-    console.print(Text(printable(document.summary), style="dim"))
+    console.print(Text(one_line(document.title), style="bold"))
+    console.print(Text(one_line(document.summary), style="dim"))
     printed: set[str] = set()
     for section in document.sections:
         if section.detail:
@@ -32,17 +32,17 @@ def to_terminal(document: Document, console: Console) -> None:
             )
         for table in section.tables:
             console.print()
-            console.print(Text(printable(table.title), style="bold"))
+            console.print(Text(one_line(table.title), style="bold"))
             console.print(_grid(table))
             if table.note not in printed:  # the tables of all cells have the same
-                console.print(Text(printable(table.note), style="dim"))
+                console.print(Text(one_line(table.note), style="dim"))
             printed.add(table.note)
     console.print()
     points = RichTable.grid(padding=(0, 1, 0, 0))
     for sentence in document.remarks:
-        points.add_row("-", Text(printable(sentence)))
+        points.add_row("-", Text(one_line(sentence)))
     for sentence in document.verdicts:  # last, where a reader's eye is when the command has ended
-        points.add_row("-", Text(printable(sentence), style="bold"))
+        points.add_row("-", Text(one_line(sentence), style="bold"))
     console.print(points)
 
 
@@ -75,24 +75,19 @@ def markdown_rows(table: Table) -> list[str]:
     return markdown_table(header, rows, table.align)
 
 
-def printable(text: str) -> str:
-    """Text on one line, without characters that steer a terminal."""
-    return one_line(text)
-
-
 def _grid(table: Table) -> RichTable:
     grid = RichTable(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for title, letter in zip(table.header, table.align, strict=True):
         number = letter == "r"
         grid.add_column(title, justify="right" if number else "left", no_wrap=number, overflow="fold")
     for row in table.rows:
-        grid.add_row(*(Text(printable(cell)) for cell in row))
+        grid.add_row(*(Text(one_line(cell)) for cell in row))
     return grid
 
 
 def _plain(text: str) -> str:
     """Text that Markdown shows as it is."""
-    escaped = re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", printable(text))
+    escaped = re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", one_line(text))
     escaped = re.sub(r"&(?=#?\w+;)", r"\\&", escaped)
     # At the beginning of an item, a number with a dot would open a list.
     return re.sub(r"^(\d+)([.)])(?= )", r"\1\\\2", escaped)

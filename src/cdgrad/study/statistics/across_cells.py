@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from cdgrad.study.statistics.paired import LEVEL, RESAMPLES, Interval
-
-Array = NDArray[np.float64]
+from cdgrad.study.statistics.paired import LEVEL, RESAMPLES, Array, Interval
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -23,10 +21,9 @@ from cdgrad.study.statistics.paired import (
     Interval,
     fewest_pairs_with,
     mean_interval,
+    scipy_stats,
     standard_deviation,
 )
-
-scipy_stats: Any = import_module("scipy.stats")  # it ships no types
 
 
 @dataclass(frozen=True)

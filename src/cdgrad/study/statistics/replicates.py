@@ -10,16 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from cdgrad.study.statistics.paired import LEVEL, Interval, mean_interval
-
-Array = NDArray[np.float64]
-scipy_stats: Any = import_module("scipy.stats")  # it ships no types
+from cdgrad.study.statistics.paired import LEVEL, Array, Interval, mean_interval, scipy_stats
 
 
 @dataclass(frozen=True)

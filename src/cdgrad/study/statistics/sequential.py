@@ -39,11 +39,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-from cdgrad.study.statistics.paired import LEVEL, Interval
+from cdgrad.study.statistics.paired import LEVEL, Array, Interval
 
-Array = NDArray[np.float64]
 # One standard deviation of the differences. Every value keeps the coverage; this one was chosen for the
 # width: within 6 % of the narrowest interval of any scale from 10 to 50 pairs, and bounded from 5 pairs on.
 SCALE = 1.0

@@ -19,8 +19,8 @@ from cdgrad.study.report.figures.drawing import (
     look,
     plain_logarithmic,
 )
-from cdgrad.study.report.text import printable
 from cdgrad.study.report.words import words
+from cdgrad.study.shown import one_line
 from cdgrad.study.spec import Spec
 from cdgrad.study.spec.study import apart_from_lam
 from cdgrad.study.statistics import paired
@@ -95,7 +95,7 @@ def tuning_scatter(results: Results, cell: str) -> Drawing | None:
                 _draw_trials(axes, spec, place.arm, search, key, choices)
         if choices:
             # A choice is any text: without parse_math, a dollar would open a formula.
-            axes.set_xticks(range(len(choices)), list(map(printable, choices)), parse_math=False)
+            axes.set_xticks(range(len(choices)), list(map(one_line, choices)), parse_math=False)
         elif (low := min(d.low for d in ranges.values())) > 0 and any(d.log for d in ranges.values()):
             axes.set_xscale("log")
             high = max(d.high for d in ranges.values())
