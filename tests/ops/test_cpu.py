@@ -307,7 +307,7 @@ class Wrapped(torch.Tensor):
         (torch._neg_view(torch.randn(4, 3)), "lazily negated"),
         (torch.randn(20).as_strided((3, 2), (2, 3)), "overlap"),
         (torch.randn(9, 8, 8, 8, 8)[:, ::2, ::2, ::2, ::2], "more than three axes"),
-        (torch.randn(4, 3).to(torch.float8_e4m3fn), "no torch.float8_e4m3fn"),
+        (torch.randn(4, 3).to(torch.float8_e4m3fn), "do not support torch.float8_e4m3fn"),
     ],
 )
 def test_what_the_kernels_cannot_take_is_left_to_eager(grad, reason):

@@ -139,4 +139,4 @@ def test_damaged_pages_are_blamed_on_their_file(tmp_path, without_datasets):
         except StudyError as error:
             messages.append(str(error))
     assert any("cannot be read as Parquet" in message for message in messages)
-    assert not any("cannot keep" in message for message in messages)
+    assert not any("cannot store" in message for message in messages)
