@@ -122,6 +122,27 @@ def test_a_plan_takes_gradients_in_new_memory_and_another_lam():
         plan.metric = Sobolev(0.1, "periodic")
 
 
+def test_addresses_that_return_are_not_uploaded_again(monkeypatch):
+    """An allocator returns the same blocks after a step or a few; the oldest are forgotten."""
+    monkeypatch.setattr(launch, "_TABLES", 3)
+    uploads, upload = [], launch._upload
+    monkeypatch.setattr(launch, "_upload", lambda *args: uploads.append(0) or upload(*args))
+    memories = [torch.randn(12, 8) for _ in range(4)]
+    prepared = prepare(memories[:1], "sobolev:lam=1", backend="triton")
+
+    def run(i):
+        before = len(uploads)
+        exact = directed(memories[i].double().numpy(), Sobolev(1.0))
+        prepared.run([memories[i]])
+        assert error(memories[i], exact) < 1e-6
+        return len(uploads) - before
+
+    assert run(0) > 1  # the tables of the plan, too
+    assert [run(i) for i in (1, 2, 0, 1, 2, 3, 0, 3, 2)] == [1, 1, 0, 0, 0, 1, 1, 0, 0]
+    with pytest.raises(ValueError, match="overlap"):
+        prepare([memories[0], memories[1]], "sobolev:lam=1", backend="triton").run([memories[0]] * 2)
+
+
 @pytest.mark.parametrize("backend", ["auto", "triton", "eager"])
 def test_prepared_gradients(backend):
     """Forms are compared by `matches`; memory and lam may change."""
@@ -249,7 +270,8 @@ def test_the_kernels_compile_without_a_gpu(arch, tmp_path):
             assert elements[2] == 4
             assert lanes[2] == 8 // 4
         if not arch.startswith("gfx"):
-            assert row["wide_loads"] >= 8
+            # Every load: of 8 rows at once, or in two readings of 2 rows.
+            assert row["wide_loads"] >= (8 if row["size"] == 4 else 4)
             assert row["registers"] <= 128
-            # Beyond 1,024 channels the float64 values of four columns fill the registers.
-            assert row["stack_bytes"] <= (80 if row["size"] == 4 else 208)
+            # Up to 1,024 channels a thread holds 32 elements, beyond 8, and float64 values of four columns.
+            assert row["stack_bytes"] <= (80 if row["size"] == 4 else 64)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from cdgrad._torch_private import FormCheck
@@ -19,6 +19,9 @@ from cdgrad.ops.versions import wrote_behind_autograd
 
 if TYPE_CHECKING:
     from cdgrad.ops.triton.launch import Plan
+
+
+_ADDRESSES = 16  # as the allocator returns them: those of a step come back after one or a few
 
 
 class Prepared:
@@ -41,10 +44,11 @@ class Prepared:
         self._members: dict[str, list[int]] = {}
         self._plan: Plan | None = None
         self._pointers: list[int] = []
+        self._distinct: dict[tuple[int, ...], None] = {}  # addresses without overlaps, the oldest first
         self._sharded = any(map(is_dtensor, grads))
         if self._sharded:
             return
-        self._spans = [bytes_spanned(grad) for grad in grads]
+        self._spans = np.array([bytes_spanned(grad) for grad in grads], np.int64)
         for i, job in enumerate(zip(grads, dims, groups, strict=True)):
             self._members.setdefault(local.choose(backend, metric, *job)[0], []).append(i)
         if "triton" in self._members:
@@ -100,19 +104,30 @@ class Prepared:
             local.run_eager(self._jobs(grads, "eager"), self._metric)
 
     def _checked_pointers(self, grads: Sequence[torch.Tensor]) -> list[int]:
-        """The addresses; where they are not those of the last run, without overlaps."""
+        """The addresses; where they are not those of one of the last runs, without overlaps."""
         try:
             pointers = list(map(torch.Tensor.data_ptr, grads))
         except RuntimeError:  # tensors of torch.func's transforms, and fake ones
             refuse_overlaps(grads)
             return []
         if pointers != self._pointers:
-            # Intervals are disjoint if, sorted, each ends before the next begins.
-            ends = sorted(map(operator.add, pointers, self._spans))
-            if any(map(operator.gt, ends, sorted(pointers)[1:])):
-                refuse_overlaps(grads)  # on several devices, or interleaved, they may still be distinct
+            key = tuple(pointers)
+            if key not in self._distinct:
+                self._check_distinct(grads, pointers)
+                if len(self._distinct) == _ADDRESSES:
+                    del self._distinct[next(iter(self._distinct))]
+                self._distinct[key] = None
             self._pointers = pointers
         return pointers
+
+    def _check_distinct(self, grads: Sequence[torch.Tensor], pointers: list[int]) -> None:
+        # Intervals are disjoint if, sorted, each ends before the next begins.
+        starts = np.array(pointers, np.int64)
+        ends = starts + self._spans
+        starts.sort()
+        ends.sort()
+        if np.count_nonzero(ends[:-1] > starts[1:]):
+            refuse_overlaps(grads)  # on several devices, or interleaved, they may still be distinct
 
     def _jobs(self, grads: Sequence[torch.Tensor], backend: str) -> list[tuple[torch.Tensor, int, int]]:
         return [(grads[i], self._dims[i], self._groups[i]) for i in self._members[backend]]

@@ -51,7 +51,7 @@ def directed(
     FAMILY: tl.constexpr,  # 0 re-weighted, 1 Sobolev, 2 mean-weighted Sobolev
     USED: tl.constexpr,  # bit i: there are programs of tile i
     KINDS: tl.constexpr,  # tiles: KINDS / 3 segment counts with aligned, contiguous and strided columns
-    R: tl.constexpr,  # rows of a segment, half as many in the last tile, which is looped over
+    R: tl.constexpr,  # rows of a segment, a quarter as many in the last tile, which is looped over
     W: tl.constexpr,  # segments of the first tile; each next one has twice as many segments
     C: tl.constexpr,  # and half of the columns
     VECTOR: tl.constexpr,  # columns that a thread loads at once
@@ -70,7 +70,7 @@ def directed(
                     scratch,
                     DTYPE,
                     FAMILY,
-                    R >> (i // 3 == KINDS // 3 - 1),
+                    R >> (2 * (i // 3 == KINDS // 3 - 1)),
                     W << (i // 3 - (i // 3 == KINDS // 3 - 1)),
                     C >> (i // 3 - (i // 3 == KINDS // 3 - 1)),
                     i // 3 == KINDS // 3 - 1,

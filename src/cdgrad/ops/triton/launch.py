@@ -115,8 +115,10 @@ class _Batch:
         self._columns = tuple(members.values())
         self._device, self._dtype, self._metric, self._tile = device, dtype, metric, tile
         self._pointers: list[int] | None = None
+        self._all_aligned = (True,) * len(members)
         self._aligned: tuple[bool, ...] | None = None
         self._stream: int | None = None
+        self._tables: dict[tuple[int, ...], Tensor] = {}  # of the last addresses, which often return
         self._launch: Any = None
 
     @property
@@ -137,12 +139,20 @@ class _Batch:
             if pointers == self._pointers and (stream == self._stream or capturing_on(self._device)):
                 self._launch(self._addresses)
                 return
-            aligned = tuple([not pointer & 15 for pointer in pointers])
+            key = tuple(pointers)
+            if stream == self._stream and key in self._tables and not capturing_on(self._device):
+                self._pointers, self._addresses = pointers, self._tables[key]
+                self._launch(self._addresses)
+                return
+            array = np.array(pointers, np.int64)
+            aligned = self._all_aligned
+            if int(np.bitwise_or.reduce(array)) & 15:
+                aligned = tuple([not pointer & 15 for pointer in pointers])
             if capturing_on(self._device):
                 if aligned != self._aligned:
                     raise RuntimeError(
-                        "a CUDA graph is being captured, and channel_directed_ has not run with these "
-                        "shapes, strides and metric yet; run one step before the capture"
+                        "a CUDA graph is being captured, and channel_directed_ has not yet met these shapes, "
+                        "strides and this metric; run one step before the capture"
                     )
                 # A graph keeps its gradients in memory of its own: their addresses are written within it.
                 self._launch(_write(pointers, self._device))
@@ -151,8 +161,11 @@ class _Batch:
                 # Another stream may not have finished writing its arrays.
                 self._upload(aligned)
                 self._stream = stream
+                self._tables.clear()
+            if len(self._tables) == _TABLES:
+                del self._tables[next(iter(self._tables))]
             self._pointers = pointers
-            self._addresses = _upload(np.array(pointers, np.int64), self._device)
+            self._addresses = self._tables[key] = _upload(array, self._device)
             self._launch(self._addresses)
 
     def _upload(self, aligned: tuple[bool, ...]) -> None:
@@ -202,6 +215,7 @@ def _periodic(metric: Metric) -> bool:
     return getattr(metric, "boundary", "free") == "periodic"
 
 
+_TABLES = 16
 # Plans by forms and metric. The oldest leave, except those that graphs read.
 _PLANS = 64
 _plans: dict[Any, Plan] = {}

@@ -18,7 +18,7 @@ class Tile(NamedTuple):
     """What a program holds at once: rows of a segment, segments, columns.
 
     Where channels need it, segments are doubled and columns halved, up to `doublings` times; a column that is
-    longer still takes several of the last tile, with half of the rows.
+    longer still takes several of the last tile, with a quarter of the rows.
     """
 
     rows: int
@@ -40,7 +40,7 @@ class Tile(NamedTuple):
     def shape(self, size: int) -> tuple[int, int, int]:
         """Rows of a segment, segments and columns of a tile of that size."""
         doublings = min(size, self.doublings)
-        rows = self.rows if size == doublings else self.rows // 2
+        rows = self.rows if size == doublings else self.rows // 4
         return rows, self.segments << doublings, self.columns >> doublings
 
     def channels(self, size: int) -> int:
