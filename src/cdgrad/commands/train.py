@@ -232,7 +232,12 @@ def run_single(
                     f"--checkpoint, --device and --parallel do not apply to {setting.entry}, which runs its "
                     "own training loop"
                 )
-            return run_entry(arm, setting, seed, show, tuned=overrides)
+            outcome = run_entry(arm, setting, seed, show, tuned=overrides)
+            if unread := outcome.environment.get("unread"):
+                warnings.warn(
+                    f"{setting.entry} never read {', '.join(unread)}: it changed nothing", stacklevel=2
+                )
+            return outcome
         try:
             return train(setting, seed, show, device=device, checkpoint=checkpoint, every=0, ranks=ranks)
         except (StudyError, OSError, ModuleNotFoundError):

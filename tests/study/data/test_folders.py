@@ -119,6 +119,17 @@ def test_all_files_that_cannot_be_read_are_counted():
         load("set")
 
 
+@pytest.mark.parametrize("kind", ["gif", "png", "webp", "tif"])
+def test_only_the_first_frame_of_several_is_read_and_that_is_said(kind):
+    for name in ("cat", "dog"):
+        images(f"set/{name}", range(4))
+    first, second = (pillow.fromarray(np.full((8, 8, 3), value, np.uint8)) for value in (200, 10))
+    first.save(f"set/dog/moving.{kind}", save_all=True, append_images=[second])
+    with pytest.warns(UserWarning, match=r"only the first frame of 1 images is read \(dog/moving"):
+        decoded = load("set")
+    assert (decoded.train.pixels[-1].float().mean() - 200).abs() < 3
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes")
 def test_a_pipe_that_a_table_names_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")

@@ -97,6 +97,13 @@ def test_trials_that_all_agree_are_remarked(make_run, errors, said):
     assert ("All 3 trials of sgd have equal results" in text) is said
 
 
+def test_values_that_the_training_code_never_read_are_remarked(make_run):
+    spec = parse(TUNED[: TUNED.index("[tuning]")], "s")
+    runs = [make_run("sgd", seed, 3.0, environment={"unread": ["momentm"]}) for seed in range(2)]
+    text = " ".join(remarks(Results.of(spec, runs)))
+    assert "never read momentm of arm sgd: the values changed nothing" in text
+
+
 @pytest.mark.parametrize(("errors", "said"), [((0.11, 0.2), True), ((0.11, 3.0), False)])
 def test_errors_that_look_like_shares_are_asked_about(make_run, errors, said):
     spec = parse(TUNED[: TUNED.index("[tuning]")], "s")

@@ -104,6 +104,15 @@ def test_reports_become_epochs_and_further_numbers_measures():
     assert (outcome.status, outcome.error, outcome.measures) == ("ok", 12.5, {"top5": 1.0})
 
 
+def test_values_that_are_never_read_are_recorded():
+    outcome = ran(lambda seed, arm: {"error": 1.0}, "sgd")
+    assert outcome.environment == {"unread": ["lr", "net.width"]}
+    for read in (lambda v: v["lr"], lambda v: 1 * ("lr" in v), lambda v: v.setdefault("lr", 1)):
+        one = ran(lambda seed, arm, read=read: {"error": read(arm.values)}, "sgd")
+        assert one.environment == {"unread": ["net.width"]}
+    assert ran(lambda seed, arm: {"error": len(dict(arm.values))}, "sgd").environment == {}
+
+
 def test_a_diverged_run_says_so():
     outcome = ran(lambda seed, arm: {"error": 100.0, "diverged": True})
     assert (outcome.status, outcome.error, outcome.measures) == ("diverged", 100.0, {})

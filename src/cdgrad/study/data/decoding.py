@@ -106,7 +106,8 @@ def _decode(task: Task, folder: Path | None, entry: Path) -> None:
         if not len(split.labels):
             raise StudyError(f"{task.data}: split {source.titles[role]} has no images")
     labels, classes = number_classes(task, source.splits)
-    channels, height, width = images.common_shape(task, [split.images for split in source.splits.values()])
+    every = [split.images for split in source.splits.values()]
+    (channels, height, width), notes = images.common_shape(task, every)
     turned = 0
     for role, split in source.splits.items():
         np.save(cache.labels_file(entry, role), labels[role])
@@ -115,7 +116,7 @@ def _decode(task: Task, folder: Path | None, entry: Path) -> None:
         )
         turned += images.decode(task, split.images, arrays)
         arrays.flush()
-    cache.describe(entry, cache.Description(source.titles, classes, turned, source.notes))
+    cache.describe(entry, cache.Description(source.titles, classes, turned, (*source.notes, *notes)))
     shutil.rmtree(entry / "arrow", ignore_errors=True)
 
 

@@ -23,9 +23,13 @@ _ORIENTATION = 0x0112  # the EXIF tag: how to turn what a camera stored
 _SIDEWAYS = range(5, 9)  # its values that exchange width and height
 
 
-def common_shape(task: Task, splits: Iterable[Images]) -> tuple[int, int, int]:
-    """(channels, height, width) that all images get: gray if all are. Reads the files' headers only."""
+def common_shape(task: Task, splits: Iterable[Images]) -> tuple[tuple[int, int, int], tuple[str, ...]]:
+    """(channels, height, width) that all images get, gray if all are, and notes on what is not read.
+
+    Reads the files' headers only.
+    """
     modes: dict[str, str] = {}
+    several: list[str] = []  # with several frames or pages
     sizes: dict[tuple[int, int], str] = {}
 
     def look(where: str, image: Any) -> None:
@@ -34,6 +38,8 @@ def common_shape(task: Task, splits: Iterable[Images]) -> tuple[int, int, int]:
             width, height = height, width
         modes.setdefault(image.mode, where)
         sizes.setdefault((width, height), where)
+        if _has_several_frames(image):
+            several.append(where)
 
     for images in splits:
         _each(task, images, look)
@@ -44,8 +50,9 @@ def common_shape(task: Task, splits: Iterable[Images]) -> tuple[int, int, int]:
             f"{modes[mode]}"
         )
     channels = 1 if modes.keys() <= _GRAY else 3
+    notes = (f"only the first frame of {len(several)} images is read ({listed(several)})",) if several else ()
     if task.size:
-        return channels, task.size, task.size
+        return (channels, task.size, task.size), notes
     if len(sizes) > 1:
         (w, h), (v, g) = sorted(sizes)[:2]
         raise StudyError(
@@ -53,7 +60,18 @@ def common_shape(task: Task, splits: Iterable[Images]) -> tuple[int, int, int]:
             f"one side ({sizes[w, h]} and {sizes[v, g]} differ)"
         )
     ((width, height),) = sizes
-    return channels, height, width
+    return (channels, height, width), notes
+
+
+def _has_several_frames(image: Any) -> bool:
+    """Whether an image is animated, or has pages; cameras put previews into MPO files."""
+    try:
+        animated = getattr(image, "is_animated", None)
+        return image.format != "MPO" and bool(
+            getattr(image, "n_frames", 1) > 1 if animated is None else animated
+        )
+    except Exception:  # a later frame is damaged, and only the first one is read
+        return False
 
 
 def decode(task: Task, images: Images, out: Any) -> int:

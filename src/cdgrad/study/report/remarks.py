@@ -32,6 +32,7 @@ def remarks(results: Results) -> list[str]:
         *_environment(results),
         *_images(results),
         *_code(results),
+        *_unread(results),
         *_identical(results),
         *_equal_trials(results),
         *_not_in_the_study(results),
@@ -252,6 +253,17 @@ def _code(results: Results) -> Iterator[str]:
             f"The code changed between the runs ({', '.join(changed)}): they are compared as if it "
             f"were the same."
         )
+
+
+def _unread(results: Results) -> Iterator[str]:
+    """Whether the user's training code never read some of an arm's values: a typing error changes nothing."""
+    unread: dict[str, set[str]] = {}
+    for run in results.final_runs:
+        unread.setdefault(run.arm, set()).update(run.environment.get("unread", ()))
+    for arm, keys in unread.items():
+        if keys:
+            names = ", ".join(sorted(keys))
+            yield f"{results.spec.entry} never read {names} of arm {arm}: the values changed nothing."
 
 
 def _identical(results: Results) -> Iterator[str]:

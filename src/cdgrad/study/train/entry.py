@@ -100,6 +100,14 @@ class ReadValues(dict[str, Any]):
         self.read.add(key)
         return super().get(key, default)
 
+    def __contains__(self, key: object) -> bool:
+        self.read.add(str(key))
+        return super().__contains__(key)
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        return super().setdefault(key, default)
+
     def pop(self, key: str, *default: Any) -> Any:
         self.read.add(key)
         return super().pop(key, *default)
@@ -129,14 +137,17 @@ class ReadValues(dict[str, Any]):
     def __ror__(self, other: Any) -> Any:
         return other | self.copy()
 
+    def unread(self) -> list[str]:
+        """The keys that were never read: their values change nothing."""
+        return sorted(set(super().keys()) - self.read)
+
     def check(self, entry: str, tuned: set[str]) -> None:
         """Refuse a search over values that the run did not read: all its trials would be equal.
 
         Raises:
             StudyError: with the key, and the one that was probably meant.
         """
-        own = set(super().keys())
-        unread = sorted((own & tuned) - self.read)
+        own, unread = set(super().keys()), [key for key in self.unread() if key in tuned]
         if not unread:
             return
         known = sorted(self.read - own) or sorted(self.read)
@@ -199,8 +210,9 @@ def run_entry(
     measures = _numbers(values, setting.entry)
     result = measures.pop(setting.measure)
     _check_result(result, setting)
-    diverged = bool(measures.pop("diverged", 0))
-    return Outcome("diverged" if diverged else "ok", result, seen.epochs, measures, seen.columns)
+    status = "diverged" if measures.pop("diverged", 0) else "ok"
+    unread = {"unread": unread} if (unread := seen.values.unread()) else {}
+    return Outcome(status, result, seen.epochs, measures, seen.columns, unread)
 
 
 def _with_result(returned: Any, setting: EntrySetting) -> Mapping[Any, Any]:
