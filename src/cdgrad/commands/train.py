@@ -27,8 +27,8 @@ from cdgrad.study import StudyError
 from cdgrad.study.shown import named, one_line
 
 if TYPE_CHECKING:
-    from cdgrad.study.spec import Setting, Spec
-    from cdgrad.study.train.outcome import Epoch, Outcome
+    from cdgrad.study.spec import EntrySetting, Setting, Spec
+    from cdgrad.study.train.outcome import Epoch, OnEpoch, Outcome
     from cdgrad.study.train.ranks import Ranks
 
 
@@ -202,12 +202,8 @@ def run_single(
     Raises:
         StudyError: the run cannot be executed; as a `UserCodeError` where it raised an exception.
     """
-    from cdgrad.study.callables import UserCodeError
     from cdgrad.study.spec import EntrySetting
     from cdgrad.study.train.curves import curves
-    from cdgrad.study.train.device import explained
-    from cdgrad.study.train.entry import run_entry
-    from cdgrad.study.train.loop import train
     from cdgrad.study.train.ranks import ALONE
 
     ranks = ranks or ALONE
@@ -232,19 +228,40 @@ def run_single(
                     f"--checkpoint, --device and --parallel do not apply to {setting.entry}, which runs its "
                     "own training loop"
                 )
-            outcome = run_entry(arm, setting, seed, show, tuned=overrides)
-            if unread := outcome.environment.get("unread"):
-                warnings.warn(
-                    f"{setting.entry} never read {', '.join(unread)}: it changed nothing", stacklevel=2
-                )
-            return outcome
-        try:
-            return train(setting, seed, show, device=device, checkpoint=checkpoint, every=0, ranks=ranks)
-        except (StudyError, OSError, ModuleNotFoundError):
-            raise
-        except Exception as error:  # of the network, the optimizer or the device
-            message = explained(error) or named(error)
-            raise UserCodeError(f"{arm}, seed {seed} failed: {message}") from error
+            return _run_entry(arm, setting, seed, show, overrides)
+        return _train(arm, setting, seed, show, device, checkpoint, ranks)
+
+
+def _run_entry(
+    arm: str, setting: EntrySetting, seed: int, show: OnEpoch, overrides: Sequence[str]
+) -> Outcome:
+    from cdgrad.study.train.entry import run_entry
+
+    outcome = run_entry(arm, setting, seed, show, tuned=overrides)
+    if unread := outcome.environment.get("unread"):
+        warnings.warn(f"{setting.entry} never read {', '.join(unread)}: it changed nothing", stacklevel=2)
+    return outcome
+
+
+def _train(
+    arm: str,
+    setting: Setting,
+    seed: int,
+    show: OnEpoch,
+    device: str,
+    checkpoint: Path | None,
+    ranks: Ranks,
+) -> Outcome:
+    from cdgrad.study.callables import UserCodeError
+    from cdgrad.study.train.device import explained
+    from cdgrad.study.train.loop import train
+
+    try:
+        return train(setting, seed, show, device=device, checkpoint=checkpoint, every=0, ranks=ranks)
+    except (StudyError, OSError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # of the network, the optimizer or the device
+        raise UserCodeError(f"{arm}, seed {seed} failed: {explained(error) or named(error)}") from error
 
 
 def _short(key: str) -> str:
