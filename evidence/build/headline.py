@@ -10,7 +10,7 @@ from typing import NamedTuple
 Parts = Mapping[str, str]
 _HEADLINE = (
     "**No: over $claims_cells combinations of network and optimizer, no metric reduces the error on average or at\n"
-    "equal learning rates.** $elsewhere"
+    "equal learning rates.**"
 )
 _VERDICT = (
     "**Does it help? Not on average.** Over $claims_cells combinations of network and optimizer on handwritten\n"
@@ -31,9 +31,13 @@ _CARD = (
 
 
 class Sentences(NamedTuple):
-    """Each with the numbers of the records: for the page, README, the front page, README's claims, the card."""
+    """Each with the numbers of the records: for the page, README, the front page, README's claims, the card.
+
+    The page says `headline` above its figure, and `beside` below it.
+    """
 
     headline: str
+    beside: str
     readme: str
     front: str
     claim: str
@@ -50,6 +54,7 @@ def sentences(parts: Parts) -> Sentences:
 
     return Sentences(
         fill(_HEADLINE).rstrip(),
+        fill("$elsewhere").rstrip(),
         fill(_VERDICT, "docs/evidence.md"),
         fill(_VERDICT, "evidence.md"),
         fill(_CLAIM),

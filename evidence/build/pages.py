@@ -19,7 +19,9 @@ def build() -> tuple[Mapping[str, str], Sentences, list[Drawing]]:
     parts, figures = sections.all_parts()
     quoted = sentences(parts)
     pages = {
-        path.name: Template(path.read_text(encoding="utf-8")).substitute(parts, headline=quoted.headline)
+        path.name: Template(path.read_text(encoding="utf-8")).substitute(
+            parts, headline=quoted.headline, beside=quoted.beside
+        )
         for path in sorted(TEMPLATES.glob("*.md"))
     }
     return pages, quoted, figures
