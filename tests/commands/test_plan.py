@@ -65,6 +65,16 @@ def test_a_study_that_cannot_show_anything_is_warned_of(plan):
     assert list(preview.warnings(replace(spec.parse(SMALL, "mine"), seeds=tuple(range(7))))) == []
 
 
+@pytest.mark.parametrize("command", ["plan", "study"])
+def test_graphs_on_the_cpu_are_refused_before_anything_is_executed(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text(SMALL.replace("epochs = 4", "epochs = 4\ngraph = true"))
+    assert cli.main([command, "mine.toml"]) == 2
+    assert "schedule.graph = true needs a CUDA device" in capsys.readouterr().err
+    assert {file.name for file in tmp_path.iterdir()} == {"mine.toml"}
+    assert cli.main(["plan", "mine.toml", "--device", "cuda", "--no-timing"]) == 0
+
+
 def test_runs_and_splits_are_counted(plan):
     out = plan(TUNED, "--no-timing")
     assert "54 runs, 0 of them recorded in runs/mine, 54 remain" in out

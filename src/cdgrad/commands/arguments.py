@@ -88,6 +88,21 @@ def specification(source: str, rounding: int | None = None) -> Spec:
     return study if rounding is None else spec.with_rounding(study, rounding)
 
 
+def check_graphs(spec: Spec, device: str) -> None:
+    """Refuse ``schedule.graph = true`` on the CPU before anything is executed.
+
+    Raises:
+        UsageError: a cell demands CUDA graphs, and the device is the CPU.
+    """
+    for cell, tables in spec.cells.items():
+        if device == "cpu" and tables.get("schedule", {}).get("graph") is True:
+            where = f" in cell {cell}" if cell else ""
+            raise UsageError(
+                f"schedule.graph = true{where} needs a CUDA device, and the runs would be on the CPU; add "
+                "--device cuda, or remove the key, which uses graphs wherever there is a GPU"
+            )
+
+
 def check_new_file(file: Path, flag: str) -> None:
     """Refuse, before any work, a file that exists or that could not be written when the work is done."""
     from cdgrad.study.files import obstacle

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cdgrad.commands.arguments import add_study_arguments, positive, specification
+from cdgrad.commands.arguments import add_study_arguments, check_graphs, positive, specification
 
 if TYPE_CHECKING:
     from cdgrad.study.plan import Plan
@@ -46,6 +46,7 @@ def run(options: argparse.Namespace) -> int:
     from cdgrad.study.report import preview
 
     spec = specification(options.spec, options.rounding)
+    check_graphs(spec, options.device)
     folder = Path(options.out or spec.out)
     runs = recorded(folder)
     seconds = preview.recorded_seconds(spec, runs)

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cdgrad.commands import plan, report
-from cdgrad.commands.arguments import UsageError, add_study_arguments, failed, positive, specification
+from cdgrad.commands.arguments import (
+    UsageError,
+    add_study_arguments,
+    check_graphs,
+    failed,
+    positive,
+    specification,
+)
 
 if TYPE_CHECKING:
     from cdgrad.study.plan import Plan
@@ -70,6 +77,7 @@ def run(options: argparse.Namespace) -> int:
     from cdgrad.study.run.driver import run_study
 
     spec = specification(options.spec, options.rounding)
+    check_graphs(spec, options.device)
     folder = Path(options.out or spec.out)
     engine, workers = _engine(options, folder), options.workers or spec.workers
 

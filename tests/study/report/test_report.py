@@ -12,6 +12,7 @@ from cdgrad.study.records import Store
 from cdgrad.study.report import compose as report
 from cdgrad.study.report import costs
 from cdgrad.study.report import text as render
+from cdgrad.study.report.remarks import remarks
 from cdgrad.study.spec import parse
 from cdgrad.study.statistics import Results
 
@@ -167,3 +168,12 @@ def test_an_arm_shows_when_and_with_what_its_runs_were_made(tiny, make_run):
         ("sgd", "2026-01-01 to 2026-01-03", "none", "1,234", "96 to 480", "5"),
         ("directed", "2026-01-01", "triton", "-", "-", "-"),
     ]
+
+
+def test_why_steps_were_no_graphs_is_said(tiny, make_run):
+    runs = [make_run(arm, seed, 5.0 + seed) for arm in tiny.arms for seed in (0, 1)]
+    graphs = ["captured", "not captured: Adam has no graph", "not captured: schedule.graph is false"]
+    for run, graph in zip(runs, graphs, strict=False):
+        run.environment["graph"] = graph
+    (said,) = [each for each in remarks(Results.of(tiny, runs)) if "CUDA graphs" in each]
+    assert said == "The steps of 1 run were not CUDA graphs, which are faster on a GPU: Adam has no graph."

@@ -33,6 +33,7 @@ def remarks(results: Results) -> list[str]:
         *_images(results),
         *_code(results),
         *_unread(results),
+        *_graphs(results),
         *_identical(results),
         *_equal_trials(results),
         *_not_in_the_study(results),
@@ -264,6 +265,17 @@ def _unread(results: Results) -> Iterator[str]:
         if keys:
             names = ", ".join(sorted(keys))
             yield f"{results.spec.entry} never read {names} of arm {arm}: the values changed nothing."
+
+
+def _graphs(results: Results) -> Iterator[str]:
+    """Why runs on a GPU were not CUDA graphs, where graphs were not switched off."""
+    runs = [run for run in results.runs if run.status != "failed"]
+    reasons = [str(run.environment.get("graph", "")).partition("not captured: ")[2] for run in runs]
+    for reason in sorted({*reasons} - {"", "schedule.graph is false"}):
+        executed = _count(reasons.count(reason), "run")
+        yield (
+            f"The steps of {executed} were not CUDA graphs, which are faster on a GPU: {published(reason)}."
+        )
 
 
 def _identical(results: Results) -> Iterator[str]:
