@@ -109,16 +109,16 @@ def searches(replicates, seeds, tuning_sd, rng):
     """Studies with independent searches; the standard deviation over seeds is 1, the true difference is 0."""
     luck = tuning_sd * rng.normal(size=(STUDIES, replicates, 1))
     x = luck + rng.normal(size=(STUDIES, replicates, seeds))
-    found = [compare_replicates(list(d)) for d in x]
+    replicated = [compare_replicates(list(d)) for d in x]
     weights = stratified_weights([replicates], 2000)[0]
     boot = np.quantile(x.mean(2) @ weights.T, [0.025, 0.975], axis=1).T
     return {
         "searches": replicates,
         "seeds of each": seeds,
         "tuning over seed standard deviation": tuning_sd,
-        "random effects": covers(f.interval for f in found),
+        "random effects": covers(f.interval for f in replicated),
         "cluster bootstrap": covers(boot),
-        "as if from one search": covers(f.one_search for f in found),
+        "as if from one search": covers(f.one_search for f in replicated),
         "one search alone": covers(map(mean_interval, x[:, 0])),
     }
 
@@ -135,15 +135,15 @@ def tuned(replicates, rng, trials=6, tuning_seeds=2, seeds=10):
     chosen = np.take_along_axis(rates, observed.argmin(-1)[..., None], -1)
     errors = chosen**2 + 0.5 * rng.normal(size=(2, STUDIES, replicates, seeds))
     x = errors[0] - errors[1]
-    found = [compare_replicates(list(d)) for d in x]
+    replicated = [compare_replicates(list(d)) for d in x]
     return {
         "searches": replicates,
         "trials": trials,
         "seeds of each": seeds,
         "standard deviation of tuning, points": float((chosen[0] ** 2 - chosen[1] ** 2).std()),
         "standard deviation of a seed, points": 0.5 * np.sqrt(2),
-        "random effects": covers(f.interval for f in found),
-        "as if from one search": covers(f.one_search for f in found),
+        "random effects": covers(f.interval for f in replicated),
+        "as if from one search": covers(f.one_search for f in replicated),
         "one search alone": covers(map(mean_interval, x[:, 0])),
         "one search with all seeds": covers(
             map(
@@ -181,8 +181,8 @@ def planted(name, effect, pairs, rng):
 
 def bca(d):
     """`stats.bca_interval` with fewer resamples, for time."""
-    found = scipy_stats.bootstrap((d,), np.mean, n_resamples=999, method="BCa", rng=np.random.default_rng(0))
-    return found.confidence_interval
+    result = scipy_stats.bootstrap((d,), np.mean, n_resamples=999, method="BCa", rng=np.random.default_rng(0))
+    return result.confidence_interval
 
 
 def outside(intervals):

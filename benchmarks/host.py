@@ -144,12 +144,12 @@ def main() -> None:
                     }
                 )
                 print({k: round(1e6 * v, 1) if isinstance(v, float) else v for k, v in rows[-1].items()})
-    found = {
+    record = {
         "machine": {"cpu": cpu_name(), "torch": torch.__version__},
         "tensors": sum(layer.kernel > 0 for layer in resnet50()),
         "rows": rows,
     }
-    args.out.write_text(json.dumps(found, indent=1) + "\n")
+    args.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

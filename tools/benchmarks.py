@@ -36,12 +36,12 @@ def gpu() -> str:
 def _gpu_sentence() -> str:
     if not (RESULTS / "gpu.json").exists():
         return "GPU times have not been measured.\n"
-    found = record("gpu")
-    steps = found["sections"]["training steps"]["rows"]
+    measured = record("gpu")
+    steps = measured["sections"]["training steps"]["rows"]
     longer = [
         row["longer_percent"] for way in steps.values() for name, row in way.items() if name != "without"
     ]
-    return f"On {found['machine']['device']} a training step of ResNet-18 takes at most {max(longer):.1f} % longer.\n"
+    return f"On {measured['machine']['device']} a training step of ResNet-18 takes at most {max(longer):.1f} % longer.\n"
 
 
 def cost_sentence() -> str:
@@ -76,14 +76,14 @@ def accuracy() -> str:
 
 def optimizers() -> str:
     """Outcomes by optimizer; variants of one optimizer with equal outcomes share a row."""
-    found = record("optimizers")
+    measured = record("optimizers")
     rows: dict[tuple[str, bool, str], list[str]] = {}
-    for row in found["outcomes"]:
+    for row in measured["outcomes"]:
         rows.setdefault((row["name"], row["works"], row["why"]), []).append(row["variant"])
-    works = sum(row["works"] for row in found["outcomes"])
+    works = sum(row["works"] for row in measured["outcomes"])
     lines = [
-        f"torch {found['torch']}, pytorch_optimizer {found['pytorch_optimizer']}, on a CPU: {works} variants work, "
-        f"{len(found['outcomes']) - works} are refused.",
+        f"torch {measured['torch']}, pytorch_optimizer {measured['pytorch_optimizer']}, on a CPU: {works} variants work, "
+        f"{len(measured['outcomes']) - works} are refused.",
         "",
         *markdown(
             ("optimizer", "variant", "outcome", "why"),

@@ -111,11 +111,11 @@ def faults(attempt):
 def specifications(count, chance):
     """The faults of `count` mutated specifications."""
     text = load("quickstart").text
-    found = []
+    messages = []
     for _ in range(count):
         changed = mutated(text, chance)
-        found += [fault] if (fault := faults(lambda changed=changed: parse(changed, "fuzz"))) else []
-    return found
+        messages += [fault] if (fault := faults(lambda changed=changed: parse(changed, "fuzz"))) else []
+    return messages
 
 
 def flipped(content, chance):
@@ -146,7 +146,7 @@ def stores(count, chance, folder):
         with Store(folder, write=False) as store:
             return [vars(run) for run in store.runs()], store.spec()[1]
 
-    whole, content, found = read(), path.read_bytes(), []
+    whole, content, messages = read(), path.read_bytes(), []
 
     def attempt():
         if read() != whole:
@@ -154,8 +154,8 @@ def stores(count, chance, folder):
 
     for _ in range(count):
         path.write_bytes(flipped(content, chance))
-        found += [fault] if (fault := faults(attempt)) else []
-    return found
+        messages += [fault] if (fault := faults(attempt)) else []
+    return messages
 
 
 def option_names(command):
@@ -170,7 +170,7 @@ def arguments(count, chance, folder):
     (folder / "bad.toml").write_text('title = "\\u202e"\n[task\n')
     (folder / "damaged").mkdir()
     (folder / "damaged" / FILE).write_bytes(b"SQLite format 3\0" + bytes(200))
-    found = []
+    messages = []
     with chdir(folder):
         for _ in range(count):
             command = chance.choice(
@@ -179,8 +179,8 @@ def arguments(count, chance, folder):
             line = [command, chance.choice(ODD)]
             for _ in range(chance.randrange(3)):
                 line += [chance.choice(option_names(command)), chance.choice(ODD)][: chance.randrange(1, 3)]
-            found += [f"{line!r:.200}: {fault}"] if (fault := fault_of(line)) else []
-    return found
+            messages += [f"{line!r:.200}: {fault}"] if (fault := fault_of(line)) else []
+    return messages
 
 
 def fault_of(line):
@@ -223,14 +223,14 @@ def caches(count, chance, folder):
 
     os.environ["CDGRAD_CACHE"] = str(folder)
     whole = cache.load("entry", build)
-    files, found = sorted((folder / "entry").iterdir()), []
+    files, messages = sorted((folder / "entry").iterdir()), []
     for _ in range(count):
         file = chance.choice(files)
         content = file.read_bytes()
         replace(file, flipped(content, chance))
-        found += [f"{file.name}: {fault}"] if (fault := faults(attempt)) else []
+        messages += [f"{file.name}: {fault}"] if (fault := faults(attempt)) else []
         replace(file, content)
-    return found
+    return messages
 
 
 def replace(file, content):
@@ -242,7 +242,7 @@ def replace(file, content):
 def folders(count, chance, folder):
     """The faults of `count` folders of images or Parquet files, each with something damaged or strange."""
     os.environ["CDGRAD_CACHE"] = str(folder / "cache")
-    found = []
+    messages = []
     for number in range(count):
         place = folder / f"set{number}"
         (image_files if chance.random() < 0.5 else parquet_file)(place, chance)
@@ -251,9 +251,9 @@ def folders(count, chance, folder):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             fault = faults(lambda place=place: data.load(Task(str(place), 4, 2), seed=0))
-        found += [fault] if fault else []
+        messages += [fault] if fault else []
         shutil.rmtree(place)
-    return found
+    return messages
 
 
 def image_files(place, chance):
@@ -315,15 +315,15 @@ def main():
         parser.add_argument(f"--{kind}", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    found = specifications(options.specifications, random.Random(options.seed))
-    print(f"{options.specifications} specifications: {len(found)} faults", flush=True)
+    messages = specifications(options.specifications, random.Random(options.seed))
+    print(f"{options.specifications} specifications: {len(messages)} faults", flush=True)
     for name, kind in kinds.items():
         with tempfile.TemporaryDirectory() as folder:
             new = kind(getattr(options, name), random.Random(options.seed), Path(folder))
         print(f"{getattr(options, name)} {name}: {len(new)} faults", flush=True)
-        found += new
-    print(*sorted(set(found)), sep="\n")
-    return bool(found)
+        messages += new
+    print(*sorted(set(messages)), sep="\n")
+    return bool(messages)
 
 
 if __name__ == "__main__":

@@ -64,15 +64,15 @@ def expected(part: Part, text: str) -> str:
     Raises:
         ValueError: the file lacks the markers.
     """
-    found = part.compute()
-    assert isinstance(found, str)  # a figure, which is bytes, is a whole file
+    content = part.compute()
+    assert isinstance(content, str)  # a figure, which is bytes, is a whole file
     if not part.marker:
-        return found
+        return content
     begin, end = (f"<!-- {part.marker}:{place} -->" for place in ("begin", "end"))
     pattern = re.compile(re.escape(begin) + r"\n.*?" + re.escape(end), re.DOTALL)
     if len(pattern.findall(text)) != 1:
         raise ValueError(f"{part.file} needs {begin} and {end} once, each on a line of its own")
-    return pattern.sub(lambda _: f"{begin}\n{found}{end}", text)
+    return pattern.sub(lambda _: f"{begin}\n{content}{end}", text)
 
 
 def write(part: Part, root: Path = ROOT) -> bool:
@@ -82,8 +82,8 @@ def write(part: Part, root: Path = ROOT) -> bool:
     if part.marker or path.suffix == ".md":
         new = expected(part, old.decode()).encode()
     else:
-        found = part.compute()
-        new = found if isinstance(found, bytes) else found.encode()
+        content = part.compute()
+        new = content if isinstance(content, bytes) else content.encode()
     if new != old:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(new)

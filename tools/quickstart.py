@@ -36,10 +36,10 @@ def comparison() -> stats.Comparison:
         ValueError: the record shows a difference, which the text around the numbers denies.
     """
     by_arm = errors(RUNS)
-    found = stats.compare(by_arm["reweighted"], by_arm["sgd"])
-    if not found.interval.low < 0 < found.interval.high:
+    comparison = stats.compare(by_arm["reweighted"], by_arm["sgd"])
+    if not comparison.interval.low < 0 < comparison.interval.high:
         raise ValueError("the quickstart shows a difference: rewrite the sentences in tools/quickstart.py")
-    return found
+    return comparison
 
 
 def floor() -> stats.Comparison:
@@ -128,8 +128,8 @@ def _moved() -> str:
     """The largest difference of an error, in points, of a run that was executed again and differs by rounding."""
     from evidence.build import again
 
-    found, _ = again.read()
-    return f"{max(abs(run.error - run.error_now) for run in found if run.rounds):.2f}"
+    repeats, _ = again.read()
+    return f"{max(abs(run.error - run.error_now) for run in repeats if run.rounds):.2f}"
 
 
 def figure() -> bytes:

@@ -90,9 +90,9 @@ def read() -> tuple[list[Again], dict[str, Any]]:
 
 def section() -> dict[str, str]:
     """The parts of the page."""
-    found, where = read()
-    same, rounded = [a for a in found if a.same], [a for a in found if a.rounds and not a.same]
-    other = [a for a in found if not a.rounds]
+    repeats, where = read()
+    same, rounded = [a for a in repeats if a.same], [a for a in repeats if a.rounds and not a.same]
+    other = [a for a in repeats if not a.rounds]
     moved = [abs(a.error - a.error_now) for a in rounded]
     lines = [
         [
@@ -105,11 +105,11 @@ def section() -> dict[str, str]:
             f"{abs(a.loss - a.loss_now) / abs(a.loss):.0e}",
             "the same" if a.same else "rounding" if a.rounds else "differs",
         ]
-        for a in found
+        for a in repeats
     ]
     head = ["study", "cell", "arm", "recorded at", "error, %", "error now, %", "first epoch's loss, relative"]
     return {
-        "again_count": str(len(found)),
+        "again_count": str(len(repeats)),
         "again_same": str(len(same)),
         "again_rounded": str(len(rounded)),
         "again_moved": f"{max(moved, default=0.0):.2f}",
@@ -123,18 +123,18 @@ def section() -> dict[str, str]:
 def main() -> None:
     """Execute the sample and write the file after every run; those of the present commit are not repeated."""
     where = {key: environment()[key] for key in ("commit", "torch", "python")}
-    found, before = read() if FILE.exists() else ([], where)
-    found = found if before == where else []
-    done = {(again.study, again.arm) for again in found}
+    repeats, before = read() if FILE.exists() else ([], where)
+    repeats = repeats if before == where else []
+    done = {(again.study, again.arm) for again in repeats}
     for path in sorted(RECORDS.glob("*.parquet")):
         if not (STUDIES / f"{path.stem}.toml").is_file():
             continue
         spec, runs = load(str(STUDIES / f"{path.stem}.toml")), from_parquet(path)
         for run in sample(spec, runs):
             if (spec.name, run.arm) not in done:
-                found.append(execute_again(spec, run))
-                print(found[-1], file=sys.stderr, flush=True)
-                content = {"environment": where, "runs": [again._asdict() for again in found]}
+                repeats.append(execute_again(spec, run))
+                print(repeats[-1], file=sys.stderr, flush=True)
+                content = {"environment": where, "runs": [again._asdict() for again in repeats]}
                 FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

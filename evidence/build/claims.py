@@ -22,13 +22,13 @@ FIXED = {"reweighted-fixed": "re-weighted, lam = 3", "sobolev-fixed": "Sobolev, 
 
 def section() -> tuple[dict[str, str], list[Drawing]]:
     """Three metrics over networks and optimizers; and what the learning rate has to do with it."""
-    found = studies(CLAIMS)
-    table, base = rows(found, METHODS), baselines(found)
+    results = studies(CLAIMS)
+    table, base = rows(results, METHODS), baselines(results)
     averages = {arm: average(table, arm) for arm in METHODS}
     controls = at_equal_rates([row for row in table if row.arm in STRENGTHS])
     _still_says_no(averages.values(), controls)
-    fixed = rows(found, FIXED)
-    spec, budgets = found[0].spec, [study.spec.tuning for study in found if study.spec.tuning]
+    fixed = rows(results, FIXED)
+    spec, budgets = results[0].spec, [study.spec.tuning for study in results if study.spec.tuning]
     parts = {
         "claims_cells": str(len(base)),
         "tuned_count": str(len(table)),
@@ -44,7 +44,7 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
         "rates_shown": str(sum(control.against.differs for control in controls)),
         "rates_count": str(len(controls)),
         "rates_better": tables.count(sum(control.against.better for control in controls)),
-        "claims_images": _images(found),
+        "claims_images": _images(results),
         "lam_near": str(sum(_is_near_the_ordinary(row) for row in table if row.arm in STRENGTHS)),
         "lam_count": str(sum(row.arm in STRENGTHS for row in table)),
         "rates_table": rates_table(controls),
@@ -56,9 +56,9 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
     return parts, [figures.forest("claims", table, METHODS, {cell: tables.cell_name(cell) for cell in base})]
 
 
-def _images(found: Sequence[Results]) -> str:
+def _images(results: Sequence[Results]) -> str:
     """How many images train, over the studies."""
-    cells = [(study.spec, cell) for study in found for cell in study.spec.cells]
+    cells = [(study.spec, cell) for study in results for cell in study.spec.cells]
     return " or ".join(
         sorted({str(spec.setting(cell, spec.baseline).tables()[0].train) for spec, cell in cells})
     )
@@ -87,15 +87,15 @@ def at_equal_rates(table: Sequence[Row]) -> list[Control]:
         for cell in study.spec.cells
         if (setting := study.spec.setting(cell, "none"))
     }
-    found = [
+    comparisons = [
         (row, errors, stats.compare(row.errors, errors))
         for row in table
         if (errors := at_rate.get((row.cell, row.chosen["optimizer.lr"])))
     ]
-    adjusted = stats.holm([c.p for *_, c in found])
+    adjusted = stats.holm([c.p for *_, c in comparisons])
     return [
         Control(row, errors, replace(row, comparison=c, p=p))
-        for (row, errors, c), p in zip(found, adjusted, strict=True)
+        for (row, errors, c), p in zip(comparisons, adjusted, strict=True)
     ]
 
 

@@ -44,13 +44,13 @@ ARMS = {
 
 def section() -> tuple[dict[str, str], list[Drawing]]:
     """The table, what it shows in numbers, and what the learning rate has to do with it."""
-    found = studies(ELSEWHERE)
-    table = rows(found)
+    results = studies(ELSEWHERE)
+    table = rows(results)
     controls = {
         (control.row.study, control.row.cell, control.row.arm): control
         for control in claims.at_equal_rates([_as_in_rates(row) for row in table])
     }
-    by_name = {study.spec.name: study for study in found}
+    by_name = {study.spec.name: study for study in results}
     lines = [
         _line(row, by_name[row.study], controls.get((row.study, _as_in_rates(row).cell, row.arm)))
         for row in table
@@ -117,8 +117,8 @@ def _against(row: Row, study: Results, control: claims.Control | None) -> str:
     return "the same rate" if same else "not run" if row.differs else "not run: nothing to explain"
 
 
-def _names(found: Iterable[Row]) -> str:
-    return "; ".join(f"{ARMS[row.arm]}, {_place(row)}" for row in found) or "none"
+def _names(table: Iterable[Row]) -> str:
+    return "; ".join(f"{ARMS[row.arm]}, {_place(row)}" for row in table) or "none"
 
 
 def _place(row: Row) -> str:

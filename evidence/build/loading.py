@@ -88,13 +88,13 @@ def studies(names: Iterable[str]) -> list[Results]:
 def rows(results: Iterable[Results], arms: Iterable[str] = ()) -> list[Row]:
     """All comparisons, or those of `arms`, of several studies as one table: one correction over all."""
     wanted = set(arms)
-    found = [
+    comparisons = [
         (study, cell, arm, compared.comparison)
         for study in results
         for (cell, arm), compared in study.comparisons.items()
         if not wanted or arm in wanted
     ]
-    adjusted = stats.holm([comparison.p for *_, comparison in found])
+    adjusted = stats.holm([comparison.p for *_, comparison in comparisons])
     return [
         Row(
             study.spec.name,
@@ -108,7 +108,7 @@ def rows(results: Iterable[Results], arms: Iterable[str] = ()) -> list[Row]:
             chosen=dict(study.values(cell, arm)),
             diverged=sum(run.status == "diverged" for run in study.finished[cell, arm].values()),
         )
-        for (study, cell, arm, comparison), p in zip(found, adjusted, strict=True)
+        for (study, cell, arm, comparison), p in zip(comparisons, adjusted, strict=True)
     ]
 
 

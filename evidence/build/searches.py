@@ -41,13 +41,13 @@ def _searches(study: Results) -> str:
     lines = [
         [
             METHODS[arm],
-            ", ".join(f"{mean:+.2f}" for mean in found.means),
-            tables.plus_minus(found.mean, found.interval),
-            tables.plus_minus(float(np.mean(found.means)), found.one_search),
-            tables.number(found.tuning_sd),
-            tables.number(found.seed_sd),
+            ", ".join(f"{mean:+.2f}" for mean in replicated.means),
+            tables.plus_minus(replicated.mean, replicated.interval),
+            tables.plus_minus(float(np.mean(replicated.means)), replicated.one_search),
+            tables.number(replicated.tuning_sd),
+            tables.number(replicated.seed_sd),
         ]
-        for (_, arm), found in study.replicated.items()
+        for (_, arm), replicated in study.replicated.items()
     ]
     head = [
         "arm",
@@ -81,10 +81,10 @@ def _epochs(study: Results) -> str:
     lines: list[list[str]] = []
     for arm, runs in _finished(study).items():
         last = _last(runs)
-        found = [_chosen(runs, key) for key in _CHOICES.values()]
-        gains = [values - last for values in found]
+        by_choice = [_chosen(runs, key) for key in _CHOICES.values()]
+        gains = [values - last for values in by_choice]
         lines.append(
-            [METHODS[arm], f"{last.mean():.2f}", *(f"{values.mean():.2f}" for values in found)]
+            [METHODS[arm], f"{last.mean():.2f}", *(f"{values.mean():.2f}" for values in by_choice)]
             + [tables.plus_minus(float(gain.mean()), stats.mean_interval(gain)) for gain in gains]
         )
     head = [
@@ -114,8 +114,8 @@ def _differences(study: Results) -> str:
         if arm == study.spec.baseline:
             continue
         last = _last(own) - _last(base)
-        found = [_chosen(own, key) - _chosen(base, key) for key in _CHOICES.values()]
-        shown = [last, *found, *(values - last for values in found)]
+        by_choice = [_chosen(own, key) - _chosen(base, key) for key in _CHOICES.values()]
+        shown = [last, *by_choice, *(values - last for values in by_choice)]
         lines.append(
             [METHODS[arm], *(tables.plus_minus(float(v.mean()), stats.mean_interval(v)) for v in shown)]
         )

@@ -123,29 +123,29 @@ def rates() -> tuple[dict[str, str], list[Drawing]]:
 
 def photographs() -> tuple[dict[str, str], list[Drawing]]:
     """Subsets of CIFAR-10 (JPEG) and Tiny ImageNet."""
-    found = studies(PHOTOS)
-    all_photographs = [*found, *studies(["regimes-cifar10"])]
-    table = [replace(row, cell=PHOTOGRAPHS[row.study, row.cell]) for row in rows(found)]
+    results = studies(PHOTOS)
+    all_photographs = [*results, *studies(["regimes-cifar10"])]
+    table = [replace(row, cell=PHOTOGRAPHS[row.study, row.cell]) for row in rows(results)]
     base = {
         PHOTOGRAPHS[study.spec.name, cell]: error_and_sd
-        for study in found
+        for study in results
         for cell, error_and_sd in baselines([study]).items()
     }
     named = {"-".join(filter(None, key)): name for key, name in PHOTOGRAPHS.items()}
     controls = claims.at_equal_rates(
-        [replace(row, cell="-".join(filter(None, (row.study, row.cell)))) for row in rows(found)]
+        [replace(row, cell="-".join(filter(None, (row.study, row.cell)))) for row in rows(results)]
     )
     better = [f"{row.cell} ({claims.METHODS[row.arm]})" for row in table if row.better]
     worse = [f"{row.cell} ({claims.METHODS[row.arm]})" for row in table if row.worse]
     parts = {
-        "photos_about": "\n".join(f"- {_about(study)}" for study in found),
-        "photos_jpeg": _variety([study for study in found if study.spec.name != "tiny-imagenet-50"]),
+        "photos_about": "\n".join(f"- {_description(study)}" for study in results),
+        "photos_jpeg": _variety([study for study in results if study.spec.name != "tiny-imagenet-50"]),
         "photos_count": str(len(table)),
         "photos_seeds": _range(len(study.spec.seeds) for study in all_photographs),
         "photos_trial_seeds": _range(
             len(study.spec.tuning.seeds) for study in all_photographs if study.spec.tuning
         ),
-        "photos_trials": " or ".join(sorted({str(s.spec.tuning.trials) for s in found if s.spec.tuning})),
+        "photos_trials": " or ".join(sorted({str(s.spec.tuning.trials) for s in results if s.spec.tuning})),
         "photos_better": "; ".join(better) or "none",
         "photos_worse": "; ".join(worse) or "none",
         "photos_better_count": str(len(better)),
@@ -163,13 +163,15 @@ def photographs() -> tuple[dict[str, str], list[Drawing]]:
 
 def _range(counts: Iterable[int]) -> str:
     """The smallest and the largest."""
-    found = sorted(set(counts))
-    return str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}"
+    distinct = sorted(set(counts))
+    return str(distinct[0]) if len(distinct) == 1 else f"{distinct[0]} to {distinct[-1]}"
 
 
-def _variety(found: Sequence[Results]) -> str:
+def _variety(results: Sequence[Results]) -> str:
     """How many networks, optimizers and batch sizes the studies compare, in a sentence."""
-    settings = [study.spec.setting(cell, study.spec.baseline) for study in found for cell in study.spec.cells]
+    settings = [
+        study.spec.setting(cell, study.spec.baseline) for study in results for cell in study.spec.cells
+    ]
     tables_of = [setting.tables() for setting in settings]
     counts = {
         "network": len({model.name for _, model, *_ in tables_of}),
@@ -180,7 +182,7 @@ def _variety(found: Sequence[Results]) -> str:
     return f"The records hold {', '.join(words[:-1])} and {words[-1]}."
 
 
-def _about(study: Results) -> str:
+def _description(study: Results) -> str:
     """What a study of photographs was made of."""
     spec, budget = study.spec, study.spec.tuning
     task, _, schedule, _ = spec.setting(next(iter(spec.cells)), spec.baseline).tables()
@@ -233,8 +235,8 @@ def _training_table(layers: dict[str, mechanism.Array], cells: dict[str, str], a
 
 def attempts() -> tuple[dict[str, str], list[Drawing]]:
     """What was tried beyond the paper's idea."""
-    found = studies(["best-effort-sgd", "best-effort-adamw"])
-    table = rows(found)
+    results = studies(["best-effort-sgd", "best-effort-adamw"])
+    table = rows(results)
     better = [_attempt(row) for row in table if row.better]
     worse = [_attempt(row) for row in table if row.worse]
     controls = claims.at_equal_rates(table)
@@ -249,11 +251,11 @@ def attempts() -> tuple[dict[str, str], list[Drawing]]:
     listed = [
         f"{OPTIMIZERS[study.spec.name]}; baseline error {_base(study)}:\n\n"
         + tables.listing([row for row in table if row.cell in study.spec.cells], ATTEMPTS)
-        for study in found
+        for study in results
     ]
-    budgets = sorted({study.spec.tuning.trials for study in found if study.spec.tuning})
+    budgets = sorted({study.spec.tuning.trials for study in results if study.spec.tuning})
     parts = {
-        "attempts_seeds": " or ".join(sorted({str(len(study.spec.seeds)) for study in found})),
+        "attempts_seeds": " or ".join(sorted({str(len(study.spec.seeds)) for study in results})),
         "attempts_trials": " or ".join(map(str, budgets)),
         "attempts_better": "; ".join(better) or "none",
         "attempts_worse": "; ".join(worse) or "none",
@@ -273,7 +275,7 @@ def _attempt(row: Row) -> str:
 
 def ledger() -> tuple[dict[str, str], list[Drawing]]:
     """What all records add up to; and the tables of the second page."""
-    about = runs_of(studies((*CLAIMS, *RATES, *OTHERS, *labels.LABELS, "searches")))
+    origin = runs_of(studies((*CLAIMS, *RATES, *OTHERS, *labels.LABELS, "searches")))
     groups = {
         "The metrics, tuned": rows(studies(CLAIMS), claims.METHODS),
         "The metrics at a fixed lam and the baseline's rate": rows(studies(CLAIMS), claims.FIXED),
@@ -287,12 +289,12 @@ def ledger() -> tuple[dict[str, str], list[Drawing]]:
     listed = [f"## {title}\n\n{tables.full(table)}" for title, table in groups.items() if table]
     parts = {
         "ledger_not_run": ", ".join(f"`{name}`" for name in _not_run()) or "none",
-        "ledger_runs": f"{about['runs']:,}",
-        "ledger_failed": str(about["failed"]),
-        "ledger_diverged": str(about["diverged"]),
-        "ledger_commits": ", ".join(f"`{commit[:7]}`" for commit in about["commit"]),
-        "ledger_torch": ", ".join(about["torch"]),
-        "ledger_cpu": ", ".join(about["cpu"]),
+        "ledger_runs": f"{origin['runs']:,}",
+        "ledger_failed": str(origin["failed"]),
+        "ledger_diverged": str(origin["diverged"]),
+        "ledger_commits": ", ".join(f"`{commit[:7]}`" for commit in origin["commit"]),
+        "ledger_torch": ", ".join(origin["torch"]),
+        "ledger_cpu": ", ".join(origin["cpu"]),
         "full_tables": "\n\n".join(listed),
     }
     return parts, []

@@ -16,22 +16,22 @@ SIZES = (0.1, 0.2, 0.5)  # points
 def matrix(table: Sequence[Row], base: Mapping[str, tuple[float, float]], names: Mapping[str, str]) -> str:
     """A cell a row, an arm a column: difference and interval; bold where a difference is shown."""
     cells = list(dict.fromkeys(row.cell for row in table))
-    found = {(row.cell, row.arm): difference(row.comparison, row.differs) for row in table}
+    differences = {(row.cell, row.arm): difference(row.comparison, row.differs) for row in table}
     head = ["network and optimizer", "baseline error (SD), %", *names.values()]
     lines = [
         [cell_name(cell), "{:.2f} ({:.2f})".format(*base[cell])]
-        + [found.get((cell, arm), "not run") for arm in names]
+        + [differences.get((cell, arm), "not run") for arm in names]
         for cell in cells
     ]
     return markdown(head, lines, right=1)
 
 
-def listing(table: Sequence[Row], about: Mapping[str, str]) -> str:
+def listing(table: Sequence[Row], descriptions: Mapping[str, str]) -> str:
     """An arm a row: what it is, what was chosen, its error, its difference and how sure it is."""
     head = ["arm", "chosen", "error (SD), %", "difference, points", "Holm p", "MDD"]
     lines = [
         [
-            about[row.arm],
+            descriptions[row.arm],
             chosen(row.chosen),
             f"{row.error:.2f} ({row.sd:.2f})",
             difference(row.comparison, row.differs),

@@ -116,13 +116,13 @@ def _cost(record: Sequence[dict[str, Any]]) -> str:
 
 def _values(record: Sequence[dict[str, Any]]) -> Values:
     """Errors by cell, arm, method and width, then by seed; statistics of batch norm estimated anew."""
-    found: Values = {}
+    values: Values = {}
     for row in record:
         if row["width"] == 1 or row["reestimated"]:
             method = "" if row["width"] == 1 else row["method"]
             width = float(row["arm"].removeprefix("scratch-")) if "scratch" in row["arm"] else row["width"]
-            found.setdefault((row["cell"], row["arm"], method, width), {})[row["seed"]] = row["error"]
-    return found
+            values.setdefault((row["cell"], row["arm"], method, width), {})[row["seed"]] = row["error"]
+    return values
 
 
 def _of(values: Values, cell: str, arm: str, method: str, width: float) -> list[float]:

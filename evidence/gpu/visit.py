@@ -51,12 +51,12 @@ def run(options: Namespace) -> int:
             print("evidence/gpu: every specification is finished", file=sys.stderr)
             return 0
         file = out / f"{spec.name}.parquet"
-        found = _execute(spec, runs, options, deadline, lambda now: _write(now, file, options.commit))
-    results = Results.of(spec, found)
+        all_runs = _execute(spec, runs, options, deadline, lambda now: _write(now, file, options.commit))
+    results = Results.of(spec, all_runs)
     print(f"{spec.name}: {results.count} of {results.total} final runs; {_size(file)}")
     for cell in spec.cells:
         print("\n".join(verdicts(results, cell)))
-    failed = [run for run in found if run.status == "failed"]
+    failed = [run for run in all_runs if run.status == "failed"]
     if failed:
         print(f"evidence/gpu: {len(failed)} runs failed, the first: {failed[0].message}", file=sys.stderr)
     return bool(failed)
@@ -93,9 +93,9 @@ def _execute(
     """The recorded runs and those made until the deadline; `write` is given them after every run."""
     from cdgrad.study import data
 
-    found = {run.key: run for run in runs if run.status != "failed"}
-    plan = Plan(spec, found.values(), spec.name)
-    longest = [max((run.seconds for run in found.values()), default=0.0)]
+    by_key = {run.key: run for run in runs if run.status != "failed"}
+    plan = Plan(spec, by_key.values(), spec.name)
+    longest = [max((run.seconds for run in by_key.values()), default=0.0)]
 
     def take() -> Job | None:
         late = time.monotonic() + _SLACK * longest[0] > deadline
@@ -109,9 +109,9 @@ def _execute(
             for event in events:
                 if isinstance(event, RunDone):
                     plan.add(event.run)
-                    found[event.run.key] = event.run
+                    by_key[event.run.key] = event.run
                     longest[0] = max(longest[0], event.run.seconds)
-                    write([*found.values()])
+                    write([*by_key.values()])
                     print(f"{plan.done}/{plan.total} {_line(event.run)}", file=sys.stderr, flush=True)
 
     with _alarm(deadline):
@@ -119,7 +119,7 @@ def _execute(
             work()
         except TimeoutError:
             print("evidence/gpu: the time is over; unfinished runs are not recorded", file=sys.stderr)
-    return [*found.values()]
+    return [*by_key.values()]
 
 
 def _line(run: Run) -> str:

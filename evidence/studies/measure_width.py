@@ -132,8 +132,8 @@ class Runs:
         errors: dict[float, float] = {}
         for rate in RATES:
             run = self.get(cell, arm, setting, TRIAL_SEED, rate, trial=True)
-            found = [row["error"] for row in run["errors"] if row["width"] in wanted and row["best"]]
-            errors[rate] = sum(found) / len(found)
+            rows = [row["error"] for row in run["errors"] if row["width"] in wanted and row["best"]]
+            errors[rate] = sum(rows) / len(rows)
         return min(errors, key=errors.__getitem__)
 
 
@@ -152,11 +152,11 @@ def measured(setting: Setting, arm: Arm, seed: int, rate: float, *, trial: bool)
         rows: list[Row] = [_row(1.0, "none", False, _error(model, split), True)]
         if arm.scale < 1:
             return rows
-        found = mesh.meshes(model)
+        meshes = mesh.meshes_of(model)
         methods = ["fold"] if arm.folds or trial else list(mesh.REDUCTIONS)
         for width in (0.5,) if trial else WIDTHS[1:]:
             for method in methods:
-                small = mesh.changed(model, found, mesh.REDUCTIONS[method](model, found, width))
+                small = mesh.changed(model, meshes, mesh.REDUCTIONS[method](model, meshes, width))
                 if not trial:
                     rows.append(_row(width, method, False, _error(small, split), False))
                 mesh.reestimate_(small, _batches(data.train, 256))
@@ -185,10 +185,10 @@ def train(setting: Setting, arm: Arm, data: datasets.Data, seed: int, rate: floa
     task, network, schedule, optimizing = setting.tables()
     size = {"width": round(network.arguments["width"] * arm.scale)}
     model = models.build(network.name, data.image_shape, data.classes, network.arguments | size)
-    found = mesh.meshes(model)
+    meshes = mesh.meshes_of(model)
     if arm.strength:
-        mesh.smooth_(model, found, arm.strength)
-    smoother = mesh.Smoother(model, found)
+        mesh.smooth_(model, meshes, arm.strength)
+    smoother = mesh.Smoother(model, meshes)
     make = load_callable(optimizing.name)
     optimizer = make(list(model.parameters()), lr=rate, **optimizing.arguments)
     steps = schedule.epochs * math.ceil(len(data.train) / schedule.batch)
@@ -201,7 +201,7 @@ def train(setting: Setting, arm: Arm, data: datasets.Data, seed: int, rate: floa
             images = datasets.augment(data.train.images(rows), task.augment, augmentation)
             optimizer.zero_grad()
             folded = arm.widths and random.random() < 0.5
-            logits = _at_width(model, found, random.uniform(0.25, 1), images) if folded else model(images)
+            logits = _at_width(model, meshes, random.uniform(0.25, 1), images) if folded else model(images)
             cross_entropy(logits, data.train.labels[rows]).backward()
             if arm.strength:
                 smoother(arm.strength * (arm.last_strength / arm.strength) ** (done / steps))
@@ -211,11 +211,11 @@ def train(setting: Setting, arm: Arm, data: datasets.Data, seed: int, rate: floa
     return model
 
 
-def _at_width(model: nn.Module, found: mesh.Meshes, width: float, images: Tensor) -> Tensor:
+def _at_width(model: nn.Module, meshes: mesh.Meshes, width: float, images: Tensor) -> Tensor:
     """The output of the network folded to `width`, differentiable in the weights of the whole one."""
-    changes = mesh.fold(model, found, width)
+    changes = mesh.fold(model, meshes, width)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    return functional_call(model, mesh.changed_tensors(tensors, found, changes), (images,))
+    return functional_call(model, mesh.changed_tensors(tensors, meshes, changes), (images,))
 
 
 def write(path: Path, spec: str, runs: Runs, seeds: Sequence[int]) -> None:
@@ -230,11 +230,11 @@ def write(path: Path, spec: str, runs: Runs, seeds: Sequence[int]) -> None:
         if final.get((run["cell"], run["arm"])) == set(seeds)
         for row in run["errors"]
     ]
-    about = {"spec": spec, "environment": json.dumps(environment())}
+    description = {"spec": spec, "environment": json.dumps(environment())}
     table = pa.Table.from_pylist(rows).sort_by(
         [(key, "ascending") for key in ("cell", "arm", "trial", "seed")]
     )
-    pq.write_table(table.replace_schema_metadata(about), path, compression="zstd")
+    pq.write_table(table.replace_schema_metadata(description), path, compression="zstd")
     print(f"{path}: {len(rows)} rows")
 
 

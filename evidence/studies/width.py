@@ -1,6 +1,6 @@
 """The width of a network as a mesh: channels are samples of functions of s in [0, 1], and can be resampled.
 
-`meshes` finds by torch.fx which layers share an axis of channels; `resize` returns a plain module of
+`meshes_of` finds by torch.fx which layers share an axis of channels; `resize` returns a plain module of
 another width. Where the weights behind a channel axis are smooth in s (`smooth_`, `Smoother`), the features
 are, too, because convolution, normalization and activation act channel by channel; folding then costs an
 error of second order in the gap between kept channels. None of this is part of the package.
@@ -68,7 +68,7 @@ class Meshes:
     all_sizes: Mapping[int, int]
 
 
-def meshes(model: nn.Module) -> Meshes:
+def meshes_of(model: nn.Module) -> Meshes:
     """The axes of channels of `model`; those of its input and of its output keep their sizes.
 
     What is added shares an axis, what is concatenated keeps one axis a part, depthwise convolutions and batch
@@ -81,7 +81,7 @@ def meshes(model: nn.Module) -> Meshes:
     tracer = _Tracer(model)
     for node in fx.symbolic_trace(model).graph.nodes:
         tracer.visit(node)
-    return tracer.found()
+    return tracer.meshes()
 
 
 class _Tracer:
@@ -159,7 +159,7 @@ class _Tracer:
                 self.parent[self.root(b)] = self.root(a)
         return first
 
-    def found(self) -> Meshes:
+    def meshes(self) -> Meshes:
         fixed = {self.root(axis) for axis in self.fixed}
         writes = {name: self.root(axis) for name, axis in self.writes.items()}
         return Meshes(
@@ -207,28 +207,28 @@ def new_width(n: int, width: float) -> int:
     return max(1, round(n * width))
 
 
-def resize(model: nn.Module, width: float, found: Meshes | None = None) -> nn.Module:
+def resize(model: nn.Module, width: float, meshes: Meshes | None = None) -> nn.Module:
     """A copy of `model` with `width` times the channels in every layer but input and output.
 
     Args:
         model: traceable by torch.fx.
         width: factor, above 0; below 1 channels are folded, above 1 they are interpolated.
-        found: what `meshes` says of the model, to save finding it anew.
+        meshes: `meshes_of` the model, where the caller has it already.
 
     Raises:
-        ValueError: as `meshes`.
+        ValueError: as `meshes_of`.
     """
-    found = found or meshes(model)
-    return changed(model, found, {axis: resized(n, new_width(n, width)) for axis, n in found.sizes.items()})
+    meshes = meshes or meshes_of(model)
+    return changed(model, meshes, {axis: resized(n, new_width(n, width)) for axis, n in meshes.sizes.items()})
 
 
-def changed(model: nn.Module, found: Meshes, changes: Mapping[int, Change]) -> nn.Module:
+def changed(model: nn.Module, meshes: Meshes, changes: Mapping[int, Change]) -> nn.Module:
     """A copy of `model`, of ordinary layers, with other channels along the axes of `changes`."""
     copied = copy.deepcopy(model)
     values = changed_tensors(
-        {**dict(model.named_parameters()), **dict(model.named_buffers())}, found, changes
+        {**dict(model.named_parameters()), **dict(model.named_buffers())}, meshes, changes
     )
-    for name in {*found.writes, *found.follows}:
+    for name in {*meshes.writes, *meshes.follows}:
         layer: Any = copied.get_submodule(name)
         for key in ("weight", "bias", "running_mean", "running_var"):
             if (value := values.get(f"{name}.{key}")) is not None:
@@ -255,22 +255,22 @@ def _set_sizes(layer: Any) -> None:
 
 
 def changed_tensors(
-    tensors: Mapping[str, Tensor], found: Meshes, changes: Mapping[int, Change]
+    tensors: Mapping[str, Tensor], meshes: Meshes, changes: Mapping[int, Change]
 ) -> dict[str, Tensor]:
     """The parameters and buffers under `changes`, by name; differentiable in `tensors`."""
     values = dict(tensors)
-    rows = {name: (axis,) for name, axis in found.writes.items()} | dict(found.follows)
+    rows = {name: (axis,) for name, axis in meshes.writes.items()} | dict(meshes.follows)
     for name, axes in rows.items():
         for key in ("weight", "bias", "running_mean", "running_var"):
             if (value := values.get(f"{name}.{key}")) is not None:
-                values[f"{name}.{key}"] = _along_rows(value, axes, found, changes)
-    for name, axes in found.reads.items():
-        values[f"{name}.weight"] = _along_columns(values[f"{name}.weight"], axes, found, changes)
+                values[f"{name}.{key}"] = _along_rows(value, axes, meshes, changes)
+    for name, axes in meshes.reads.items():
+        values[f"{name}.weight"] = _along_columns(values[f"{name}.weight"], axes, meshes, changes)
     return values
 
 
-def _along_rows(value: Tensor, axes: Sequence[int], found: Meshes, changes: Mapping[int, Change]) -> Tensor:
-    parts = value.split([found.all_sizes[axis] for axis in axes]) if len(axes) > 1 else [value]
+def _along_rows(value: Tensor, axes: Sequence[int], meshes: Meshes, changes: Mapping[int, Change]) -> Tensor:
+    parts = value.split([meshes.all_sizes[axis] for axis in axes]) if len(axes) > 1 else [value]
     new = [
         torch.tensordot(changes[axis].sample.to(part), part, 1) if axis in changes else part
         for axis, part in zip(axes, parts, strict=True)
@@ -279,12 +279,12 @@ def _along_rows(value: Tensor, axes: Sequence[int], found: Meshes, changes: Mapp
 
 
 def _along_columns(
-    weight: Tensor, axes: Sequence[int], found: Meshes, changes: Mapping[int, Change]
+    weight: Tensor, axes: Sequence[int], meshes: Meshes, changes: Mapping[int, Change]
 ) -> Tensor:
     """A weight (P, inputs, ...) whose inputs are the axes' channels, each `repeat` inputs in a row."""
     if not any(axis in changes for axis in axes):
         return weight
-    sizes = [found.all_sizes[axis] for axis in axes]
+    sizes = [meshes.all_sizes[axis] for axis in axes]
     repeat = weight.shape[1] // sum(sizes)
     parts = weight.split([size * repeat for size in sizes], 1)
     new: list[Tensor] = []
@@ -300,20 +300,20 @@ def _along_columns(
 # Other ways of dropping channels, to compare with.
 
 
-def drop_smallest(model: nn.Module, found: Meshes, width: float) -> dict[int, Change]:
+def drop_smallest(model: nn.Module, meshes: Meshes, width: float) -> dict[int, Change]:
     """Remove the channels whose filters have the smallest L1 norm, and what reads them (Li et al. 2017)."""
     changes: dict[int, Change] = {}
-    for axis, signature in signatures(model, found, scaled=False).items():
+    for axis, signature in signatures(model, meshes, scaled=False).items():
         keep = signature.abs().sum(1).topk(new_width(len(signature), width)).indices.sort().values
         sample = torch.eye(len(signature))[keep]
         changes[axis] = Change(sample, sample.T.clone())
     return changes
 
 
-def merge_alike(model: nn.Module, found: Meshes, width: float) -> dict[int, Change]:
+def merge_alike(model: nn.Module, meshes: Meshes, width: float) -> dict[int, Change]:
     """Again and again drop one of the two most alike channels; its readers read the other one."""
     changes: dict[int, Change] = {}
-    for axis, signature in signatures(model, found).items():
+    for axis, signature in signatures(model, meshes).items():
         n, k = len(signature), new_width(len(signature), width)
         stands_for = torch.arange(n)
         distance = torch.cdist(signature, signature)
@@ -328,10 +328,10 @@ def merge_alike(model: nn.Module, found: Meshes, width: float) -> dict[int, Chan
     return changes
 
 
-def fold_sorted(model: nn.Module, found: Meshes, width: float) -> dict[int, Change]:
+def fold_sorted(model: nn.Module, meshes: Meshes, width: float) -> dict[int, Change]:
     """Sort the channels so that neighbors are alike, then fold."""
     changes: dict[int, Change] = {}
-    for axis, signature in signatures(model, found).items():
+    for axis, signature in signatures(model, meshes).items():
         order = similarity_order(signature)
         sample, spread = coarsen(len(order), new_width(len(order), width))
         place = torch.eye(len(order))[order]  # (place @ w)[i] = w[order[i]]
@@ -339,15 +339,15 @@ def fold_sorted(model: nn.Module, found: Meshes, width: float) -> dict[int, Chan
     return changes
 
 
-def signatures(model: nn.Module, found: Meshes, *, scaled: bool = True) -> dict[int, Tensor]:
+def signatures(model: nn.Module, meshes: Meshes, *, scaled: bool = True) -> dict[int, Tensor]:
     """The filters that write each channel of an axis, side by side: shape (channels, weights).
 
     With `scaled`, as a following batch norm scales them, and with its shift beside them.
     """
-    parts: dict[int, list[Tensor]] = {axis: [] for axis in found.sizes}
+    parts: dict[int, list[Tensor]] = {axis: [] for axis in meshes.sizes}
     layers = dict(model.named_modules())
     behind = _norms_behind(model)
-    for name, axis in found.writes.items():
+    for name, axis in meshes.writes.items():
         if axis in parts:
             weight = layers[name].weight.detach().flatten(1)
             norm = layers[behind[name]] if name in behind else None
@@ -356,18 +356,18 @@ def signatures(model: nn.Module, found: Meshes, *, scaled: bool = True) -> dict[
                 shift = norm.bias.detach() - gain * norm.running_mean
                 weight = torch.cat([gain[:, None] * weight, shift[:, None]], 1)
             parts[axis].append(weight)
-    return {axis: torch.cat(some, 1) for axis, some in parts.items()}
+    return {axis: torch.cat(weights, 1) for axis, weights in parts.items()}
 
 
 def _norms_behind(model: nn.Module) -> dict[str, str]:
     """The batch norm that alone reads a layer's output, by the layer's name."""
-    modules, found = dict(model.named_modules()), dict[str, str]()
+    modules, following = dict(model.named_modules()), dict[str, str]()
     for node in fx.symbolic_trace(model).graph.nodes:
         if node.op == "call_module" and isinstance(modules[node.target], NORMS):
             (source,) = node.all_input_nodes
             if source.op == "call_module" and len(source.users) == 1:
-                found[source.target] = node.target
-    return found
+                following[source.target] = node.target
+    return following
 
 
 # Smoothness: of the initialization, and of the training.
@@ -389,15 +389,15 @@ def power(n: int, strength: float, exponent: float = 1.0) -> Tensor:
 
 
 @torch.no_grad()
-def smooth_(model: nn.Module, found: Meshes, strength: float) -> None:
+def smooth_(model: nn.Module, meshes: Meshes, strength: float) -> None:
     """Make the weights that write resizable axes a draw of the metric's own Gaussian, in place.
 
     w becomes P^(1/2) w, scaled to the norm that w had: noise whose covariance along the channel is P.
     """
-    for name, axis in found.writes.items():
-        if axis in found.sizes:
+    for name, axis in meshes.writes.items():
+        if axis in meshes.sizes:
             weight = model.get_submodule(name).weight
-            smooth = torch.tensordot(power(found.sizes[axis], strength, 0.5).to(weight), weight, 1)
+            smooth = torch.tensordot(power(meshes.sizes[axis], strength, 0.5).to(weight), weight, 1)
             weight.copy_(smooth * (weight.norm() / smooth.norm()))
 
 
@@ -408,12 +408,12 @@ class Smoother:
     operator acts alike on equally many neighbors, and may be changed between steps.
     """
 
-    def __init__(self, model: nn.Module, found: Meshes) -> None:
+    def __init__(self, model: nn.Module, meshes: Meshes) -> None:
         self.tensors: list[tuple[nn.Parameter, list[int] | None]] = []
-        rows = {name: (axis,) for name, axis in found.writes.items()} | dict(found.follows)
+        rows = {name: (axis,) for name, axis in meshes.writes.items()} | dict(meshes.follows)
         for name, axes in rows.items():
-            if all(axis in found.sizes for axis in axes):
-                sizes = [found.sizes[axis] for axis in axes]
+            if all(axis in meshes.sizes for axis in axes):
+                sizes = [meshes.sizes[axis] for axis in axes]
                 self.tensors += [(p, sizes) for p in model.get_submodule(name).parameters(recurse=False)]
 
     @torch.no_grad()
@@ -449,9 +449,9 @@ def reestimate_(model: nn.Module, batches: Iterable[Tensor]) -> None:
 Method = Callable[[nn.Module, Meshes, float], dict[int, Change]]
 
 
-def fold(model: nn.Module, found: Meshes, width: float) -> dict[int, Change]:
+def fold(model: nn.Module, meshes: Meshes, width: float) -> dict[int, Change]:
     """Fold the channels in their own order."""
-    return {axis: coarsen(n, new_width(n, width)) for axis, n in found.sizes.items()}
+    return {axis: coarsen(n, new_width(n, width)) for axis, n in meshes.sizes.items()}
 
 
 REDUCTIONS: dict[str, Method] = {

@@ -86,13 +86,13 @@ def test_half_the_width_has_the_architecture_of_the_network_of_that_width(name):
 @pytest.mark.parametrize("name", NETWORKS)
 def test_refining_and_then_folding_back_returns_the_network(name):
     model = network(name)
-    found = mesh.meshes(model)
-    wide = mesh.resize(model, 1.75, found)
+    meshes = mesh.meshes_of(model)
+    wide = mesh.resize(model, 1.75, meshes)
     changes = {
-        axis: mesh.coarsen(wide_size, found.sizes[axis])
-        for axis, wide_size in mesh.meshes(wide).sizes.items()
+        axis: mesh.coarsen(wide_size, meshes.sizes[axis])
+        for axis, wide_size in mesh.meshes_of(wide).sizes.items()
     }
-    back = mesh.changed(wide, mesh.meshes(wide), changes).state_dict()
+    back = mesh.changed(wide, mesh.meshes_of(wide), changes).state_dict()
     for key, value in model.state_dict().items():
         torch.testing.assert_close(back[key], value, rtol=1e-4, atol=1e-5)
 
@@ -117,10 +117,10 @@ def smooth_network(n):
 def test_the_error_of_folding_is_of_second_order_in_the_gap():
     model = smooth_network(193)
     x = torch.randn(8, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    axis = next(iter(mesh.meshes(model).sizes))
+    axis = next(iter(mesh.meshes_of(model).sizes))
     errors = []
     for k in (97, 49, 25, 13):  # gaps 2, 4, 8, 16
-        small = mesh.changed(model, mesh.meshes(model), {axis: mesh.coarsen(193, k)})
+        small = mesh.changed(model, mesh.meshes_of(model), {axis: mesh.coarsen(193, k)})
         errors.append((small(x) - model(x)).square().mean().sqrt().item())
     orders = [math.log2(b / a) for a, b in itertools.pairwise(errors)]
     assert all(1.8 < order < 2.3 for order in orders), orders
@@ -128,11 +128,11 @@ def test_the_error_of_folding_is_of_second_order_in_the_gap():
 
 def test_a_shuffled_network_does_not_fold():
     model = smooth_network(193)
-    found = mesh.meshes(model)
-    (axis,) = found.sizes
+    meshes = mesh.meshes_of(model)
+    (axis,) = meshes.sizes
     order = torch.randperm(193, generator=torch.Generator().manual_seed(0))
     place = torch.eye(193)[order]
-    shuffled = mesh.changed(model, found, {axis: mesh.Change(place, place.T)})
+    shuffled = mesh.changed(model, meshes, {axis: mesh.Change(place, place.T)})
     x = torch.randn(8, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(shuffled(x), model(x))  # the order of the channels changes nothing
     errors = [(mesh.resize(m, 0.5)(x) - model(x)).norm() for m in (model, shuffled)]
@@ -145,43 +145,43 @@ def test_channels_in_two_equal_halves_can_be_merged_without_error_and_not_droppe
     model = nn.Sequential(nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 2, 3)).eval()
     with torch.no_grad():
         model[0].weight[8:], model[0].bias[8:] = model[0].weight[:8], model[0].bias[:8]
-    found = mesh.meshes(model)
-    half = mesh.changed(model, found, mesh.REDUCTIONS[reduction](model, found, 0.5))
+    meshes = mesh.meshes_of(model)
+    half = mesh.changed(model, meshes, mesh.REDUCTIONS[reduction](model, meshes, 0.5))
     x = torch.randn(4, 1, 8, 8)
     close = torch.allclose(half(x), model(x), atol=1e-5)
     assert close == (reduction == "merged")
 
 
 def test_the_axes_of_a_resnet_are_its_streams_and_the_insides_of_its_blocks():
-    found = mesh.meshes(network("resnet8"))
+    meshes = mesh.meshes_of(network("resnet8"))
     # Three streams of 8, 16 and 32 channels and the inside of a block in each.
-    assert sorted(found.sizes.values()) == [8, 8, 16, 16, 32, 32]
-    assert found.writes["features.3.residual.3"] == found.writes["features.0"]
-    assert found.writes["features.4.shortcut.0"] == found.writes["features.4.residual.3"]
+    assert sorted(meshes.sizes.values()) == [8, 8, 16, 16, 32, 32]
+    assert meshes.writes["features.3.residual.3"] == meshes.writes["features.0"]
+    assert meshes.writes["features.4.shortcut.0"] == meshes.writes["features.4.residual.3"]
 
 
 def test_concatenated_features_keep_an_axis_a_part():
-    found = mesh.meshes(network("densenet-bc"))
-    assert max(map(len, found.reads.values())) == 2
-    assert len(found.reads["head"]) == 2
+    meshes = mesh.meshes_of(network("densenet-bc"))
+    assert max(map(len, meshes.reads.values())) == 2
+    assert len(meshes.reads["head"]) == 2
 
 
 def test_depthwise_convolutions_follow_their_input():
-    found = mesh.meshes(network("mobilenet-v2"))
-    depthwise = [name for name in found.follows if name.endswith("layers.0") or name.endswith("layers.3")]
+    meshes = mesh.meshes_of(network("mobilenet-v2"))
+    depthwise = [name for name in meshes.follows if name.endswith("layers.0") or name.endswith("layers.3")]
     assert depthwise
 
 
 def test_padding_with_zeros_is_refused_because_it_treats_channels_by_number():
     model = models.build("resnet8", (3, 8, 8), 10, {"width": 8})
     with pytest.raises(ValueError, match="may treat channels by their number"):
-        mesh.meshes(model)
+        mesh.meshes_of(model)
 
 
 def test_an_unknown_layer_is_refused():
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.Conv2d(8, 1, 3))
     with pytest.raises(ValueError, match="a GroupNorm, is not known to act on every channel alike"):
-        mesh.meshes(model)
+        mesh.meshes_of(model)
 
 
 def test_a_smooth_initialization_has_the_metric_s_spectrum_and_keeps_the_norm():
@@ -191,20 +191,20 @@ def test_a_smooth_initialization_has_the_metric_s_spectrum_and_keeps_the_norm():
     for seed in range(60):
         model[0].weight.data.normal_(generator=torch.Generator().manual_seed(seed))
         size = model[0].weight.norm().item()
-        mesh.smooth_(model, mesh.meshes(model), 3.0)
+        mesh.smooth_(model, mesh.meshes_of(model), 3.0)
         assert model[0].weight.norm().item() == pytest.approx(size, rel=1e-5)
         draws.append((mesh.cosines(16).float() @ model[0].weight.detach().flatten(1)).square().mean(1))
-    found = torch.stack(draws).mean(0)
+    mean = torch.stack(draws).mean(0)
     damping = 1 / (1 + 12 * torch.sin(math.pi * torch.arange(16) / 32).square())
-    torch.testing.assert_close(found / found[0], damping, rtol=0.2, atol=0)
+    torch.testing.assert_close(mean / mean[0], damping, rtol=0.2, atol=0)
 
 
 def test_the_smoother_directs_weights_scales_and_shifts_and_keeps_their_norms():
     model = network("resnet8")
-    found = mesh.meshes(model)
+    meshes = mesh.meshes_of(model)
     model.train()(images("resnet8")).square().sum().backward()
     before = {name: p.grad.clone() for name, p in model.named_parameters()}
-    mesh.Smoother(model, found)(30.0)
+    mesh.Smoother(model, meshes)(30.0)
     for name, param in model.named_parameters():
         assert param.grad.norm() == pytest.approx(before[name].norm().item(), rel=1e-4)
         changed = not torch.equal(param.grad, before[name])
@@ -248,8 +248,8 @@ def test_statistics_estimated_anew_are_those_of_the_images():
 
 def test_training_at_a_width_trains_the_folded_network_and_reaches_all_weights():
     model, x = network("resnet8"), images("resnet8")
-    found = mesh.meshes(model)
-    logits = measure_width._at_width(model, found, 0.5, x)
+    meshes = mesh.meshes_of(model)
+    logits = measure_width._at_width(model, meshes, 0.5, x)
     torch.testing.assert_close(logits, mesh.resize(model, 0.5)(x))
     logits.square().sum().backward()
     unread = model.features[0].weight.grad[3]  # a channel between kept ones is not used itself
