@@ -11,6 +11,7 @@ from rich.console import Console
 from cdgrad.study import StudyError
 from cdgrad.study.records import Run
 from cdgrad.study.report import compose, further, html_page, paper, text, times
+from cdgrad.study.report.figures import curves
 from cdgrad.study.report.remarks import remarks
 from cdgrad.study.report.verdicts import verdicts
 from cdgrad.study.spec import as_json, parse
@@ -201,3 +202,12 @@ def test_the_time_of_runs_is_reported_per_arm_and_in_all():
         t for s in document.sections for t in s.tables if t.title == "Time that the runs of each arm took"
     )
     assert table.rows[0] == ("adam", "8", "0", "0", "0", "2.0", "0.0", "16")
+
+
+def test_no_two_curves_of_all_pairs_look_alike():
+    results = results_of().compared_with("", all_pairs=True)
+    axes = curves.difference_curves(results, "").figure.axes[0]
+    lines = [line for line in axes.lines if not line.get_label().startswith("_")]
+    assert [line.get_label() for line in lines] == ["lion vs. adam", "sgd vs. adam", "sgd vs. lion"]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 3
+    assert len({line.get_color() for line in lines}) == 3

@@ -8,7 +8,7 @@ import numpy as np
 
 from cdgrad.study.report.document import Figure, Table
 from cdgrad.study.report.figures.differences import better_and_worse, reference_words
-from cdgrad.study.report.figures.drawing import Drawing, canvas, legend, look
+from cdgrad.study.report.figures.drawing import Drawing, canvas, legend, look_of_contrast
 from cdgrad.study.report.tables import row_name
 from cdgrad.study.report.words import words
 from cdgrad.study.statistics.across_cells import (
@@ -78,7 +78,7 @@ def _profile(results: Results) -> Drawing:
     figure, (axes,) = canvas(3.8)
     axes.axvline(0, color="0.4", linewidth=1)
     for name, cells in differences.items():
-        color, _, dash = look(spec, spec.contrasts[name].arm)
+        color, _, dash = look_of_contrast(spec, name)
         profile = performance_profile(cells, thresholds)
         axes.plot(thresholds, 100 * profile.share, dash, color=color, linewidth=1.8, label=name)
         axes.fill_between(

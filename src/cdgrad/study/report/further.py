@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cdgrad.study.records.run import Run
 from cdgrad.study.report.document import Table
-from cdgrad.study.report.figures.drawing import Drawing, canvas, file_name, look
+from cdgrad.study.report.figures.drawing import Drawing, canvas, file_name, look_of_contrast
 from cdgrad.study.report.tables import mean, row_name
 from cdgrad.study.report.words import Words, decimals
 from cdgrad.study.shown import one_line
@@ -68,7 +68,7 @@ def further_figure(results: Results, cell: str) -> Drawing | None:
         rows = [d for d in differences if d.measure == measure]
         axes.axvline(0, color="0.4", linewidth=1)
         for row, d in enumerate(rows):
-            color, marker, _ = look(spec, spec.contrasts[d.name].arm)
+            color, marker, _ = look_of_contrast(spec, d.name)
             axes.plot(paired.mean_interval(d.differences), [row, row], color=color, linewidth=2.5)
             axes.plot(mean(d.differences), row, marker=marker, color=color, markersize=6)
         axes.set_yticks(range(len(rows)), [d.name for d in rows])

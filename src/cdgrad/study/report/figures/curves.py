@@ -10,7 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from cdgrad.study.records.run import Run
-from cdgrad.study.report.figures.drawing import Drawing, canvas, error_axis, file_name, legend, look
+from cdgrad.study.report.figures.drawing import (
+    Drawing,
+    canvas,
+    error_axis,
+    file_name,
+    legend,
+    look,
+    look_of_contrast,
+)
 from cdgrad.study.report.words import words
 from cdgrad.study.spec import Spec
 from cdgrad.study.statistics import paired
@@ -76,7 +84,7 @@ def difference_curves(results: Results, cell: str) -> Drawing | None:
     figure, (axes,) = canvas(3.8)
     axes.axhline(0, color="0.4", linewidth=1)
     for arm, (epochs, differences) in drawn.items():
-        color, _, dash = look(spec, spec.contrasts[arm].arm)
+        color, _, dash = look_of_contrast(spec, arm)
         _plot(axes, epochs, differences.mean(axis=0), dash, color, arm)
         if len(drawn) <= _BANDS_AT_MOST:
             ends = np.array([paired.mean_interval(column) for column in differences.T])

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from cdgrad.study.report.figures.drawing import Drawing, canvas, file_name, look
+from cdgrad.study.report.figures.drawing import Drawing, canvas, file_name, look_of_contrast
 from cdgrad.study.report.words import Words, words
 from cdgrad.study.spec import Spec
 from cdgrad.study.statistics import paired
@@ -20,7 +20,7 @@ def paired_differences(results: Results, cell: str) -> Drawing:
     figure, (axes,) = canvas(1.3 + 0.7 * len(compared))
     ends = _ends(results, [(cell, name) for name in compared], seeds_too=True)
     for row, (name, (comparison, _)) in enumerate(compared.items()):
-        color, marker, _ = look(spec, spec.contrasts[name].arm)
+        color, marker, _ = look_of_contrast(spec, name)
         shown = np.clip(comparison.differences, *ends)
         spots = row + 0.2 + _swarm(shown, (ends[1] - ends[0]) / 80)
         axes.scatter(shown, spots, s=28, color=color, marker=marker, alpha=0.6, linewidth=0, clip_on=False)
@@ -76,7 +76,7 @@ def overview(results: Results) -> Drawing:
                 bbox=ground,
             )
         position += 1
-        color, marker, _ = look(spec, spec.contrasts[name].arm)
+        color, marker, _ = look_of_contrast(spec, name)
         _mean_and_interval(axes, position, comparison, color, ends, marker)
         rows[position] = name
     w = words(results)

@@ -101,6 +101,16 @@ def legend(figure: Figure, axes: Axes) -> None:
 def look(spec: Spec, arm: str) -> tuple[str, str, str]:
     """Color, marker and dash; the baseline is black."""
     order = [spec.baseline, *(name for name in spec.arms if name != spec.baseline)]
-    index = order.index(arm)
+    return _numbered(order.index(arm))
+
+
+def look_of_contrast(spec: Spec, name: str) -> tuple[str, str, str]:
+    """Color, marker and dash of a comparison: its arm's, or its own where two may share an arm."""
+    if not spec.all_pairs:
+        return look(spec, spec.contrasts[name].arm)
+    return _numbered(1 + list(spec.contrasts).index(name))
+
+
+def _numbered(index: int) -> tuple[str, str, str]:
     color = index % len(_COLORS)
     return _COLORS[color], _MARKERS[color], _DASHES[(color + index // len(_COLORS)) % len(_DASHES)]
