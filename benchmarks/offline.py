@@ -36,8 +36,28 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
+def tiles_of_resnet50(dtype: str) -> int:
+    """The kinds of tiles that the gradients of ResNet-50 take, one bit each."""
+    import torch
+
+    from cdgrad.bench.shapes import resnet50
+    from cdgrad.ops.memory_layout import columns_of
+    from cdgrad.ops.triton import tables
+
+    itemsize = getattr(torch, dtype).itemsize
+    shapes = [
+        torch.empty(conv.out, conv.into, conv.kernel, conv.kernel, device="meta") for conv in resnet50()
+    ]
+    columns = [columns_of(grad.shape, grad.stride(), 0, 1) for grad in shapes]
+    some = [(each, True) for each in columns if each is not None]
+    return tables.records(some, True, itemsize, tables.TILES[itemsize]).used
+
+
 def compiled(metric: str, dtype: str, size: int, access: int, arch: str) -> dict[str, object]:
-    """One tile of the kernel, for `arch`: a compute capability as 90, or a ROCm name as gfx942."""
+    """One tile of the kernel, for `arch`: a compute capability as 90, or a ROCm name as gfx942.
+
+    A negative size stands for the whole kernel of ResNet-50, with all tiles that it takes.
+    """
     import torch
     import triton
     from triton.backends.compiler import GPUTarget
@@ -49,7 +69,8 @@ def compiled(metric: str, dtype: str, size: int, access: int, arch: str) -> dict
 
     torch_dtype = getattr(torch, dtype)
     tile = tables.TILES[torch_dtype.itemsize]
-    constants = launch.constants_of(parse_metric(metric), torch_dtype, 1 << (3 * size + access), tile)
+    used = tiles_of_resnet50(dtype) if size < 0 else 1 << (3 * size + access)
+    constants = launch.constants_of(parse_metric(metric), torch_dtype, used, tile)
     local = "*fp64" if torch_dtype == torch.float64 else "*fp32"
     signature = {
         "addresses": "*i64",
@@ -72,7 +93,7 @@ def compiled(metric: str, dtype: str, size: int, access: int, arch: str) -> dict
         source, target=target, options={"num_warps": tile.warps} | ({} if rocm else {"maxnreg": 128})
     )
     row: dict[str, object] = {"triton": triton.__version__, "arch": arch, "metric": metric, "dtype": dtype}
-    row |= {"size": size, "access": ACCESSES[access]}
+    row |= {"size": size if size >= 0 else "resnet50", "access": ACCESSES[access]}
     row |= {
         "compile_cpu_s": round(sum(os.times()[:4]) - start, 2),  # the compiler's own and its children's
         "layouts": layouts_of_loads(kernel.asm["ttgir"]),
@@ -99,7 +120,7 @@ def main() -> None:
     parser.add_argument("--arch", nargs="*", default=["80", "90", "120"])
     parser.add_argument("--metric", nargs="*", default=list(METRICS))
     parser.add_argument("--dtype", nargs="*", default=["float32", "bfloat16"])
-    parser.add_argument("--size", nargs="*", type=int, default=[0, 4, 5])
+    parser.add_argument("--size", nargs="*", type=int, default=[0, 4, 5], help="-1: ResNet-50's whole kernel")
     parser.add_argument("--access", nargs="*", default=["aligned"], choices=ACCESSES)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

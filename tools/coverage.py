@@ -1,4 +1,4 @@
-"""What docs/statistics.md says of the simulated studies, computed from the record of `benchmarks/coverage.py`."""
+"""What docs/statistics.md says of the simulated studies, computed from the record of `benchmarks/interval_coverage.py`."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def mean_difference(differences: Sequence[ArrayLike], level: float = LEVEL) -> A
     """The mean over cells of each cell's mean difference.
 
     Like every percentile interval of few values it is too short: of normal values it covers in 87 to 90 % of
-    studies with 5 seeds a cell, in 91 % with 10 and in 94 % with 30 (``benchmarks/coverage.py``).
+    studies with 5 seeds a cell, in 91 % with 10 and in 94 % with 30 (``benchmarks/interval_coverage.py``).
 
     Raises:
         ValueError: no cells, or a cell without seeds.

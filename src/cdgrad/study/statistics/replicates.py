@@ -47,8 +47,8 @@ def compare_replicates(differences: Sequence[ArrayLike], level: float = LEVEL) -
     and t of Student's distribution with R - 1 degrees of freedom. With equally many seeds in each search and
     normal u and e it is exact for any tuning_sd: the means are independent with variance tuning_sd^2 +
     seed_sd^2 / S. A bootstrap over three searches is not: it covers in far fewer studies than it says
-    (``benchmarks/coverage.py``). The standard deviations are those of the analysis of variance, that of
-    tuning cut off at 0.
+    (``benchmarks/interval_coverage.py``). The standard deviations are those of the analysis of variance, that
+    of tuning cut off at 0.
 
     Raises:
         ValueError: fewer than 2 searches, or one without seeds.

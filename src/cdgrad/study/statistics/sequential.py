@@ -22,10 +22,10 @@ mixture sequential t-test, so it keeps its guarantee for normal values; for othe
 
 Assumptions: the values are independent and of one distribution, and they are looked at in the order in which
 they were planned. In 2,000 simulated studies with a look after each seed from 6 to 100
-(``benchmarks/coverage.py``), the interval covered at every look in 98 % with normal values, with heavy tails
-(Student's t, 3 degrees of freedom) and with errors on 360 test images, and in 96 % with exponential values,
-of skewness 2, where the symmetric interval covered in 88 %; the t interval in 59 to 71 %. Of normal values it
-is 14 % wider than the symmetric one at 10 pairs, and 3 % at 30.
+(``benchmarks/interval_coverage.py``), the interval covered at every look in 98 % with normal values, with
+heavy tails (Student's t, 3 degrees of freedom) and with errors on 360 test images, and in 96 % with
+exponential values, of skewness 2, where the symmetric interval covered in 88 %; the t interval in 59 to 71 %.
+Of normal values it is 14 % wider than the symmetric one at 10 pairs, and 3 % at 30.
 
 Sources: H. Wang and A. Ramdas, "Anytime-valid t-tests and confidence sequences for Gaussian means with
 unknown variance", arXiv 2310.03722: the test martingale with a Gaussian mixture, which replaces the flat one

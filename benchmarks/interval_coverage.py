@@ -1,4 +1,4 @@
-"""Measure whether the intervals and tests of a study do what they say: python benchmarks/coverage.py
+"""Measure whether the intervals and tests of a study do what they say: python benchmarks/interval_coverage.py
 
 Simulated studies with known differences: a look after every seed, replicated searches, several cells, and a
 planted null, small and medium effect. The planted effects are a self-test with the statistics of W. Du, "When
