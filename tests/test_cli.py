@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -85,6 +86,7 @@ def test_misuse_is_status_2_and_says_what_is_allowed(capsys, arguments, message)
         (["inspect", "math:pi"], "math:pi must be callable"),
         (["inspect", "--include", "nonesuch*"], "nonesuch*"),
         (["inspect", "vgg11-bn", "--image-shape", "1x8x8"], "vgg11-bn takes images of at least 32 x 32"),
+        (["inspect", "--weights", os.devnull], "is not a regular file; name a file that holds a state dict"),
         (["inspect", "--weights", "/nonesuch"], "--weights /nonesuch cannot be read"),
     ],
 )

@@ -1,13 +1,14 @@
 """Odd input to a study: each is read to the same values or refused in one line, without a traceback.
 
 Mutated specifications, odd command-line arguments, stores and cache entries with a flipped bit, and folders of
-images or Parquet files that are damaged or strange.
+images and of Parquet files that are damaged or strange.
 
-python tools/fuzz.py [--specifications 2000] [--arguments 300] [--stores 300] [--caches 300] [--folders 300] [--seed 0]
+python tools/fuzz.py [--specifications 2000] [--seed 0] [--arguments 300] and so for stores, caches, folders, tables
 """
 
 import argparse
 import io
+import json
 import os
 import random
 import re
@@ -16,6 +17,7 @@ import tempfile
 import warnings
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -25,56 +27,24 @@ from PIL import Image
 
 from cdgrad import cli
 from cdgrad.study import StudyError, data
-from cdgrad.study.data import cache
+from cdgrad.study.data import cache, decoding
 from cdgrad.study.records import Run
 from cdgrad.study.records.store import FILE, Store
 from cdgrad.study.spec import Task, load, parse
 
+# fmt: off
 VALUES = (
-    "2**63",
-    "9" * 400,
-    "-1",
-    "0",
-    "1e999",
-    "nan",
-    "true",
-    '""',
-    "[]",
-    "{}",
-    "1979-05-27",
-    '"\\u202e"',
-    "[[[1]]]",
+    "2**63", "9" * 400, "-1", "0", "1e999", "nan",
+    "true", '""', "[]", "{}", "1979-05-27", '"\\u202e"', "[[[1]]]",
 )
 
 ODD = (
-    "",
-    "-",
-    "--",
-    "-1",
-    "0",
-    "9" * 400,
-    "\x1b[31m",
-    "a\nb",
-    "\u202e",
-    "\udcff",
-    "a\0b",
-    "n" * 5000,
-    "no.toml",
-    ".",
-    "/",
-    "~",
-    "os:getcwd",
-    "os:",
-    ":",
-    "no_module:x",
-    "timm:",
-    "torchvision:x",
-    "3x3x3",
-    "1e999",
-    "=",
-    "*",
+    "", "-", "--", "-1", "0", "9" * 400, "\x1b[31m", "a\nb", "\u202e", "\udcff", "a\0b", "n" * 5000,
+    "no.toml", ".", "/", "~", "os:getcwd", "os:", ":", "no_module:x", "timm:", "torchvision:x",
+    "3x3x3", "1e999", "=", "*",
     *("file", "bad.toml", "damaged", "--out", "--help", "%s", "{}", "nul\t", "/dev/null", "file/below"),
 )
+# fmt: on
 
 
 def mutated(text, chance):
@@ -239,21 +209,30 @@ def replace(file, content):
     file.write_bytes(content)
 
 
-def folders(count, chance, folder):
-    """The faults of `count` folders of images or Parquet files, each with something damaged or strange."""
+def folders(count, chance, folder, make=None):
+    """The faults of `count` folders of images, each with something damaged or strange."""
     os.environ["CDGRAD_CACHE"] = str(folder / "cache")
     messages = []
     for number in range(count):
         place = folder / f"set{number}"
-        (image_files if chance.random() < 0.5 else parquet_file)(place, chance)
+        (make or image_files)(place, chance)
         for _ in range(chance.randrange(1, 3)):
             disturb(place, chance)
-        with warnings.catch_warnings():
+        hidden = {"datasets"} if chance.random() < 0.5 else set()
+        find = mock.patch.object(
+            decoding, "find_spec", lambda name, hidden=hidden: name not in hidden or None
+        )
+        with warnings.catch_warnings(), find:
             warnings.simplefilter("ignore")
             fault = faults(lambda place=place: data.load(Task(str(place), 4, 2), seed=0))
         messages += [fault] if fault else []
         shutil.rmtree(place)
     return messages
+
+
+def tables(count, chance, folder):
+    """The faults of `count` Parquet files, each with something damaged or strange."""
+    return folders(count, chance, folder, parquet_file)
 
 
 def image_files(place, chance):
@@ -276,13 +255,39 @@ def parquet_file(place, chance):
     encoded = io.BytesIO()
     Image.new("L", (4, 4)).save(encoded, "png")
     image = [{"bytes": encoded.getvalue(), "path": None}] * 10
-    odd = chance.choice((None, {"bytes": b"", "path": None}, {"bytes": None, "path": "/no/file.png"}))
-    labels = chance.choice(
-        ([0, 1] * 5, ["a", "b\n"] * 5, [None, 1] * 5, [0.5, 1.0] * 5, [2**62, -1] * 5, [[1]] * 10)
-    )
+    paths = ({"bytes": None, "path": path} for path in ("/no/file.png", "/dev/zero", "a\0b", "..", None))
+    odd = chance.choice((None, {"bytes": b"", "path": None}, {"bytes": b"%PDF", "path": None}, *paths))
+    pairs = [
+        [0, 1],
+        [0, 1],
+        [0, 1],
+        ["a", "b\n"],
+        [None, 1],
+        [0.5, 1.0],
+        [2**62, -1],
+        [[1], [2]],
+        [None, None],
+    ]
+    pairs += [
+        [b"x", b"\xff"],
+        [{"a": 1}, {"a": 2}],
+        [float("nan"), 1.0],
+        ["a\x1b[31m", "\u202e"],
+        [True, False],
+    ]
+    pair = chance.choice(pairs)
     rows = chance.choice((10, 10, 1, 0))
-    table = {"image": ([*image[:-1], odd] if chance.random() < 0.3 else image)[:rows], "label": labels[:rows]}
-    pq.write_table(pa.table(table), place / "train-0.parquet")
+    columns = [([*image[:-1], odd] if chance.random() < 0.3 else image)[:rows], (pair * 5)[:rows]]
+    titles = chance.choice(
+        (["image", "label"], ["image", "label"], ["image", "image"], ["\x1b[31m", "label"])
+    )
+    table = pa.table(columns, titles)
+    names = chance.choice((None, None, ["a", "b"], 5, [1, 2], ["a", "a"], {"a": 1}))
+    if names is not None:
+        features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": names}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    name = chance.choice(("train-0", "train-00000-of-00001", "train-00000-of-00001", "odd\n"))
+    pq.write_table(table, place / f"{name}.parquet", row_group_size=chance.choice((1, 3, 100)))
 
 
 def disturb(place, chance):
@@ -308,7 +313,13 @@ def disturb(place, chance):
 
 def main():
     """Print the faults; the exit status says whether there are any."""
-    kinds = {"arguments": arguments, "stores": stores, "caches": caches, "folders": folders}
+    kinds = {
+        "arguments": arguments,
+        "stores": stores,
+        "caches": caches,
+        "folders": folders,
+        "tables": tables,
+    }
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--specifications", type=int, default=2000)
     for kind in kinds:

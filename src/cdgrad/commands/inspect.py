@@ -178,6 +178,8 @@ def roughness_table(selection: Selection) -> str:
 def _load_weights(model: nn.Module, name: str, path: Path) -> None:
     import torch
 
+    if path.exists() and not path.is_file():  # torch would wait for the writer of a pipe
+        raise StudyError(f"--weights {path} is not a regular file; name a file that holds a state dict")
     try:
         state: Any = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
