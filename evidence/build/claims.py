@@ -53,7 +53,8 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
         "fixed_worse": str(sum(row.worse for row in fixed)),
         "fixed_table": tables.matrix(fixed, base, FIXED),
     }
-    return parts, [figures.forest("claims", table, METHODS, {cell: tables.cell_name(cell) for cell in base})]
+    names = {cell: tables.cell_name(cell) for cell in base}
+    return parts, figures.forests("claims", table, METHODS, names)
 
 
 def _images(results: Sequence[Results]) -> str:

@@ -21,20 +21,30 @@ _DIFFERENCE = "better  \u2190  error minus the baseline's on the same seed, poin
 BLACK, ORANGE, BLUE, GREEN, RED = "#000000", "#E69F00", "#0072B2", "#009E73", "#D55E00"
 
 
-def forest(name: str, table: Sequence[Row], arms: Mapping[str, str], labels: Mapping[str, str]) -> Drawing:
-    """A panel an arm, a row a cell: every seed's difference, the mean and its 95 % interval."""
+def forests(
+    name: str, table: Sequence[Row], arms: Mapping[str, str], labels: Mapping[str, str]
+) -> list[Drawing]:
+    """A panel an arm, a row a cell: every seed's difference, the mean and its 95 % interval.
+
+    Returns:
+        The figure with its panels side by side, and ``NAME-narrow``: one above another, for a phone.
+    """
     cells = list(dict.fromkeys(row.cell for row in table))
-    figure, panels = _panels(len(arms), height=1.1 + 0.3 * len(cells), sharey=True)
-    for axes, (arm, title) in zip(panels, arms.items(), strict=True):
-        shown = {row.cell: row for row in table if row.arm == arm}
-        for y, cell in enumerate(cells):
-            if cell in shown:
-                _row(axes, y, shown[cell].comparison, _color(shown[cell]))
-        axes.set_title(title, fontsize=10)
-        _finish(axes, len(cells), [labels.get(cell, cell) for cell in cells])
-    figure.supxlabel(_DIFFERENCE, fontsize=9)
-    _legend(figure)
-    return Drawing(name, figure, "", "")
+    wide, beside = _panels(len(arms), height=1.1 + 0.3 * len(cells), sharey=True)
+    narrow = _figure(height=1.4 + (0.5 + 0.25 * len(cells)) * len(arms), width=4)
+    above = [_plain_axes(axes) for axes in narrow.subplots(len(arms), 1)]
+    for panels in (beside, above):
+        for axes, (arm, title) in zip(panels, arms.items(), strict=True):
+            shown = {row.cell: row for row in table if row.arm == arm}
+            for y, cell in enumerate(cells):
+                if cell in shown:
+                    _row(axes, y, shown[cell].comparison, _color(shown[cell]))
+            axes.set_title(title, fontsize=10)
+            _finish(axes, len(cells), [labels.get(cell, cell) for cell in cells])
+    for figure, columns, size in ((wide, 4, 9), (narrow, 2, 7.5)):
+        figure.supxlabel(_DIFFERENCE, fontsize=size)
+        _legend(figure, columns, size)
+    return [Drawing(name, wide, "", ""), Drawing(f"{name}-narrow", narrow, "", "")]
 
 
 def one_forest(name: str, table: Sequence[Row], labels: Mapping[str, str]) -> Drawing:
@@ -162,7 +172,7 @@ def _plain(value: float, _: int | None) -> str:
     return f"{value:g}"
 
 
-def _legend(figure: Figure) -> None:
+def _legend(figure: Figure, columns: int = 4, fontsize: float = 9) -> None:
     handles = [
         Line2D([], [], color="0.6", marker="o", markersize=3, linestyle=""),
         Line2D([], [], color=BLACK, linewidth=2.5),
@@ -170,7 +180,10 @@ def _legend(figure: Figure) -> None:
         Line2D([], [], color=RED, linewidth=2.5),
     ]
     labels = ["one seed", "mean and 95 % interval: no difference shown", "better", "worse"]
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    place = "outside upper center"
+    figure.legend(
+        handles, labels, loc=place, ncols=columns, columnspacing=1, frameon=False, fontsize=fontsize
+    )
 
 
 def _color(row: Row) -> str:
@@ -198,13 +211,16 @@ def _finish(axes: Any, rows: int, labels: Sequence[str]) -> None:
 def _panels(count: int, height: float, sharey: bool) -> tuple[Any, Sequence[Any]]:
     figure = _figure(height)
     panels = figure.subplots(1, count, sharey=sharey, squeeze=False)[0]
-    for axes in panels:
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
-    return figure, panels
+    return figure, [_plain_axes(axes) for axes in panels]
 
 
-def _figure(height: float) -> Any:
-    figure: Any = Figure(figsize=(7.2, height), layout="constrained")
+def _plain_axes(axes: Any) -> Any:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    return axes
+
+
+def _figure(height: float, width: float = 7.2) -> Any:
+    figure: Any = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure

@@ -92,6 +92,10 @@ def test_the_two_commands_of_the_readme_are_targets():
 
 
 def test_every_relative_link_leads_somewhere():
-    links = [(doc, link) for doc in DOCUMENTS for link in re.findall(r"\]\(([^)#:]+)\)", doc.read_text())]
+    links = [
+        (doc, link)
+        for doc in DOCUMENTS
+        for link in re.findall(r"(?:\]\(|src=\"|srcset=\")([^)#:\"]+)[)\"]", doc.read_text())
+    ]
     assert len(links) > 50
     assert not [(doc.name, link) for doc, link in links if not (doc.parent / link).exists()]
