@@ -255,6 +255,7 @@ def _train(
     from cdgrad.study.callables import UserCodeError
     from cdgrad.study.train.device import explained
     from cdgrad.study.train.loop import train
+    from cdgrad.study.train.ranks import lost_connection
 
     try:
         return train(setting, seed, show, device=device, checkpoint=checkpoint, every=0, ranks=ranks)

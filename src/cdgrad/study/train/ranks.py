@@ -114,6 +114,14 @@ class LostRanksError(StudyError):
     """The connection to another rank broke; the process group still stands."""
 
 
+def lost_connection(error: Exception) -> bool:
+    """Whether the error says that the connection to another rank broke."""
+    # gloo has no class of its own for this.
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "gloo/transport" in str(error)
+    )
+
+
 @contextmanager
 def join(kind: Literal["ddp", "fsdp2"] | None, device: str) -> Generator[Ranks]:
     """The ranks that ``torchrun`` started, connected until the block ends; None: this process alone.
@@ -150,8 +158,7 @@ def join(kind: Literal["ddp", "fsdp2"] | None, device: str) -> Generator[Ranks]:
     try:
         yield Ranks(rank, dist.get_world_size(), kind, device)
     except RuntimeError as error:
-        # gloo has no class of its own for this.
-        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+        if lost_connection(error):
             raise LostRanksError(
                 f"rank {rank} lost its connection to the other ranks and ends ({brief(error)}); see which "
                 "rank failed first, then start all of them again"
