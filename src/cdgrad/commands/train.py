@@ -262,6 +262,8 @@ def _train(
     except (StudyError, OSError, ModuleNotFoundError):
         raise
     except Exception as error:  # of the network, the optimizer or the device
+        if ranks.kind and lost_connection(error):
+            raise
         raise UserCodeError(f"{arm}, seed {seed} failed: {explained(error) or named(error)}") from error
 
 
