@@ -91,6 +91,17 @@ def test_finite_results_near_the_largest_float_stay_finite(largest, n):
         torch.testing.assert_close(channel_directed(x, metric), x, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("n", [13, 300, 5000, 20000])
+def test_finite_results_of_float64_near_the_largest_float_stay_finite(n):
+    """A gradient times 2^1023 gives the result times 2^1023, because the operator is linear."""
+    small = torch.rand(n, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1.8 - 0.9
+    small[:, 0], small[:, 1] = 0.9, torch.linspace(-0.9, 0.9, n)
+    families = [f(lam, b) for f in (Sobolev, MeanSobolev) for lam in (0.5, 1e6) for b in ("free", "periodic")]
+    for metric in (ReweightedL2(3), *families):
+        got = channel_directed(small * 2.0**1023, metric) / 2.0**1023
+        torch.testing.assert_close(got, channel_directed(small, metric), rtol=0, atol=1e-14)
+
+
 def test_reduced_precision_of_the_program_is_not_used_and_comes_back():
     if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
         pytest.skip("this torch has the older switch")

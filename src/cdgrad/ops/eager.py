@@ -178,7 +178,8 @@ def _split(x: Tensor, *, subtract: bool = True) -> tuple[Tensor, Tensor, Tensor]
         rest = mean - coarse
     else:
         coarse = (x * (1 / len(x))).sum(0, keepdim=True)  # a sum of the elements could overflow
-        rest = torch.add(coarse * -_SHRINK, x, alpha=_SHRINK).mean(0, keepdim=True) / _SHRINK
+        shrink = _SHRINK / 2.0 ** len(x).bit_length()  # as could that of their deviations
+        rest = torch.add(coarse * -shrink, x, alpha=shrink).mean(0, keepdim=True) / shrink
     return coarse, rest, torch.add(coarse * -_SHRINK, x, alpha=_SHRINK) if subtract else x
 
 
