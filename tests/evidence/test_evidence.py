@@ -49,12 +49,14 @@ def test_a_changed_record_changes_every_page_and_verdict(built, monkeypatch):
     monkeypatch.setattr("evidence.build.loading.from_parquet", worse)
     pages, sentences, _ = build.build()
     assert all(pages[name] != text for name, text in built[0].items())
-    assert all(text != before for text, before in zip(sentences, built[1], strict=True))
+    after, before = (texts._replace(headline="") for texts in (sentences, built[1]))  # it has no number
+    assert not set(filter(None, after)) & set(before)
 
 
 def test_the_first_sentences_name_the_gain_that_the_records_show_and_no_other(built, monkeypatch):
-    gain = "re-weighted, digits, 40 % wrong labels, by -0.82\u00a0±\u00a00.38 points, p = 0.002"
-    assert all(gain in text.replace("\n  ", " ").replace("\n", " ") for text in built[1])
+    assert built[1]._fields[0] == "headline"  # on averages alone; the others are of single cells, too
+    gain = "re-weighted, digits, 40 % wrong labels, by -0.82\u00a0±\u00a00.38 points, p = 0.003"
+    assert all(gain in text.replace("\n  ", " ").replace("\n", " ") for text in built[1][1:])
 
     def smaller(path):
         runs = from_parquet(path)
@@ -64,7 +66,7 @@ def test_the_first_sentences_name_the_gain_that_the_records_show_and_no_other(bu
         ]
 
     monkeypatch.setattr("evidence.build.loading.from_parquet", smaller)
-    for text in build.build()[1]:
+    for text in build.build()[1][1:]:
         assert "none shows a lower error" in text.replace("\n  ", " ").replace("\n", " ")
         assert "by -" not in text
 
