@@ -25,14 +25,6 @@ METRICS = [
 every_metric = pytest.mark.parametrize("metric", METRICS, ids=str)
 
 
-@pytest.fixture
-def threads():
-    """Sets torch's thread count, and restores it."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def weights(dtype=torch.float32):
     """Gradients of several blocks each, of one, of many small columns, and of none."""
     torch.manual_seed(0)

@@ -21,14 +21,6 @@ every_metric = pytest.mark.parametrize("metric", METRICS, ids=str)
 
 
 @pytest.fixture
-def threads():
-    """Sets torch's thread count, and restores it."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
 def small(monkeypatch):
     """Chunks of 16 channels and at most 80 columns."""
     monkeypatch.setattr(chunks, "_CHANNELS", 9)
