@@ -59,15 +59,15 @@ def directed_(
     from cdgrad.ops.cpu import tall
 
     number = columns.axes[0][0]
-    vectors = -(-number // 16)
+    vectors = -(-number // tall.LANES)
     parts = -(-number // _WIDEST)
-    height = max(_CHUNK_BYTES // (4 * 16 * -(-vectors // parts)) // tall.ROWS, 1) * tall.ROWS
+    height = max(_CHUNK_BYTES // (4 * tall.LANES * -(-vectors // parts)) // tall.ROWS, 1) * tall.ROWS
     chunks = -(-columns.n // height)
     weights, factors = _weights(metric, columns.n, height)
     if isinstance(metric, MeanSobolev):
         weights = np.zeros((tall.WEIGHT_ROWS, chunks * height))
         weights[tall.START, : columns.n], weights[tall.WRAP, : columns.n] = start[:2]
-    carried = _memory((chunks + 1) * tall.CARRIES * vectors * 16)
+    carried = _memory((chunks + 1) * tall.CARRIES * vectors * tall.LANES)
     counters, factor = np.zeros(threads + 1, np.int64), np.array([scale])
     job = np.array(
         [

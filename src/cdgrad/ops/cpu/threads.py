@@ -45,7 +45,7 @@ def fork_join(worker: Any, job: NDArray[np.int64], threads: int, held: object) -
 def openmp() -> Callable[[int, int, int, int], None] | None:
     """torch's own way to start its threads: function, argument, number, flags. None if it has none."""
     try:
-        function = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so")).GOMP_parallel
+        function = _library().GOMP_parallel
     except (OSError, AttributeError):
         return None
     function.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
@@ -63,8 +63,12 @@ def thread_number(count: int) -> int:
 
 @lru_cache(maxsize=1)
 def _number_function() -> int:
-    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-    return ctypes.cast(library.omp_get_thread_num, ctypes.c_void_p).value or 0
+    return ctypes.cast(_library().omp_get_thread_num, ctypes.c_void_p).value or 0
+
+
+def _library() -> ctypes.CDLL:
+    """torch's own, which is linked to its OpenMP runtime."""
+    return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
 
 
 @lru_cache(maxsize=1)
