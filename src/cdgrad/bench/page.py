@@ -32,6 +32,7 @@ def _network(name: str, network: Network) -> str:
     chosen = {f"{metric} | {backend}" for metric, backend in network["chosen"].items()}
     for row in network["rows"]:
         label = row["name"].replace(" | ", ", ")
+        label = f"`{label}`" if label.startswith("torch.") else label  # its underscores are no emphasis
         label = f"**{label}**" if row["name"] in chosen else label
         extra = "" if row["extra_bytes"] is None else f"{row['extra_bytes'] / 1e6:.1f}"
         numbers = (1e3 * row["cold"], row["cold_over_floor"], 1e3 * row["warm"], row["warm_over_floor"])
