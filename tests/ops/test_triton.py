@@ -184,6 +184,68 @@ def test_a_graph_captures_gradients_in_new_memory(capturing, launches, monkeypat
     np.testing.assert_allclose(grad, exact, rtol=1e-6, atol=1e-6)
 
 
+def test_what_a_graph_launches_was_launched_before(capturing, launches, monkeypatch):
+    """Compiled code cannot be loaded during a capture; numbers beyond 32 bits are another kernel."""
+    monkeypatch.setattr(launch, "_captured", set())
+    monkeypatch.setattr(launch, "_prepared_for_captures", set())
+    written, write = [], launch._write
+    monkeypatch.setattr(
+        launch, "_write", lambda pointers, device: written.append(pointers) or write(pointers, device)
+    )
+    kept = torch.randn(14, 5)
+    channel_directed_([kept], METRICS[1], backend="triton")
+    before, early = set(launches), list(written)
+    assert early == [[kept.data_ptr()]]
+    launches.clear()
+    grad = torch.randn(14, 5)
+    capturing()
+    channel_directed_([grad], METRICS[1], backend="triton")
+    assert set(launches) == before == {"write16", "directed"}
+    assert written == [*early, [grad.data_ptr()]]
+
+
+def test_replays_follow_lam_after_steps_on_another_stream(capturing, launches, monkeypatch):
+    """There the arrays are uploaded anew, and the graph still reads the old ones."""
+    monkeypatch.setattr(launch, "_captured", set())
+    arguments = []
+
+    class Recorder:
+        def __init__(self, name):
+            self.name = name
+
+        def __getitem__(self, grid):
+            def start(*args, **options):
+                arguments.append(args)
+
+            return start
+
+    monkeypatch.setattr(launch, "_kernel", Recorder)
+    streams = iter((1, 2))
+    stream = [next(streams)]
+    monkeypatch.setattr(launch._Batch, "_current_stream", lambda self: stream[0])
+    grad = torch.randn(15, 5)
+    plan = launch.Plan([(grad, 0, 1)], Sobolev(0.25))
+    plan.run([grad])
+    with monkeypatch.context() as inside:
+        inside.setattr(launch, "capturing_on", lambda device: True)
+        plan.run([grad])
+    captured = arguments[-1]
+    stream[0] = next(streams)
+    plan.run([grad])
+    present = arguments[-1]
+    assert all(a is not b for a, b in zip(captured, present, strict=True))
+    plan.metric = Sobolev(0.5)
+    for old, new in zip(captured[1:4], present[1:4], strict=True):
+        torch.testing.assert_close(old, new, rtol=0, atol=0)
+    expected = launch.Plan([(grad, 0, 1)], Sobolev(0.5))
+    expected.run([grad])
+    torch.testing.assert_close(captured[2], arguments[-1][2], rtol=0, atol=0)
+    capturing()
+    with pytest.raises(RuntimeError, match="lam cannot change within it"):
+        plan.metric = Sobolev(0.25)
+    assert plan.metric == Sobolev(0.5)
+
+
 def test_what_a_graph_reads_stays(capturing, monkeypatch):
     """The least used plans leave the device, but a replay may come at any time."""
     monkeypatch.setattr(launch, "_captured", set())

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from cdgrad.metrics import MeanSobolev, Metric, ReweightedL2, Sobolev
+from cdgrad.metrics import Array, MeanSobolev, Metric, ReweightedL2, Sobolev
 from cdgrad.ops.graphs import capturing_on
 from cdgrad.ops.memory_layout import Columns, columns_of
 from cdgrad.ops.triton import kernels, tables
@@ -77,6 +78,11 @@ class Plan:
             raise ValueError(
                 f"only lam can change: {self._metric} cannot become {metric}; prepare a new plan"
             )
+        if any(batch.capturing for batch in self._batches):
+            raise RuntimeError(
+                "a CUDA graph is being captured, and lam cannot change within it; set it before the capture, "
+                "or between two replays"
+            )
         self._metric = metric
         for batch in self._batches:
             batch.set_metric(metric)
@@ -100,6 +106,15 @@ class Plan:
                 _captured.add(self)  # a replay reads its arrays whenever it runs
 
 
+class _Arrays(NamedTuple):
+    """What a launch reads on the device, besides the addresses."""
+
+    table: Tensor
+    weights: Tensor
+    local: Tensor
+    scratch: Tensor
+
+
 class _Batch:
     """The tensors of one launch."""
 
@@ -120,6 +135,9 @@ class _Batch:
         self._stream: int | None = None
         self._tables: dict[tuple[int, ...], Tensor] = {}  # of the last addresses, which often return
         self._launch: Any = None
+        # Captured graphs read them whenever they are replayed: they stay, and lam is written to all of them.
+        self._graphs: list[_Arrays] = []
+        self._addresses_of_graphs: list[Tensor] = []
 
     @property
     def capturing(self) -> bool:
@@ -128,45 +146,73 @@ class _Batch:
 
     def set_metric(self, metric: Metric) -> None:
         self._metric = metric
-        if self._aligned is not None:
-            weights, local = tables.weights(self._records.channels, metric, self._tile)
-            self._weights.copy_(torch.as_tensor(weights))
-            self._local.copy_(torch.as_tensor(local))
+        if self._aligned is None:
+            return
+        values = [_host(array, self._device) for array in self._weights()]
+        # A replay may be under way on any stream; otherwise the copies are in the order of the launches.
+        wait = self._device.type == "cuda" and (bool(self._graphs) or self._current_stream() != self._stream)
+        if wait:
+            torch.cuda.synchronize(self._device)
+        for arrays in {id(each): each for each in (self._arrays, *self._graphs)}.values():
+            arrays.weights.copy_(values[0], non_blocking=True)
+            arrays.local.copy_(values[1], non_blocking=True)
+        if wait:
+            torch.cuda.synchronize(self._device)
 
     def run(self, pointers: list[int]) -> None:
         with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
-            stream = torch.cuda.current_stream(self._device).cuda_stream if self._device.type == "cuda" else 0
-            if pointers == self._pointers and (stream == self._stream or capturing_on(self._device)):
+            if capturing_on(self._device):
+                self._run_in_graph(pointers)
+                return
+            stream = self._current_stream()
+            if pointers == self._pointers and stream == self._stream:
                 self._launch(self._addresses)
                 return
             key = tuple(pointers)
-            if stream == self._stream and key in self._tables and not capturing_on(self._device):
+            if stream == self._stream and key in self._tables:
                 self._pointers, self._addresses = pointers, self._tables[key]
                 self._launch(self._addresses)
                 return
-            array = np.array(pointers, np.int64)
-            aligned = self._all_aligned
-            if int(np.bitwise_or.reduce(array)) & 15:
-                aligned = tuple([not pointer & 15 for pointer in pointers])
-            if capturing_on(self._device):
-                if aligned != self._aligned:
-                    raise RuntimeError(
-                        "a CUDA graph is being captured, and channel_directed_ has not yet met these shapes, "
-                        "strides and this metric; run one step before the capture"
-                    )
-                # A graph keeps its gradients in memory of its own: their addresses are written within it.
-                self._launch(_write(pointers, self._device))
-                return
+            aligned = self._alignment(pointers)
             if aligned != self._aligned or stream != self._stream:
                 # Another stream may not have finished writing its arrays.
                 self._upload(aligned)
                 self._stream = stream
                 self._tables.clear()
+                _prepare_captures(pointers, self._device)
             if len(self._tables) == _TABLES:
                 del self._tables[next(iter(self._tables))]
             self._pointers = pointers
-            self._addresses = self._tables[key] = _upload(array, self._device)
+            self._addresses = self._tables[key] = _upload(np.array(pointers, np.int64), self._device)
             self._launch(self._addresses)
+
+    def _run_in_graph(self, pointers: list[int]) -> None:
+        if self._alignment(pointers) != self._aligned:
+            raise RuntimeError(
+                "a CUDA graph is being captured, and channel_directed_ has not yet met these shapes, "
+                "strides and this metric; run one step before the capture"
+            )
+        if not any(arrays is self._arrays for arrays in self._graphs):
+            self._graphs.append(self._arrays)
+        if pointers == self._pointers:
+            self._addresses_of_graphs.append(self._addresses)
+            self._launch(self._addresses)
+            return
+        # A graph keeps its gradients in memory of its own: their addresses are written within it.
+        self._launch(_write(pointers, self._device))
+
+    def _current_stream(self) -> int:
+        return torch.cuda.current_stream(self._device).cuda_stream if self._device.type == "cuda" else 0
+
+    def _alignment(self, pointers: list[int]) -> tuple[bool, ...]:
+        """Of each tensor, whether it begins at a multiple of 16 bytes."""
+        if not int(np.bitwise_or.reduce(np.array(pointers, np.int64))) & 15:
+            return self._all_aligned
+        return tuple([not pointer & 15 for pointer in pointers])
+
+    def _weights(self) -> tuple[Array, NDArray[Any]]:
+        weights, local = tables.weights(self._records.channels, self._metric, self._tile)
+        return weights, local if self._dtype == torch.float64 else local.astype(np.float32)
 
     def _upload(self, aligned: tuple[bool, ...]) -> None:
         sobolev = isinstance(self._metric, Sobolev)
@@ -174,20 +220,15 @@ class _Batch:
             list(zip(self._columns, aligned, strict=True)), sobolev, self._dtype.itemsize, self._tile
         )
         self._aligned = aligned
-        weights, local = tables.weights(self._records.channels, self._metric, self._tile)
-        if self._dtype != torch.float64:
-            local = local.astype(np.float32)
-        self._weights, self._local = _upload(weights, self._device), _upload(local, self._device)
-        table = _upload(self._records.table, self._device)
+        table, weights, local = (_upload(a, self._device) for a in (self._records.table, *self._weights()))
         scratch = torch.empty(max(self._records.scratch, 1), dtype=torch.float64, device=self._device)
+        arrays = self._arrays = _Arrays(table, weights, local, scratch)
         constants = constants_of(self._metric, self._dtype, self._records.used, self._tile)
         grid, warps = (len(self._records.table),), self._tile.warps
         options = options_of(self._device)
 
         def launch(addresses: Tensor) -> None:
-            _kernel("directed")[grid](
-                addresses, table, self._weights, self._local, scratch, **constants, num_warps=warps, **options
-            )
+            _kernel("directed")[grid](addresses, *arrays, **constants, num_warps=warps, **options)
 
         self._launch = launch
 
@@ -248,9 +289,23 @@ def _kernel(name: str) -> Any:
 
 
 def _upload(array: Any, device: torch.device) -> Tensor:
-    host = torch.as_tensor(array)
-    # From pinned memory the copy joins the stream; from other memory the host would wait for it.
-    return host.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else host
+    return _host(array, device).to(device, non_blocking=True)
+
+
+def _host(array: Any, device: torch.device) -> Tensor:
+    """A tensor whose copy to the device joins the stream: from other than pinned memory the host waits."""
+    tensor = torch.as_tensor(array)
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+_prepared_for_captures: set[torch.device] = set()
+
+
+def _prepare_captures(pointers: list[int], device: torch.device) -> None:
+    """Launch once what a capture launches: compiled code cannot be loaded while one is in progress."""
+    if device not in _prepared_for_captures:
+        _write(pointers, device)
+        _prepared_for_captures.add(device)
 
 
 def _write(pointers: list[int], device: torch.device) -> Tensor:
