@@ -103,6 +103,24 @@ def occupy_stream(cycles: int) -> None:
     torch.cuda._sleep(cycles)  # pyright: ignore[reportPrivateUsage]
 
 
+_failed_graphs: list[object] = []
+
+
+def end_failed_capture(graph: object, device: int, pool: Any) -> None:
+    """Let the allocator expect no more from a capture that failed, which torch leaves open.
+
+    Otherwise freeing cached memory fails in the rest of the process. The allocator may still ask the graph
+    whether a stream is its own, so the graph stays. No public function does this.
+    """
+    _failed_graphs.append(graph)
+    functions: Any = torch._C  # pyright: ignore[reportPrivateUsage]
+    try:
+        functions._cuda_endAllocateToPool(device, pool)
+    except (AttributeError, RuntimeError):  # it was not begun, or is ended already
+        return
+    functions._cuda_releasePool(device, pool)
+
+
 def version(tensor: Tensor) -> int:
     """A number that changes whenever the tensor is written; of a DTensor, whenever its local part is."""
     return local_part(tensor)._version

@@ -295,6 +295,47 @@ def test_a_failed_capture_gives_the_generators_their_state_back(monkeypatch):
     assert device.state == "capturing"
 
 
+@pytest.mark.parametrize("open_still", [True, False])
+def test_a_failed_capture_says_what_failed_and_closes_its_pool(monkeypatch, open_still):
+    @contextmanager
+    def graph(graph, pool, stream):
+        try:
+            yield
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    calls = []
+
+    def end(device, pool):
+        calls.append(("end", device, pool))
+        if not open_still:
+            raise RuntimeError("not currently recording to this pool")
+
+    for name, value in {
+        "CUDAGraph": Graph,
+        "graph": graph,
+        "default_generators": (Generator("device"),),
+        "current_device": lambda: 0,
+        "current_stream": lambda: "the current stream",
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end)
+    monkeypatch.setattr(torch._C, "_cuda_releasePool", lambda *args: calls.append(("release", *args)))
+    execute = execution.Captured(lambda: execution.CudaGraph([], "a pool"))
+    done = []
+
+    def work():
+        done.append(0)
+        if len(done) == 4:
+            raise RuntimeError("a copy from the host")
+
+    for _ in range(4):
+        execute("step", work)
+    assert execution.brief(RuntimeError("a copy from the host")) == execute.refusal
+    assert len(done) == 5  # the fourth failed as a graph, and was executed at once
+    assert calls == [("end", 0, "a pool"), ("release", 0, "a pool")][: 1 + open_still]
+
+
 def on_cuda(**changes):
     values = {
         "schedule": Schedule(1, 1),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
+from cdgrad._torch_private import end_failed_capture
 from cdgrad.study import StudyError
 from cdgrad.study.shown import brief
 
@@ -65,15 +66,23 @@ class CudaGraph:
             self._graph.register_generator_state(generator)
 
     def capture(self, work: Work) -> None:
-        """Record `work`; after a failure the generators are as they were before."""
+        """Record `work`; after a failure the generators and the allocator are as they were before."""
         before = [generator.clone_state() for generator in self._generators]
+        problem: BaseException | None = None
         try:
             with torch.cuda.graph(self._graph, pool=self._pool, stream=torch.cuda.current_stream()):
-                work()
+                try:
+                    work()
+                except BaseException as error:
+                    problem = error
+                    raise
         except BaseException:
             # A capture that failed leaves its generators in the mode of capturing.
             for generator, state in zip(self._generators, before, strict=True):
                 generator.graphsafe_set_state(state)
+            end_failed_capture(self._graph, torch.cuda.current_device(), self._pool)
+            if problem is not None:
+                raise problem  # noqa: B904, the end of such a capture fails as well, with a message of no use
             raise
 
     def replay(self) -> None:
