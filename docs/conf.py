@@ -29,6 +29,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "drawn",
+    "narrow",
     "mathml",
     "spec_keys",
 ]

@@ -33,6 +33,7 @@ PARTS = (
     Part("docs/index.md", "cost", benchmarks.cost_sentence),
     Part("docs/start.md", "quickstart", quickstart.start),
     Part("docs/quickstart/paired_differences.svg", "", quickstart.figure),
+    Part("docs/quickstart/paired_differences-narrow.svg", "", partial(quickstart.figure, 4)),
     Part("docs/start.ipynb", "", notebook.start),
     Part("docs/cost.md", "cost", benchmarks.cost),
     Part("docs/statistics.md", "looks", coverage.looks),

@@ -11,6 +11,7 @@ import numpy as np
 
 from cdgrad.study.records.run import Run
 from cdgrad.study.report.figures.differences import paired_differences
+from cdgrad.study.report.figures.drawing import WIDTH
 from cdgrad.study.spec import load
 from cdgrad.study.statistics import Results
 from cdgrad.study.statistics import paired as stats
@@ -69,23 +70,13 @@ def readme() -> str:
 
 
 def card(evidence: str) -> str:
-    """The rows of the method card; `evidence` is the verdict of the page of that name."""
-    rows = [
-        (
-            f"[quickstart](start.md#what-the-output-means): digits, small CNN, SGD, {comparison().pairs} seeds, seven learning rates per arm",
-            "`reweighted:lam=3` and no metric",
-            result().replace(" points", ""),
-            "no difference is shown",
-        ),
-        (
-            "[the evidence](evidence.md): digits, subsets of CIFAR-10 (JPEG) and Tiny ImageNet, small networks, equal tuning budgets",
-            "all metrics and axes, and attempts to improve them",
-            "see its tables",
-            evidence,
-        ),
-    ]
-    head = ("study", "compared", "paired difference, points of error", "verdict")
-    return "\n".join(markdown(head, rows, "llll")) + "\n"
+    """The results on the method card; `evidence` is the verdict of the page of that name."""
+    return (
+        f"- [Quickstart](start.md#what-the-output-means): digits, small CNN, SGD, {comparison().pairs} seeds, seven learning rates "
+        f"per arm; `reweighted:lam=3` against no metric.\n  *No difference is shown*: {result()}.\n"
+        "- [The evidence](evidence.md): digits, subsets of CIFAR-10 (JPEG) and Tiny ImageNet, small networks, equal tuning budgets; all "
+        f"metrics and axes, and attempts to improve\n  them. *{evidence[0].upper()}{evidence[1:].replace('. ', '.* ', 1)}\n"
+    )
 
 
 def start() -> str:
@@ -132,11 +123,13 @@ def _moved() -> str:
     return f"{max(abs(run.error - run.error_now) for run in repeats if run.rounds):.2f}"
 
 
-def figure() -> bytes:
-    """The paired differences, as the report draws them."""
+def figure(width: float = WIDTH) -> bytes:
+    """The paired differences, as the report draws them; `width` is in inches."""
     with RUNS.open(encoding="utf-8") as file:
         runs = [_run(row) for row in csv.DictReader(file)]
-    return paired_differences(Results.of(load("quickstart"), runs), "").svg()
+    drawing = paired_differences(Results.of(load("quickstart"), runs), "")
+    drawing.figure.set_figwidth(width)
+    return drawing.svg()
 
 
 def _run(row: dict[str, str]) -> Run:

@@ -236,7 +236,7 @@ def cost_floor(axes: Any, look: Look) -> None:
             ratio = rows[f"{metric} | {network['chosen'][metric]}"]
             label = family if y == 0 else None
             axes.plot(ratio, y, shape, color=color, markersize=5.5, label=label, linestyle="")
-    axes.axvline(1, color=look.ink, linewidth=0.8)
+    axes.plot([1, 1], [-0.6, len(networks)], color=look.ink, linewidth=0.8)  # ends below the legend
     axes.set_yticks(range(len(networks)), list(networks))
     axes.set(xlim=(0, 3), ylim=(len(networks) - 0.5, -1.6), title="cold time over the floor")
     axes.set(xlabel="times the floor (1: read and write once)")

@@ -29,19 +29,19 @@ def _verdict(rates: Results | None, again: Results | None) -> str:
     same, divided = _difference(rates, *_CHOSEN), _difference(rates, _CHOSEN[0], "divided")
     pooled = _pooled(same)
     text = (
-        f"On {same.pairs} new seeds the same two settings differ by {tables.difference(same)} points, over all {pooled.pairs} "
-        f"by {tables.difference(pooled)}"
+        f"Between the same two settings it is {tables.difference(same)} on {same.pairs} new seeds and {tables.difference(pooled)} over "
+        f"all {pooled.pairs}"
     )
     if again is not None:
         ((_, searched),) = again.replicated.items()
         text += (
-            f"; over {len(searched.means)} searches anew the difference is "
+            f"; over {len(searched.means)} new searches for the settings it is "
             f"{tables.plus_minus(searched.mean, searched.interval)}"
         )
     low, high = divided.interval
-    left = "no difference to that is shown" if low <= 0 <= high else "it differs from that"
+    left = "no difference is shown" if low <= 0 <= high else "a difference is left"
     return (
-        f"{text}. The control is the ordinary gradient with the learning rate of the convolutions divided by lam: {left} "
+        f"{text}. Against the ordinary gradient with the learning rate of the convolutions divided by lam, {left} "
         f"({tables.difference(divided)})."
     )
 

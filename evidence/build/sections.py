@@ -93,7 +93,7 @@ def axes() -> tuple[dict[str, str], list[Drawing]]:
         "axes_order": f"{tables.difference(between)}, p = {tables.probability(between.p)}",
         "axes_table": tables.listing(table, CONTROLS),
     }
-    return parts, [figures.one_forest("axes", table, CONTROLS)]
+    return parts, figures.one_forest("axes", table, CONTROLS)
 
 
 def rates() -> tuple[dict[str, str], list[Drawing]]:
@@ -118,7 +118,7 @@ def rates() -> tuple[dict[str, str], list[Drawing]]:
         "rates_most": f"{means[most]:.2f} % at {most:.2g}",
         "rates_tuned": f"{tuned:.2g}",
     }
-    return parts, [figures.rates("rates", dict(sorted(errors.items())), tuned)]
+    return parts, figures.rates("rates", dict(sorted(errors.items())), tuned)
 
 
 def photographs() -> tuple[dict[str, str], list[Drawing]]:
@@ -226,7 +226,7 @@ def mechanisms() -> tuple[dict[str, str], list[Drawing]]:
         "mechanism_table": tables.markdown(head, lines, right=2),
         "training_table": _training_table(layers, cells, arms),
     }
-    drawn = [figures.spectra("spectra", curves), figures.training("training", layers, cells, arms)]
+    drawn = [*figures.spectra("spectra", curves), *figures.training("training", layers, cells, arms)]
     return parts, drawn
 
 

@@ -77,7 +77,7 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
             for full, half in [_above(values, cell, "widths-sobolev-1")]
         ),
     }
-    return parts, [figures.widths("width", _curves(values, cells), WIDTHS)]
+    return parts, figures.widths("width", _curves(values, cells), WIDTHS)
 
 
 def _missing(values: Values, rates: dict[tuple[str, str], float]) -> str:

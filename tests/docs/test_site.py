@@ -87,6 +87,23 @@ def test_no_page_is_wider_than_a_phone(html):
     assert found.keys() == {*NAMES}
 
 
+SIDEWAYS = """[...d.querySelectorAll("article *")].filter((e) => e.scrollWidth > e.clientWidth + 1
+  && ["auto", "scroll"].includes(w.getComputedStyle(e).overflowX)
+  && !e.closest(".highlight, .table-wrapper")).map((e) => e.outerHTML.slice(0, 80))"""
+PICTURES = '[...d.querySelectorAll("picture img")].map((i) => i.currentSrc.split("/").pop())'
+
+
+@browser.needs_browser
+def test_on_a_phone_only_code_and_tables_scroll_sideways_and_figures_are_the_narrow_ones(html):
+    found = browser.measure_site(html, NAMES, SIDEWAYS, 390, 900)
+    assert {name: boxes for name, boxes in found.items() if boxes} == {}
+    drawn = {f"{figure.stem}.svg" for figure in DOCS.rglob("*.svg") if "-narrow" not in figure.name}
+    for width, ending in ((390, "-narrow.svg"), (1280, ".svg")):
+        shown = browser.measure_site(html, ["evidence.html", "start.html"], PICTURES, width, 900)
+        names = {name for of_page in shown.values() for name in of_page}
+        assert names == {figure.replace(".svg", ending) for figure in drawn}
+
+
 SEEN = """(() => {
   const box = (query) => { const e = d.querySelector(query); return e ? e.getBoundingClientRect() : null; };
   const visible = (r) => !!r && r.width > 0 && r.left >= 0 && r.right <= 1280 && r.top < 900;
