@@ -108,13 +108,13 @@ def stores(count, chance, folder):
     """The faults of `count` stores of runs with a flipped bit; a difference without a word is one."""
     path = folder / FILE
     with Store(folder, write=True) as store:
-        digest = store.use_spec("quickstart", load("quickstart").text)
+        text = load("quickstart").text
         for seed in range(6):
-            store.add(example(seed), digest)
+            store.add(example(seed), store.use_spec("quickstart", f"{text}# {seed // 3}\n"))
 
     def read():
         with Store(folder, write=False) as store:
-            return [vars(run) for run in store.runs()], store.spec()[1]
+            return [vars(run) for run in store.runs()], store.spec(), store.earlier_specs()
 
     whole, content, messages = read(), path.read_bytes(), []
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, cast
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 from cdgrad.study.plan.job import Job
 from cdgrad.study.records.environment import environment
@@ -19,7 +19,7 @@ from cdgrad.study.records.run import Run
 from cdgrad.study.run.execute import execute
 from cdgrad.study.spec import Spec, as_json, load
 from evidence.build import tables
-from evidence.build.loading import RECORDS, STUDIES
+from evidence.build.loading import RECORDS, STUDIES, holds
 
 FILE = RECORDS / "again.json"
 _MOST_SECONDS = 15.0  # of a recorded run
@@ -61,18 +61,10 @@ def sample(spec: Spec, runs: list[Run]) -> Iterator[Run]:
             yield run
 
 
-def _holds(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Whether a recorded configuration is that of `now`, but for keys that did not exist yet."""
-    return all(
-        _holds(cast(dict[str, Any], value), now[key]) if isinstance(value, dict) else value == now[key]
-        for key, value in recorded.items()
-    )
-
-
 def execute_again(spec: Spec, run: Run) -> Again:
     """Execute a recorded run by the present code."""
     setting = spec.setting(run.cell, run.arm, run.values)
-    assert _holds(run.config, as_json(setting)), f"{spec.name}, {run.arm}: the specification has changed"
+    assert holds(run.config, as_json(setting)), f"{spec.name}, {run.arm}: the specification has changed"
     job = Job(run.cell, run.arm, None, run.seed, setting, dict(run.values), spec.folder)
     now = execute(job, lambda epoch, measured: None)
     if now.error is None or run.error is None:

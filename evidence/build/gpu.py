@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from cdgrad.study.records.parquet import from_parquet
 from cdgrad.study.spec import Spec, load
 from cdgrad.study.statistics.results import Results
-from evidence.build import tables
+from evidence.build import loading, tables
 from evidence.build.loading import ROOT, rows
 
 FOLDER = ROOT / "evidence" / "gpu"
@@ -16,10 +15,7 @@ def section() -> dict[str, str]:
     names = sorted(path.stem for path in FOLDER.glob("*.toml"))
     recorded = {name: path for name in names if (path := FOLDER / "records" / f"{name}.parquet").is_file()}
     missing = [name for name in names if name not in recorded]
-    parts = [
-        _table(Results.of(load(str(FOLDER / f"{name}.toml")), from_parquet(path)))
-        for name, path in recorded.items()
-    ]
+    parts = [_table(loading.recorded(FOLDER / f"{name}.toml", path)) for name, path in recorded.items()]
     if missing:
         specs = [load(str(FOLDER / f"{name}.toml")) for name in missing]
         listed = "\n".join(f"- `{spec.name}`: {_about(spec)}" for spec in specs)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from cdgrad.study.records.parquet import from_parquet
-from cdgrad.study.spec import load
+from cdgrad.study.shown import published_values
+from cdgrad.study.spec import as_json, load
 from cdgrad.study.statistics import paired as stats
 from cdgrad.study.statistics.results import Results
 
@@ -79,10 +80,36 @@ class Row:
 def studies(names: Iterable[str]) -> list[Results]:
     """The studies of `names` that have records."""
     return [
-        Results.of(load(str(STUDIES / f"{name}.toml")), from_parquet(path))
+        recorded(STUDIES / f"{name}.toml", path)
         for name in names
         if (path := RECORDS / f"{name}.parquet").is_file()
     ]
+
+
+def recorded(specification: Path, record: Path) -> Results:
+    """A specification with its committed runs: a file's name alone does not say whose runs they are.
+
+    Raises:
+        ValueError: the runs of an arm are of another specification.
+    """
+    spec, runs = load(str(specification)), from_parquet(record)
+    for (cell, arm), run in {(run.cell, run.arm): run for run in runs}.items():
+        known = cell in spec.cells and arm in spec.arms
+        setting = spec.setting(cell, arm, run.values, trial=run.trial is not None) if known else None
+        if not setting or not holds(run.config, published_values(as_json(setting))):
+            raise ValueError(
+                f"{record.name} holds runs of arm {arm}{cell and f' in cell {cell}'} under another "
+                f"specification than {specification.name}; give the file its own specification's name"
+            )
+    return Results.of(spec, runs)
+
+
+def holds(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
+    """Whether a recorded configuration is that of `now`, but for keys that did not exist yet."""
+    return all(
+        holds(cast(dict[str, Any], value), now[key]) if isinstance(value, dict) else value == now[key]
+        for key, value in recorded.items()
+    )
 
 
 def rows(results: Iterable[Results], arms: Iterable[str] = ()) -> list[Row]:

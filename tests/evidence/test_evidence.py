@@ -12,7 +12,8 @@ from cdgrad.study.records.parquet import from_parquet
 from cdgrad.study.spec import as_json
 from evidence.build import again, searches
 from evidence.build import pages as build
-from evidence.build.loading import RECORDS, ROOT
+from evidence.build.loading import RECORDS, ROOT, holds
+from evidence.build.loading import recorded as committed
 from evidence.build.mechanism import SPECS, table
 
 STUDIES = sorted(
@@ -131,6 +132,20 @@ def test_the_records_were_made_from_commits():
             )
 
 
+@pytest.mark.parametrize("specification", ["claims-momentum", "best-effort-sgd", "rates-momentum"])
+def test_a_renamed_record_is_not_read_as_another_study(specification):
+    file = ROOT / "evidence" / "studies" / f"{specification}.toml"
+    for name in STUDIES:
+        if name == specification:
+            assert committed(file, RECORDS / f"{name}.parquet").count
+            continue
+        message = (
+            rf"{name}.parquet holds runs of arm .* under another specification than {specification}.toml"
+        )
+        with pytest.raises(ValueError, match=message):
+            committed(file, RECORDS / f"{name}.parquet")
+
+
 def test_a_run_that_two_studies_share_gave_the_same_error():
     """The baseline of the small CNN was trained anew by three studies, at three commits."""
     first, *others = (
@@ -184,8 +199,8 @@ def test_a_run_executed_again_is_told_from_its_record():
     study, runs = recorded("claims-momentum")
     run = next(again.sample(study, runs))
     setting = study.setting(run.cell, run.arm, run.values)
-    assert again._holds(run.config, as_json(setting))
-    assert not again._holds(run.config, as_json(replace(setting, metric="l2")))
+    assert holds(run.config, as_json(setting))
+    assert not holds(run.config, as_json(replace(setting, metric="l2")))
     row = again.Again("s", "c", "a", 0, "x", 3.0, 3.0, 0.5, 0.5)
     assert row.same
     assert not row._replace(error_now=3.1).same

@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from old_store import as_schema
 
 from cdgrad.study import StudyError
 from cdgrad.study.plan.plan import Plan
-from cdgrad.study.records import FILE, Store, from_parquet, schema, to_parquet
+from cdgrad.study.records import FILE, Store, from_parquet, to_parquet
 from cdgrad.study.report import paper, preview
 from cdgrad.study.report.compose import document
 from cdgrad.study.report.text import markdown
@@ -158,20 +159,12 @@ def test_records_keep_the_search(spec, tmp_path):
     }
 
 
-def test_a_store_without_the_column_is_read_checked_and_brought_up_to_date(tmp_path, make_run, monkeypatch):
-    old = [column for column in schema.COLUMNS if column.since < 5]
-    with monkeypatch.context() as before:
-        before.setattr(schema, "COLUMNS", tuple(old))
-        before.setattr("cdgrad.study.records.store.COLUMNS", tuple(old))
-        declared = "\n".join(f'"{c.name}" {c.sql},' for c in old)
-        runs = f"CREATE TABLE runs ({declared} spec TEXT, digest TEXT NOT NULL DEFAULT '') STRICT;"
-        before.setattr(schema, "SCHEMA", schema.SCHEMA.partition("CREATE TABLE runs")[0] + runs)
-        before.setattr(schema, "VERSION", 4)
-        names = ", ".join(f'"{c.name}"' for c in old)
-        insert = f"INSERT INTO runs ({names}, spec, digest) VALUES ({', '.join('?' * (len(old) + 2))})"
-        before.setattr(schema, "INSERT", insert)
-        with Store(tmp_path, write=True) as store:
-            store.add(make_run("sgd", 0, 3.0), store.use_spec("tiny", "text"))
+def test_a_store_without_the_column_is_read_checked_and_brought_up_to_date(tmp_path, make_run):
+    with Store(tmp_path, write=True) as store:
+        store.add(make_run("sgd", 0, 3.0), store.use_spec("tiny", "text"))
+    as_schema(tmp_path / FILE, 4)
+    with sqlite3.connect(tmp_path / FILE) as db:
+        assert "replicate" not in {row[1] for row in db.execute("PRAGMA table_info(runs)")}
     with Store(tmp_path, write=False) as store:
         (run,) = store.runs()
     assert (run.error, run.replicate) == (3.0, 0)

@@ -7,12 +7,11 @@ import sqlite3
 from contextlib import closing
 
 import pytest
+from old_store import as_schema
 
 from cdgrad.study import StudyError
-from cdgrad.study.records import schema
 from cdgrad.study.records.csv_file import csv_text
 from cdgrad.study.records.parquet import from_parquet, to_parquet
-from cdgrad.study.records.run import COLUMNS
 from cdgrad.study.records.store import FILE, Store
 from cdgrad.study.spec import parse
 
@@ -40,34 +39,53 @@ def test_a_changed_value_of_a_row_is_named(tmp_path, make_run, column):
         read(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        "specs SET name = 'width' WHERE text = 'text'",
+        "specs SET last_used = 9 WHERE text = 'planned'",
+        "specs SET text = 'other' WHERE text = 'planned'",
+        "runs SET spec = (SELECT hash FROM specs WHERE text = 'text')",
+    ],
+    ids=["title", "order", "earlier specification", "specification of a run"],
+)
+def test_a_study_is_never_reported_under_another_specification(tmp_path, make_run, change):
+    add(tmp_path, [make_run("sgd", 0, 3.0)], text="planned")
+    add(tmp_path, [make_run("sgd", 1, 2.0)])
+    assert everything(tmp_path)[1:] == (("tiny", "text"), [("tiny", "planned")])
+    with closing(sqlite3.connect(tmp_path / FILE)) as db, db:
+        db.execute(f"UPDATE {change}")
+    with pytest.raises(StudyError, match=r"differs from its digest; the file is damaged: restore a copy"):
+        everything(tmp_path)
+
+
+@pytest.mark.parametrize("version", [2, 5])
+def test_an_earlier_store_names_its_specifications_and_then_guards_them(tmp_path, make_run, version):
+    add(tmp_path, [make_run("sgd", 0, 3.0)], text="planned")
+    add(tmp_path, [make_run("sgd", 1, 2.0)])
+    expected = everything(tmp_path)
+    as_schema(tmp_path / FILE, version)
+    assert everything(tmp_path) == expected
+    Store(tmp_path, write=True).close()
+    assert everything(tmp_path) == expected
+    with closing(sqlite3.connect(tmp_path / FILE)) as db, db:
+        db.execute("UPDATE specs SET name = 'width'")
+    with pytest.raises(StudyError, match="the specification differs from its digest"):
+        everything(tmp_path)
+
+
 def test_records_of_schema_2_are_read_and_brought_up_to_date(tmp_path, make_run):
     add(tmp_path, [make_run("sgd", 0, 3.0)])
-    with closing(sqlite3.connect(tmp_path / FILE)) as db, db:
-        for column in ("digest", *(column.name for column in COLUMNS if column.since > 2)):
-            db.execute(f"ALTER TABLE runs DROP COLUMN {column}")
-        db.execute("PRAGMA user_version = 2")
+    as_schema(tmp_path / FILE, 2)
     before = read(tmp_path)
     add(tmp_path, [make_run("sgd", 1, 2.0)])
     assert read(tmp_path)[:1] == before
     assert len(read(tmp_path)) == 2
 
 
-def as_schema_3(path):
-    """Make a store what the version before parameters, images and memory wrote, digests included."""
-    with closing(sqlite3.connect(path)) as db, db:
-        rows = db.execute(f"SELECT {schema.columns(schema.VERSION)} FROM runs").fetchall()
-        for column in (column.name for column in COLUMNS if column.since > 3):
-            db.execute(f"ALTER TABLE runs DROP COLUMN {column}")
-        for row in rows:
-            old = schema.digest(row[:-1], 3)
-            assert old != row[-1]
-            db.execute("UPDATE runs SET digest = ? WHERE digest = ?", (old, row[-1]))
-        db.execute("PRAGMA user_version = 3")
-
-
 def test_records_of_schema_3_keep_their_digests(tmp_path, make_run):
     add(tmp_path, [make_run("sgd", 0, 3.0), make_run("sgd", 1, 2.5)])
-    as_schema_3(tmp_path / FILE)
+    as_schema(tmp_path / FILE, 3)
     before = read(tmp_path)
     assert [(run.parameters, run.images, run.memory) for run in before] == [(None, None, None)] * 2
     with Store(tmp_path, write=True) as store:
@@ -78,7 +96,7 @@ def test_records_of_schema_3_keep_their_digests(tmp_path, make_run):
 
 def test_a_damaged_row_of_schema_3_is_named_and_not_brought_up_to_date(tmp_path, make_run):
     add(tmp_path, [make_run("sgd", 0, 3.0)])
-    as_schema_3(tmp_path / FILE)
+    as_schema(tmp_path / FILE, 3)
     with closing(sqlite3.connect(tmp_path / FILE)) as db, db:
         db.execute("UPDATE runs SET error = 7")
     for write in (False, True):
@@ -91,16 +109,24 @@ def test_a_damaged_row_of_schema_3_is_named_and_not_brought_up_to_date(tmp_path,
             assert db.execute("PRAGMA user_version").fetchone() == (3,)
 
 
-def test_a_flipped_bit_never_changes_the_runs_without_a_word(tmp_path, make_run):
-    add(tmp_path, [make_run("sgd", seed, 3.0 + seed) for seed in range(8)])
-    whole, path = read(tmp_path), tmp_path / FILE
+def everything(folder):
+    """All that a store holds of a study."""
+    with Store(folder, write=False) as store:
+        return store.runs(), store.spec(), store.earlier_specs()
+
+
+def test_a_flipped_bit_never_changes_a_record_without_a_word(tmp_path, make_run):
+    add(tmp_path, [make_run("sgd", 0, 3.0)], text="planned")
+    add(tmp_path, [make_run("sgd", seed, 3.0 + seed) for seed in range(1, 8)])
+    whole, path = everything(tmp_path), tmp_path / FILE
+    assert whole[1:] == (("tiny", "text"), [("tiny", "planned")])
     content, chance = path.read_bytes(), random.Random(0)
     for _ in range(60):
         damaged = bytearray(content)
         damaged[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
         path.write_bytes(damaged)
         try:
-            found = read(tmp_path)
+            found = everything(tmp_path)
         except StudyError:
             continue
         assert found == whole

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+import pytest
+
+from cdgrad.study.records import Store
 from cdgrad.study.report.remarks import remarks
 from cdgrad.study.report.verdicts import verdicts
 from cdgrad.study.statistics.results import Results, read
@@ -14,6 +17,45 @@ def test_seeds_and_arms_that_joined_later_are_named(tiny, make_run):
     assert "1 seed (1) was added to a study with recorded runs of 1" in found
     assert "Arm directed was added after runs were recorded" in found
     assert "joined" not in " ".join(remarks(Results.of(tiny, runs)))
+
+
+@pytest.mark.parametrize(
+    ("planned", "message"),
+    [
+        ({}, "Cell wide was added after runs were recorded: the choice to add it"),
+        (
+            {"margin": 0.2},
+            r"margin = 0.5 was set after runs were recorded (it was 0.2): equivalence is shown only",
+        ),
+        ({}, r"margin = 0.5 was set after runs were recorded (there was none): equivalence"),
+        ({"reference": "directed", "margin": 0.5}, "were to be compared with directed, and after runs were"),
+    ],
+)
+def test_a_comparison_that_was_changed_later_is_named(tiny, make_run, planned, message):
+    runs = [make_run(arm, seed, 5.0 + seed) for arm in tiny.arms for seed in (0, 1)]
+    before = dataclasses.replace(tiny, **planned)
+    now = dataclasses.replace(tiny, margin=0.5, cells=tiny.cells | {"wide": tiny.cells[""]})
+    assert message in " ".join(remarks(Results.of(now, runs, [before])))
+    assert "after runs were recorded" not in " ".join(remarks(Results.of(now, runs, [now])))
+
+
+def test_recorded_cells_that_the_specification_leaves_out_are_named(tiny, make_run):
+    runs = [
+        make_run(arm, seed, 5.0 + seed, cell=cell)
+        for arm in tiny.arms
+        for seed in (0, 1)
+        for cell in ("", "b")
+    ]
+    assert "Recorded but left out of this report: cell b." in remarks(Results.of(tiny, runs))
+
+
+def test_an_earlier_specification_that_cannot_be_read_is_counted(tmp_path, tiny, tiny_text, make_run):
+    with Store(tmp_path, write=True) as store:
+        store.add(make_run("sgd", 0, 3.0), store.use_spec("tiny", "of another version"))
+        store.add(make_run("sgd", 1, 3.0), store.use_spec("tiny", tiny_text))
+    said = " ".join(remarks(read(tmp_path)))
+    assert "1 earlier specification of this study cannot be read by this version of cdgrad" in said
+    assert "cannot be read" not in " ".join(remarks(Results.of(tiny, [make_run("sgd", 0, 3.0)])))
 
 
 def test_a_stepwise_study_leaves_the_trace_in_its_store(tmp_path, tiny_text, monkeypatch):

@@ -69,3 +69,17 @@ def test_arms_of_one_name_with_other_metrics_are_refused(studies, tiny_text):
     spec = parse(tiny_text.replace("reweighted:lam=3", "reweighted:lam=5"), "two")
     with pytest.raises(StudyError, match="differ in the metric of directed"):
         together(studies | {"two": dataclasses.replace(studies["two"], spec=spec)})
+
+
+def test_studies_of_one_title_are_told_apart(studies):
+    assert {study.spec.title for study in studies.values()} == {"Tiny"}
+    assert together(studies).spec.title == "Tiny (one) and Tiny (two)"
+    other = dataclasses.replace(studies["two"], spec=dataclasses.replace(studies["two"].spec, title="Wide"))
+    assert together(studies | {"two": other}).spec.title == "Tiny and Wide"
+
+
+def test_cells_that_would_have_one_name_are_refused(studies, tiny_text, make_run):
+    spec = parse(tiny_text.replace("[arms.sgd]", '[cells."b"]\n[arms.sgd]'), "one")
+    runs = [make_run(arm, 0, 3.0, cell="b") for arm in spec.arms]
+    with pytest.raises(StudyError, match="one, one b have cells of one name; rename a folder of records"):
+        together({"one": Results.of(spec, runs), "one b": studies["two"]})

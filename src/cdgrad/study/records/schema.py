@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from cdgrad.study.files import OWN
 from cdgrad.study.records.run import COLUMNS
 
 _DIGEST_SINCE = 3
-VERSION = max(_DIGEST_SINCE, *(column.since for column in COLUMNS))
+_SPEC_DIGEST_SINCE = 6  # of specifications; and the digest of a run then covers its specification
+VERSION = max(_SPEC_DIGEST_SINCE, *(column.since for column in COLUMNS))
 _SPECS = """
 CREATE TABLE specs (
     hash TEXT PRIMARY KEY,
     name TEXT NOT NULL,
     text TEXT NOT NULL,
-    last_used INTEGER NOT NULL       -- counts up; the highest is the study's present specification
+    last_used INTEGER NOT NULL,      -- counts up; the highest is the study's present specification
+    digest TEXT NOT NULL DEFAULT ''  -- of hash, name and last_used; schema 5 and older had none
 ) STRICT;
 """
 _NAMES = ", ".join(f'"{column.name}"' for column in COLUMNS)
@@ -29,7 +32,7 @@ _RUNS = f"""
 CREATE TABLE runs (
 {_DECLARED}
     spec TEXT NOT NULL REFERENCES specs (hash),
-    digest TEXT NOT NULL DEFAULT '', -- of the columns above but spec; schema 2 and older had none
+    digest TEXT NOT NULL DEFAULT '', -- of the columns above; schema 2 and older had none
     CHECK (trial IS NULL OR evaluated = 'validation') -- settings are never chosen by the test split
 ) STRICT;
 CREATE UNIQUE INDEX runs_key ON runs (cell, arm, ifnull(trial, -1), seed);
@@ -41,9 +44,9 @@ INSERT = (
 
 
 def columns(version: int) -> str:
-    """What to select from ``runs`` so that rows of any version are alike."""
+    """What to select from ``runs`` so that rows of any version are alike: `COLUMNS`, spec and digest."""
     own = ", ".join(f'"{c.name}"' if c.since <= version else c.before for c in COLUMNS)
-    return own + (", digest" if version >= _DIGEST_SINCE else ", ''")
+    return own + ", spec, " + ("digest" if version >= _DIGEST_SINCE else "''")
 
 
 def connect(path: Path, mode: str) -> sqlite3.Connection:
@@ -77,13 +80,17 @@ def update(db: sqlite3.Connection) -> None:
         sqlite3.DatabaseError: a row differs from its digest.
     """
     version = db.execute("PRAGMA user_version").fetchone()[0]
-    rows = db.execute(f"SELECT spec, {columns(version)} FROM runs").fetchall()
-    for _, *row in rows:
+    rows = db.execute(f"SELECT {columns(version)} FROM runs").fetchall()
+    for row in rows:
         check_row(row, version)
+    specs = specifications(db, version)
     db.executescript(
         f"BEGIN;ALTER TABLE runs RENAME TO runs_old;DROP INDEX IF EXISTS runs_key;{_RUNS}DROP TABLE runs_old;"
     )
-    db.executemany(INSERT, [(*row[:-1], spec, digest(row[:-1])) for spec, *row in rows])
+    db.executemany(INSERT, [(*row[:-1], digest(row[:-1])) for row in rows])
+    if version < _SPEC_DIGEST_SINCE:
+        db.execute("ALTER TABLE specs ADD COLUMN digest TEXT NOT NULL DEFAULT ''")
+    db.executemany("UPDATE specs SET digest = ? WHERE hash = ?", [(spec.digest, spec.hash) for spec in specs])
     db.execute(f"PRAGMA user_version = {VERSION}")
     db.execute("COMMIT")
 
@@ -110,11 +117,53 @@ def check_row(row: Sequence[Any], version: int) -> None:
 
 
 def digest(row: Sequence[Any], version: int = VERSION) -> str:
-    """A hash of a row's values, in the order of `COLUMNS`, of those that a schema version has."""
+    """A hash of what a schema version has of a row: the values of `COLUMNS`, and the specification's hash."""
+    *measured, spec = row
     numbers = [
         float(value) if column.kind == "REAL" and value is not None else value
-        for column, value in zip(COLUMNS, row, strict=True)
+        for column, value in zip(COLUMNS, measured, strict=True)
         if column.since <= version
     ]
     values = [None if number != number else number for number in numbers]  # SQLite keeps nan as NULL
+    return _hash([*values, spec] if version >= _SPEC_DIGEST_SINCE else values)
+
+
+@dataclass(frozen=True)
+class Specification:
+    """A row of ``specs``; `name` stands in for a missing title; the study's present one was used last."""
+
+    hash: str
+    name: str
+    text: str
+    last_used: int
+
+    @staticmethod
+    def of(name: str, text: str, last_used: int) -> Specification:
+        """A new row."""
+        return Specification(hashlib.sha256(text.encode()).hexdigest(), name, text, last_used)
+
+    @property
+    def digest(self) -> str:
+        """A hash of all but `text`, which `hash` is of."""
+        return _hash([self.hash, self.name, self.last_used])
+
+
+def specifications(db: sqlite3.Connection, version: int) -> list[Specification]:
+    """The specifications of a study in the order of their last use.
+
+    Raises:
+        sqlite3.DatabaseError: one differs from its digests.
+    """
+    kept = "digest" if version >= _SPEC_DIGEST_SINCE else "''"
+    rows = db.execute(f"SELECT hash, name, text, last_used, {kept} FROM specs ORDER BY last_used").fetchall()
+    specs = [Specification(*row[:-1]) for row in rows]
+    for spec, (*_, expected) in zip(specs, rows, strict=True):
+        # The first version had other hashes.
+        changed = len(spec.hash) == 64 and hashlib.sha256(spec.text.encode()).hexdigest() != spec.hash
+        if changed or (expected and spec.digest != expected):
+            raise sqlite3.DatabaseError("malformed: the specification differs from its digest")
+    return specs
+
+
+def _hash(values: list[Any]) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()

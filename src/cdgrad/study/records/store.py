@@ -7,13 +7,12 @@ SQLite's rollback journal makes each row atomic and durable, leaves a single fil
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from cdgrad.study import StudyError, files
 from cdgrad.study.records import schema
@@ -90,36 +89,35 @@ class Store:
 
     def use_spec(self, name: str, text: str) -> str:
         """Make `text` the study's present specification; returns its hash, which runs refer to."""
-        digest = hashlib.sha256(text.encode()).hexdigest()
         with self._explained():
+            last = max((spec.last_used for spec in self._specifications()), default=0)
+            spec = schema.Specification.of(name, text, last + 1)
             self._db.execute(
-                "INSERT INTO specs VALUES (?, ?, ?, (SELECT coalesce(max(last_used), 0) + 1 FROM specs)) "
-                "ON CONFLICT (hash) DO UPDATE SET name = excluded.name, last_used = excluded.last_used",
-                (digest, name, text),
+                "INSERT INTO specs (hash, name, text, last_used, digest) VALUES (?, ?, ?, ?, ?) "
+                "ON CONFLICT (hash) DO UPDATE SET name = excluded.name, last_used = excluded.last_used, "
+                "digest = excluded.digest",
+                (spec.hash, spec.name, spec.text, spec.last_used, spec.digest),
             )
-        return digest
+        return spec.hash
 
     def earlier_specs(self) -> list[tuple[str, str]]:
         """Name and text of the specifications before the present one, under which runs are recorded."""
         with self._explained():
-            return self._db.execute(
-                "SELECT name, text FROM specs WHERE hash IN (SELECT spec FROM runs) AND last_used < "
-                "(SELECT max(last_used) FROM specs) ORDER BY last_used"
-            ).fetchall()
+            used = {row[0] for row in self._db.execute("SELECT DISTINCT spec FROM runs")}
+            return [(spec.name, spec.text) for spec in self._specifications()[:-1] if spec.hash in used]
 
     def spec(self) -> tuple[str, str]:
         """Name and text of the present specification."""
         with self._explained():
-            row = self._db.execute(
-                "SELECT name, text, hash FROM specs ORDER BY last_used DESC LIMIT 1"
-            ).fetchone()
-            if row and len(row[2]) == 64 and hashlib.sha256(row[1].encode()).hexdigest() != row[2]:
-                raise sqlite3.DatabaseError("malformed: the specification differs from its digest")
-        if row is None:
+            specs = self._specifications()
+        if not specs:
             raise StudyError(
                 f"{self.path} holds no study yet; run cdgrad study SPEC --out {self.path.parent}"
             )
-        return cast(tuple[str, str], row[:2])
+        return specs[-1].name, specs[-1].text
+
+    def _specifications(self) -> list[schema.Specification]:
+        return schema.specifications(self._db, self._version)
 
     def add(self, run: Run, spec_hash: str) -> None:
         """Keep a run, durably, before returning. A run of the same key is replaced.
@@ -129,9 +127,9 @@ class Store:
         """
         values = [(column, getattr(run, column.name)) for column in COLUMNS]
         row = tuple(to_json(value) if column.json else value for column, value in values)
-        row = (*row, spec_hash, schema.digest(row))
+        row = (*row, spec_hash)
         with self._explained():
-            self._db.execute(schema.INSERT, row)
+            self._db.execute(schema.INSERT, (*row, schema.digest(row)))
 
     def runs(self) -> list[Run]:
         """All runs, by cell, arm, trial (final runs first) and seed."""
@@ -141,7 +139,7 @@ class Store:
             ).fetchall()
             for row in rows:
                 schema.check_row(row, self._version)
-            return [_run(row[:-1]) for row in rows]
+            return [_run(row[: len(COLUMNS)]) for row in rows]
 
     @contextmanager
     def _explained(self) -> Generator[None]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cdgrad.study.report.changes import changed_later, left_out
 from cdgrad.study.report.split_sizes import split_sizes
-from cdgrad.study.report.words import words
+from cdgrad.study.report.words import counted, words
 from cdgrad.study.shown import published
 from cdgrad.study.spec import ERROR
 from cdgrad.study.statistics import paired
@@ -26,7 +27,7 @@ def remarks(results: Results) -> list[str]:
         *_rounding(results),
         *_looks(results),
         *_replicates(results),
-        *_added_later(results),
+        *changed_later(results),
         *_searched(results),
         *_shared_images(results),
         *_environment(results),
@@ -36,7 +37,7 @@ def remarks(results: Results) -> list[str]:
         *_graphs(results),
         *_identical(results),
         *_equal_trials(results),
-        *_not_in_the_study(results),
+        *left_out(results),
         *_unfinished(results),
     ]
 
@@ -149,7 +150,7 @@ def _diverged(results: Results) -> Iterator[str]:
             continue
         listed = ", ".join(map(str, seeds))
         sentence = (
-            f"{arm}{_in(cell)}: {len(seeds)} of {_count(len(runs), 'run')} diverged (seed {listed}) and "
+            f"{arm}{_in(cell)}: {len(seeds)} of {counted(len(runs), 'run')} diverged (seed {listed}) and "
             f"{'is' if len(seeds) == 1 else 'are'} included with the final {measure.name}"
             + ("; predictions that are not finite count as errors." if measure == ERROR else ".")
         )
@@ -164,30 +165,6 @@ def _diverged(results: Results) -> Iterator[str]:
                 f"{results.spec.contrasts[arm].reference} is {w.difference(c.median)}{between}."
             )
         yield sentence
-
-
-def _added_later(results: Results) -> Iterator[str]:
-    """Seeds and arms added after runs were recorded, and so perhaps after results were seen."""
-    spec = results.spec
-    for before in results.earlier[:1]:  # the oldest: what was planned
-        seeds = sorted({*spec.seeds} - {*before.seeds})
-        if seeds and not spec.until and set(before.seeds) & set(spec.seeds):
-            listed = ", ".join(map(str, seeds[:10])) + ", ..." * (len(seeds) > 10)
-            yield (
-                f"{_count(len(seeds), 'seed')} ({listed}) {'was' if len(seeds) == 1 else 'were'} added to a "
-                f"study with recorded runs of {len(before.seeds)} seeds: p and the intervals assume that "
-                "the number of seeds was fixed before any result was seen; seeds = { until, most } allows it."
-            )
-        if spec.tuning and before.tuning and spec.tuning.trials > before.tuning.trials:
-            yield (
-                f"tuning.trials grew from {before.tuning.trials} to {spec.tuning.trials} after runs were "
-                "recorded: the decision to search further may depend on results."
-            )
-        if arms := [arm for arm in spec.arms if arm not in before.arms]:
-            yield (
-                f"Arm {', '.join(arms)} was added after runs were recorded: the choice to add it, or of "
-                "what to compare, may depend on results."
-            )
 
 
 def _searched(results: Results) -> Iterator[str]:
@@ -272,7 +249,7 @@ def _graphs(results: Results) -> Iterator[str]:
     runs = [run for run in results.runs if run.status != "failed"]
     reasons = [str(run.environment.get("graph", "")).partition("not captured: ")[2] for run in runs]
     for reason in sorted({*reasons} - {"", "schedule.graph is false"}):
-        executed = _count(reasons.count(reason), "run")
+        executed = counted(reasons.count(reason), "run")
         yield (
             f"The steps of {executed} were not CUDA graphs, which are faster on a GPU: {published(reason)}."
         )
@@ -313,17 +290,6 @@ def _shares(results: Results) -> Iterator[str]:
         )
 
 
-def _not_in_the_study(results: Results) -> Iterator[str]:
-    """Recorded seeds and arms that the present specification leaves out, perhaps after a look."""
-    spec = results.spec
-    final = [run for run in results.runs if run.trial is None and run.status != "failed"]
-    if seeds := sorted({run.seed for run in final} - {*spec.seeds}):
-        listed = ", ".join(map(str, seeds[:8])) + (", ..." if len(seeds) > 8 else "")
-        yield f"Recorded but left out of this report: seed {listed}."
-    if arms := sorted({run.arm for run in final} - {*spec.arms}):
-        yield f"Recorded but left out of this report: arm {', '.join(arms)}."
-
-
 def _unfinished(results: Results) -> Iterator[str]:
     failed = results.failed
     if failed:
@@ -331,18 +297,14 @@ def _unfinished(results: Results) -> Iterator[str]:
         kind = "" if first.trial is None else f", trial {first.trial}"
         which = f"{first.arm}{_in(first.cell)}{kind}, seed {first.seed}"
         yield (
-            f"{_count(len(failed), 'run')} failed and {'is' if len(failed) == 1 else 'are'} left out, the "
+            f"{counted(len(failed), 'run')} failed and {'is' if len(failed) == 1 else 'are'} left out, the "
             f"first {which}: {published(first.message)}; run the same command to try again."
         )
     planned = results.total + results.trials_total
     if left := planned - results.count - results.trials_finished - len(failed):
-        runs = _count(left, "run")
+        runs = counted(left, "run")
         again = "run the same command again to complete them"
         yield f"{runs} {'remains' if left == 1 else 'remain'}: {again}; until then, results are provisional."
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def _in(cell: str) -> str:

@@ -123,3 +123,8 @@ def _scale(results: Results) -> float | None:
         if larger := [sd for sd in deviations if math.isfinite(sd) and sd > rounding]:
             return min(larger)
     return None
+
+
+def counted(n: int, what: str) -> str:
+    """A number of things, such as ``1 seed`` or ``2 seeds``."""
+    return f"{n} {what}{'s' * (n != 1)}"

@@ -6,7 +6,7 @@ All of it follows from the specification and the runs, wherever they were kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -62,6 +62,7 @@ class Results:
         searches: its trials, where it has any, by cell, arm and search.
         failed: runs of it that failed; they remain to be executed.
         earlier: former specifications of the study, the oldest first.
+        unreadable: number of former specifications that this version cannot read.
         planned: the specification itself, where `compared_with` asked for other comparisons.
     """
 
@@ -71,6 +72,7 @@ class Results:
     searches: dict[SearchPlace, Search]
     failed: list[Run]
     earlier: tuple[Spec, ...] = ()
+    unreadable: int = 0
     planned: Spec | None = None
 
     @staticmethod
@@ -284,11 +286,13 @@ class Results:
         return replace(self, spec=replace(spec, **changes), planned=self.planned or spec)
 
 
-def _parsed(specs: Iterable[tuple[str, str]]) -> Iterator[Spec]:
+def _parsed(specs: Iterable[tuple[str, str]]) -> list[Spec]:
     """The specifications that this version still reads."""
+    readable: list[Spec] = []
     for name, text in specs:
         with suppress(StudyError):
-            yield parse(text, name)
+            readable.append(parse(text, name))
+    return readable
 
 
 def read(folder: Path) -> Results:
@@ -301,7 +305,8 @@ def read(folder: Path) -> Results:
         name, text = store.spec()
         runs = store.runs()
         former = store.earlier_specs()
-    results = Results.of(parse(text, name), runs, _parsed(former))
+    earlier = _parsed(former)
+    results = replace(Results.of(parse(text, name), runs, earlier), unreadable=len(former) - len(earlier))
     if not results.count + results.trials_finished:
         failed = results.failed
         why = f", {len(failed)} failed: {failed[0].message}" if failed else ""

@@ -17,7 +17,8 @@ def together(studies: Mapping[str, Results]) -> Results:
 
     Raises:
         StudyError: their results are of different measures or splits, arms of one name have different
-            metrics, they have no comparison in common, or their seeds end by different rules.
+            metrics, they have no comparison in common, their seeds end by different rules, or two cells would
+            have one name.
     """
     names, results = list(studies), list(studies.values())
     specs = [study.spec for study in results]
@@ -34,10 +35,12 @@ def together(studies: Mapping[str, Results]) -> Results:
         for name, study in studies.items()
         for cell in study.spec.cells
     }
+    if len({*cells.values()}) < len(cells):
+        raise StudyError(f"{', '.join(names)} have cells of one name; rename a folder of records")
     spec = replace(
         first,
         name=" and ".join(names),
-        title=" and ".join(dict.fromkeys(spec.title for spec in specs)),
+        title=" and ".join(_titles(names, specs)),
         seeds=tuple(dict.fromkeys(seed for spec in specs for seed in spec.seeds)),
         cells={place: studies[name].spec.cells[cell] for (name, cell), place in cells.items()},
         arms={name: replace(arm, tuning="own") for name, arm in shared.items()},
@@ -53,6 +56,14 @@ def together(studies: Mapping[str, Results]) -> Results:
         if arm in shared
     }
     return Results(spec, [run for by_seed in finished.values() for run in by_seed.values()], finished, {}, [])
+
+
+def _titles(names: list[str], specs: list[Spec]) -> list[str]:
+    """The studies' titles; where two are equal, each with the study's name."""
+    titles = [spec.title for spec in specs]
+    if len({*titles}) == len(titles):
+        return titles
+    return [f"{title} ({name})" for name, title in zip(names, titles, strict=True)]
 
 
 def _check_alike(names: list[str], specs: list[Spec]) -> None:
