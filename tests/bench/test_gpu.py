@@ -10,8 +10,10 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
+from cdgrad.bench.gpu import processes
 from cdgrad.bench.gpu import record as recording
-from cdgrad.bench.gpu.setup import Setup
+from cdgrad.bench.gpu.setup import Setup, UnavailableError
+from cdgrad.bench.gpu.targets import targets
 from cdgrad.bench.page import gpu_tables
 
 
@@ -52,6 +54,90 @@ def test_what_has_no_time_left_is_recorded_as_skipped(measured):
     assert found["sections"]["second"]["skipped"] == []
 
 
+def test_an_item_leaves_its_share_of_the_time_to_the_others(measured):
+    """An item that could go on for ever stops at its share; what one leaves the next ones have."""
+    took = {}
+
+    def item(name, wanted):
+        def run():
+            start = time.perf_counter()
+            while time.perf_counter() - start < wanted and not setups[-1].item_over:
+                time.sleep(0.01)
+            took[name] = time.perf_counter() - start
+            return {}
+
+        return run
+
+    setups = []
+    items = {"a": item("a", 0.0), "b": item("b", 9.0), "c": item("c", 9.0)}
+    found, _ = measured([("first", 1, lambda setup: setups.append(setup) or items)], 0.6)
+    assert found["sections"]["first"]["skipped"] == []
+    assert took["b"] == pytest.approx(0.285, abs=0.05)
+    assert took["c"] == pytest.approx(0.285, abs=0.05)
+
+
+def test_what_an_item_lacks_is_no_failure(measured):
+    def lacks():
+        raise UnavailableError("not compiled in time")
+
+    found, _ = measured([("first", 1, lambda setup: {"a": lacks, "b": dict})], 60)
+    section = found["sections"]["first"]
+    assert (section["skipped"], section["errors"]) == (["a (not compiled in time)"], {})
+    assert "b" in section["rows"]
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """A module of the given text that other processes can run, and its name."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    def write(text):
+        (tmp_path / "some_module.py").write_text(text)
+        return "some_module"
+
+    return write
+
+
+def test_no_process_outlives_its_section(measured, module):
+    started = []
+
+    def items(setup):
+        started.append(processes.Process(module("import time\ntime.sleep(60)")))
+        return {"a": dict}
+
+    begin = time.perf_counter()
+    measured([("first", 1, items)], 60)
+    assert time.perf_counter() - begin < 30
+    assert not started[0].runs
+
+
+def test_a_process_gives_what_it_printed_last_or_why_it_failed(module):
+    name = module("import sys\nprint('words')\nprint([int(sys.argv[1])])")
+    assert processes.Process(name, "7").result() == [7]
+    with pytest.raises(RuntimeError, match=r"ended with status 1: ValueError: invalid literal"):
+        processes.Process(name, "x").result()
+
+
+def test_targets_have_a_number_and_its_bound():
+    times = {"torch._foreach_mul_": 1.0, "reweighted:lam=3": 0.9, "sobolev:lam=0.01": 1.4}
+    floor = {"resnet50 float32": {"times": {name: {"over_floor": r} for name, r in times.items()}}}
+    study = {
+        "resnet18, batch 128, by hand": {"graph, images a second": 100.0},
+        "resnet18, batch 128, study, none": {"images a second": 96.0, "seconds of the start": 9.0},
+        "resnet20, batch 512, study, none": {"images a second": 50.0, "seconds of the start": 2.0},
+    }
+    sections = {"floor": floor, "study loop": study, "workers": {"4": {"images a second": 45.0}}}
+    record = {"seconds": 118.0, "sections": {name: {"rows": rows} for name, rows in sections.items()}}
+    found = {each["name"]: (each["value"], each["holds"]) for each in targets(record)}
+    assert found["ResNet-50, float32, re-weighted and mean-weighted, over the floor"] == (0.9, True)
+    assert found["ResNet-50, float32, Sobolev, over the floor"] == (1.4, False)
+    assert found["ResNet-50, bfloat16, any metric, over the floor"] == (None, None)
+    assert found["the study's loop over a bare one, resnet18, without a metric"] == (0.96, True)
+    assert found["start of a run after the first, s"] == (2.0, True)
+    assert found["four workers over one, resnet20, images a second"] == (0.9, False)
+    assert found["the benchmark, s"] == (118.0, True)
+
+
 def test_the_rehearsal_runs_everything(tmp_path):
     out = tmp_path / "gpu.json"
     command = [sys.executable, "-m", "cdgrad", "bench", "--device", "cuda", "--rehearse", "--out", str(out)]
@@ -60,7 +146,7 @@ def test_the_rehearsal_runs_everything(tmp_path):
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     assert list(found["sections"]) == [
-        "compilation", "parity", "floor", "host", "graph", "training steps", "study loop", "jax",
+        "compilation", "parity", "floor", "host", "graph", "training steps", "study loop", "workers", "jax",
     ]  # fmt: skip
     for name, section in found["sections"].items():
         assert not section["errors"]
@@ -69,4 +155,9 @@ def test_the_rehearsal_runs_everything(tmp_path):
     assert all(row["error"] < 1e-6 for row in found["sections"]["parity"]["rows"].values())
     assert all(row["difference"] == 0 for row in found["sections"]["graph"]["rows"].values())
     assert set(found["sections"]["training steps"]["rows"]) == {"graph", "eager", "compiled"}
+    assert found["sections"]["compilation"]["rows"].keys() == {"compiled training step", "resnet50 float32"}
+    # ResNet-18 and four workers are left out.
+    open_targets = [target["name"] for target in found["targets"] if target["value"] is None]
+    assert len(open_targets) == 3 + 2 * bool(found["sections"]["jax"]["skipped"])
+    assert all("resnet18" in name or "workers" in name for name in open_targets if "JAX" not in name)
     assert done.stdout.strip() == gpu_tables(found).strip()

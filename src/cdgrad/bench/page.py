@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from cdgrad.bench.records import GpuRecord, JaxRow, Machine, Network, Record, Section, Step
+from cdgrad.bench.records import GpuRecord, JaxRow, Machine, Network, Record, Section, Step, Target
 from cdgrad.tables import markdown
 
 
@@ -66,7 +66,10 @@ def gpu_tables(record: GpuRecord) -> str:
     """Every number of the record of ``cdgrad bench --device cuda``."""
     machine, sections = record["machine"], record["sections"]
     software = ", ".join(f"{name} {machine[name]}" for name in ("python", "torch", "triton") if machine[name])
-    parts = [f"{machine['device']}, {machine['date']}; {software}."]
+    parts = [f"{machine['device']}, {machine['date']}; {software}; {record['seconds']:.0f} s in all."]
+    if record["rehearsal"]:
+        parts.append("A rehearsal on tiny sizes: none of these numbers measures anything.")
+    parts.append(_targets(record["targets"], rehearsal=record["rehearsal"]))
     parts += [_gpu_section(name, section) for name, section in sections.items() if section["rows"]]
     missing = [f"{name}: {item}" for name, section in sections.items() for item in section["skipped"]]
     failed = [f"{name}: {item}: {why}" for name, s in sections.items() for item, why in s["errors"].items()]
@@ -77,6 +80,22 @@ def gpu_tables(record: GpuRecord) -> str:
     if failed:
         parts.append("Not measured, because it failed: " + "; ".join(failed) + ".")
     return "\n\n".join(parts) + "\n"
+
+
+def _targets(targets: list[Target], *, rehearsal: bool) -> str:
+    words = {True: "holds", False: "**missed**", None: "not measured"}
+    if rehearsal:
+        words = dict.fromkeys(words, "")
+    rows = [
+        (
+            row["name"],
+            "" if row["value"] is None else _number(row["value"]),
+            f"{'at most' if row['at_most'] else 'at least'} {_number(row['bound'])}",
+            words[row["holds"]],
+        )
+        for row in targets
+    ]
+    return "\n".join(["**targets**", "", *markdown(("", "value", "bound", ""), rows, "lrrl")])
 
 
 def _gpu_section(name: str, section: Section) -> str:

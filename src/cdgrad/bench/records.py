@@ -81,10 +81,21 @@ class Section(TypedDict):
     seconds: float
 
 
+class Target(TypedDict):
+    """What a number should be at most, or at least; `holds` is None where it was not measured."""
+
+    name: str
+    value: float | None
+    bound: float
+    at_most: bool
+    holds: bool | None
+
+
 class GpuRecord(TypedDict):
     """The record of ``cdgrad bench --device cuda``."""
 
     machine: dict[str, Any]
     rehearsal: bool
     seconds: float
+    targets: list[Target]
     sections: dict[str, Section]

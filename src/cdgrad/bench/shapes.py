@@ -21,11 +21,16 @@ class Conv(NamedTuple):
     kernel: int
     groups: int = 1
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of the weight."""
+        return self.out, self.into // self.groups, self.kernel, self.kernel
+
     def gradient(self) -> Tensor:
         """Noise of the weight's shape, of the size that gradients have."""
         import torch  # here, so that the names of the networks need no torch
 
-        return torch.randn(self.out, self.into // self.groups, self.kernel, self.kernel) * 1e-3
+        return torch.randn(self.shape) * 1e-3
 
 
 def resnet18_imagenet() -> list[Conv]:

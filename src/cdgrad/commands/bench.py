@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -78,17 +79,18 @@ def run(options: argparse.Namespace) -> int:
 
 def _run_on_gpu(options: argparse.Namespace) -> int:
     """Measure on a GPU, or rehearse; the record is written after every item."""
+    begun = time.perf_counter()
     if find_spec("triton") is None:
         return failed(1, "Triton is not installed; the GPU kernels need it")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         # Both are read when Triton is imported. A cache of its own, so that compilation is measured.
-        os.environ["TRITON_CACHE_DIR"] = cache
+        os.environ["TRITON_CACHE_DIR"] = os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         if options.rehearse:
             os.environ["TRITON_INTERPRET"] = "1"
-        return _measure_on_gpu(options)
+        return _measure_on_gpu(options, begun)
 
 
-def _measure_on_gpu(options: argparse.Namespace) -> int:
+def _measure_on_gpu(options: argparse.Namespace, begun: float) -> int:
     import torch
 
     from cdgrad.bench.gpu.record import record
@@ -108,7 +110,7 @@ def _measure_on_gpu(options: argparse.Namespace) -> int:
             ]
 
     setup = Setup(torch.device("cpu" if options.rehearse else "cuda"), options.rehearse)
-    measured = record(setup, options.seconds, write)
+    measured = record(setup, options.seconds, write, begun)
     print(gpu_tables(measured), flush=True)
     for path in written:
         print(f"record: {path}", file=sys.stderr)

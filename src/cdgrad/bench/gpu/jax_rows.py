@@ -5,6 +5,7 @@
 # pyright: reportUnknownLambdaType=false, reportMissingTypeStubs=false
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +26,8 @@ def items(setup: Setup) -> Items:
     """By metric, microseconds and the ratio to the floor, in a loop that is compiled as a whole."""
     if not (find_spec("jax") and find_spec("optax")):
         raise UnavailableError("JAX or optax is not installed")
+    # JAX would take most of the memory at its start, which PyTorch needs, too.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
     if not setup.rehearsal and jax.default_backend() != "gpu":

@@ -12,48 +12,57 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from cdgrad.bench.gpu.setup import Setup, UnavailableError
+from cdgrad.bench.gpu import processes
+from cdgrad.bench.gpu.setup import Setup, UnavailableError, small_tiles
+from cdgrad.bench.gpu.targets import targets
+from cdgrad.bench.page import gpu_tables
 from cdgrad.bench.records import GpuRecord, Section
 from cdgrad.messages import named
-from cdgrad.ops.triton import tables
 
-SECONDS = 120.0
-_GRACE = 5.0  # seconds after the end in which an item may still finish
+_RESERVE = 0.05  # of the time, in which an item that does not check the clock may still finish
 
 
-def record(setup: Setup, seconds: float, write: Callable[[GpuRecord], None]) -> GpuRecord:
+def record(
+    setup: Setup, seconds: float, write: Callable[[GpuRecord], None], begun: float | None = None
+) -> GpuRecord:
     """Measure all sections; an item that fails or exceeds the time does not affect the others.
 
     Args:
         setup: device and sizes.
-        seconds: how long all sections may take, compilation included.
+        seconds: how long everything may take, imports and compilation included.
         write: called with the record after every item.
+        begun: when the time began, by `time.perf_counter`; now, if it is not given.
     """
     sections = _sections(setup)
     result: GpuRecord = {
         "machine": machine(setup),
         "rehearsal": setup.rehearsal,
         "seconds": 0.0,
+        "targets": [],
         "sections": {},
     }
+
+    def update() -> None:
+        result["seconds"] = round(time.perf_counter() - start, 1)
+        result["targets"] = targets(result)
+        write(result)
+
     if setup.rehearsal:
-        # Triton's interpreter takes a second for a tile of the usual size.
-        tables.TILES.update({size: tables.Tile(4, 2, 16, 2, 1) for size in tables.TILES})
-    start, share = time.perf_counter(), 0.0
-    timer = threading.Timer(seconds + _GRACE, _stop)
+        small_tiles()
+    start, share = time.perf_counter() if begun is None else begun, 0.0
+    timer = threading.Timer(start + seconds - time.perf_counter(), _stop, [result])
     timer.daemon = True
     if not setup.rehearsal:
         timer.start()
     whole = sum(part for _, part, _ in sections)
     for name, part, items in sections:
         share += part / whole
-        setup.deadline = start + share * seconds
+        setup.deadline = start + share * seconds * (1 - _RESERVE)
         section: Section = {"rows": {}, "skipped": [], "errors": {}, "seconds": 0.0}
         result["sections"][name] = section
         print(f"measuring {name}", file=sys.stderr, flush=True)
-        _measure(setup, section, items, lambda: write(result))
-        result["seconds"] = round(time.perf_counter() - start, 1)
-        write(result)
+        _measure(setup, section, items, update)
+        update()
     timer.cancel()
     return result
 
@@ -63,14 +72,15 @@ def _sections(setup: Setup) -> list[tuple[str, float, Callable[[Setup], dict[str
     from cdgrad.bench.gpu import compilation, jax_rows, operator, study_loop, training
 
     return [
-        ("compilation", 30, compilation.items),
-        ("parity", 8, operator.parity),
-        ("floor", 25, operator.floor),
+        ("compilation", 38, compilation.items),
+        ("parity", 6, operator.parity),
+        ("floor", 14, operator.floor),
         ("host", 3, operator.host),
-        ("graph", 4, training.graphs),
-        ("training steps", 30, training.steps),
+        ("graph", 3, training.graphs),
+        ("training steps", 16, training.steps),
         ("study loop", 12, study_loop.items),
-        ("jax", 8, jax_rows.items),
+        ("workers", 14, study_loop.workers),
+        ("jax", 14, jax_rows.items),
     ]
 
 
@@ -86,16 +96,21 @@ def _measure(
     except Exception as error:  # a section that cannot begin must not stop the others on a rented machine
         todo = {}
         section["errors"]["section"] = _line(error)
-    for name, item in todo.items():
+    for i, (name, item) in enumerate(todo.items()):
+        now = time.perf_counter()
+        setup.share_ends = now + (setup.deadline - now) / (len(todo) - i)
         if setup.over:
             section["skipped"].append(name)
             continue
         try:
             section["rows"][name] = item()
+        except UnavailableError as error:
+            section["skipped"].append(f"{name} ({error})")
         except Exception as error:
             section["errors"][name] = _line(error)
         section["seconds"] = round(time.perf_counter() - start, 1)
         write()
+    processes.end_all()
 
 
 def _line(error: Exception) -> str:
@@ -103,10 +118,14 @@ def _line(error: Exception) -> str:
     return f"{named(error):.300} ({os.path.basename(where.filename)}:{where.lineno})"
 
 
-def _stop() -> None:
+def _stop(result: GpuRecord) -> None:
     """End an item that does not check the clock, such as a compilation, on a rented machine."""
-    print("cdgrad: the time is over; the record holds what was measured", file=sys.stderr, flush=True)
-    os._exit(1)
+    try:
+        print(gpu_tables(result), flush=True)
+        processes.end_all()
+    finally:
+        print("cdgrad: the time is over; the record holds what was measured", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def machine(setup: Setup) -> dict[str, Any]:

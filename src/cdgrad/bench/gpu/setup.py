@@ -13,6 +13,7 @@ from cdgrad._torch_private import occupy_stream
 from cdgrad.bench.candidates import METRICS
 from cdgrad.bench.shapes import Conv
 from cdgrad.metrics import Metric
+from cdgrad.ops.triton import tables
 
 _FLUSHED_BYTES = 256 * 2**20  # more than the L2 cache of any GPU that we know
 
@@ -25,16 +26,25 @@ class Setup:
         device: a CUDA device, or the CPU in a rehearsal.
         rehearsal: tiny sizes, every item once; its times are no measurements.
         deadline: when the present section's time is over, by `time.perf_counter`.
+        share_ends: when the present item's share of it is over.
+        compiled: the cases that other processes compiled in time.
     """
 
     device: torch.device
     rehearsal: bool = False
-    deadline: float = field(default=float("inf"))
+    deadline: float = float("inf")
+    share_ends: float = float("inf")
+    compiled: set[str] = field(default_factory=set[str])
 
     @property
     def over(self) -> bool:
         """Whether the present section's time is over; a rehearsal has time for all."""
         return not self.rehearsal and time.perf_counter() > self.deadline
+
+    @property
+    def item_over(self) -> bool:
+        """Whether the present item should leave what remains of the section's time to the other ones."""
+        return not self.rehearsal and time.perf_counter() > min(self.share_ends, self.deadline)
 
     @property
     def rounds(self) -> int:
@@ -67,7 +77,7 @@ class Setup:
         for call in candidates.values():
             call()
         for completed in range(self.rounds):
-            if completed >= 5 and self.over:
+            if completed >= 5 and self.item_over:
                 break
             for name, call in candidates.items():
                 flush.zero_()
@@ -89,13 +99,17 @@ class Setup:
         return first.elapsed_time(last)
 
     def per_call(self, calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-        """Median milliseconds of a call by the clock, `repeats` calls between two waits, in rounds."""
+        """Median milliseconds of a call by the clock, `repeats` calls between two waits, in rounds.
+
+        The first call of each is not timed: after another metric the operator is prepared anew.
+        """
         times: dict[str, list[float]] = {name: [] for name in calls}
         repeats = 1 if self.rehearsal else repeats
         for completed in range(self.rounds):
-            if completed >= 5 and self.over:
+            if completed >= 5 and self.item_over:
                 break
             for name, call in calls.items():
+                call()
                 self.synchronize()
                 start = time.perf_counter()
                 for _ in range(repeats):
@@ -103,6 +117,11 @@ class Setup:
                 self.synchronize()
                 times[name].append((time.perf_counter() - start) * 1e3 / repeats)
         return {name: median(each) for name, each in times.items()}
+
+
+def small_tiles() -> None:
+    """For a rehearsal: Triton's interpreter takes a second for a tile of the usual size."""
+    tables.TILES.update({size: tables.Tile(4, 2, 16, 2, 1) for size in tables.TILES})
 
 
 def captured(setup: Setup, step: Callable[[], object], warm: int = 3) -> Callable[[], object]:
@@ -128,4 +147,4 @@ def relative_error(got: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 class UnavailableError(Exception):
-    """What a section needs is not on this machine."""
+    """What a section or an item needs is not here."""

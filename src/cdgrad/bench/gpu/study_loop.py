@@ -4,16 +4,21 @@
 # pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
+import json
+import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import torch
 
 from cdgrad.bench.gpu.operator import Items
-from cdgrad.bench.gpu.setup import Setup, captured
+from cdgrad.bench.gpu.processes import Process
+from cdgrad.bench.gpu.setup import Setup, UnavailableError, captured, small_tiles
 from cdgrad.bench.gpu.training import Training
 from cdgrad.study.data import builtin
 from cdgrad.study.data.cache import Arrays, Decoded, Description
@@ -25,7 +30,7 @@ _METRIC = "sobolev:lam=0.01"
 
 
 def items(setup: Setup) -> Items:
-    """By network and batch, images a second of each loop, and seconds until the first epoch is over."""
+    """By network and batch, images a second of each loop, and the seconds that a run takes to start."""
     cases = {} if setup.rehearsal else {"resnet18": 128}
     cases |= {"resnet20": 512}
     loops: Items = {}
@@ -54,22 +59,32 @@ def _by_hand(setup: Setup, network: str, batch: int) -> dict[str, float]:
 
     rates: dict[str, float] = {}
     for name, call in {"one by one": step, "graph": captured(setup, step)}.items():
-        call()
-        setup.synchronize()
-        start = time.perf_counter()
-        order = torch.randperm(count, device=setup.device)
-        for first in range(0, count, training.batch):
-            rows.copy_(order[first : first + training.batch])
-            call()
-        setup.synchronize()
-        rates[f"{name}, images a second"] = count / (time.perf_counter() - start)
+        times: list[float] = []
+        for _ in range(2):  # the first epoch warms up
+            setup.synchronize()
+            start = time.perf_counter()
+            order = torch.randperm(count, device=setup.device)
+            for first in range(0, count, training.batch):
+                rows.copy_(order[first : first + training.batch])
+                call()
+            setup.synchronize()
+            times.append(time.perf_counter() - start)
+        rates[f"{name}, images a second"] = count / times[-1]
     return rates
 
 
 def _study(setup: Setup, network: str, batch: int, metric: str) -> dict[str, Any]:
+    count, ends = _ends_of_epochs(setup, network, batch, metric, batches=128, epochs=4)
+    epoch = min(after - before for before, after in pairwise(ends[2:]))  # replays alone
+    return {"images a second": count / epoch, "seconds of the start": ends[1] - ends[0] - epoch}
+
+
+def _ends_of_epochs(
+    setup: Setup, network: str, batch: int, metric: str, *, batches: int, epochs: int
+) -> tuple[int, list[float]]:
+    """Images of an epoch, and the clock at the beginning and after each epoch of a study's run."""
     batch = 4 if setup.rehearsal else batch
-    count, epochs = batch * (2 if setup.rehearsal else 128), 3
-    side = 8 if setup.rehearsal else 32
+    count, side = batch * (2 if setup.rehearsal else batches), 8 if setup.rehearsal else 32
     setting = LoopSetting(
         task=Task(_SOURCE, train=count, validation=batch, test=batch),
         model=Model("resnet8" if setup.rehearsal else network),
@@ -78,14 +93,37 @@ def _study(setup: Setup, network: str, batch: int, metric: str) -> dict[str, Any
         metric=metric,
         evaluate="validation",
     )
-    ends = [time.perf_counter()]
+    ends: list[float] = []
 
     def end_of_epoch(number: int, measured: dict[str, float]) -> None:
-        ends.append(time.perf_counter())
+        ends.append(time.time())
 
     with _noise(count + 2 * batch, side):
+        ends.append(time.time())
         train(setting, 0, end_of_epoch, device=str(setup.device))
-    return {"images a second": count / (ends[-1] - ends[-2]), "seconds of the first epoch": ends[1] - ends[0]}
+    return count, ends
+
+
+def workers(setup: Setup) -> Items:
+    """By how many processes train at the same time, the sum of their images a second."""
+    return {str(number): partial(_together, setup, number) for number in ((2,) if setup.rehearsal else (4,))}
+
+
+def _together(setup: Setup, number: int) -> dict[str, float]:
+    rehearse = ["--rehearse"] if setup.rehearsal else []
+    started = [Process(__name__, *rehearse) for _ in range(number)]
+    while any(process.runs for process in started):
+        if setup.over:
+            raise UnavailableError("not trained in time")
+        time.sleep(0.05)
+    runs = [process.result() for process in started]
+    # Of each the epochs during which all the others trained, too.
+    begin, end = max(ends[2] for _, ends in runs), min(ends[-1] for _, ends in runs)
+    sums = 0.0
+    for count, ends in runs:
+        shared = [b - a for a, b in pairwise(ends[2:]) if begin <= a and b <= end]
+        sums += count / (median(shared) if shared else (ends[-1] - ends[2]) / (len(ends) - 3))
+    return {"images a second": sums}
 
 
 @contextmanager
@@ -99,3 +137,11 @@ def _noise(count: int, side: int) -> Generator[None]:
         yield
     finally:
         del builtin.SOURCES[_SOURCE]
+
+
+if __name__ == "__main__":
+    _rehearsal = "--rehearse" in sys.argv
+    if _rehearsal:
+        small_tiles()
+    _setup = Setup(torch.device("cpu" if _rehearsal else "cuda"), _rehearsal)
+    print(json.dumps(_ends_of_epochs(_setup, "resnet20", 512, "none", batches=64, epochs=6)))

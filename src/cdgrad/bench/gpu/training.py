@@ -15,11 +15,14 @@ from torch.nn import functional as F  # noqa: N812
 from cdgrad.attachment import attach
 from cdgrad.bench.candidates import METRICS
 from cdgrad.bench.gpu.operator import Items
-from cdgrad.bench.gpu.setup import Setup, captured, relative_error
+from cdgrad.bench.gpu.setup import Setup, UnavailableError, captured, relative_error
+from cdgrad.bench.shapes import Conv
 from cdgrad.metrics import Metric
 from cdgrad.study.models.resnet import CifarResNet, ResNet18
 
 _WITHOUT = "without"
+STEP = "compiled training step"
+"""The case of the section on compilation that a compiled step needs."""
 
 
 class Training:
@@ -44,6 +47,11 @@ class Training:
         """The mean loss of the batch."""
         with torch.autocast(self.setup.device.type, torch.bfloat16):
             return F.cross_entropy(self.model(self.images), self.labels)
+
+    def compile(self) -> None:
+        """Compile forward and backward pass; a rehearsal only traces them."""
+        compiled: Any = torch.compile(self.loss, backend="eager" if self.setup.rehearsal else "inductor")
+        self.forward = compiled
 
     def step(self) -> None:
         """One step on the batch."""
@@ -77,18 +85,17 @@ def _eager(training: Training) -> dict[str, Any]:
 
     calls = {name: partial(run, metric) for name, metric in _variants(training.setup).items()}
     try:
-        if not training.setup.rehearsal:
-            for call in calls.values():
-                call()
+        for call in calls.values():
+            call()
         return _longer(training.setup.per_call(calls, repeats=10))
     finally:
         handle.remove()
 
 
 def _compiled(training: Training) -> dict[str, Any]:
-    backend = "eager" if training.setup.rehearsal else "inductor"
-    compiled: Any = torch.compile(training.loss, backend=backend)
-    training.forward = compiled
+    if STEP not in training.setup.compiled:
+        raise UnavailableError("it was not compiled in time")
+    training.compile()
     try:
         return _eager(training)
     finally:
@@ -118,11 +125,16 @@ def graphs(setup: Setup) -> Items:
     return {str(metric): partial(_replays, setup, metric) for metric in setup.metrics}
 
 
+def graph_layers(setup: Setup) -> list[Conv]:
+    """The convolutions of the section on graphs."""
+    first, count, kernel = (6, 1, 1) if setup.rehearsal else (40, 20, 3)
+    return [Conv(first + i, 6, kernel) for i in range(count)]
+
+
 def _replays(setup: Setup, metric: Metric) -> dict[str, float]:
     torch.manual_seed(0)
-    first, count = (6, 1) if setup.rehearsal else (40, 20)
-    kernel = 1 if setup.rehearsal else 3
-    model = nn.ModuleList(nn.Conv2d(6, first + i, kernel, bias=False) for i in range(count))
+    layers = graph_layers(setup)
+    model = nn.ModuleList(nn.Conv2d(each.into, each.out, each.kernel, bias=False) for each in layers)
     model.to(setup.device)
     weights = list(model.parameters())
     optimizer = torch.optim.SGD(weights, lr=0.0)
