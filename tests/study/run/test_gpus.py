@@ -15,7 +15,7 @@ from cdgrad.study.records.run import FailedRun
 from cdgrad.study.run import local_engine
 from cdgrad.study.run.engine import RunDone
 from cdgrad.study.run.execute import execute
-from cdgrad.study.train import loop
+from cdgrad.study.train import device, loop
 
 
 @pytest.mark.parametrize(
@@ -153,3 +153,14 @@ def test_a_worker_whose_gpu_failed_is_replaced(tiny, tmp_path, monkeypatch):
     processes = {event.run.message for event in events}
     assert len(processes) == 3
     assert all(message.endswith(" 1") for message in processes)  # none shares its GPU
+
+
+def test_the_peak_of_a_gpu_that_is_named_by_number_needs_cuda_first(monkeypatch):
+    """torch knows the number of no device before CUDA is initialized; without a number it initializes it."""
+    calls = []
+    monkeypatch.setattr(torch.cuda, "init", lambda: calls.append("init"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: calls.append(device))
+    device.forget_peak_memory(torch.device("cpu"))
+    assert calls == []
+    device.forget_peak_memory(torch.device("cuda:1"))
+    assert calls == ["init", torch.device("cuda:1")]

@@ -31,6 +31,7 @@ def the_device(name: str) -> torch.device:
 def forget_peak_memory(device: torch.device) -> None:
     """Let `peak_memory` count from now on."""
     if device.type == "cuda":
+        torch.cuda.init()  # without it, torch knows no device of a given number yet
         torch.cuda.reset_peak_memory_stats(device)
 
 
