@@ -71,12 +71,10 @@ def compiled(metric: str, dtype: str, size: int, access: int, arch: str) -> dict
     tile = tables.TILES[torch_dtype.itemsize]
     used = tiles_of_resnet50(dtype) if size < 0 else 1 << (3 * size + access)
     constants = launch.constants_of(parse_metric(metric), torch_dtype, used, tile)
-    local = "*fp64" if torch_dtype == torch.float64 else "*fp32"
     signature = {
         "addresses": "*i64",
         "records": "*i64",
         "weights": "*fp64",
-        "local": local,
         "scratch": "*fp64",
     }
     names = kernels.directed.arg_names

@@ -86,3 +86,34 @@ def _wrap(n: int, c: float, theta: float) -> tuple[Array, float]:
     first = odd * np.sqrt(c / scale / (scale + 2 * c * odd[0]))
     wrap_flux = float(np.sqrt(c) * np.sqrt(scale / (scale + 2 * c * odd[0])))
     return np.concatenate([first, -first[: n // 2][::-1]]), wrap_flux
+
+
+class Images(NamedTuple):
+    """Weights for (I + lam A)^-1 on n channels by the method of images; all but theta are those of every row.
+
+    On a line without ends, where with q = exp(-theta) Green's function is strength q^|i - j|, the gradient is
+    continued beyond its ends: mirrored at free ones, repeated if periodic. With q^(m + 1) times `ahead` in
+    f and q^(n - m) times `below` in b, which sum the images,
+
+        f_m = g_m + q f_{m-1},    b_m = g_m + q b_{m+1},    x_m = strength (f_m + b_m - g_m)
+        ahead = near b_0 + far f_{n-1},    below = near f_{n-1} + far b_0    (f and b without images)
+
+    and x_m = inverse_pivot f_m + q x_{m+1} with images: no weight depends on the row. Nothing is subtracted.
+    """
+
+    theta: float
+    complement: float  # 1 - q without cancellation
+    inverse_pivot: float  # q / c
+    strength: float  # tanh(theta / 2)
+    near: float  # of the images in the end at hand; 0 if periodic
+    far: float  # of those in the other end
+
+
+def images(n: int, lam: float, periodic: bool) -> Images:
+    """The weights for n channels. Relative error of every entry: a few 1e-16."""
+    c = min(max(lam * float(n) ** 2, _SMALLEST), _LARGEST)
+    theta = float(2 * np.arcsinh(0.5 / np.sqrt(c)))
+    around = 1 / -float(np.expm1(-theta * (n if periodic else 2 * n)))  # 1 + q^period + q^(2 period) + ...
+    near, far = (0.0, around) if periodic else (around, around * float(np.exp(-theta * n)))
+    complement, ratio = -float(np.expm1(-theta)), float(np.exp(-theta))
+    return Images(theta, complement, ratio / c, float(np.tanh(theta / 2)), near, far)

@@ -9,7 +9,7 @@ longer column takes several tiles and is read twice, backward the second time, s
 holds what the first reading ended with.
 
 Recurrences inside a segment are float32 (float64 for float64 tensors). What crosses segments is float64:
-sums, moments, and Green's function at the segments' ends, see `cdgrad.ops.sobolev_weights.Sobolev`.
+sums, moments, and Green's function at the segments' ends, see `cdgrad.ops.sobolev_weights.Images`.
 
 What depends on lam and on the boundary is data, so that changing it compiles nothing.
 `cdgrad.ops.triton.tables` writes it.
@@ -32,10 +32,10 @@ DTYPES = {
     torch.float64: tl.float64,
 }
 # A program's record in the table, int64: tensor, first column, tile, channels, channel stride, number of
-# columns, its first row among the row weights, where its segment weights begin, its scratch, a zero, and
-# (size, stride) of each axis of columns.
+# columns, where the weights of its channel count begin, its scratch, a zero, and (size, stride) of each axis
+# of columns.
 AXES = 4
-RECORD = 10 + 2 * AXES
+RECORD = 9 + 2 * AXES
 _AXES, _RECORD = tl.constexpr(AXES), tl.constexpr(RECORD)
 __all__ = ["AXES", "DTYPES", "INTERPRETED", "RECORD", "directed", "write16"]
 
@@ -45,7 +45,6 @@ def directed(
     addresses,  # int64 per tensor
     records,  # of the programs
     weights,  # float64; [0] is 1 / lam, [1] is 1 where periodic
-    local,  # weights of recurrences, in the dtype that they run in
     scratch,  # float64
     DTYPE: tl.constexpr,
     FAMILY: tl.constexpr,  # 0 re-weighted, 1 Sobolev, 2 mean-weighted Sobolev
@@ -66,7 +65,6 @@ def directed(
                     addresses,
                     record,
                     weights,
-                    local,
                     scratch,
                     DTYPE,
                     FAMILY,
@@ -84,7 +82,6 @@ def _run(
     addresses,
     record,
     weights,
-    local,
     scratch,
     DTYPE: tl.constexpr,
     FAMILY: tl.constexpr,
@@ -97,9 +94,6 @@ def _run(
 ):
     column, n, step = tl.load(record + 1), tl.load(record + 3), tl.load(record + 4)
     number = tl.load(record + 5)
-    row = tl.load(record + 6)
-    rows = weights + 2 + 2 * row
-    segments = weights + tl.load(record + 7)
     start = tl.load(addresses + tl.load(record)).to(tl.pointer_type(DTYPE))
     if ACCESS == 0:
         start = tl.multiple_of(start, 16)
@@ -111,24 +105,24 @@ def _run(
     if ACCESS == 2:
         offset = tl.zeros((C,), tl.int64)
         for axis in tl.static_range(_AXES):
-            size, stride = tl.load(record + 10 + 2 * axis), tl.load(record + 11 + 2 * axis)
+            size, stride = tl.load(record + 9 + 2 * axis), tl.load(record + 10 + 2 * axis)
             offset += (place % size) * stride
             place = place // size
         place = offset
     offset = place[None, :] + (tl.arange(0, W).to(tl.int64) * (R * step))[:, None]
     p = start + lanes_along(offset, C, VECTOR if ACCESS == 0 else 1)
     # 0, but the compiler does not know: it would keep the address of every row from the load to the store.
-    zero = tl.load(record + 9)
-    local += 3 * row
+    # Without its alignment stores would be of single elements, in another layout than the loads.
+    zero = tl.multiple_of(tl.load(record + 8), 16)
     if FAMILY == 0:
         _reweighted(p, exists, n, step, weights, zero, R, W, C, LOOP)
     elif FAMILY == 2:
         mean_sobolev(p, exists, n, step, weights, zero, R, W, C, LOOP)
     elif LOOP:
-        scratch += tl.load(record + 8)
-        sobolev_by_tiles(p, exists, n, step, rows, segments, local, scratch, zero, R, W, C)
+        scratch += tl.load(record + 7)
+        sobolev_by_tiles(p, exists, n, step, weights + tl.load(record + 6), scratch, zero, R, W, C)
     else:
-        sobolev(p, exists, n, step, rows, segments, local, zero, R, W, C)
+        sobolev(p, exists, n, step, weights + tl.load(record + 6), zero, R, W, C)
 
 
 @triton.jit

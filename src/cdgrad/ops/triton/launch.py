@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from cdgrad.metrics import Array, MeanSobolev, Metric, ReweightedL2, Sobolev
@@ -111,7 +110,6 @@ class _Arrays(NamedTuple):
 
     table: Tensor
     weights: Tensor
-    local: Tensor
     scratch: Tensor
 
 
@@ -148,14 +146,13 @@ class _Batch:
         self._metric = metric
         if self._aligned is None:
             return
-        values = [_host(array, self._device) for array in self._weights()]
+        weights = _host(self._weights(), self._device)
         # A replay may be under way on any stream; otherwise the copies are in the order of the launches.
         wait = self._device.type == "cuda" and (bool(self._graphs) or self._current_stream() != self._stream)
         if wait:
             torch.cuda.synchronize(self._device)
         for arrays in {id(each): each for each in (self._arrays, *self._graphs)}.values():
-            arrays.weights.copy_(values[0], non_blocking=True)
-            arrays.local.copy_(values[1], non_blocking=True)
+            arrays.weights.copy_(weights, non_blocking=True)
         if wait:
             torch.cuda.synchronize(self._device)
 
@@ -210,9 +207,8 @@ class _Batch:
             return self._all_aligned
         return tuple([not pointer & 15 for pointer in pointers])
 
-    def _weights(self) -> tuple[Array, NDArray[Any]]:
-        weights, local = tables.weights(self._records.channels, self._metric, self._tile)
-        return weights, local if self._dtype == torch.float64 else local.astype(np.float32)
+    def _weights(self) -> Array:
+        return tables.weights(self._records.channels, self._metric, self._tile)
 
     def _upload(self, aligned: tuple[bool, ...]) -> None:
         sobolev = isinstance(self._metric, Sobolev)
@@ -220,9 +216,9 @@ class _Batch:
             list(zip(self._columns, aligned, strict=True)), sobolev, self._dtype.itemsize, self._tile
         )
         self._aligned = aligned
-        table, weights, local = (_upload(a, self._device) for a in (self._records.table, *self._weights()))
+        table, weights = (_upload(array, self._device) for array in (self._records.table, self._weights()))
         scratch = torch.empty(max(self._records.scratch, 1), dtype=torch.float64, device=self._device)
-        arrays = self._arrays = _Arrays(table, weights, local, scratch)
+        arrays = self._arrays = _Arrays(table, weights, scratch)
         constants = constants_of(self._metric, self._dtype, self._records.used, self._tile)
         grid, warps = (len(self._records.table),), self._tile.warps
         options = options_of(self._device)
@@ -268,8 +264,8 @@ def directed_(jobs: Sequence[Job], metric: Metric) -> None:
 
     On one device and for one dtype it is one launch, on the current stream.
 
-    Extra memory: the records, 144 bytes per 16,384 elements; for Sobolev 28 bytes per row of each distinct
-    channel count, and beyond 1,024 channels a float64 per 1,024 elements.
+    Extra memory: the records, 136 bytes per 8,192 elements; for Sobolev a byte per row of each distinct
+    channel count and 200 more, and beyond 1,024 channels a float64 per 256 elements.
 
     Raises:
         RuntimeError: a graph is being captured, and these shapes or this metric have not run before.

@@ -1,6 +1,16 @@
 # pyright: basic, reportOperatorIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
 # Kernels are written in Triton's own language, whose names Python's types do not describe.
-"""The Sobolev metric on the GPU."""
+"""The Sobolev metric on the GPU: by the method of images, see `cdgrad.ops.sobolev_weights.Images`.
+
+Its weights, where q is the ratio, R the rows of a segment and W the segments of a tile:
+
+    0  1 - q    1  inverse pivot    2  strength    3  strength q    4  strength q^(1 - e)    5  q^-e
+    6  near    7  far    8  q^R         with e the rows behind the last channel in its segment
+
+then [R] q^(R - 1 - k) and [R] q^k of rows k, [W] q^(R w) of segments w; of every tile what passes from
+channel 0 to it, of every tile what passes through it, and of every tile [W] what passes from behind segment w
+to the tile's last channel.
+"""
 
 from __future__ import annotations
 
@@ -9,111 +19,87 @@ import triton.language as tl
 
 from cdgrad.ops.triton.access import channels, load, store
 
-# Of each segment, see `cdgrad.ops.triton.tables`: what passes through it in either direction, the weights in
-# x behind it of f at its last row and of b behind it, what passes through it and all of the tile before (or
-# behind) it, and what passes from it to the tile's end (or beginning).
-_NUMBERS = tl.constexpr(8)
+_SCALARS = tl.constexpr(9)
 
 
 @triton.jit
-def sobolev(
-    p, exists, n, step, rows, segments, local, zero, R: tl.constexpr, W: tl.constexpr, C: tl.constexpr
-):
-    """(I + lam A)^-1 g: between the ends of a segment by elimination, at its ends by Green's function.
-
-    f_m = g_m + before_m f_{m-1} and b_m = g_m + after_m b_{m+1}, x_m = green_m (f_m + b_m - g_m). Periodic is
-    free with -delta before channel 0 and delta behind the last, delta being the flux across the wrap-around;
-    `segments` has its weight in front, 0 if free. Behind the last channel x stays what it was there.
-    """
-    g = load(p, exists, channels(0, tl.arange(0, R), R, W), tl.arange(0, R), n, step)
-    F, B = _ends(g, rows, R, W)
-    delta = tl.zeros((C,), tl.float64)
-    wrap = tl.load(segments - 1)
-    if wrap != 0.0:
-        delta = wrap * (_total(B, segments + 7, W) - _total(F, segments + 6, W))
-    x = _between(g, F, B, -delta, delta, segments, local, R, W, C)
-    k = R - 1 - tl.arange(0, R)
+def sobolev(p, exists, n, step, weights, zero, R: tl.constexpr, W: tl.constexpr, C: tl.constexpr):
+    """(I + lam A)^-1 g: inside a segment by elimination, at its ends by Green's function."""
+    k = tl.arange(0, R)
+    g = load(p, exists, channels(0, k, R, W), k, n, step)
+    f, b = _alone(g, weights, R, W, C)
+    w = tl.arange(0, W)[:, None]
+    last = ((n - 1) // R).to(tl.int32)
+    at_last = tl.sum(tl.where(w == last, f, 0.0), 0) * tl.load(weights + 5)
+    at_first = tl.sum(tl.where(w == W - 1, b, 0.0), 0)
+    near, far = tl.load(weights + 6), tl.load(weights + 7)
+    ahead, below = near * at_first + far * at_last, near * at_last + far * at_first
+    to_end = weights + _SCALARS + 2 * R + W + 2
+    x = _between(g, f, b, ahead, below, weights, to_end, 0, last, n, R, W, C)
+    k = R - 1 - k
     store(p + zero, x, exists, channels(0, k, R, W), k, n, step)
 
 
 @triton.jit
 def sobolev_by_tiles(
-    p, exists, n, step, rows, segments, local, scratch, zero,
-    R: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
-):  # fmt: skip
-    """The same for more channels than a tile has. `segments` has in front, too, what is left of -delta."""
+    p, exists, n, step, weights, scratch, zero, R: tl.constexpr, W: tl.constexpr, C: tl.constexpr
+):
+    """The same for more channels than a tile has."""
     tiles = tl.cdiv(n, R * W)
-    k = tl.arange(0, R)
+    k, w = tl.arange(0, R), tl.arange(0, W)
+    last = ((n - 1) // R).to(tl.int32)
     entry = scratch + tl.arange(0, C)  # f before each tile
-    f, b = tl.zeros((C,), tl.float64), tl.zeros((C,), tl.float64)  # behind the tile, and before the first
-    onward = tl.load(segments - 1)  # of b, on the way to the first
-    wrap = onward
+    within = weights + _SCALARS + 2 * R
+    to_tile = within + W
+    through = to_tile + tiles
+    to_end = through + tiles
+    f, b = tl.zeros((C,), tl.float64), tl.zeros((C,), tl.float64)  # at the tile's last channel, at the first
     for tile in range(tiles):
         g = load(p + tile * (R * W) * step, exists, channels(tile, k, R, W), k, n, step)
         tl.store(entry + tile * C, f)
-        F, B = _ends(g, rows + tile * (2 * R * W), R, W)
-        of_tile = segments + tile * (_NUMBERS * W)
-        f = tl.load(of_tile + _NUMBERS * (W - 1) + 4) * f + _total(F, of_tile + 6, W)
-        if wrap != 0.0:
-            b += onward * _total(B, of_tile + 7, W)
-            onward *= tl.load(of_tile + 5)
+        F, B = _sums(g, weights, R)
+        onward = tl.load(to_end + tile * W + w) * tl.where(w == last - tile * W, tl.load(weights + 5), 1.0)
+        f = tl.load(through + tile) * f + tl.sum(onward[:, None] * F, 0)
+        b += tl.load(to_tile + tile) * tl.sum(tl.load(within + w)[:, None] * B, 0)
+    near, far = tl.load(weights + 6), tl.load(weights + 7)
+    ahead, below = near * b + far * f, near * f + far * b
     tl.debug_barrier()  # what one thread stored another may load
-    b -= wrap * f  # behind the last tile: delta
-    if wrap != 0.0:
-        for tile in range(tiles):  # now, so that delta is not kept in registers
-            left = tl.load(segments - 2 - tile)  # of -delta before channel 0
-            tl.store(entry + tile * C, tl.load(entry + tile * C) - b * left)
-        tl.debug_barrier()
+    for tile in range(tiles):  # now, so that the images ahead are not kept in registers
+        tl.store(entry + tile * C, tl.load(entry + tile * C) + ahead * tl.load(to_tile + tile))
+    tl.debug_barrier()
     for back in range(tiles):
         tile = tiles - 1 - back
-        q, of_tile = p + tile * (R * W) * step, segments + tile * (_NUMBERS * W)
+        q = p + tile * (R * W) * step
         g = load(q, exists, channels(tile, k, R, W), k, n, step)
-        F, B = _ends(g, rows + tile * (2 * R * W), R, W)
-        x = _between(g, F, B, tl.load(entry + tile * C), b, of_tile, local + tile * (3 * R * W), R, W, C)
-        b = tl.load(of_tile + 5) * b + _total(B, of_tile + 7, W)
+        F, B = _alone(g, weights, R, W, C)
+        ahead = tl.load(entry + tile * C)
+        x = _between(g, F, B, ahead, below, weights, to_end + tile * W, tile, last, n, R, W, C)
+        below = tl.load(through + tile) * below + tl.sum(tl.where(w[:, None] == W - 1, B, 0.0), 0)
         down = R - 1 - k
         store(q + zero, x, exists, channels(tile, down, R, W), down, n, step)
 
 
 @triton.jit
-def _ends(g, rows, R: tl.constexpr, W: tl.constexpr):
+def _sums(g, weights, R: tl.constexpr):
     """f at the last row and b at the first row of every segment, were it alone: [W, C]."""
-    at = (tl.arange(0, W)[None, :] * R + tl.arange(0, R)[:, None]) * 2
+    at = weights + _SCALARS + tl.arange(0, R)
     x = g.to(tl.float64)
-    return tl.sum(tl.load(rows + at)[:, :, None] * x, 0), tl.sum(tl.load(rows + at + 1)[:, :, None] * x, 0)
+    return tl.sum(tl.load(at)[:, None, None] * x, 0), tl.sum(tl.load(at + R)[:, None, None] * x, 0)
 
 
 @triton.jit
-def _total(alone, weights, W: tl.constexpr):
-    """f at the tile's last row, or b at its first, were the tile alone: [C]."""
-    return tl.sum(tl.load(weights + _NUMBERS * tl.arange(0, W))[:, None] * alone, 0)
+def _alone(g, weights, R: tl.constexpr, W: tl.constexpr, C: tl.constexpr):
+    """f at the last row of every segment; b at its first row, in falling order: were the tile alone, [W, C].
 
-
-@triton.jit
-def _between(g, F, B, ahead, below, segments, local, R: tl.constexpr, W: tl.constexpr, C: tl.constexpr):
-    """The solution, rows in falling order.
-
-    Args: f at the last and b at the first row of every segment, were it alone, [W, C]; f before and b behind
-    all of them, [C].
+    The compiler brings what is gathered to a layout in which a warp has all segments of a column, so that no
+    value of a scan crosses warps, and a thread has one factor for a column, not four.
     """
-    w = tl.arange(0, W)[:, None]
-    f = _through(F, segments, W, C, False) + tl.load(segments + _NUMBERS * w + 4) * ahead[None, :]
-    one_up = tl.broadcast_to(tl.maximum(w - 1, 0), (W, C))
-    f_in = tl.where(w == 0, ahead[None, :], tl.gather(f, one_up, 0)).to(g.dtype)
-    x = tl.load(segments + _NUMBERS * w + 2) * f
-    b = _through(B, segments + 1, W, C, True) + tl.load(segments + _NUMBERS * w + 5) * below[None, :]
-    one_down = tl.broadcast_to(tl.minimum(w + 1, W - 1), (W, C))
-    b = tl.where(w == W - 1, below[None, :], tl.gather(b, one_down, 0))
-    x += tl.load(segments + _NUMBERS * w + 3) * b
-    return _eliminate(g, f_in, x.to(g.dtype), local, R, W, C)
-
-
-@triton.jit
-def _through(alone, factors, W: tl.constexpr, C: tl.constexpr, UP: tl.constexpr):
-    """f at the last row (b at the first) of every segment, were the tile alone, [W, C]."""
-    factor = tl.broadcast_to(tl.load(factors + _NUMBERS * tl.arange(0, W))[:, None], (W, C))
-    _, f = tl.associative_scan((factor, alone), 0, _compose, reverse=UP)
-    return f
+    F, B = _sums(g, weights, R)
+    w = tl.broadcast_to(tl.arange(0, W)[:, None], (W, C))
+    factor = tl.zeros((W, C), tl.float64) + tl.load(weights + 8)
+    _, f = tl.associative_scan((factor, tl.gather(F, w, 0)), 0, _compose)
+    _, b = tl.associative_scan((factor, tl.gather(B, W - 1 - w, 0)), 0, _compose)
+    return f, b
 
 
 @triton.jit
@@ -123,21 +109,40 @@ def _compose(a, f, b, g):
 
 
 @triton.jit
-def _eliminate(g, y, x, local, R: tl.constexpr, W: tl.constexpr, C: tl.constexpr):
-    """The solution between y before a segment's first row and x behind its last; rows in falling order.
+def _between(
+    g, f, b, ahead, below, weights, to_end, tile, last, n,
+    R: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
+):  # fmt: skip
+    """The solution, rows in falling order.
 
-    y_m = g_m + before_m y_{m-1}, x_m = inverse_pivot_m y_m + after_m x_{m+1}. The weights are 1 - before and
-    1 - after, so that float32 does not round what is near 1.
+    Args: what `_alone` returns; f before the tile and b behind it, [C].
+    """
+    w = tl.arange(0, W)[:, None]
+    one_up = tl.broadcast_to(tl.maximum(w - 1, 0), (W, C))
+    one_down = tl.broadcast_to(tl.maximum(W - 2 - w, 0), (W, C))
+    to_segment = tl.load(weights + _SCALARS + 2 * R + w) * ahead[None, :]
+    before = tl.where(w == 0, 0.0, tl.gather(f, one_up, 0)) + to_segment
+    behind = tl.where(w == W - 1, 0.0, tl.gather(b, one_down, 0)) + tl.load(to_end + w) * below[None, :]
+    f += tl.load(weights + 8) * to_segment
+    of_f = tl.where(w == last - tile * W, tl.load(weights + 4), tl.load(weights + 3))
+    x = of_f * f + tl.load(weights + 2) * behind  # behind the segment
+    return _eliminate(g, before.to(g.dtype), x.to(g.dtype), weights, tile, n, R, W, C)
+
+
+@triton.jit
+def _eliminate(g, y, x, weights, tile, n, R: tl.constexpr, W: tl.constexpr, C: tl.constexpr):
+    """The solution between f before a segment's first row and x behind its last; rows in falling order.
+
+    Behind the last channel x does not change. The weight is 1 - q, so that float32 does not round a q near 1.
     """
     k = tl.arange(0, R)
-    up = (tl.arange(0, W)[None, :] * R + k[:, None]) * 3
-    down = (tl.arange(0, W)[None, :] * R + (R - 1 - k)[:, None]) * 3
     first = (k == 0)[:, None, None]
-    less = tl.load(local + up)[:, :, None]
-    h = tl.where(first, g + (y[None, :, :] - less * y[None, :, :]), g)
-    _, h = tl.associative_scan((tl.broadcast_to(less, (R, W, C)), h), 0, _compose_less)
-    h = _reversed_rows(h, R) * tl.load(local + down + 1)[:, :, None]
-    less = tl.load(local + down + 2)[:, :, None]
+    less, inverse_pivot = tl.load(weights).to(g.dtype), tl.load(weights + 1).to(g.dtype)
+    h = tl.where(first, g + (y - less * y)[None, :, :], g)
+    _, h = tl.associative_scan((tl.zeros_like(h) + less, h), 0, _compose_less)
+    real = (channels(tile, R - 1 - k, R, W) < n)[:, :, None]
+    less = tl.where(real, less, 0.0)
+    h = tl.where(real, _reversed_rows(h, R) * inverse_pivot, 0.0)
     h = tl.where(first, h + (x[None, :, :] - less * x[None, :, :]), h)
     _, h = tl.associative_scan((tl.broadcast_to(less, (R, W, C)), h), 0, _compose_less)
     return h

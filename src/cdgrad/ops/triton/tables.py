@@ -58,6 +58,11 @@ class Tile(NamedTuple):
 TILES = {2: Tile(8, 8, 128, 4, 8), 4: Tile(8, 8, 128, 4, 8), 8: Tile(8, 8, 64, 4, 8)}
 
 
+# Weights: of the metric, and before the others those of a channel count.
+HEAD, SCALARS = 2, 9
+_FINITE = 400  # exponents whose exponential and its square are finite
+
+
 def vector(itemsize: int) -> int:
     """Columns that a thread loads at once: 16 bytes, of 16-bit elements 8.
 
@@ -95,13 +100,13 @@ def records(tensors: Sequence[tuple[Columns, bool]], sobolev: bool, itemsize: in
         width = tile.shape(size)[2]
         starts = np.arange(0, columns.number, width)
         programs = np.zeros((len(starts), RECORD), np.int64)
-        programs[:, :9] = (index, 0, kind, columns.n, columns.step, columns.number, *offsets[columns.n], 0)
+        programs[:, :7] = (index, 0, kind, columns.n, columns.step, columns.number, offsets[columns.n])
         programs[:, 1] = starts
-        programs[:, 10::2] = 1
-        programs[:, 10 : 10 + 2 * len(columns.axes)] = np.ravel(columns.axes)
+        programs[:, 9::2] = 1
+        programs[:, 9 : 9 + 2 * len(columns.axes)] = np.ravel(columns.axes)
         if sobolev and size > tile.doublings:
             share = tile.tiles(columns.n) * width
-            programs[:, 8] = slots + share * np.arange(len(starts))
+            programs[:, 7] = slots + share * np.arange(len(starts))
             slots += share * len(starts)
         table.append(programs)
     return Records(np.concatenate(table), used, channels, slots)
@@ -114,83 +119,58 @@ def _access(columns: Columns, aligned: bool, vector: int) -> int:
     return 0 if aligned and columns.number % vector == 0 and columns.step % vector == 0 else 1
 
 
-def _offsets(channels: Sequence[int], tile: Tile) -> dict[int, tuple[int, int]]:
-    """Of each channel count its first row, and where its segment weights begin (behind their head)."""
-    tiles = [tile.tiles(n) for n in channels]
-    lengths = [count * tile.channels(tile.size(n)) for n, count in zip(channels, tiles, strict=True)]
-    at = 2 + 2 * sum(lengths)
-    offsets: dict[int, tuple[int, int]] = {}
-    row = 0
-    for n, count, length in zip(channels, tiles, lengths, strict=True):
-        offsets[n] = row, at + count + 1
-        row += length
-        at += count + 1 + 8 * (length // tile.shape(tile.size(n))[0])
+def _offsets(channels: Sequence[int], tile: Tile) -> dict[int, int]:
+    """Where the weights of each channel count begin."""
+    offsets: dict[int, int] = {}
+    at = HEAD
+    for n in channels:
+        offsets[n] = at
+        rows, segments, _ = tile.shape(tile.size(n))
+        at += SCALARS + 2 * rows + segments + tile.tiles(n) * (2 + segments)
     return offsets
 
 
-def weights(channels: Sequence[int], metric: Metric, tile: Tile) -> tuple[Array, Array]:
-    """float64: 1 / lam and whether the boundary is periodic, row weights, then heads and segment weights;
-    and those of recurrences.
-    """
+def weights(channels: Sequence[int], metric: Metric, tile: Tile) -> Array:
+    """float64: 1 / lam and whether the boundary is periodic, then for Sobolev those of each channel count."""
     match metric:
         case ReweightedL2(lam=lam):
-            return np.array([1 / lam, 0.0]), np.zeros(1)
+            return np.array([1 / lam, 0.0])
         case MeanSobolev(lam=lam, boundary=boundary):
-            return np.array([1 / lam, boundary == "periodic"]), np.zeros(1)
+            return np.array([1 / lam, boundary == "periodic"])
         case Sobolev(lam=lam, boundary=boundary):
             periodic = boundary == "periodic"
             each = [_sobolev(n, lam, tile, periodic) for n in channels]
-            rows, segments, local = ([arrays[i] for arrays in each] for i in range(3))
-            return np.concatenate([np.array([1 / lam, periodic]), *rows, *segments]), np.concatenate(local)
+            return np.concatenate([np.array([1 / lam, periodic]), *each])
         case _:
             raise TypeError(f"no Triton kernel is known for {metric!r}")
 
 
-def _sobolev(n: int, lam: float, tile: Tile, periodic: bool) -> tuple[Array, Array, Array]:
-    """Row, segment and recurrence weights of one channel count, padded to whole tiles.
+def _sobolev(n: int, lam: float, tile: Tile, periodic: bool) -> Array:
+    """Weights of one channel count; `cdgrad.ops.triton.sobolev` says what each is for."""
+    solve = sobolev_weights.images(n, lam, periodic)
+    rows, segments, _ = tile.shape(tile.size(n))
 
-    Rows beyond the last pass on what comes from either side; so does the row before the first.
-    """
-    solve = sobolev_weights.sobolev(n, lam)
-    tiles = tile.tiles(n)
-    rows, height = tiles * tile.channels(tile.size(n)), tile.shape(tile.size(n))[0]
-    less_before, less_after, inverse_pivot = np.zeros((3, rows))
-    less_before[1:n] = solve.complement[: n - 1]
-    less_after[: n - 1] = solve.complement[: n - 1]
-    # The last row passes x_{n-1} on as well: its pivot is small where c is large, and would amplify rounding.
-    inverse_pivot[: n - 1] = solve.inverse_pivot[:-1]
-    before, mirrored = np.ones((2, rows))
-    before[1:n] = solve.ratio[: n - 1]
-    mirrored[: n - 1] = solve.ratio[: n - 1][::-1]  # of b_{m+1} in b_m
-    before, mirrored = before.reshape(-1, height), mirrored.reshape(-1, height)
-    in_last, in_first = np.ones((2, *before.shape))
-    in_last[:, :-1] = np.cumprod(before[:, :0:-1], axis=1)[:, ::-1]  # of g_m in f at the segment's last row
-    in_first[:, 1:] = np.cumprod(mirrored[:, :-1], axis=1)  # and in b at its first
-    factor, factor_up = before.prod(1), mirrored.prod(1)
-    last = np.arange(1, len(before) + 1) * height - 1
-    inner = last + 1 < n
-    of_b = np.where(inner, solve.green[np.minimum(last + 1, n - 1)], solve.inverse_pivot[-1])
-    of_f = np.where(inner, of_b * solve.ratio[np.minimum(last, n - 1)], of_b)
-    by_tile: Array = np.ones(tiles)
-    by_tile[1:] = np.cumprod(factor.reshape(tiles, -1).prod(1))[:-1]
-    head = np.append(by_tile[::-1], periodic * solve.wrap_flux**2 * solve.green[0])
-    segments = [factor, factor_up, of_f, of_b, *_through_tiles(factor, factor_up, tiles)]
-    return (
-        np.stack([in_last.ravel(), in_first.ravel()], axis=1).ravel(),
-        np.concatenate([head, np.stack(segments, axis=1).ravel()]),
-        np.stack([less_before, inverse_pivot, less_after], axis=1).ravel(),
+    def power(exponent: NDArray[np.int64] | int) -> Array:
+        return np.exp(-solve.theta * np.asarray(exponent))
+
+    # From behind the segment that holds the last channel to this channel. Where it is not finite, neither
+    # sum matters beyond the channel that it begins with.
+    behind = solve.theta * (-n % rows)
+    back = np.exp(behind) if behind < _FINITE else 0.0
+    onto_next = solve.strength * power(1)
+    scalars = [solve.complement, solve.inverse_pivot, solve.strength, onto_next, onto_next * back, back]
+    scalars += [solve.near, solve.far, power(rows)]
+    start = rows * segments * np.arange(tile.tiles(n))
+    real = np.minimum(n - start, rows * segments)
+    ends = rows * (1 + np.arange(segments))
+    return np.concatenate(
+        [
+            np.array(scalars),
+            power(rows - 1 - np.arange(rows)),
+            power(np.arange(rows)),
+            power(ends - rows),
+            power(start),
+            power(real),
+            power(np.maximum(real[:, None] - ends, 0)).ravel(),
+        ]
     )
-
-
-def _through_tiles(factor: Array, factor_up: Array, tiles: int) -> tuple[Array, Array, Array, Array]:
-    """Products of the segments' factors in each tile: from its beginning to behind a segment, from its end to
-    before one, from behind a segment to its end, and from before one to its beginning.
-    """
-    down, up = factor.reshape(tiles, -1), factor_up.reshape(tiles, -1)
-    to_end: Array = np.ones(down.shape)
-    to_end[:, :-1] = np.cumprod(down[:, :0:-1], axis=1)[:, ::-1]
-    to_beginning: Array = np.ones(up.shape)
-    to_beginning[:, 1:] = np.cumprod(up[:, :-1], axis=1)
-    through: Array = np.cumprod(down, axis=1, dtype=np.float64)
-    through_up: Array = np.cumprod(up[:, ::-1], axis=1, dtype=np.float64)[:, ::-1]
-    return through.ravel(), through_up.ravel(), to_end.ravel(), to_beginning.ravel()
