@@ -79,6 +79,8 @@ def step_seconds(kind: type[torch.optim.Optimizer], metric: str, rounds: int, me
     for completed in range(rounds):
         for param, grad in zip(params, sets[completed % len(sets)], strict=True):
             param.grad = grad if memory == KEPT else twin(grad)
+            for hook in (getattr(param, "_post_accumulate_grad_hooks", None) or {}).values():
+                hook(param)  # as the backward pass does; `backward_seconds` measures it
         start = time.perf_counter()
         for hook in before:
             hook(optimizer, (optimizer,), {})

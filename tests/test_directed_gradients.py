@@ -1,7 +1,9 @@
 """What counts as directed already, whatever happens between the backward pass and the update."""
 
 import gc
+import re
 import threading
+import warnings
 import weakref
 
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 import cdgrad
-from cdgrad import attach, channel_directed
+from cdgrad import attach, channel_directed, directed_gradients
 
 METRIC = "reweighted:lam=3"
 IMAGES = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -193,6 +195,25 @@ def test_a_weight_exchanged_in_its_group_is_noticed():
     with pytest.warns(UserWarning, match="SGD holds 2 parameters .* not directed"):
         optimizer.step()
     optimizer.step()
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_an_equal_parameter_in_place_of_another_is_noticed(size, groups):
+    """Lists of parameters are equal if their items are the same, or of one element and of equal value."""
+    model = nn.Conv2d(3, 8, 3, bias=False)
+    model.scale = nn.Parameter(torch.ones(size))
+    sets = [[model.weight, model.scale]] if groups == 1 else [[model.weight], [model.scale]]
+    optimizer = torch.optim.SGD([{"params": params} for params in sets], lr=0.1)
+    attach(optimizer, model, METRIC)
+    for place, count in ((model.scale, 0), (nn.Parameter(torch.ones(size)), 1)):
+        optimizer.param_groups[-1]["params"][-1] = place
+        model.weight.grad = torch.randn_like(model.weight)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            optimizer.step()
+        assert len(caught) == count
+    assert re.match(rf"SGD holds 1 parameters \({size}\) .* not directed", str(caught[0].message))
 
 
 @pytest.mark.parametrize("beside", [True, False])
@@ -382,6 +403,25 @@ def test_gradients_that_begin_to_overlap_are_refused():
     with pytest.raises(ValueError, match=r"grads\[0\] and grads\[1\] overlap in memory"):
         optimizer.step()
     assert torch.equal(memory, before)
+
+
+def test_backward_passes_without_a_step_are_remembered_in_bounded_memory(monkeypatch):
+    monkeypatch.setattr(directed_gradients, "_MOST_WRITTEN", 10)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    handle = attach(optimizer, model, METRIC)
+    g = torch.ones_like(model[0].weight)
+    model[0].weight.grad = g.clone().mul_(torch.randn_like(g))
+    handle.apply()
+    directed = model[0].weight.grad.clone()
+    for _ in range(30):
+        model[1](torch.randn(1, 4, 5, 5)).sum().backward()
+    assert len(handle._gradients.memory._written) == 30  # the first parameter's hook, which would drop some
+    model(IMAGES).square().mean().backward()
+    assert len(handle._gradients.memory._written) == 2
+    model[0].weight.grad = directed.clone()
+    whole = model[0].weight.grad.clone()
+    assert_close(moved_by(optimizer, model[0].weight), channel_directed(whole, METRIC))
 
 
 @pytest.mark.parametrize("change", ["shape", "strides", "dtype", "sparse", "none"])

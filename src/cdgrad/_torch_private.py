@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from operator import attrgetter
 from types import FrameType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -98,6 +98,11 @@ def is_functorch_wrapped(tensor: Tensor) -> bool:
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownVariableType]
 
 
+def stream_handle(device: torch.device) -> int:
+    """The current CUDA stream of a device. The public function builds an object for it in every step."""
+    return torch._C._cuda_getCurrentRawStream(device.index)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownVariableType, reportUnknownMemberType]
+
+
 def occupy_stream(cycles: int) -> None:
     """Keep the current CUDA stream busy for that many cycles. No public operation takes a known time."""
     torch.cuda._sleep(cycles)  # pyright: ignore[reportPrivateUsage]
@@ -146,14 +151,15 @@ class FormCheck:
         self._forms = _forms(tensors)
         self._guard = _guard(tensors)
 
-    def __call__(self, tensors: Sequence[Tensor]) -> bool:
+    def __call__(self, tensors: Sequence[Tensor | None]) -> TypeGuard[Sequence[Tensor]]:
         if len(tensors) != len(self._forms):
             return False
         if self._guard is not None and self._guard(*tensors):
             return True
-        if _forms(tensors) != self._forms:
+        present = [tensor for tensor in tensors if tensor is not None]
+        if len(present) != len(tensors) or _forms(present) != self._forms:
             return False
-        self._guard = _guard(tensors)
+        self._guard = _guard(present)
         return True
 
 

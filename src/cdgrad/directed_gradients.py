@@ -24,6 +24,8 @@ from cdgrad.selection import Target
 Record = tuple[weakref.ref[Tensor], int]
 """A gradient, and its version when it was directed."""
 
+_MOST_WRITTEN = 100_000
+
 _Batch = tuple[Sequence[int], list[weakref.ref[Tensor]], list[int]]
 
 
@@ -38,19 +40,17 @@ class DirectedGradients:
         self._targets = targets
         self._sharded = any(is_dtensor(target.param) for target in targets)
         self._hooks: dict[int, RemovableHandle] = {}
-        self._written: dict[int, Tensor] = {}  # parameters whose gradients a backward pass wrote
+        self._written: list[Tensor] = []  # parameters whose gradients a backward pass wrote, repeatedly
         # Parameters may outlive the optimizer, and this memory with it.
         self.close: Callable[[], object] = weakref.finalize(self, _close, self._hooks, self._written)
 
     @property
     def records(self) -> dict[int, Record]:
         """The gradients that are directed, by index."""
+        if self._written:
+            self._forget_written()
         if self._added:
             _make_records(self._records, self._added)
-        if self._written:
-            for i in self._written:
-                self._records.pop(i, None)
-            self._written.clear()
         return self._records
 
     @property
@@ -61,7 +61,9 @@ class DirectedGradients:
 
     def __len__(self) -> int:
         """How many gradients are directed."""
-        if len(self._added) == 1 and not self._records and not self._written:
+        if self._written:
+            self._forget_written()
+        if len(self._added) == 1 and not self._records:
             return len(self._added[0][0])
         return len(self.records)
 
@@ -71,14 +73,14 @@ class DirectedGradients:
             return
         for i, target in enumerate(self._targets):
             if i not in self._hooks and target.param.requires_grad and target.param.is_leaf:
-                # A bound method of dict costs half of what a Python function does, in every backward pass.
-                wrote = partial(self._written.__setitem__, i)
+                # A method of list costs a quarter of what a Python function does, in every backward pass.
+                wrote = self._written.append if self._hooks else partial(_write_briefly, self._written)
                 self._hooks[i] = target.param.register_post_accumulate_grad_hook(wrote)
 
     def add(self, indices: Sequence[int], grads: Sequence[Tensor]) -> None:
         """Remember that these gradients are directed."""
         if self._written:
-            _ = self.records  # writes before this call do not concern these gradients
+            self._forget_written()  # writes before this call do not concern these gradients
         self._added.append((indices, list(map(weakref.ref, grads)), versions(grads, sharded=self._sharded)))
 
     def state(self) -> dict[int, Record]:
@@ -101,18 +103,35 @@ class DirectedGradients:
 
     def end_step(self) -> None:
         """Forget all; `used` keeps it."""
-        if self._records or self._written:
+        if self._written:
+            self._forget_written()
+        if self._records:
             self._used, self._used_batches = self.records, []
         else:
             self._used, self._used_batches = {}, self._added
         self._records, self._added = {}, []
+
+    def _forget_written(self) -> None:
+        _make_records(self._records, self._added)
+        if self._records:
+            written = set(map(id, self._written))
+            for i in [i for i in self._records if id(self._targets[i].param) in written]:
+                del self._records[i]
+        self._written.clear()
 
     def _unchanged(self, i: int, record: Record | None) -> bool:
         grad = self._targets[i].param.grad
         return record is not None and grad is not None and record[0]() is grad and version(grad) == record[1]
 
 
-def _close(hooks: dict[int, RemovableHandle], written: dict[int, Tensor]) -> None:
+def _write_briefly(written: list[Tensor], param: Tensor) -> None:
+    """Append; where many backward passes have no step between them, drop what is listed twice."""
+    written.append(param)
+    if len(written) > _MOST_WRITTEN:
+        written[:] = {id(each): each for each in written}.values()
+
+
+def _close(hooks: dict[int, RemovableHandle], written: list[Tensor]) -> None:
     for hook in hooks.values():
         hook.remove()
     hooks.clear()

@@ -7,11 +7,14 @@ import warnings
 from itertools import chain
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from cdgrad.options import Options
 from cdgrad.refusals import parameters
 from cdgrad.selection import Selection, Skipped, Target, has_lazy, warn_of_nothing
+
+_params_of = operator.itemgetter("params")
 
 
 class HeldTargets:
@@ -37,6 +40,7 @@ class HeldTargets:
         self._noticed: set[Tensor] = set()
         self._lazy_model = model if has_lazy(selection) else None
         self._held: list[Tensor] | None = None
+        self._single: list[tuple[int, Tensor]] = []  # held parameters of one element, with their place
 
     def refresh(self, optimizer: Optimizer) -> bool:
         """Follow the optimizer; returns whether the selection changed, because lazy layers were materialized.
@@ -50,9 +54,12 @@ class HeldTargets:
         selection = self.selection
         if self._lazy_model is not None:
             self._select_materialized(self._lazy_model)
-        held: list[Tensor] = list(chain.from_iterable(group["params"] for group in optimizer.param_groups))
-        if self._held is None or len(held) != len(self._held) or not all(map(operator.is_, held, self._held)):
-            self._find(held)
+        groups = optimizer.param_groups
+        held: list[Tensor] = (
+            groups[0]["params"] if len(groups) == 1 else list(chain.from_iterable(map(_params_of, groups)))
+        )
+        if not self._holds_the_same(held):
+            self._find(list(held))
         return self.selection is not selection
 
     def shown(self, optimizer: Optimizer | None) -> Selection:
@@ -75,7 +82,20 @@ class HeldTargets:
         self.selection = Selection((), self.selection.skipped)
         self.indices, self.targets, self.params = (), (), ()
         self._held, self._lazy_model = None, None
+        self._single = []
         self._known, self._noticed = set[Tensor](), set[Tensor]()
+
+    def _holds_the_same(self, held: list[Tensor]) -> bool:
+        """Whether these are the parameters of the last time.
+
+        Lists compare the identities of their items first, ten times as fast as a loop does. Only unlike items
+        are compared as tensors, and those of more than one element are never equal, but an error.
+        """
+        try:
+            same = held == self._held
+        except (RuntimeError, TypeError, ValueError):
+            return False
+        return same and all(held[i] is param for i, param in self._single)
 
     def _find(self, held: list[Tensor]) -> None:
         holds = set(held)
@@ -89,6 +109,7 @@ class HeldTargets:
         self.indices, self.targets = tuple(i for i, _ in present), tuple(t for _, t in present)
         self.params = tuple(target.param for target in self.targets)
         self._held = held
+        self._single = [(i, param) for i, param in enumerate(held) if _elements(param) == 1]
         if new := holds - self._known - self._noticed:
             self._warn_of_new(new)
 
@@ -111,6 +132,10 @@ class HeldTargets:
             "attached; they are not directed: call handle.remove() and attach again",
             stacklevel=3,
         )
+
+
+def _elements(param: Tensor) -> int:
+    return 0 if is_lazy(param) else param.numel()
 
 
 def _size(param: Tensor) -> str:

@@ -122,7 +122,7 @@ class TargetGradients:
                     "a CUDA graph is being captured, and its replays would not see handle.schedule; capture "
                     "with a constant metric, or do not capture the step"
                 )
-        if not self._active():
+        if not self._active() or self._repeat():
             return
         pending = self._pending()
         if not pending.targets:
@@ -170,6 +170,17 @@ class TargetGradients:
         self._metrics = metrics
         self._held_metrics = tuple([metric_by_index[i] for i in self.held.indices])
         self._changes = self._always or any(metric != L2() for metric in metric_by_index)
+
+    def _repeat(self) -> bool:
+        """Direct all, if they have the forms of the last step: one check for all costs the least time."""
+        if self.probe is not None or not isinstance(self._operate, DirectedInMetrics) or len(self.memory):
+            return False
+        held = self.held
+        grads: list[Tensor | None] = list(map(_grad_of, held.params))
+        if not self._operate.repeat(grads, held.targets, self._held_metrics):
+            return False
+        self.memory.add(held.indices, grads)
+        return True
 
     def _operate_on(self, gradients: _Gradients) -> None:
         if isinstance(self._operate, DirectedInMetrics):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -58,12 +58,23 @@ class DirectedInMetrics:
         self, targets: tuple[Target, ...], grads: Sequence[Tensor], metrics: tuple[Metric, ...]
     ) -> None:
         """The same, of jobs column by column."""
+        if not self.repeat(grads, targets, metrics):
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.pop(next(iter(self._plans)), None)
+            plan = self._plans[targets] = _Plan(targets, grads, metrics, self._rescale, self._backend)
+            self._run(plan, grads)
+
+    def repeat(
+        self, grads: Sequence[Tensor | None], targets: tuple[Target, ...], metrics: tuple[Metric, ...]
+    ) -> TypeGuard[Sequence[Tensor]]:
+        """`direct` if every target has a gradient of the form that it had before; else returns False."""
         plan = self._plans.get(targets)
         if plan is None or not plan.fits(grads, metrics):
-            plan = _Plan(targets, grads, metrics, self._rescale, self._backend)
-            if len(self._plans) >= _MOST_PLANS:
-                del self._plans[next(iter(self._plans))]
-            self._plans[targets] = plan
+            return False
+        self._run(plan, grads)
+        return True
+
+    def _run(self, plan: _Plan, grads: Sequence[Tensor]) -> None:
         if graphs.capturing() and plan not in self._captured:
             self._captured.append(plan)
         plan.run(grads)
@@ -122,7 +133,9 @@ class _Plan:
         whole = not any(target.sizes for target in targets)
         self._alone: Prepared | None = self._parts[0].prepared if alone and whole else None
 
-    def fits(self, grads: Sequence[Tensor], metrics: tuple[Metric, ...]) -> bool:
+    def fits(
+        self, grads: Sequence[Tensor | None], metrics: tuple[Metric, ...]
+    ) -> TypeGuard[Sequence[Tensor]]:
         """Whether `run` can take these gradients; metrics that differ in lam only are taken over."""
         if not self._have_forms(grads):
             return False

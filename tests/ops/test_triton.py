@@ -41,6 +41,27 @@ def launches(monkeypatch):
     return names
 
 
+class Recorder:
+    """Stands for a kernel, and keeps the arguments of its launches."""
+
+    launches: list
+
+    def __init__(self, name):
+        self.name = name
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.launches.append(args)
+
+
+@pytest.fixture
+def arguments(monkeypatch):
+    """Of every launch; nothing runs."""
+    monkeypatch.setattr(launch, "_captured", set())
+    monkeypatch.setattr(launch, "_kernel", Recorder)
+    monkeypatch.setattr(Recorder, "launches", [], raising=False)
+    return Recorder.launches
+
+
 def error(got, exact):
     """The error in norm, relative to the exact result."""
     return np.linalg.norm(got.double().numpy() - exact) / np.linalg.norm(exact)
@@ -124,9 +145,11 @@ def test_a_plan_takes_gradients_in_new_memory_and_another_lam():
 
 def test_addresses_that_return_are_not_uploaded_again(monkeypatch):
     """An allocator returns the same blocks after a step or a few; the oldest are forgotten."""
-    monkeypatch.setattr(launch, "_TABLES", 3)
-    uploads, upload = [], launch._upload
-    monkeypatch.setattr(launch, "_upload", lambda *args: uploads.append(0) or upload(*args))
+    monkeypatch.setattr(launch, "REMEMBERED", 3)
+    uploads = []
+    for name in ("upload", "upload_integers"):
+        upload = getattr(launch, name)
+        monkeypatch.setattr(launch, name, lambda *args, upload=upload: uploads.append(0) or upload(*args))
     memories = [torch.randn(12, 8) for _ in range(4)]
     prepared = prepare(memories[:1], "sobolev:lam=1", backend="triton")
 
@@ -204,22 +227,8 @@ def test_what_a_graph_launches_was_launched_before(capturing, launches, monkeypa
     assert written == [*early, [grad.data_ptr()]]
 
 
-def test_replays_follow_lam_after_steps_on_another_stream(capturing, launches, monkeypatch):
+def test_replays_follow_lam_after_steps_on_another_stream(capturing, arguments, monkeypatch):
     """There the arrays are uploaded anew, and the graph still reads the old ones."""
-    monkeypatch.setattr(launch, "_captured", set())
-    arguments = []
-
-    class Recorder:
-        def __init__(self, name):
-            self.name = name
-
-        def __getitem__(self, grid):
-            def start(*args, **options):
-                arguments.append(args)
-
-            return start
-
-    monkeypatch.setattr(launch, "_kernel", Recorder)
     streams = iter((1, 2))
     stream = [next(streams)]
     monkeypatch.setattr(launch._Batch, "_current_stream", lambda self: stream[0])
@@ -244,6 +253,48 @@ def test_replays_follow_lam_after_steps_on_another_stream(capturing, launches, m
     with pytest.raises(RuntimeError, match="lam cannot change within it"):
         plan.metric = Sobolev(0.25)
     assert plan.metric == Sobolev(0.5)
+
+
+def test_every_stream_has_arrays_of_its_own(arguments, monkeypatch):
+    """They are written on the stream that reads them, once, and again for another lam."""
+    stream = [0]
+    monkeypatch.setattr(launch._Batch, "_current_stream", lambda self: stream[0])
+    grad = torch.randn(15, 5)
+    plan = Plan([(grad, 0, 1)], Sobolev(0.25))
+    exact = Plan([(grad, 0, 1)], Sobolev(0.5))
+
+    def on(number, plan=plan):
+        stream[0] = number
+        plan.run([grad])
+        return arguments[-1]
+
+    first, second = on(1), on(2)
+    assert all(a is not b for a, b in zip(first, second, strict=True))
+    assert on(1)[1:] == first[1:]
+    assert on(2)[0] is second[0]  # of addresses that are there
+    plan.metric = Sobolev(0.5)
+    assert torch.equal(second[2], on(9, exact)[2])  # at once on the present stream
+    assert not torch.equal(first[2], second[2])  # its kernels may be reading
+    on(1)
+    assert torch.equal(first[2], second[2])
+    for number in range(3, 3 + launch._STREAMS):
+        on(number)
+    assert on(1)[1] is not first[1]
+
+
+def test_a_graph_has_its_own_scratch(arguments):
+    """A replay may run beside a step on another stream; the rest is only read."""
+    grad = torch.randn(1500, 5)
+    plan = Plan([(grad, 0, 1)], Sobolev(0.25), SMALL)
+    plan.run([grad])
+    with pytest.MonkeyPatch.context() as inside:
+        inside.setattr(launch, "capturing_on", lambda device: True)
+        plan.run([grad])
+        plan.run([grad])
+    eager, first, second = (args[-1] for args in arguments)
+    assert eager.shape == first.shape == second.shape
+    assert len({eager.data_ptr(), first.data_ptr(), second.data_ptr()}) == 3
+    assert arguments[0][:-1] == arguments[1][:-1]
 
 
 def test_what_a_graph_reads_stays(capturing, monkeypatch):

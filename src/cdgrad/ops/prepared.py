@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from cdgrad._torch_private import FormCheck
 from cdgrad.dtensors import is_dtensor, local_part
 from cdgrad.metrics import L2, Metric
 from cdgrad.ops import local
+from cdgrad.ops.addresses import DistinctAddresses, chosen
 from cdgrad.ops.cpu import launch as cpu
-from cdgrad.ops.overlaps import bytes_spanned, refuse_overlaps
+from cdgrad.ops.overlaps import refuse_overlaps
 from cdgrad.ops.sharded import operator as sharded
 from cdgrad.ops.versions import wrote_behind_autograd
 
 if TYPE_CHECKING:
     from cdgrad.ops.triton.launch import Plan
-
-
-_ADDRESSES = 16  # as the allocator returns them: those of a step come back after one or a few
 
 
 class Prepared:
@@ -40,15 +37,14 @@ class Prepared:
         backend: str,
     ) -> None:
         self._metric, self._dims, self._groups, self._backend = metric, dims, groups, backend
+        self._idle = metric == L2()
         self.matches = FormCheck(grads)
         self._members: dict[str, list[int]] = {}
         self._plan: Plan | None = None
-        self._pointers: list[int] = []
-        self._distinct: dict[tuple[int, ...], None] = {}  # addresses without overlaps, the oldest first
         self._sharded = any(map(is_dtensor, grads))
         if self._sharded:
             return
-        self._spans = np.array([bytes_spanned(grad) for grad in grads], np.int64)
+        self._addresses_of = DistinctAddresses(grads)
         for i, job in enumerate(zip(grads, dims, groups, strict=True)):
             self._members.setdefault(local.choose(backend, metric, *job)[0], []).append(i)
         if "triton" in self._members:
@@ -85,49 +81,25 @@ class Prepared:
 
         Raises:
             ValueError: the gradients overlap in memory.
-            RuntimeError: a CUDA graph is being captured before `run` ran once outside.
+            RuntimeError: a CUDA graph is being captured before `run` ran once outside, with
+                this metric.
         """
         if self._sharded:
             refuse_overlaps([local_part(grad) for grad in grads])
             sharded.directed_(grads, self._metric, self._dims, self._groups, self._backend)
             return
-        if self._metric == L2():
+        if self._idle:
             return
-        pointers = self._checked_pointers(grads)
+        addresses = self._addresses_of(grads)
         if self._plan is not None:
             members = self._members["triton"]
-            self._plan.run_at(pointers if len(members) == len(pointers) else [pointers[i] for i in members])
-            wrote_behind_autograd(grads if len(members) == len(grads) else [grads[i] for i in members])
+            whole = len(members) == len(grads)
+            self._plan.run_at(addresses if whole else chosen(addresses, members))
+            wrote_behind_autograd(grads if whole else [grads[i] for i in members])
         if "cpu" in self._members:
             cpu.directed_(self._jobs(grads, "cpu"), self._metric)
         if "eager" in self._members:
             local.run_eager(self._jobs(grads, "eager"), self._metric)
-
-    def _checked_pointers(self, grads: Sequence[torch.Tensor]) -> list[int]:
-        """The addresses; where they are not those of one of the last runs, without overlaps."""
-        try:
-            pointers = list(map(torch.Tensor.data_ptr, grads))
-        except RuntimeError:  # tensors of torch.func's transforms, and fake ones
-            refuse_overlaps(grads)
-            return []
-        if pointers != self._pointers:
-            key = tuple(pointers)
-            if key not in self._distinct:
-                self._check_distinct(grads, pointers)
-                if len(self._distinct) == _ADDRESSES:
-                    del self._distinct[next(iter(self._distinct))]
-                self._distinct[key] = None
-            self._pointers = pointers
-        return pointers
-
-    def _check_distinct(self, grads: Sequence[torch.Tensor], pointers: list[int]) -> None:
-        # Intervals are disjoint if, sorted, each ends before the next begins.
-        starts = np.array(pointers, np.int64)
-        ends = starts + self._spans
-        starts.sort()
-        ends.sort()
-        if np.count_nonzero(ends[:-1] > starts[1:]):
-            refuse_overlaps(grads)  # on several devices, or interleaved, they may still be distinct
 
     def _jobs(self, grads: Sequence[torch.Tensor], backend: str) -> list[tuple[torch.Tensor, int, int]]:
         return [(grads[i], self._dims[i], self._groups[i]) for i in self._members[backend]]

@@ -2,24 +2,31 @@
 
 A launch reads small arrays that stay on the device: the programs' records, the weights of the metric, and
 the tensors' addresses. Each is written when its contents are first needed, so a training loop whose
-gradients keep their memory writes nothing, and nothing here waits for the device.
+gradients keep their memory writes nothing.
+
+Order: every stream has arrays of its own, allocated, written and read on that stream, so that no event is
+needed, and memory that is freed is not used again before its last reader ran. At new addresses a step costs
+one more copy of eight bytes a tensor; what that takes on a GPU's host was not measured. Only another lam for
+a captured graph waits for the device, since a replay may be under way on any stream.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from cdgrad._torch_private import stream_handle
 from cdgrad.metrics import Array, MeanSobolev, Metric, ReweightedL2, Sobolev
+from cdgrad.ops.addresses import REMEMBERED, addresses_of, chosen
 from cdgrad.ops.graphs import capturing_on
 from cdgrad.ops.memory_layout import Columns, columns_of
 from cdgrad.ops.triton import kernels, tables
 from cdgrad.ops.triton.tables import TILES, Tile
+from cdgrad.ops.triton.upload import upload, upload_integers, write
 from cdgrad.ops.versions import wrote_behind_autograd
 
 FAMILIES: dict[type[Metric], int] = {ReweightedL2: 0, Sobolev: 1, MeanSobolev: 2}
@@ -79,8 +86,8 @@ class Plan:
             )
         if any(batch.capturing for batch in self._batches):
             raise RuntimeError(
-                "a CUDA graph is being captured, and lam cannot change within it; set it before the capture, "
-                "or between two replays"
+                "a CUDA graph is being captured, and lam cannot change within it; run one step between the "
+                "change and the capture, or change it between two replays"
             )
         self._metric = metric
         for batch in self._batches:
@@ -92,25 +99,61 @@ class Plan:
         Raises:
             RuntimeError: a graph is being captured, and the plan has not run before.
         """
-        self.run_at([grad.data_ptr() for grad in grads])
+        self.run_at(addresses_of(grads))
         wrote_behind_autograd(grads)
 
-    def run_at(self, pointers: list[int]) -> None:
+    def run_at(self, addresses: bytes) -> None:
         """`run` on gradients at these addresses, without counting the write for autograd."""
         for batch in self._batches:
-            batch.run(
-                pointers if len(batch.members) == len(pointers) else [pointers[i] for i in batch.members]
-            )
-            if batch.capturing:
+            whole = 8 * len(batch.members) == len(addresses)
+            if batch.run(addresses if whole else chosen(addresses, batch.members)):
                 _captured.add(self)  # a replay reads its arrays whenever it runs
 
 
-class _Arrays(NamedTuple):
-    """What a launch reads on the device, besides the addresses."""
+class _Arrays:
+    """What the launches of a batch on one stream read.
 
-    table: Tensor
-    weights: Tensor
-    scratch: Tensor
+    Attributes:
+        metric: the metric of the weights.
+        aligned: of each tensor, whether it begins at a multiple of 16 bytes.
+        addresses: of the last steps, on the device; the oldest first.
+    """
+
+    def __init__(self, batch: _Batch, metric: Metric, aligned: tuple[bool, ...]) -> None:
+        self._device, self._dtype, self._tile = batch.device, batch.dtype, batch.tile
+        self.metric, self.aligned = metric, aligned
+        self.addresses: dict[bytes, Tensor] = {}
+        sobolev, itemsize = isinstance(metric, Sobolev), self._dtype.itemsize
+        self._records = tables.records(
+            list(zip(batch.columns, aligned, strict=True)), sobolev, itemsize, self._tile
+        )
+        self._table = upload(self._records.table, self._device)
+        self._weights = upload(self._values(metric), self._device)
+        self._scratch = self._new_scratch()
+        self._grid = (len(self._records.table),)
+        constants = constants_of(metric, self._dtype, self._records.used, self._tile)
+        self._options = {**constants, "num_warps": self._tile.warps, **options_of(self._device)}
+
+    def write(self, metric: Metric) -> None:
+        """Write the weights of another lam, on the current stream."""
+        write(self._weights, self._values(metric))
+        self.metric = metric
+
+    def launch(self, addresses: Tensor, *, in_graph: bool = False) -> None:
+        """The operator. Replays may run while steps on other streams do, so a graph has its own scratch."""
+        scratch = self._new_scratch() if in_graph else self._scratch
+        _kernel("directed")[self._grid](addresses, self._table, self._weights, scratch, **self._options)
+
+    def remember(self, key: bytes, addresses: Tensor) -> None:
+        if len(self.addresses) >= REMEMBERED:
+            self.addresses.pop(next(iter(self.addresses)), None)
+        self.addresses[key] = addresses
+
+    def _new_scratch(self) -> Tensor:
+        return torch.empty(max(self._records.scratch, 1), dtype=torch.float64, device=self._device)
+
+    def _values(self, metric: Metric) -> Array:
+        return tables.weights(self._records.channels, metric, self._tile)
 
 
 class _Batch:
@@ -125,14 +168,12 @@ class _Batch:
         members: dict[int, Columns],
     ) -> None:
         self.members = tuple(members)
-        self._columns = tuple(members.values())
-        self._device, self._dtype, self._metric, self._tile = device, dtype, metric, tile
-        self._pointers: list[int] | None = None
+        self.columns = tuple(members.values())
+        self.device, self.dtype, self.tile = device, dtype, tile
+        self._metric = metric
         self._all_aligned = (True,) * len(members)
-        self._aligned: tuple[bool, ...] | None = None
-        self._stream: int | None = None
-        self._tables: dict[tuple[int, ...], Tensor] = {}  # of the last addresses, which often return
-        self._launch: Any = None
+        self._low_bits = int.from_bytes(b"\x0f\0\0\0\0\0\0\0" * len(members), "little")
+        self._on_stream: dict[int, _Arrays] = {}
         # Captured graphs read them whenever they are replayed: they stay, and lam is written to all of them.
         self._graphs: list[_Arrays] = []
         self._addresses_of_graphs: list[Tensor] = []
@@ -140,93 +181,84 @@ class _Batch:
     @property
     def capturing(self) -> bool:
         """Whether a graph is being captured."""
-        return capturing_on(self._device)
+        return capturing_on(self.device)
 
     def set_metric(self, metric: Metric) -> None:
         self._metric = metric
-        if self._aligned is None:
-            return
-        weights = _host(self._weights(), self._device)
-        # A replay may be under way on any stream; otherwise the copies are in the order of the launches.
-        wait = self._device.type == "cuda" and (bool(self._graphs) or self._current_stream() != self._stream)
-        if wait:
-            torch.cuda.synchronize(self._device)
-        for arrays in {id(each): each for each in (self._arrays, *self._graphs)}.values():
-            arrays.weights.copy_(weights, non_blocking=True)
-        if wait:
-            torch.cuda.synchronize(self._device)
+        here = self._on_stream.get(self._current_stream())
+        if here is not None and here not in self._graphs:
+            here.write(metric)  # those on other streams are written there, in their next step
+        if self._graphs:
+            # A replay may be under way on any stream.
+            self._wait()
+            for arrays in self._graphs:
+                arrays.write(metric)
+            self._wait()
 
-    def run(self, pointers: list[int]) -> None:
-        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
-            if capturing_on(self._device):
-                self._run_in_graph(pointers)
-                return
-            stream = self._current_stream()
-            if pointers == self._pointers and stream == self._stream:
-                self._launch(self._addresses)
-                return
-            key = tuple(pointers)
-            if stream == self._stream and key in self._tables:
-                self._pointers, self._addresses = pointers, self._tables[key]
-                self._launch(self._addresses)
-                return
-            aligned = self._alignment(pointers)
-            if aligned != self._aligned or stream != self._stream:
-                # Another stream may not have finished writing its arrays.
-                self._upload(aligned)
-                self._stream = stream
-                self._tables.clear()
-                _prepare_captures(pointers, self._device)
-            if len(self._tables) == _TABLES:
-                del self._tables[next(iter(self._tables))]
-            self._pointers = pointers
-            self._addresses = self._tables[key] = _upload(np.array(pointers, np.int64), self._device)
-            self._launch(self._addresses)
+    def run(self, addresses: bytes) -> bool:
+        """Launch on the current stream; returns whether a graph captured it."""
+        if self.device.type != "cuda":
+            return self._run(addresses)
+        with torch.cuda.device(self.device):
+            return self._run(addresses)
 
-    def _run_in_graph(self, pointers: list[int]) -> None:
-        if self._alignment(pointers) != self._aligned:
+    def _run(self, addresses: bytes) -> bool:
+        if capturing_on(self.device):
+            self._run_in_graph(addresses)
+            return True
+        stream = self._current_stream()
+        arrays = self._on_stream.get(stream)
+        on_device = None if arrays is None else arrays.addresses.get(addresses)
+        if arrays is None or on_device is None:
+            arrays, on_device = self._upload(addresses, stream)
+        if arrays.metric is not self._metric:
+            arrays.write(self._metric)
+        arrays.launch(on_device)
+        return False
+
+    def _upload(self, addresses: bytes, stream: int) -> tuple[_Arrays, Tensor]:
+        """Arrays of this stream, and these addresses on the device."""
+        arrays, aligned = self._on_stream.get(stream), self._alignment(addresses)
+        if arrays is None or aligned != arrays.aligned:
+            if len(self._on_stream) >= _STREAMS:
+                self._on_stream.pop(next(iter(self._on_stream)), None)
+            arrays = self._on_stream[stream] = _Arrays(self, self._metric, aligned)
+            _prepare_captures(_integers(addresses), self.device)
+        on_device = upload_integers(addresses, self.device)
+        arrays.remember(addresses, on_device)
+        return arrays, on_device
+
+    def _run_in_graph(self, addresses: bytes) -> None:
+        aligned = self._alignment(addresses)
+        present = [*reversed(self._on_stream.values()), *self._graphs]
+        arrays = next((a for a in present if a.aligned == aligned and a.metric is self._metric), None)
+        if arrays is None:
             raise RuntimeError(
                 "a CUDA graph is being captured, and channel_directed_ has not yet met these shapes, "
                 "strides and this metric; run one step before the capture"
             )
-        if not any(arrays is self._arrays for arrays in self._graphs):
-            self._graphs.append(self._arrays)
-        if pointers == self._pointers:
-            self._addresses_of_graphs.append(self._addresses)
-            self._launch(self._addresses)
-            return
-        # A graph keeps its gradients in memory of its own: their addresses are written within it.
-        self._launch(_write(pointers, self._device))
+        if arrays not in self._graphs:
+            self._graphs.append(arrays)
+        on_device = arrays.addresses.get(addresses)
+        if on_device is None:
+            # A graph keeps its gradients in memory of its own: their addresses are written within it.
+            on_device = _write(_integers(addresses), self.device)
+        else:
+            self._addresses_of_graphs.append(on_device)
+        arrays.launch(on_device, in_graph=True)
 
     def _current_stream(self) -> int:
-        return torch.cuda.current_stream(self._device).cuda_stream if self._device.type == "cuda" else 0
+        return stream_handle(self.device) if self.device.type == "cuda" else 0
 
-    def _alignment(self, pointers: list[int]) -> tuple[bool, ...]:
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _alignment(self, addresses: bytes) -> tuple[bool, ...]:
         """Of each tensor, whether it begins at a multiple of 16 bytes."""
-        if not int(np.bitwise_or.reduce(np.array(pointers, np.int64))) & 15:
+        if not int.from_bytes(addresses, "little") & self._low_bits:
             return self._all_aligned
-        return tuple([not pointer & 15 for pointer in pointers])
-
-    def _weights(self) -> Array:
-        return tables.weights(self._records.channels, self._metric, self._tile)
-
-    def _upload(self, aligned: tuple[bool, ...]) -> None:
-        sobolev = isinstance(self._metric, Sobolev)
-        self._records = tables.records(
-            list(zip(self._columns, aligned, strict=True)), sobolev, self._dtype.itemsize, self._tile
-        )
-        self._aligned = aligned
-        table, weights = (_upload(array, self._device) for array in (self._records.table, self._weights()))
-        scratch = torch.empty(max(self._records.scratch, 1), dtype=torch.float64, device=self._device)
-        arrays = self._arrays = _Arrays(table, weights, scratch)
-        constants = constants_of(self._metric, self._dtype, self._records.used, self._tile)
-        grid, warps = (len(self._records.table),), self._tile.warps
-        options = options_of(self._device)
-
-        def launch(addresses: Tensor) -> None:
-            _kernel("directed")[grid](addresses, *arrays, **constants, num_warps=warps, **options)
-
-        self._launch = launch
+        return tuple([not address & 15 for address in _integers(addresses)])
 
 
 def constants_of(metric: Metric, dtype: torch.dtype, used: int, tile: Tile) -> dict[str, Any]:
@@ -252,7 +284,7 @@ def _periodic(metric: Metric) -> bool:
     return getattr(metric, "boundary", "free") == "periodic"
 
 
-_TABLES = 16
+_STREAMS = 4  # of which a batch keeps arrays
 # Plans by forms and metric. The oldest leave, except those that graphs read.
 _PLANS = 64
 _plans: dict[Any, Plan] = {}
@@ -284,14 +316,8 @@ def _kernel(name: str) -> Any:
     return getattr(kernels, name)
 
 
-def _upload(array: Any, device: torch.device) -> Tensor:
-    return _host(array, device).to(device, non_blocking=True)
-
-
-def _host(array: Any, device: torch.device) -> Tensor:
-    """A tensor whose copy to the device joins the stream: from other than pinned memory the host waits."""
-    tensor = torch.as_tensor(array)
-    return tensor.pin_memory() if device.type == "cuda" else tensor
+def _integers(addresses: bytes) -> list[int]:
+    return np.frombuffer(addresses, np.int64).tolist()
 
 
 _prepared_for_captures: set[torch.device] = set()

@@ -1,0 +1,60 @@
+"""The addresses of tensors in memory, as the bytes of an array of int64.
+
+Bytes are one key for all that depends on addresses, and their hash is computed once: for 53 tensors a
+tuple of integers takes twice as long to make, and to look up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from cdgrad.ops.overlaps import bytes_spanned, refuse_overlaps
+
+REMEMBERED = 16
+"""Steps whose addresses are remembered: an allocator returns the blocks of a step after one or a few."""
+
+
+def addresses_of(tensors: Sequence[torch.Tensor]) -> bytes:
+    """Where the first element of each is."""
+    return np.fromiter(map(torch.Tensor.data_ptr, tensors), np.int64, len(tensors)).tobytes()
+
+
+def chosen(addresses: bytes, members: Sequence[int]) -> bytes:
+    """The addresses of some of the tensors."""
+    return np.frombuffer(addresses, np.int64)[list(members)].tobytes()
+
+
+class DistinctAddresses:
+    """The addresses of tensors of the forms of given ones; tensors that overlap are refused."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        self._spans = np.array([bytes_spanned(tensor) for tensor in tensors], np.int64)
+        self._known: dict[bytes, None] = {}  # without overlaps, the oldest first
+
+    def __call__(self, tensors: Sequence[torch.Tensor]) -> bytes:
+        """The addresses; empty for tensors without any, such as those of `torch.func`'s transforms.
+
+        Raises:
+            ValueError: two tensors overlap.
+        """
+        try:
+            starts = np.fromiter(map(torch.Tensor.data_ptr, tensors), np.int64, len(tensors))
+        except RuntimeError:
+            refuse_overlaps(tensors)
+            return b""
+        addresses = starts.tobytes()
+        if addresses in self._known:
+            return addresses
+        # Intervals are disjoint if, sorted, each ends before the next begins.
+        ends = starts + self._spans
+        starts.sort()
+        ends.sort()
+        if np.count_nonzero(ends[:-1] > starts[1:]):
+            refuse_overlaps(tensors)  # on several devices, or interleaved, they may still be distinct
+        if len(self._known) >= REMEMBERED:
+            self._known.pop(next(iter(self._known)), None)
+        self._known[addresses] = None
+        return addresses

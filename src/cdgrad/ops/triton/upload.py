@@ -1,0 +1,37 @@
+"""Copies of small arrays to a GPU that the host does not wait for.
+
+They come from pinned memory, which a copy reads after the host continued. torch's allocator of pinned memory
+knows these copies: it records an event behind them when the block is freed, and gives it to nobody before.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def upload(array: Any, device: torch.device) -> Tensor:
+    """The array on the device; the copy joins the current stream."""
+    return _moved(_pinned(torch.as_tensor(array), device), device)
+
+
+def upload_integers(numbers: bytes, device: torch.device) -> Tensor:
+    """The bytes of an int64 array as a tensor on the device; the copy joins the current stream."""
+    # A bytearray, because torch warns of memory that cannot be written.
+    return _moved(_pinned(torch.frombuffer(bytearray(numbers), dtype=torch.int64), device), device)
+
+
+def write(target: Tensor, array: Any) -> None:
+    """Write the array into a tensor of its dtype; the copy joins the current stream."""
+    target.copy_(_pinned(torch.as_tensor(array), target.device), non_blocking=True)
+
+
+def _moved(host: Tensor, device: torch.device) -> Tensor:
+    return host.to(device, non_blocking=True) if device.type == "cuda" else host
+
+
+def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    # Tensor.pin_memory asks the driver about the memory first.
+    return torch.empty_like(tensor, pin_memory=True).copy_(tensor) if device.type == "cuda" else tensor
