@@ -145,15 +145,17 @@ def test_the_rehearsal_runs_everything(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
-    assert list(found["sections"]) == [
-        "compilation", "parity", "floor", "host", "graph", "training steps", "study loop", "workers", "jax",
-    ]  # fmt: skip
+    names = "compilation, parity, checks, floor, host, graph, training steps, study loop, workers, jax"
+    assert list(found["sections"]) == names.split(", ")
     for name, section in found["sections"].items():
         assert not section["errors"]
         assert bool(section["rows"]) != bool(section["skipped"]), name  # JAX may be missing
         assert name == "jax" or section["rows"]
     assert all(row["error"] < 1e-6 for row in found["sections"]["parity"]["rows"].values())
     assert all(row["difference"] == 0 for row in found["sections"]["graph"]["rows"].values())
+    checks = found["sections"]["checks"]["rows"]
+    assert len(checks) == 10
+    assert all(row["difference"] < 1e-5 for row in checks.values()), checks
     assert set(found["sections"]["training steps"]["rows"]) == {"graph", "eager", "compiled"}
     assert found["sections"]["compilation"]["rows"].keys() == {"compiled training step", "resnet50 float32"}
     # ResNet-18 and four workers are left out.

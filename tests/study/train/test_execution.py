@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import ClassVar
@@ -268,7 +269,7 @@ class Graph:
 
 def test_a_failed_capture_gives_the_generators_their_state_back(monkeypatch):
     device, own = Generator("device, before"), Generator("own, before")
-    entered = []
+    entered, collects = [], []
 
     @contextmanager
     def graph(graph, pool, stream):
@@ -291,8 +292,11 @@ def test_a_failed_capture_gives_the_generators_their_state_back(monkeypatch):
         made.capture(work)
     assert entered == [(Graph, "a pool", "the current stream")]
     assert (device.state, own.state) == ("device, before", "own, before")
-    made.capture(int)
+    assert gc.isenabled()
+    made.capture(lambda: collects.append(gc.isenabled()))
     assert device.state == "capturing"
+    # Freeing what an earlier run left would invalidate the capture.
+    assert (collects, gc.isenabled()) == ([False], True)
 
 
 @pytest.mark.parametrize("open_still", [True, False])

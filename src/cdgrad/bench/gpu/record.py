@@ -69,18 +69,19 @@ def record(
 
 def _sections(setup: Setup) -> list[tuple[str, float, Callable[[Setup], dict[str, Any]]]]:
     """Name, share of the time in seconds of 120, and what gives the items."""
-    from cdgrad.bench.gpu import compilation, jax_rows, operator, study_loop, training
+    from cdgrad.bench.gpu import checks, compilation, jax_rows, operator, study_loop, training
 
     return [
-        ("compilation", 38, compilation.items),
+        ("compilation", 36, compilation.items),
         ("parity", 6, operator.parity),
+        ("checks", 7, checks.items),
         ("floor", 14, operator.floor),
         ("host", 3, operator.host),
         ("graph", 3, training.graphs),
-        ("training steps", 16, training.steps),
+        ("training steps", 15, training.steps),
         ("study loop", 12, study_loop.items),
-        ("workers", 14, study_loop.workers),
-        ("jax", 14, jax_rows.items),
+        ("workers", 13, study_loop.workers),
+        ("jax", 11, jax_rows.items),
     ]
 
 

@@ -25,7 +25,7 @@ from cdgrad.study.data.cache import Arrays, Decoded, Description
 from cdgrad.study.spec import LoopSetting, Model, Optimizer, Schedule, Task
 from cdgrad.study.train import train
 
-_SOURCE = "noise of the benchmark"
+SOURCE = "noise of the benchmark"
 _METRIC = "sobolev:lam=0.01"
 
 
@@ -86,7 +86,7 @@ def _ends_of_epochs(
     batch = 4 if setup.rehearsal else batch
     count, side = batch * (2 if setup.rehearsal else batches), 8 if setup.rehearsal else 32
     setting = LoopSetting(
-        task=Task(_SOURCE, train=count, validation=batch, test=batch),
+        task=Task(SOURCE, train=count, validation=batch, test=batch),
         model=Model("resnet8" if setup.rehearsal else network),
         schedule=Schedule(epochs=epochs, batch=batch, precision="bfloat16", channels_last=True),
         optimizer=Optimizer("torch.optim:SGD", 1e-3, {"momentum": 0.9, "nesterov": True}),
@@ -98,7 +98,7 @@ def _ends_of_epochs(
     def end_of_epoch(number: int, measured: dict[str, float]) -> None:
         ends.append(time.time())
 
-    with _noise(count + 2 * batch, side):
+    with noise(count + 2 * batch, side):
         ends.append(time.time())
         train(setting, 0, end_of_epoch, device=str(setup.device))
     return count, ends
@@ -127,16 +127,16 @@ def _together(setup: Setup, number: int) -> dict[str, float]:
 
 
 @contextmanager
-def _noise(count: int, side: int) -> Generator[None]:
+def noise(count: int, side: int) -> Generator[None]:
     """A data set of random images for a while."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
     arrays = Arrays(pixels, torch.arange(count) % 10)
-    builtin.SOURCES[_SOURCE] = lambda: Decoded(arrays, None, Description({"train": "train"}, 10))  # pyright: ignore[reportArgumentType]
+    builtin.SOURCES[SOURCE] = lambda: Decoded(arrays, None, Description({"train": "train"}, 10))  # pyright: ignore[reportArgumentType]
     try:
         yield
     finally:
-        del builtin.SOURCES[_SOURCE]
+        del builtin.SOURCES[SOURCE]
 
 
 if __name__ == "__main__":

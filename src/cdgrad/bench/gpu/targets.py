@@ -31,6 +31,10 @@ def targets(record: GpuRecord) -> list[Target]:
 def _operator(rows: _Rows) -> Iterator[Target]:
     errors = [row["error"] for name, row in rows("parity").items() if name.endswith(" float32")]
     yield _most("error in float32, relative in norm", errors, 1e-6)
+    checks = {name: row["difference"] for name, row in rows("checks").items()}
+    runs = [checks.pop(name) for name in [*checks] if "study" in name]
+    yield _most("weights of attached and captured steps against those by hand", checks.values(), 1e-4)
+    yield _most("weights of a study's run as graphs against the same at once", runs[:1], 1e-3)
     by_metric = _over_floor(rows, "resnet50 float32")
     linear = [ratio for name, ratio in by_metric.items() if name not in _SOBOLEV]
     yield _most("ResNet-50, float32, re-weighted and mean-weighted, over the floor", linear, 1.0)

@@ -7,6 +7,7 @@ random generators are registered with it, so that the numbers are those of the s
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable, Generator, Hashable, Sequence
 from contextlib import contextmanager
@@ -69,6 +70,9 @@ class CudaGraph:
         """Record `work`; after a failure the generators and the allocator are as they were before."""
         before = [generator.clone_state() for generator in self._generators]
         problem: BaseException | None = None
+        # Garbage may hold graphs and events of an earlier run, and freeing them would invalidate the capture.
+        collects = gc.isenabled()
+        gc.disable()
         try:
             with torch.cuda.graph(self._graph, pool=self._pool, stream=torch.cuda.current_stream()):
                 try:
@@ -84,6 +88,9 @@ class CudaGraph:
             if problem is not None:
                 raise problem  # noqa: B904, the end of such a capture fails as well, with a message of no use
             raise
+        finally:
+            if collects:
+                gc.enable()
 
     def replay(self) -> None:
         """Launch the graph on the current stream."""
