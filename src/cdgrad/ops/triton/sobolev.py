@@ -27,7 +27,7 @@ def sobolev(p, exists, n, step, weights, zero, R: tl.constexpr, W: tl.constexpr,
     """(I + lam A)^-1 g: inside a segment by elimination, at its ends by Green's function."""
     k = tl.arange(0, R)
     g = load(p, exists, channels(0, k, R, W), k, n, step)
-    f, b = _alone(g, weights, R, W, C)
+    f, b, through = _alone(g, weights, R, W, C)
     w = tl.arange(0, W)[:, None]
     last = ((n - 1) // R).to(tl.int32)
     at_last = tl.sum(tl.where(w == last, f, 0.0), 0) * tl.load(weights + 5)
@@ -35,7 +35,7 @@ def sobolev(p, exists, n, step, weights, zero, R: tl.constexpr, W: tl.constexpr,
     near, far = tl.load(weights + 6), tl.load(weights + 7)
     ahead, below = near * at_first + far * at_last, near * at_last + far * at_first
     to_end = weights + _SCALARS + 2 * R + W + 2
-    x = _between(g, f, b, ahead, below, weights, to_end, 0, last, n, R, W, C)
+    x = _between(g, f, b, through, ahead, below, weights, to_end, 0, last, n, R, W, C)
     k = R - 1 - k
     store(p + zero, x, exists, channels(0, k, R, W), k, n, step)
 
@@ -71,9 +71,9 @@ def sobolev_by_tiles(
         tile = tiles - 1 - back
         q = p + tile * (R * W) * step
         g = load(q, exists, channels(tile, k, R, W), k, n, step)
-        F, B = _alone(g, weights, R, W, C)
+        F, B, of_ahead = _alone(g, weights, R, W, C)
         ahead = tl.load(entry + tile * C)
-        x = _between(g, F, B, ahead, below, weights, to_end + tile * W, tile, last, n, R, W, C)
+        x = _between(g, F, B, of_ahead, ahead, below, weights, to_end + tile * W, tile, last, n, R, W, C)
         below = tl.load(through + tile) * below + tl.sum(tl.where(w[:, None] == W - 1, B, 0.0), 0)
         down = R - 1 - k
         store(q + zero, x, exists, channels(tile, down, R, W), down, n, step)
@@ -97,9 +97,9 @@ def _alone(g, weights, R: tl.constexpr, W: tl.constexpr, C: tl.constexpr):
     F, B = _sums(g, weights, R)
     w = tl.broadcast_to(tl.arange(0, W)[:, None], (W, C))
     factor = tl.zeros((W, C), tl.float64) + tl.load(weights + 8)
-    _, f = tl.associative_scan((factor, tl.gather(F, w, 0)), 0, _compose)
+    through, f = tl.associative_scan((factor, tl.gather(F, w, 0)), 0, _compose)
     _, b = tl.associative_scan((factor, tl.gather(B, W - 1 - w, 0)), 0, _compose)
-    return f, b
+    return f, b, through
 
 
 @triton.jit
@@ -110,7 +110,7 @@ def _compose(a, f, b, g):
 
 @triton.jit
 def _between(
-    g, f, b, ahead, below, weights, to_end, tile, last, n,
+    g, f, b, through, ahead, below, weights, to_end, tile, last, n,
     R: tl.constexpr, W: tl.constexpr, C: tl.constexpr,
 ):  # fmt: skip
     """The solution, rows in falling order.
@@ -120,18 +120,20 @@ def _between(
     w = tl.arange(0, W)[:, None]
     one_up = tl.broadcast_to(tl.maximum(w - 1, 0), (W, C))
     one_down = tl.broadcast_to(tl.maximum(W - 2 - w, 0), (W, C))
-    to_segment = tl.load(weights + _SCALARS + 2 * R + w) * ahead[None, :]
-    before = tl.where(w == 0, 0.0, tl.gather(f, one_up, 0)) + to_segment
+    f += through * ahead[None, :]
+    before = tl.where(w == 0, ahead[None, :].to(g.dtype), tl.gather(f.to(g.dtype), one_up, 0))
     behind = tl.where(w == W - 1, 0.0, tl.gather(b, one_down, 0)) + tl.load(to_end + w) * below[None, :]
-    f += tl.load(weights + 8) * to_segment
     of_f = tl.where(w == last - tile * W, tl.load(weights + 4), tl.load(weights + 3))
     x = of_f * f + tl.load(weights + 2) * behind  # behind the segment
-    return _eliminate(g, before.to(g.dtype), x.to(g.dtype), weights, tile, n, R, W, C)
+    return _eliminate(g, before, x.to(g.dtype), weights, tile, n, R, W, C)
 
 
 @triton.jit
 def _eliminate(g, y, x, weights, tile, n, R: tl.constexpr, W: tl.constexpr, C: tl.constexpr):
     """The solution between f before a segment's first row and x behind its last; rows in falling order.
+
+    A scan from the last row (`reverse=True`) would pass every element through other lanes; `tl.flip` renames
+    registers.
 
     Behind the last channel x does not change. The weight is 1 - q, so that float32 does not round a q near 1.
     """
@@ -142,7 +144,7 @@ def _eliminate(g, y, x, weights, tile, n, R: tl.constexpr, W: tl.constexpr, C: t
     _, h = tl.associative_scan((tl.zeros_like(h) + less, h), 0, _compose_less)
     real = (channels(tile, R - 1 - k, R, W) < n)[:, :, None]
     less = tl.where(real, less, 0.0)
-    h = tl.where(real, _reversed_rows(h, R) * inverse_pivot, 0.0)
+    h = tl.where(real, tl.flip(h, 0) * inverse_pivot, 0.0)
     h = tl.where(first, h + (x[None, :, :] - less * x[None, :, :]), h)
     _, h = tl.associative_scan((tl.broadcast_to(less, (R, W, C)), h), 0, _compose_less)
     return h
@@ -152,17 +154,3 @@ def _eliminate(g, y, x, weights, tile, n, R: tl.constexpr, W: tl.constexpr, C: t
 def _compose_less(a, f, b, g):
     """The maps y -> y - a y + f and then y -> y - b y + g, as one."""
     return a + b - a * b, g + (f - b * f)
-
-
-@triton.jit
-def _reversed_rows(x, R: tl.constexpr):
-    """Rows in falling order, inside the threads: all choices are made by the compiler.
-
-    A scan from the last row (`reverse=True`) would pass every element through other lanes.
-    """
-    k = tl.arange(0, R)[:, None, None]
-    out = x
-    for r in tl.static_range(R):
-        row = tl.sum(tl.where(k == r, x, -0.0), 0)
-        out = tl.where(k == R - 1 - r, row[None, :, :], out)
-    return out
