@@ -117,7 +117,9 @@ def _execute(
     with _alarm(deadline):
         try:
             work()
-        except TimeoutError:
+        except _TimeIsOver:
+            if by_key:
+                write([*by_key.values()])  # the last one may have been interrupted
             print("evidence/gpu: the time is over; unfinished runs are not recorded", file=sys.stderr)
     return [*by_key.values()]
 
@@ -164,12 +166,16 @@ def _workplace(data: Path):
             os.chdir(before)
 
 
+class _TimeIsOver(BaseException):
+    """No `Exception`: whoever decodes an image takes any of those for a fault of the image."""
+
+
 @contextmanager
 def _alarm(deadline: float):
-    """Raise TimeoutError in the main thread at the deadline."""
+    """Raise `_TimeIsOver` in the main thread at the deadline."""
 
     def ring(*_: object) -> None:
-        raise TimeoutError
+        raise _TimeIsOver
 
     before = signal.signal(signal.SIGALRM, ring)
     signal.setitimer(signal.ITIMER_REAL, max(0.1, deadline - time.monotonic()))
