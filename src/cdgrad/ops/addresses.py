@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from cdgrad.ops.overlaps import bytes_spanned, refuse_overlaps
+from cdgrad.ops.overlaps import are_disjoint, bytes_spanned, refuse_overlaps
 
 REMEMBERED = 16
 """Steps whose addresses are remembered: an allocator returns the blocks of a step after one or a few."""
@@ -48,11 +48,7 @@ class DistinctAddresses:
         addresses = starts.tobytes()
         if addresses in self._known:
             return addresses
-        # Intervals are disjoint if, sorted, each ends before the next begins.
-        ends = starts + self._spans
-        starts.sort()
-        ends.sort()
-        if np.count_nonzero(ends[:-1] > starts[1:]):
+        if not are_disjoint(starts, starts + self._spans):
             refuse_overlaps(tensors)  # on several devices, or interleaved, they may still be distinct
         if len(self._known) >= REMEMBERED:
             self._known.pop(next(iter(self._known)), None)

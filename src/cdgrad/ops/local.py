@@ -54,7 +54,7 @@ def choose(backend: str, metric: Metric, grad: Tensor, dim: int, groups: int) ->
     Raises:
         ValueError: the one asked for cannot take it.
     """
-    if backend == "eager" or metric == L2():
+    if backend == "eager" or isinstance(metric, L2):
         return "eager", "asked for" if backend == "eager" else "the ordinary gradient needs no work"
     if backend == "cpu" or (backend == "auto" and grad.device.type == "cpu"):
         refusal = cpu.refusal(grad, metric, dim, groups)

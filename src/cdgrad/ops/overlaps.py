@@ -2,51 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from math import prod
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 _Layout = tuple[tuple[int, int], ...]  # (size, stride) of the axes with more than one element of their own
+_Integers = NDArray[np.int64]
 
 
 def refuse_overlaps(grads: Sequence[Tensor]) -> None:
     """Refuse tensors of which two elements are the same memory, within one tensor or between two.
 
-    Expanded axes (stride 0) are no such elements: they are written once. Exact, for any strides; the
-    layouts already seen cost a comparison of addresses.
+    Expanded axes (stride 0) are no such elements: they are written once. Exact, for any strides.
 
     Raises:
         ValueError: with the index of a gradient that overlaps, and the remedy.
+
+    Cost: where the intervals of memory are disjoint, a sort; of interleaved parts of one tensor, a comparison
+    of each with each, in numpy.
     """
-    spans: list[tuple[torch.device, int, int, int]] = []
+    members: list[int] = []
+    addresses: list[int] = []
+    spans: list[int] = []
     for i, grad in enumerate(grads):
         address = _address(grad)
         if address is None:
             continue
-        layout = _layout(grad.shape, grad.stride())
-        if _overlaps_itself(layout):
+        span = _span(grad.shape, grad.stride(), grad.itemsize)
+        if span is None:
             raise ValueError(
                 f"grads[{i}] of shape {tuple(grad.shape)} and strides {grad.stride()} overlaps itself in "
                 "memory, so it cannot be written in place; clone it first"
             )
-        spans.append((grad.device, address, address + _reach(layout) * grad.itemsize, i))
-    spans.sort(key=lambda span: (span[0].type, span[0].index or 0, span[1]))
-    open_spans: list[tuple[torch.device, int, int, int]] = []
-    for span in spans:
-        device, start, _, i = span
-        open_spans = [other for other in open_spans if other[0] == device and other[2] > start]
-        for _, other_start, _, j in open_spans:
-            if _share(grads[j], grads[i], start - other_start):
-                first, second = sorted((i, j))
-                raise ValueError(
-                    f"grads[{first}] and grads[{second}] overlap in memory, so the operator would apply "
-                    "twice there; pass each element once, or clone one of them"
-                )
-        open_spans.append(span)
+        members.append(i)
+        addresses.append(address)
+        spans.append(span)
+    starts = np.array(addresses, np.int64)
+    if are_disjoint(starts, starts + np.array(spans, np.int64)):
+        return
+    for cluster in _clusters(grads, members, addresses, spans):
+        pair = _overlapping([grads[i] for i, _ in cluster], [address for _, address in cluster])
+        if pair is not None:
+            first, second = sorted(cluster[k][0] for k in pair)
+            raise ValueError(
+                f"grads[{first}] and grads[{second}] overlap in memory, so the operator would apply "
+                "twice there; pass each element once, or clone one of them"
+            )
+
+
+def are_disjoint(starts: _Integers, ends: _Integers) -> bool:
+    """Whether intervals are disjoint: sorted, each ends before the next begins. The arrays are sorted."""
+    starts.sort()
+    ends.sort()
+    return not np.count_nonzero(ends[:-1] > starts[1:])
 
 
 def bytes_spanned(grad: Tensor) -> int:
@@ -58,12 +71,77 @@ def bytes_spanned(grad: Tensor) -> int:
 
 def _address(grad: Tensor) -> int | None:
     """Where its first element is; None for what has no memory of its own, and for no elements."""
-    if grad.layout is not torch.strided or grad.device.type == "meta":
+    if grad.layout is not torch.strided:
         return None
     try:
         return grad.data_ptr() or None
     except RuntimeError:  # tensors of torch.func's transforms, and fake ones
         return None
+
+
+def _clusters(
+    grads: Sequence[Tensor], members: list[int], addresses: list[int], spans: list[int]
+) -> Iterator[list[tuple[int, int]]]:
+    """Tensors of one device whose intervals are connected, as (index, address) in order of the addresses."""
+    by_device: dict[torch.device, list[tuple[int, int, int]]] = {}
+    for i, address, span in zip(members, addresses, spans, strict=True):
+        by_device.setdefault(grads[i].device, []).append((address, i, address + span))
+    for intervals in by_device.values():
+        cluster: list[tuple[int, int]] = []
+        end = 0
+        for address, i, its_end in sorted(intervals):
+            if address >= end:
+                if len(cluster) > 1:
+                    yield cluster
+                cluster = []
+            cluster.append((i, address))
+            end = max(end, its_end)
+        if len(cluster) > 1:
+            yield cluster
+
+
+def _overlapping(grads: list[Tensor], addresses: list[int]) -> tuple[int, int] | None:
+    """Two tensors with an element in common, by their places; None if there are none."""
+    layouts = [_layout(grad.shape, grad.stride()) for grad in grads]
+    size = grads[0].itemsize
+    distances = [address - addresses[0] for address in addresses]
+    in_units = all(grad.itemsize == size for grad in grads) and not any(each % size for each in distances)
+    boxes = _boxes(layouts, np.array(distances, np.int64) // size) if in_units else None
+    if boxes is not None:
+        return _meeting(*boxes)
+    for k, grad in enumerate(grads):
+        for j in range(k):
+            if _share(grads[j], grad, addresses[k] - addresses[j]):
+                return j, k
+    return None
+
+
+def _boxes(layouts: list[_Layout], starts: _Integers) -> tuple[_Integers, _Integers] | None:
+    """Corners of the tensors in one lattice, (tensors, axes), where all are boxes of it; else None.
+
+    Parts of one tensor are such boxes: each stride divides the next, and places are mixed-radix numbers.
+    """
+    strides = sorted({1, *(by for layout in layouts for _, by in layout)})
+    radices = [by // smaller for by, smaller in zip(strides[1:], strides, strict=False)]
+    if any(smaller * radix != by for smaller, radix, by in zip(strides, radices, strides[1:], strict=False)):
+        return None
+    size_by_stride = [{by: size for size, by in layout} for layout in layouts]
+    sizes = np.array([[sizes.get(by, 1) for by in strides] for sizes in size_by_stride])
+    low = starts[:, None] // np.array(strides)
+    low[:, :-1] %= np.array(radices, np.int64)
+    high = low + sizes
+    return None if (high[:, :-1] > np.array(radices, np.int64)).any() else (low, high)
+
+
+def _meeting(low: _Integers, high: _Integers) -> tuple[int, int] | None:
+    """Two boxes that intersect."""
+    if any(are_disjoint(low[:, axis].copy(), high[:, axis].copy()) for axis in range(low.shape[1])):
+        return None
+    for k in range(1, len(low)):
+        meets = ((low[k] < high[:k]) & (low[:k] < high[k])).all(1)
+        if meets.any():
+            return int(meets.argmax()), k
+    return None
 
 
 @lru_cache(maxsize=1024)
@@ -72,12 +150,18 @@ def _layout(shape: Sequence[int], stride: Sequence[int]) -> _Layout:
     return tuple(sorted(axes, key=lambda axis: axis[1]))
 
 
+@lru_cache(maxsize=1024)
+def _span(shape: Sequence[int], stride: Sequence[int], itemsize: int) -> int | None:
+    """Bytes from the first element to behind the last; None where two elements are one memory."""
+    layout = _layout(shape, stride)
+    return None if _overlaps_itself(layout) else _reach(layout) * itemsize
+
+
 def _reach(layout: _Layout) -> int:
     """Elements from the first to behind the last."""
     return 1 + sum((size - 1) * by for size, by in layout)
 
 
-@lru_cache(maxsize=1024)
 def _overlaps_itself(layout: _Layout) -> bool:
     reach = 0
     for size, by in layout:
