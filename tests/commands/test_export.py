@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,53 @@ def test_methods_of_a_study_that_adds_seeds_name_its_own_interval_and_test(tiny_
     assert "sign-flip" not in text
 
 
+ROUNDED = "[arms.rounded]\nrounding = 3\n"
+CELLS = "[cells.one]\n[cells.two]\noptimizer.lr = 0.2\n"
+TUNING = '[tuning]\ntrials = 1\nseeds = [7]\nspace."optimizer.lr" = { low = 0.01, high = 1.0 }\n'
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "cited"),
+    [
+        ("", "", {"lao2020channel"}),
+        ('metric = "reweighted:lam=3"', "centralize = true", {"yong2020gradient"}),
+        ("[arms.directed]", f"{ROUNDED}[arms.directed]", {"lao2020channel", "sun2022numerical"}),
+        ("seeds = 2", "seeds = 2\nmargin = 0.5", {"lao2020channel", "schuirmann1987comparison"}),
+        ("[arms.sgd]", f"{CELLS}[arms.sgd]", {"lao2020channel", "holm1979simple", "agarwal2021deep"}),
+        ("[arms.sgd]", f"{TUNING}[arms.sgd]", {"lao2020channel", "sobol1967distribution"}),
+    ],
+)
+def test_what_the_study_used_is_referred_to_and_nothing_else(tiny_text, make_run, old, new, cited):
+    study = parse(tiny_text.replace(old, new, 1), "tiny")
+    runs = [
+        replace(make_run("sgd", seed, 3.0 + seed), cell=cell, arm=arm)
+        for cell in study.cells
+        for arm in study.arms
+        for seed in range(2)
+    ]
+    results = Results.of(study, runs)
+    named = re.findall(r"\[([a-z]+\d{4}[a-z]+)\]", paper.methods(results))
+    assert set(named) == cited
+    assert re.findall(r"@\w+\{(\w+),", paper.references(results)) == named
+
+
+def test_a_study_of_one_arm_is_described_without_a_comparison(tiny_text, make_run):
+    alone = parse(tiny_text.partition("[arms.directed]")[0], "tiny")
+    results = Results.of(alone, [make_run("sgd", seed, 3.0) for seed in range(2)])
+    text = paper.methods(results)
+    assert text.startswith("We trained sgd over 2 seeds.")
+    assert "paired" not in text
+    assert paper.references(results) == ""
+
+
+def test_trials_that_a_specification_lists_are_no_sequence(tiny_text, make_run):
+    listed = TUNING.replace("space.", 'points.sgd = [{ "optimizer.lr" = 0.1 }]\narms.sgd.')
+    text = tiny_text.partition("[arms.directed]")[0].replace("[arms.sgd]", f"{listed}[arms.sgd]")
+    described = paper.methods(Results.of(parse(text, "tiny"), [make_run("sgd", 0, 3.0)]))
+    assert "1 trials listed in the specification were executed" in described
+    assert "Sobol" not in described
+
+
 def test_methods_state_design_search_tests_and_software(study):
     text = paper.methods(compose.read(study))
     assert "We compared directed_1 with sgd over 2 paired seeds." in text
@@ -111,6 +159,7 @@ def test_latex_escapes_what_is_special_and_cites():
     assert paper.latex(r"a_b 5 % {x} \ [holm1979simple]") == (
         r"a\_b 5 \% \{x\} \textbackslash{} \cite{holm1979simple}"
     )
+    assert paper.latex("layers [3]") == "layers [3]"  # an optimizer's argument, not a citation
     table = paper.latex_table(Table("T & U", ("arm", "mean"), [("a_b", "<.001")], "n", "lr"))
     assert r"\begin{tabular}{lr}" in table
     assert r"a\_b & \textless{}.001 \\" in table

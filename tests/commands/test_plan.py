@@ -1,5 +1,6 @@
 """`cdgrad plan`: runs, splits, time and power are known before the first run, and nothing is recorded."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from cdgrad import cli
 from cdgrad.study import spec
+from cdgrad.study.plan import Plan
 from cdgrad.study.report import preview
 from cdgrad.study.statistics import paired
 
@@ -91,7 +93,9 @@ def test_the_minimum_detectable_difference_is_that_of_the_stated_sd(plan):
 
 def test_time_is_estimated_from_a_timed_epoch_and_nothing_is_recorded(plan, tmp_path):
     out = plan(SMALL)
-    assert "estimated from one timed epoch of the baseline" in out
+    assert re.search(
+        r"estimated from one timed epoch of the baseline, and from \d+ s for the start of a", out
+    )
     assert {file.name for file in tmp_path.iterdir()} == {"mine.toml"}
 
 
@@ -106,7 +110,9 @@ def test_time_is_estimated_from_recorded_runs(tmp_path, monkeypatch, capsys):
     assert cli.main(["plan", "mine.toml"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "18 runs, 3 of them recorded in runs/mine, 15 remain" in out
-    assert "estimated from the mean of 3 recorded runs" in out
+    assert "estimated from the mean of 3 recorded runs, and from" in out
+    assert cli.main(["plan", "mine.toml", "--no-timing"]) == 0
+    assert "recorded runs, without the start of the workers" in " ".join(capsys.readouterr().out.split())
 
 
 def test_search_ranges_and_pins_are_listed(plan):
@@ -131,7 +137,7 @@ def test_durations(seconds, words):
 
 def test_the_timed_epoch_is_the_second_one_unless_the_first_is_long(monkeypatch):
     """What comes before the first epoch, imports and data and compilation, is no part of a run's epochs."""
-    clock = iter([0.0, 50.0, 51.5, 100.0, 170.0])
+    clock = iter([0.0, 50.0, 51.5, 100.0, 170.0])  # of two calls; the second stops after a long first epoch
     monkeypatch.setattr(preview.time, "perf_counter", lambda: next(clock))
     trained: list[int] = []
 
@@ -142,6 +148,39 @@ def test_the_timed_epoch_is_the_second_one_unless_the_first_is_long(monkeypatch)
 
     monkeypatch.setattr("cdgrad.study.train.train", train)
     study = spec.parse(SMALL, "own")
-    assert preview.timed_seconds(study, "cpu").by_cell == {"": 4 * 1.5}
-    assert preview.timed_seconds(study, "cpu").by_cell == {"": 4 * 70.0}
+    first = preview.timed_seconds(study, "cpu")
+    assert first.by_cell == {"": 4 * 1.5}
+    assert first.start == 50.0 - 1.5  # which each worker spends once
+    assert preview.timed_seconds(study, "cpu") == preview.Seconds(
+        {"": 4 * 70.0}, "one timed epoch of the baseline", 0.0
+    )
     assert trained == [1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "workers", "start", "until"),
+    [
+        ([10.0] * 3, 2, 4.0, 24.0),  # two rounds after the start, not 4 + 15
+        ([10.0] * 4, 2, 4.0, 24.0),
+        ([10.0], 8, 4.0, 14.0),
+        ([1.0, 9.0, 1.0, 1.0], 2, 0.0, 9.0),
+    ],
+)
+def test_a_study_takes_the_start_of_its_workers_and_as_long_as_the_last_of_them_is_busy(
+    seconds, workers, start, until
+):
+    assert preview.makespan(seconds, workers, start) == until
+
+
+def test_the_time_of_a_plan_contains_the_start_of_the_workers():
+    study = spec.parse(SMALL, "own")
+    plan = Plan(study, [], "runs/own")
+
+    def time(start):
+        seconds = preview.Seconds({"": 10.0}, "here", start)
+        document = preview.preview(plan, [], workers=2, seconds=seconds, sd=None)
+        (table,) = (t for t in document.sections[0].tables if t.title.startswith("Time"))
+        return table.rows[0][0]
+
+    assert time(None) == time(0.0) == "1.5 min"  # 18 runs of 10 s on 2 workers
+    assert time(90.0) == "3.0 min"

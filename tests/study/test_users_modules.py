@@ -4,14 +4,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import cdgrad
 from cdgrad import cli
 from cdgrad.commands import inspect
-from cdgrad.study import StudyError, callables, models
+from cdgrad.study import StudyError, callables, models, spec
 from cdgrad.study.callables import UserCodeError
+from cdgrad.study.run import local_engine
+from cdgrad.study.run.driver import run_study
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cdgrad.__file__).parents[1])}
 TRAP = "from pathlib import Path\nPath(__file__).with_suffix('.ran').touch()\nraise SystemExit('executed')\n"
@@ -220,3 +223,26 @@ def test_a_file_under_the_name_of_an_installed_module_is_named_where_something_i
 def test_a_function_of_a_notebook_is_answered_with_what_to_do():
     with pytest.raises(StudyError, match=r"__main__:run: a worker process cannot import .* name it mine:run"):
         callables.load_callable("__main__:run")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("__main__:Net", r"a worker process cannot import what a notebook or a script defines; write Net"),
+        (
+            "absent_nets:Net",
+            r"no module absent_nets in .*, or installed; write Net into absent_nets.py there",
+        ),
+        ("made_here:Net", r"no module made_here in .*%%writefile made_here.py in a notebook"),
+    ],
+)
+def test_a_network_that_no_worker_can_import_is_refused_before_one_starts(
+    name, message, tiny_text, tmp_path, monkeypatch
+):
+    """As of a class in a cell of a notebook; also where the cell made a module that has no file."""
+    monkeypatch.setitem(sys.modules, "made_here", ModuleType("made_here"))
+    monkeypatch.setattr(local_engine, "_Worker", None)
+    study = spec.parse(tiny_text.replace('name = "small-cnn"', f'name = "{name}"'), "tiny")
+    with pytest.raises(StudyError, match=message) as caught:
+        run_study(study, tmp_path / "out", workers=1)
+    assert "\n" not in str(caught.value)

@@ -52,5 +52,9 @@ def run(options: argparse.Namespace) -> int:
                 stream.write(text.replace("NAME", name))
         except OSError as error:
             raise StudyError(f"cannot write {file}: {error.strerror}") from error
-    print(f"written: {files[0]}, {files[1]}\nedit them, then run: cdgrad study {files[0]}")
+    print(
+        f"written: {files[0]}, {files[1]}\n"
+        f"edit them, or try them as they are: cdgrad plan {files[0]} says what the study would do, and\n"
+        f"cdgrad study {files[0]} runs it"
+    )
     return 0

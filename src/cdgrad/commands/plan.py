@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from cdgrad.study.plan import Plan
     from cdgrad.study.records import Run
     from cdgrad.study.report.preview import Seconds
+    from cdgrad.study.spec import Spec
 
 HELP = "show the runs of a study, their time and the effects they could detect"
 DESCRIPTION = (
@@ -36,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-timing",
         action="store_true",
-        help="do not time an epoch; the estimate then needs recorded runs",
+        help="do not time an epoch, nor the start of a worker; the estimate then needs recorded runs",
     )
 
 
@@ -50,10 +53,23 @@ def run(options: argparse.Namespace) -> int:
     folder = Path(options.out or spec.out)
     runs = recorded(folder)
     seconds = preview.recorded_seconds(spec, runs)
-    if seconds is None and not options.no_timing and not spec.entry:
-        seconds = preview.timed_seconds(spec, options.device)
+    if not options.no_timing:
+        seconds = _timed(spec, seconds, options.device)
     show(Plan(spec, runs, str(folder)), runs, options.workers or spec.workers, seconds, options.sd)
     return 0
+
+
+def _timed(spec: Spec, recorded: Seconds | None, device: str) -> Seconds | None:
+    """Expected seconds with the start of a worker, measured now; None where no epoch can be timed."""
+    from cdgrad.study.report import preview
+
+    if recorded is not None:
+        return replace(recorded, start=preview.start_seconds())
+    if spec.entry:
+        return None
+    epochs = "an epoch" if len(spec.cells) == 1 else f"an epoch in each of {len(spec.cells)} cells"
+    print(f"timing {epochs} of the baseline (--no-timing skips this) ...", file=sys.stderr, flush=True)
+    return preview.timed_seconds(spec, device)
 
 
 def show(

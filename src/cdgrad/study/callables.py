@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from importlib import import_module
+from importlib.util import find_spec
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -79,14 +80,7 @@ def load_callable(name: str) -> Callable[..., Any]:
     module, _, attribute = name.partition(":")
     if not attribute:
         raise StudyError(f"{name!r} is not of the form module:callable")
-    if module == "__main__":
-        raise StudyError(
-            f"{name}: a worker process cannot import the functions of a notebook or a script; write "
-            f"{attribute} into a file, such as mine.py (%%writefile mine.py in a notebook), and name it "
-            f"mine:{attribute}"
-        )
-    if module.partition(".")[0] in sys.stdlib_module_names and (file := _hidden(module)):
-        raise StudyError(_rename(name, file, "of Python's library"))
+    _refuse_elsewhere(name)
     try:
         with users_modules():
             loaded = attrgetter(attribute)(import_module(module))
@@ -103,6 +97,40 @@ def load_callable(name: str) -> Callable[..., Any]:
     if not callable(loaded):
         raise StudyError(f"{name} must be callable, got {type(loaded).__name__}")
     return loaded
+
+
+def check_importable(name: str) -> None:
+    """Refuse a ``module:callable`` that no other process of this machine can import; nothing is executed.
+
+    Raises:
+        StudyError: it is defined in a notebook or a script, or its module is no file that Python finds.
+    """
+    _refuse_elsewhere(name)
+    module, _, attribute = name.partition(":")
+    top = module.partition(".")[0]
+    try:
+        with users_modules():
+            found = find_spec(top) is not None
+    except ValueError:  # a module that was made in this process, and has no file
+        found = False
+    if not found:
+        places = " or ".join(dict.fromkeys(_folders()))
+        raise StudyError(
+            f"{name}: there is no module {top} in {places}, or installed; write {attribute} into {top}.py "
+            f"there (%%writefile {top}.py in a notebook), or correct the name"
+        )
+
+
+def _refuse_elsewhere(name: str) -> None:
+    """Refuse what only this process has, and a file that a module of Python's library hides."""
+    module, _, attribute = name.partition(":")
+    if module == "__main__":
+        raise StudyError(
+            f"{name}: a worker process cannot import what a notebook or a script defines; write {attribute} "
+            f"into a file, such as mine.py (%%writefile mine.py in a notebook), and name it mine:{attribute}"
+        )
+    if module.partition(".")[0] in sys.stdlib_module_names and (file := _hidden(module)):
+        raise StudyError(_rename(name, file, "of Python's library"))
 
 
 def _hidden(module: str) -> Path | None:

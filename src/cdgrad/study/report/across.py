@@ -27,6 +27,11 @@ def parts(results: Results) -> list[Table | Figure]:
     return [_table(results), _profile(results)] if _pairs(results) else []
 
 
+def has_parts(results: Results) -> bool:
+    """Whether a comparison has two cells or more."""
+    return bool(_pairs(results))
+
+
 def _pairs(results: Results) -> dict[str, list[tuple[Array, Array]]]:
     """For each comparison of two cells or more the results of both arms in each cell, by seed."""
     pairs: dict[str, list[tuple[Array, Array]]] = {}

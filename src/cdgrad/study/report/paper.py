@@ -13,7 +13,9 @@ from pathlib import Path
 
 from cdgrad.study import StudyError
 from cdgrad.study.records import csv_text, to_parquet
+from cdgrad.study.report import across
 from cdgrad.study.report.document import Document, Table
+from cdgrad.study.report.references import bibtex, cites
 from cdgrad.study.report.remarks import environments
 from cdgrad.study.report.text import markdown_rows
 from cdgrad.study.report.words import words
@@ -30,45 +32,6 @@ _TEX = {
     ">": r"\textgreater{}",
     **{c: f"\\{c}" for c in "&%$#_{}"},
 }
-_CHANNEL_DIRECTED = """@article{lao2020channel,
-  title   = {Channel-Directed Gradients for Optimization of Convolutional Neural Networks},
-  author  = {Lao, Dong and Zhu, Peihao and Wonka, Peter and Sundaramoorthi, Ganesh},
-  journal = {arXiv preprint arXiv:2008.10766},
-  year    = {2020}
-}
-
-"""
-_HOLM = """@article{holm1979simple,
-  title   = {A Simple Sequentially Rejective Multiple Test Procedure},
-  author  = {Holm, Sture},
-  journal = {Scandinavian Journal of Statistics},
-  volume  = {6},
-  number  = {2},
-  pages   = {65--70},
-  year    = {1979}
-}
-"""
-
-
-_ANYTIME = """
-@misc{wang2023anytime,
-  title         = {Anytime-valid t-tests and confidence sequences for {G}aussian means with unknown variance},
-  author        = {Wang, Hongjian and Ramdas, Aaditya},
-  year          = {2023},
-  eprint        = {2310.03722},
-  archivePrefix = {arXiv}
-}
-
-@article{hall1992removal,
-  title   = {On the Removal of Skewness by Transformation},
-  author  = {Hall, Peter},
-  journal = {Journal of the Royal Statistical Society: Series B},
-  volume  = {54},
-  number  = {1},
-  pages   = {221--228},
-  year    = {1992}
-}
-"""
 
 
 def write(results: Results, document: Document, folder: Path) -> list[Path]:
@@ -77,11 +40,11 @@ def write(results: Results, document: Document, folder: Path) -> list[Path]:
     Raises:
         StudyError: a file of one of the names exists, or the folder cannot be written.
     """
-    measure = results.spec.measure.name
+    measure, paragraph = results.spec.measure.name, methods(results)
     texts = {
-        "methods.md": methods(results) + "\n",
-        "methods.tex": latex(methods(results)) + "\n",
-        "references.bib": references(results),
+        "methods.md": paragraph + "\n",
+        "methods.tex": latex(paragraph) + "\n",
+        "references.bib": bibtex(paragraph),
         "runs.csv": csv_text(results.final_runs, measure),
     }
     if results.searches:
@@ -113,6 +76,7 @@ def methods(results: Results) -> str:
     return " ".join(
         [
             *_design(results),
+            *_arms(results.spec),
             *_settings(results),
             *_budget(results.spec),
             *_tests(results),
@@ -130,7 +94,9 @@ def _design(results: Results) -> Iterator[str]:
     )
     cells = f" in {len(spec.cells)} settings ({', '.join(spec.cells)})" if len(spec.cells) > 1 else ""
     yield (
-        f"We compared {compared}{cells} over {'at most ' * bool(spec.until)}{len(spec.seeds)} paired seeds. "
+        f"We {f'compared {compared}' if others else f'trained {reference}'}{cells} over "
+        f"{'at most ' * bool(spec.until)}{len(spec.seeds)} {'paired ' * bool(others)}"
+        f"seed{'s' * (len(spec.seeds) > 1)}. "
         "A seed fixes the initialization and the order of the data, alike for all arms."
     )
     if spec.until:
@@ -148,6 +114,21 @@ def _design(results: Results) -> Iterator[str]:
     diverged = sum(run.status == "diverged" for runs in results.finished.values() for run in runs.values())
     if diverged:
         yield f"{diverged} runs diverged; they are included with the value that they ended with."
+
+
+def _arms(spec: Spec) -> Iterator[str]:
+    """What arms other than the baseline do, apart from their settings."""
+    arms = spec.arms.items()
+    if directed := [arm for arm, options in arms if options.metric != NO_METRIC]:
+        what = "a channel-directed metric" if len(directed) == 1 else "channel-directed metrics"
+        yield f"The gradients of {_listed(directed)} are those in {what} [lao2020channel]."
+    if centralized := [arm for arm, options in arms if options.centralize]:
+        yield f"The gradients of {_listed(centralized)} are centralized [yong2020gradient]."
+    if rounded := [arm for arm, options in arms if options.rounding != 1]:
+        yield (
+            f"The steps of {_listed(rounded)} differ from those of the same setting by rounding errors only, "
+            "which shows what rounding alone changes [sun2022numerical]."
+        )
 
 
 def _settings(results: Results) -> Iterator[str]:
@@ -190,12 +171,19 @@ def _budget(spec: Spec) -> Iterator[str]:
     seeds = len(spec.tuning.seeds_of(0))
     often = f"{spec.replicates} times independently, " if spec.replicates > 1 else ""
     best = "lowest" if spec.measure.direction == "min" else "highest"
+    listed = [arm for arm in tuned if arm in spec.tuning.listed]
+    searched = [arm for arm in tuned if arm not in listed]
+    source = "of a scrambled Sobol sequence" if searched else "listed in the specification"
     yield (
-        f"For each of {_listed(tuned)}, {often}{spec.tuning.trials} trials of a scrambled Sobol sequence "
+        f"For each of {_listed(tuned)}, {often}{spec.tuning.trials} trials {source} "
         f"were executed on {seeds} seed{'s' * (seeds > 1)} that no final run uses, and the trial with the "
         f"{best} mean validation {spec.measure.name} was chosen."
     )
-    for arm in tuned:
+    if searched:
+        yield "Such a sequence covers the search space evenly [sobol1967distribution]."
+        if listed:
+            yield f"The trials of {_listed(listed)} are listed in the specification."
+    for arm in searched:
         space = ", ".join(
             f"{key} one of {_listed([*map(str, d.choices)])}"
             if d.choices
@@ -206,6 +194,8 @@ def _budget(spec: Spec) -> Iterator[str]:
 
 
 def _tests(results: Results) -> Iterator[str]:
+    if not results.comparisons:
+        return
     count, interval = results.tested, "Student t interval"
     if results.spec.replicates > 1:
         test = "of the t-test that belongs to it, both over the mean differences of the searches"
@@ -221,6 +211,17 @@ def _tests(results: Results) -> Iterator[str]:
         f"We report the mean paired difference with its {100 * stats.LEVEL:.0f} % {interval}, and p {test}"
         + (f", corrected by Holm's method over {count} comparisons [holm1979simple]." if count > 1 else ".")
     )
+    if margin := results.spec.margin:
+        unit = words(results).of_difference
+        yield (
+            f"Equivalence within a margin of {f'{margin:g} {unit}'.rstrip()} was tested by two one-sided "
+            "t-tests [schuirmann1987comparison]."
+        )
+    if across.has_parts(results):
+        yield (
+            "Over all settings we report the mean difference, the probability of improvement and the "
+            "performance profile, with intervals by a stratified bootstrap [agarwal2021deep]."
+        )
 
 
 def _software(results: Results) -> Iterator[str]:
@@ -230,23 +231,16 @@ def _software(results: Results) -> Iterator[str]:
     ]
     hardware = [" and ".join(versions[key]) for key in ("cpu",) if key in versions]
     yield f"Software: {', '.join(software)}." + (f" Hardware: {', '.join(hardware)}." if hardware else "")
-    if _is_directed(results.spec):
-        yield "The metrics are channel-directed gradients [lao2020channel]."
-
-
-def _is_directed(spec: Spec) -> bool:
-    return any(options.metric != NO_METRIC for options in spec.arms.values())
 
 
 def references(results: Results) -> str:
-    """What `methods` may cite, in BibTeX."""
-    return _CHANNEL_DIRECTED * _is_directed(results.spec) + _HOLM + _ANYTIME * bool(results.spec.until)
+    """What `methods` cites, in BibTeX; empty where it cites nothing."""
+    return bibtex(methods(results))
 
 
 def latex(text: str) -> str:
     """Text for LaTeX: special characters escaped, references in brackets as citations."""
-    escaped = "".join(_TEX.get(c, c) for c in one_line(text))
-    return re.sub(r"\[(\w+)\]", r"\\cite{\1}", escaped)
+    return cites("".join(_TEX.get(c, c) for c in one_line(text)))
 
 
 def latex_table(table: Table) -> str:
@@ -277,7 +271,7 @@ def latex_table(table: Table) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def _slug(text: str) -> str:

@@ -5,7 +5,10 @@ All but the timed epoch follows from the specification, the data and the recorde
 
 from __future__ import annotations
 
+import heapq
 import math
+import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -28,10 +31,16 @@ _SIZES = (0.1, 0.2, 0.5, 1.0)  # true differences in points, for the number of s
 
 @dataclass(frozen=True)
 class Seconds:
-    """Expected seconds of a run, by cell, and where they come from."""
+    """Expected seconds of a run, by cell, and where they come from.
+
+    Attributes:
+        start: seconds until a new worker trains: its process, imports, data and compilation; None where that
+            was not measured.
+    """
 
     by_cell: Mapping[str, float]
     source: str
+    start: float | None = None
 
 
 def recorded_seconds(spec: Spec, runs: Sequence[Run]) -> Seconds | None:
@@ -45,10 +54,19 @@ def recorded_seconds(spec: Spec, runs: Sequence[Run]) -> Seconds | None:
     return Seconds(means, f"the mean of {sum(map(len, seconds.values()))} recorded runs")
 
 
+def start_seconds() -> float:
+    """How long a new process of this machine takes until it can train."""
+    clock = time.perf_counter()
+    command = [sys.executable, "-c", "import cdgrad.study.train.loop"]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True)
+    return time.perf_counter() - clock
+
+
 def timed_seconds(spec: Spec, device: str) -> Seconds:
     """An epoch of the baseline in each cell, times its epochs; validation images only. Takes two epochs.
 
-    The first one is left out with what it contains of imports, data and compilation, unless it is long.
+    What the first one takes longer is imports, data and compilation, which each worker spends once. A long
+    first epoch is the only one.
 
     Raises:
         StudyError: the data, the network or the optimizer cannot be used.
@@ -57,22 +75,26 @@ def timed_seconds(spec: Spec, device: str) -> Seconds:
     if spec.entry:
         raise ValueError("an entry trains in its own code: no single epoch can be timed")
     means: dict[str, float] = {}
+    start = 0.0
     for cell in spec.cells:
         setting = spec.setting(cell, spec.baseline, trial=True)
         _, _, schedule, _ = setting.tables()
         twice = replace(setting, schedule=replace(schedule, epochs=2, warmup=0))
-        means[cell] = _seconds_of_an_epoch(twice, device) * schedule.epochs
-    return Seconds(means, "one timed epoch of the baseline")
+        before, epoch = _seconds_of_an_epoch(twice, device)
+        means[cell] = epoch * schedule.epochs
+        start = max(start, before)
+    return Seconds(means, "one timed epoch of the baseline", start)
 
 
 class _LongEpochError(Exception):
     """The first epoch took so long that what came before it does not matter."""
 
 
-def _seconds_of_an_epoch(setting: Setting, device: str) -> float:
-    from cdgrad.study.train import train  # imports torch
-
+def _seconds_of_an_epoch(setting: Setting, device: str) -> tuple[float, float]:
+    """Seconds before the training proper, and those of an epoch."""
     ends = [time.perf_counter()]
+
+    from cdgrad.study.train import train  # imports torch, as every worker does
 
     def on_epoch(epoch: int, measured: Mapping[str, float]) -> None:
         ends.append(time.perf_counter())
@@ -81,7 +103,8 @@ def _seconds_of_an_epoch(setting: Setting, device: str) -> float:
 
     with suppress(_LongEpochError):
         train(setting, 0, on_epoch, device=device)
-    return ends[-1] - ends[-2]
+    epoch = ends[-1] - ends[-2]
+    return max(0.0, ends[1] - ends[0] - epoch), epoch
 
 
 def preview(
@@ -205,11 +228,24 @@ def _time(plan: Plan, workers: int, seconds: Seconds | None) -> Iterator[Table]:
         rows = [("not known before the first run", "-", "-")]
         source = "cdgrad plan times an epoch of the built-in training loop"
     else:
-        total = math.fsum(seconds.by_cell[key[0]] for key in remaining)
-        each = total / len(remaining)
-        rows = [(duration(total / workers), str(workers), duration(each))]
-        source = f"estimated from {seconds.source}"
+        each = [seconds.by_cell[key[0]] for key in remaining]
+        until = makespan(each, workers, seconds.start or 0.0)
+        rows = [(duration(until), str(workers), duration(math.fsum(each) / len(each)))]
+        start = (
+            "without the start of the workers"
+            if seconds.start is None
+            else f"and from {duration(seconds.start)} for the start of a worker"
+        )
+        source = f"estimated from {seconds.source}, {start}"
     yield Table("Time for the remaining runs", ("time", "workers", "per run"), rows, source, align="lrr")
+
+
+def makespan(seconds: Sequence[float], workers: int, start: float) -> float:
+    """When the last of some runs ends: `workers` begin at `start`, and whoever is free takes the next run."""
+    free = [start] * min(workers, len(seconds))
+    for each in seconds:
+        heapq.heapreplace(free, free[0] + each)
+    return max(free)
 
 
 def _power(spec: Spec, runs: Sequence[Run], sd: float | None) -> Iterator[Table]:

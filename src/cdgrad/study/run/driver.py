@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from cdgrad.study import StudyError
+from cdgrad.study.callables import check_importable, modules_beside
 from cdgrad.study.files import CHECKPOINTS
 from cdgrad.study.plan.plan import Plan
 from cdgrad.study.records.code import changed_files
@@ -15,6 +16,7 @@ from cdgrad.study.records.run import FailedRun, Run
 from cdgrad.study.records.store import Store
 from cdgrad.study.run import logs
 from cdgrad.study.run.engine import Engine, EpochDone
+from cdgrad.study.run.execute import users_callables
 from cdgrad.study.run.local_engine import run_all
 from cdgrad.study.run.progress import display
 from cdgrad.study.spec import Spec
@@ -51,12 +53,15 @@ def run_study(
         The runs executed now.
 
     Raises:
-        StudyError: the folder holds runs of another specification or of other code, or cannot be used.
+        StudyError: the folder holds runs of another specification or of other code, or cannot be used; or
+            the workers could not import what the specification names.
         KeyboardInterrupt: all finished runs are kept.
     """
     with Store(folder, write=True) as store:
         recorded = store.runs()
         plan = Plan(spec, recorded, str(folder), enough)
+        if plan.done < plan.total and _is_local(engine):
+            _check_importable(spec)
         if plan.done < plan.total and not allow_code_change:
             _check_code(spec, [run for run in recorded if run.status != "failed"], folder)
         spec_hash = store.use_spec(spec.name, spec.text)
@@ -83,6 +88,19 @@ def run_study(
         if plan.done == plan.total:  # the remaining files belong to runs that the study no longer has
             _clear(folder / CHECKPOINTS)
         return executed
+
+
+def _is_local(engine: Engine | None) -> bool:
+    """Whether processes of this machine execute the runs; the nodes of a cluster may have other modules."""
+    return engine is None or getattr(engine, "func", engine) is run_all
+
+
+def _check_importable(spec: Spec) -> None:
+    """Refuse a network, optimizer or entry that workers cannot import, before one of them is started."""
+    settings = [spec.setting(cell, arm) for cell in spec.cells for arm in spec.arms]
+    with modules_beside(spec.folder):
+        for name in dict.fromkeys(name for setting in settings for name in users_callables(setting)):
+            check_importable(name)
 
 
 def _check_code(spec: Spec, recorded: list[Run], folder: Path) -> None:

@@ -101,14 +101,18 @@ def _outcome(
 
 def _import_callables(setting: Setting) -> None:
     """Import the user's modules first: they are recorded as they were when the run began."""
+    for name in users_callables(setting):
+        load_callable(name)
+
+
+def users_callables(setting: Setting) -> list[str]:
+    """The ``module:callable`` names of a setting, but for those of libraries that cdgrad knows."""
     if isinstance(setting, EntrySetting):
         names = [setting.entry]
     else:
         _, model, _, optimizer = setting.tables()
         names = [model.name, optimizer.name]
-    for name in names:
-        if ":" in name and not name.startswith(("timm:", "torchvision:", "torch.")):
-            load_callable(name)
+    return [n for n in names if ":" in n and not n.startswith(("timm:", "torchvision:", "torch."))]
 
 
 def _code(folder: str) -> dict[str, Any]:
