@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from cdgrad import cli
 from cdgrad.study import spec
@@ -140,8 +141,12 @@ def test_the_timed_epoch_is_the_second_one_unless_the_first_is_long(monkeypatch)
     clock = iter([0.0, 50.0, 51.5, 100.0, 170.0])  # of two calls; the second stops after a long first epoch
     monkeypatch.setattr(preview.time, "perf_counter", lambda: next(clock))
     trained: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[0])
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: threads.__setitem__(0, count))
+    threads = [8]
 
     def train(setting, seed, on_epoch, *, device):
+        assert torch.get_num_threads() == 1  # as in a worker
         for epoch in range(1, setting.schedule.epochs + 1):
             trained.append(epoch)
             on_epoch(epoch, {})
@@ -155,6 +160,7 @@ def test_the_timed_epoch_is_the_second_one_unless_the_first_is_long(monkeypatch)
         {"": 4 * 70.0}, "one timed epoch of the baseline", 0.0
     )
     assert trained == [1, 2, 1]
+    assert threads == [8]
 
 
 @pytest.mark.parametrize(

@@ -94,15 +94,22 @@ def _seconds_of_an_epoch(setting: Setting, device: str) -> tuple[float, float]:
     """Seconds before the training proper, and those of an epoch."""
     ends = [time.perf_counter()]
 
-    from cdgrad.study.train import train  # imports torch, as every worker does
+    import torch
+
+    from cdgrad.study.train import train
 
     def on_epoch(epoch: int, measured: Mapping[str, float]) -> None:
         ends.append(time.perf_counter())
         if ends[1] - ends[0] > _LONG:
             raise _LongEpochError
 
-    with suppress(_LongEpochError):
-        train(setting, 0, on_epoch, device=device)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as many as a worker has
+    try:
+        with suppress(_LongEpochError):
+            train(setting, 0, on_epoch, device=device)
+    finally:
+        torch.set_num_threads(threads)
     epoch = ends[-1] - ends[-2]
     return max(0.0, ends[1] - ends[0] - epoch), epoch
 
