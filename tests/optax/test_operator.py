@@ -299,3 +299,19 @@ def run_apart(code):
     """In a process of its own: devices and imports are decided once per process."""
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_operator_needs_no_optax():
+    program = """
+import sys
+sys.modules["optax"] = None  # as if it were not installed
+import jax.numpy as jnp
+from cdgrad.optax import directed, selection
+print(directed(jnp.array([1.0, 3.0]), "reweighted:lam=4"), callable(selection))
+try:
+    from cdgrad.optax import channel_directed
+except ImportError as error:
+    print(error.name)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["[1.75 2.25] True", "optax"], done.stderr
