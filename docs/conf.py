@@ -61,7 +61,11 @@ napoleon_use_ivar = True
 napoleon_numpy_docstring = False
 napoleon_use_rtype = False
 
-copybutton_exclude = ".linenos, .gp, .go"  # prompts and output of examples
+# Of an example with prompts its input is copied, without prompts and without the lines of its output.
+copybutton_exclude = ".linenos, .go"
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+copybutton_copy_empty_lines = False  # where there are prompts; other blocks are copied as they are
 
 smartquotes_action = "D"  # dashes, not quotes, which are often a part of what is quoted
 

@@ -150,6 +150,7 @@ def test_methods_state_design_search_tests_and_software(study):
     assert "small-cnn was trained on 50 training, 50 validation and 300 test images of fake" in text
     assert "2 trials of a scrambled Sobol sequence were executed on 1 seed that no final run uses" in text
     assert "The search space of sgd was optimizer.lr from 0.01 to 1 (logarithmic)." in text
+    assert "by torch.optim:SGD with a searched initial learning rate (batch size 50" in text
     assert "two-sided sign-flip permutation test." in text  # one comparison: no correction
     assert "torch 2." in text
     assert "[lao2020channel]" in text

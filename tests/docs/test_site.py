@@ -104,6 +104,32 @@ def test_on_a_phone_only_code_and_tables_scroll_sideways_and_figures_are_the_nar
         assert names == {figure.replace(".svg", ending) for figure in drawn}
 
 
+COPIED = """(() => {
+  const copied = [];
+  d.execCommand = () => {
+    const field = d.activeElement;
+    copied.push(field.value.substring(field.selectionStart, field.selectionEnd));
+    return true;
+  };
+  d.querySelectorAll("button.copybtn").forEach((button) => button.click());
+  return copied;
+})()"""
+
+
+@browser.needs_browser
+def test_a_copy_button_copies_the_input_without_prompts_and_output(html):
+    found = browser.measure_site(html, ["start.html", "own.html", "api/cdgrad.html"], COPIED, 1280, 900)
+    assert "cdgrad study quickstart --out runs/quickstart" in found["start.html"]
+    assert "cdgrad inspect mynet:on_digits" in found["own.html"]
+    assert (
+        'grad = torch.tensor([1.0, 3.0])\nchannel_directed_([grad], "reweighted:lam=4")\ngrad'
+        in (found["api/cdgrad.html"])
+    )
+    for copied in (text for texts in found.values() for text in texts):
+        assert copied == copied.rstrip()
+        assert not re.search(r"^(>>>|\.\.\.|\$)", copied, re.MULTILINE)
+
+
 SEEN = """(() => {
   const box = (query) => { const e = d.querySelector(query); return e ? e.getBoundingClientRect() : null; };
   const visible = (r) => !!r && r.width > 0 && r.left >= 0 && r.right <= 1280 && r.top < 900;

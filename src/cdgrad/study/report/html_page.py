@@ -92,7 +92,7 @@ pre { background: var(--raised); padding: 1rem; overflow-x: auto; font-size: .85
   nav { display: none; } .scroll { overflow: visible; } table { font-size: 10pt; }
   th, td { padding-right: .5rem; } tr { break-inside: avoid; } thead { display: table-header-group; }
   h2, h3, .group { break-after: avoid; } .note { break-inside: avoid; }
-  figure img { max-width: 30rem; padding: 0; }
+  figure { margin: .8rem 0; } figure img { max-width: 25rem; padding: 0; }
   pre { white-space: pre-wrap; overflow: visible; font-size: 8pt; }
 }
 """

@@ -139,7 +139,11 @@ def _settings(results: Results) -> Iterator[str]:
     for cell in spec.cells:
         setting = spec.setting(cell, spec.baseline)
         where = f"In {cell}, " if cell else ""
-        yield where + _trained(setting, _counts(results, cell), first=not where)
+        searched = spec.tuning is not None and "optimizer.lr" in spec.tuning.of(spec.baseline)
+        rate = "with a searched initial learning rate"
+        if not searched:
+            rate = f"at an initial learning rate of {setting.tables()[3].lr:g}"
+        yield where + _trained(setting, _counts(results, cell), rate, first=not where)
 
 
 def _counts(results: Results, cell: str) -> dict[str, str]:
@@ -150,7 +154,7 @@ def _counts(results: Results, cell: str) -> dict[str, str]:
     return {role: f"{min(found):,}" for role, found in counts.items() if len(found) == 1}
 
 
-def _trained(setting: Setting, counts: Mapping[str, str], *, first: bool) -> str:
+def _trained(setting: Setting, counts: Mapping[str, str], rate: str, *, first: bool) -> str:
     task, model, schedule, optimizer = setting.tables()
     train, validation, test = (counts.get(k, getattr(task, k)) for k in ("train", "validation", "test"))
     data = f"{train} training, {validation} validation and {test} test images of {task.data}"
@@ -158,8 +162,8 @@ def _trained(setting: Setting, counts: Mapping[str, str], *, first: bool) -> str
     options += [f"augmentation by {_listed(task.augment)}"] if task.augment else []
     options += [f"{key} {value}" for key, value in optimizer.arguments.items()]
     return (
-        f"{'The' if first else 'the'} network {model.name} was trained on {data} with {optimizer.name} at an "
-        f"initial learning rate of {optimizer.lr:g} ({', '.join(options)})."
+        f"{'The' if first else 'the'} network {model.name} was trained on {data} by {optimizer.name} {rate} "
+        f"({', '.join(options)})."
     )
 
 
