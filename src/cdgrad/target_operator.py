@@ -17,8 +17,8 @@ from cdgrad._torch_private import FormCheck, foreach_norm
 from cdgrad.dtensors import channel_mesh_dim, is_dtensor, local_part, whole_norms
 from cdgrad.metrics import L2, Metric
 from cdgrad.ops import graphs, prepare
-from cdgrad.ops.local import distinct
 from cdgrad.ops.prepared import Prepared
+from cdgrad.ops.rescaling import Rescaling
 from cdgrad.refusals import check_gradient
 from cdgrad.selection import Target
 
@@ -131,6 +131,8 @@ class _Plan:
         # Where one metric is all there is to do, its preparation takes the gradients as they are.
         alone = rescale == "none" and len(self._parts) == 1 and all(self._directed)
         whole = not any(target.sizes for target in targets)
+        kept = list(compress(grads, self._directed)) if rescale == "norm" else []
+        self._rescaling = Rescaling([local_part(grad) for grad in kept], backend)
         self._alone: Prepared | None = self._parts[0].prepared if alone and whole else None
 
     def fits(
@@ -178,8 +180,7 @@ class _Plan:
             before = _norms(parts)
             self._run_parts(grads)
             old, new = whole_norms(directed, before, _norms(parts))
-            for part, factor in zip(parts, _ratios(old, new), strict=True):
-                distinct(part).mul_(factor)
+            self._rescaling.run(parts, old, new)
 
     def _run_parts(self, grads: Sequence[Tensor]) -> None:
         for part in self._parts:
@@ -218,11 +219,3 @@ def _norms(grads: list[Tensor]) -> list[Tensor]:
     """L2 norms; in float64 where the device has it, so that scaled or tiny gradients keep theirs."""
     exact = torch.float32 if any(grad.device.type == "mps" for grad in grads) else torch.float64
     return list(foreach_norm(grads, 2.0, exact))
-
-
-def _ratios(old: list[Tensor], new: list[Tensor]) -> list[Tensor]:
-    """old / new, and 1 where new is 0."""
-    if len({norm.device for norm in new}) > 1:
-        return [torch.where(b > 0, a / b, 1.0) for a, b in zip(old, new, strict=True)]
-    numerator, denominator = torch.stack(old), torch.stack(new)
-    return list(torch.where(denominator > 0, numerator / denominator, 1.0).unbind())

@@ -71,6 +71,12 @@ def choose(backend: str, metric: Metric, grad: Tensor, dim: int, groups: int) ->
     return "eager", refusal
 
 
+def on_triton(backend: str, grad: Tensor) -> bool:
+    """Whether kernels that only scale the gradient would be Triton's."""
+    asked = backend == "triton" or (backend == "auto" and grad.device.type == "cuda")
+    return asked and _triton_refusal(grad, 0, 1) is None
+
+
 def _triton_refusal(grad: Tensor, dim: int, groups: int) -> str | None:
     if find_spec("triton") is None:
         return "Triton is not installed"

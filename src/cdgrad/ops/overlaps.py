@@ -69,6 +69,13 @@ def bytes_spanned(grad: Tensor) -> int:
     return _reach(_layout(grad.shape, grad.stride())) * grad.itemsize
 
 
+def elements_in_one_piece(grad: Tensor) -> int | None:
+    """How many elements it has in memory, where they fill a piece of it without gaps; else None."""
+    layout = _layout(grad.shape, grad.stride())
+    count = prod(size for size, _ in layout)
+    return count if _address(grad) is not None and _reach(layout) == count else None
+
+
 def _address(grad: Tensor) -> int | None:
     """Where its first element is; None for what has no memory of its own, and for no elements."""
     if grad.layout is not torch.strided:

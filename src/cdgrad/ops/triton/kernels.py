@@ -23,6 +23,7 @@ import triton.language as tl
 
 from cdgrad.ops.triton.access import INTERPRETED, channels, lanes_along, load, store
 from cdgrad.ops.triton.mean_sobolev import mean_sobolev
+from cdgrad.ops.triton.scaled import scaled
 from cdgrad.ops.triton.sobolev import sobolev, sobolev_by_tiles
 
 DTYPES = {
@@ -37,7 +38,7 @@ DTYPES = {
 AXES = 4
 RECORD = 9 + 2 * AXES
 _AXES, _RECORD = tl.constexpr(AXES), tl.constexpr(RECORD)
-__all__ = ["AXES", "DTYPES", "INTERPRETED", "RECORD", "directed", "write16"]
+__all__ = ["AXES", "DTYPES", "INTERPRETED", "RECORD", "directed", "scaled", "write16"]
 
 
 @triton.jit(do_not_specialize=["number_of_programs"])

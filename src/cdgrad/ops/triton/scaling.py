@@ -1,0 +1,92 @@
+"""Tensors times quotients of norms that are on the GPU, in place: one launch for all tensors of a dtype."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdgrad._torch_private import stream_handle
+from cdgrad.ops.addresses import REMEMBERED, addresses_of
+from cdgrad.ops.graphs import capturing_on, keep_for_replays
+from cdgrad.ops.triton import launch
+from cdgrad.ops.triton.kernels import DTYPES
+from cdgrad.ops.triton.scaled import PIECE
+from cdgrad.ops.triton.upload import upload, upload_integers
+from cdgrad.ops.versions import wrote_behind_autograd
+
+_WARPS = 4  # a thread holds 32 elements
+
+
+class _Arrays(NamedTuple):
+    """What launches on one stream read; see `cdgrad.ops.triton.launch` for their order."""
+
+    records: Tensor
+    addresses: dict[bytes, Tensor]
+
+
+class Scaling:
+    """Gives tensors of one device and dtype their former norms.
+
+    Args:
+        tensors: plain memory without gaps; those of `run` have the same forms.
+        sizes: the elements of each in memory.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], sizes: Sequence[int]) -> None:
+        self._device, self._dtype = tensors[0].device, tensors[0].dtype
+        firsts = [np.arange(0, size, PIECE) for size in sizes]
+        self._records = np.concatenate(
+            [
+                np.stack([np.full_like(first, i), first, np.full_like(first, size)], axis=1)
+                for i, (first, size) in enumerate(zip(firsts, sizes, strict=True))
+            ]
+        ).astype(np.int64)
+        self._on_stream: dict[int, _Arrays] = {}
+
+    def run(self, tensors: Sequence[Tensor], old: Sequence[Tensor], new: Sequence[Tensor]) -> None:
+        """Multiply each by old / new; where new is 0 or not a number, it stays.
+
+        Raises:
+            RuntimeError: a CUDA graph is being captured, and these forms have not run before.
+        """
+        with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
+            arrays, addresses = self._arrays(addresses_of(tensors))
+            kernel: Any = launch._kernel("scaled")  # pyright: ignore[reportPrivateUsage]
+            norms = [torch.stack(list(each)).double() for each in (old, new)]
+            kernel[(len(self._records),)](
+                addresses, arrays.records, *norms, DTYPE=DTYPES[self._dtype], PIECE=PIECE, num_warps=_WARPS
+            )
+        wrote_behind_autograd(tensors)
+
+    def _arrays(self, key: bytes) -> tuple[_Arrays, Tensor]:
+        if capturing_on(self._device):
+            return self._arrays_of_graph(key)
+        stream = stream_handle(self._device) if self._device.type == "cuda" else 0
+        arrays = self._on_stream.get(stream)
+        if arrays is None:
+            arrays = self._on_stream[stream] = _Arrays(upload(self._records, self._device), {})
+        addresses = arrays.addresses.get(key)
+        if addresses is None:
+            if len(arrays.addresses) >= REMEMBERED:
+                arrays.addresses.pop(next(iter(arrays.addresses)), None)
+            addresses = arrays.addresses[key] = upload_integers(key, self._device)
+        return arrays, addresses
+
+    def _arrays_of_graph(self, key: bytes) -> tuple[_Arrays, Tensor]:
+        if not self._on_stream:
+            raise RuntimeError(
+                "a CUDA graph is being captured, and rescale='norm' has not yet met these gradients; run one "
+                "step before the capture"
+            )
+        arrays = next(reversed(self._on_stream.values()))
+        addresses = arrays.addresses.get(key)
+        keep_for_replays(self._device, [arrays.records])
+        if addresses is not None:
+            keep_for_replays(self._device, [addresses])
+            return arrays, addresses
+        return arrays, launch._write(np.frombuffer(key, np.int64).tolist(), self._device)  # pyright: ignore[reportPrivateUsage]
