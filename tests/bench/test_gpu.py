@@ -76,6 +76,29 @@ def test_an_item_leaves_its_share_of_the_time_to_the_others(measured):
     assert took["c"] == pytest.approx(0.285, abs=0.05)
 
 
+ENDLESS = """
+import json, time, torch
+from cdgrad.bench.gpu import record
+from cdgrad.bench.gpu.setup import Setup
+
+items = {"quick": lambda: {"ms": 1.5}, "endless": lambda: time.sleep(60)}
+record._sections = lambda setup: [("first", 1, lambda setup: items)]
+write = lambda found: open("record.json", "w").write(json.dumps(found))
+record.record(Setup(torch.device("cpu")), 1.0, write)
+"""
+
+
+def test_an_item_that_ignores_the_clock_is_ended_and_the_tables_are_printed(tmp_path):
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", ENDLESS], cwd=tmp_path, capture_output=True, text=True)
+    assert time.perf_counter() - begin < 50
+    assert done.returncode == 1
+    assert "| quick |  | 1.5 |" in done.stdout
+    section = json.loads((tmp_path / "record.json").read_text())["sections"]["first"]
+    assert section["rows"] == {"quick": {"ms": 1.5}}
+    assert section["skipped"] == ["what was under way when the time was over"]
+
+
 def test_what_an_item_lacks_is_no_failure(measured):
     def lacks():
         raise UnavailableError("not compiled in time")

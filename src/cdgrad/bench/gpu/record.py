@@ -20,6 +20,7 @@ from cdgrad.bench.records import GpuRecord, Section
 from cdgrad.messages import named
 
 _RESERVE = 0.05  # of the time, in which an item that does not check the clock may still finish
+_LAST = 0.015  # of it, in which such an item is ended and the tables are printed
 
 
 def record(
@@ -50,7 +51,8 @@ def record(
     if setup.rehearsal:
         small_tiles()
     start, share = time.perf_counter() if begun is None else begun, 0.0
-    timer = threading.Timer(start + seconds - time.perf_counter(), _stop, [result])
+    # Before the end, which may be that of a rented machine, or of whoever waits.
+    timer = threading.Timer(start + seconds * (1 - _LAST) - time.perf_counter(), _stop, [result, update])
     timer.daemon = True
     if not setup.rehearsal:
         timer.start()
@@ -119,9 +121,12 @@ def _line(error: Exception) -> str:
     return f"{named(error):.300} ({os.path.basename(where.filename)}:{where.lineno})"
 
 
-def _stop(result: GpuRecord) -> None:
+def _stop(result: GpuRecord, update: Callable[[], None]) -> None:
     """End an item that does not check the clock, such as a compilation, on a rented machine."""
     try:
+        *_, section = result["sections"].values()
+        section["skipped"].append("what was under way when the time was over")
+        update()
         print(gpu_tables(result), flush=True)
         processes.end_all()
     finally:
