@@ -1,5 +1,7 @@
 """Captured steps, with the capture simulated: launches are recorded, and replayed on the same memory."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import nn
@@ -95,6 +97,24 @@ def test_rescaled_gradients_keep_their_norm_within_the_plan(metric):
         optimizer.step()
         for layer, want in zip(model, expected, strict=True):
             torch.testing.assert_close(layer.weight.grad, want.float(), rtol=1e-5, atol=1e-6 * scale)
+
+
+@pytest.mark.parametrize("current", [0, 1])
+def test_the_stream_that_counts_is_that_of_the_gradients_device(monkeypatch, current):
+    """torch asks for the current stream of the current device; here that of device 1 is captured."""
+    devices = [current]
+
+    @contextmanager
+    def device(chosen):
+        devices.append(chosen.index)
+        yield
+        devices.pop()
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: devices[-1])
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: devices[-1] == 1)
+    assert [graphs.capturing_on(torch.device(name)) for name in ("cuda:0", "cuda:1", "cpu")] == [0, 1, 0]
+    assert devices == [current]
 
 
 @pytest.mark.parametrize("other", ["l2", "reweighted:lam=3", "sobolev:lam=0.1,boundary=periodic"])

@@ -121,6 +121,28 @@ def test_a_rescaled_step_is_two_launches_a_dtype(captured, launches, monkeypatch
         torch.testing.assert_close(rescaled.double(), expected, rtol=1e-6, atol=1e-9)
 
 
+def test_a_graph_writes_new_addresses_with_a_kernel_that_is_loaded(launches, monkeypatch):
+    """Also where the operator itself launched nothing; what the graph reads is kept."""
+    monkeypatch.setattr(launch, "_prepared_for_captures", set())
+    kept = []
+    monkeypatch.setattr(
+        "cdgrad.ops.triton.scaling.keep_for_replays", lambda device, arrays: kept.extend(arrays)
+    )
+    one, half = ([torch.full((), x, dtype=torch.float64)] for x in (1.0, 0.5))
+    known, new = torch.randn(4, 3), torch.randn(4, 3)
+    rescaling = Rescaling([known], "triton")
+    rescaling.run([known], one, half)
+    assert launches == ["write16", "scaled"]
+    monkeypatch.setattr("cdgrad.ops.triton.scaling.capturing_on", lambda device: True)
+    before = new.clone()
+    rescaling.run([known], one, half)
+    assert launches[2:] == ["scaled"]
+    assert len(kept) == 2
+    rescaling.run([new], one, half)
+    assert launches[3:] == ["write16", "scaled"]
+    assert torch.equal(new, 2 * before)
+
+
 def test_a_capture_before_the_first_step_is_refused(monkeypatch):
     grad = torch.randn(4, 3)
     before = grad.clone()

@@ -17,8 +17,13 @@ def capturing() -> bool:
 
 
 def capturing_on(device: torch.device) -> bool:
-    """The same, of work on `device`."""
-    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    """The same, of work on `device`, whichever device is the current one."""
+    if device.type != "cuda":
+        return False
+    if device.index in (None, torch.cuda.current_device()):
+        return torch.cuda.is_current_stream_capturing()
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def refuse_upload(device: torch.device, weights: str) -> None:

@@ -70,6 +70,7 @@ class Scaling:
         arrays = self._on_stream.get(stream)
         if arrays is None:
             arrays = self._on_stream[stream] = _Arrays(upload(self._records, self._device), {})
+            launch._prepare_captures(_integers(key), self._device)  # pyright: ignore[reportPrivateUsage]
         addresses = arrays.addresses.get(key)
         if addresses is None:
             if len(arrays.addresses) >= REMEMBERED:
@@ -89,4 +90,8 @@ class Scaling:
         if addresses is not None:
             keep_for_replays(self._device, [addresses])
             return arrays, addresses
-        return arrays, launch._write(np.frombuffer(key, np.int64).tolist(), self._device)  # pyright: ignore[reportPrivateUsage]
+        return arrays, launch._write(_integers(key), self._device)  # pyright: ignore[reportPrivateUsage]
+
+
+def _integers(addresses: bytes) -> list[int]:
+    return np.frombuffer(addresses, np.int64).tolist()
