@@ -3,9 +3,10 @@
     python benchmarks/offline.py [--triton FOLDER ...] [--arch 80 90 120 gfx942] [--out FILE.json]
 
 A folder holds another Triton (``pip install --target FOLDER --no-deps triton==3.6.0``); each is used in its
-own process. Recorded of every metric, dtype, tile size and architecture: registers, bytes of stack (spills),
-16-byte loads in the PTX (16-bit elements are loaded 8 bytes at once), and along what the lanes of loads lie
-in Triton's GPU IR. ROCm targets have only the last.
+own process. Recorded of every metric, dtype, tile size and architecture: registers, bytes of stack, the bytes
+that ptxas says are stored to it and loaded from it (spills), loads and stores of 16 bytes in the PTX (of
+16-bit elements they are of 8), and along what the lanes of loads and stores lie in Triton's GPU IR. ROCm
+targets have only the last.
 """
 
 from __future__ import annotations
@@ -17,19 +18,40 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 METRICS = ("reweighted:lam=3", "sobolev:lam=1", "mean-sobolev:lam=1")  # free and periodic are one kernel
 ACCESSES = ("aligned", "contiguous", "strided")
 LAYOUT = re.compile(r"(#\w+) = #\w+\.blocked<\{sizePerThread = \[(.*?)\], threadsPerWarp = \[(.*?)\].*?\}>")
-LOAD = re.compile(r"tt\.load .*tensor<\d+x\d+x\d+x!tt\.ptr<\w+>, (#\w+)>")
+ACCESS = r"tt\.{} .*tensor<\d+x\d+x\d+x!tt\.ptr<\w+>, (#\w+)>"
+SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 
 
-def layouts_of_loads(ttgir: str) -> list[tuple[list[int], list[int]]]:
-    """Elements of a thread and lanes, along rows, segments and columns, of every load of gradients."""
+def layouts(ttgir: str, access: str) -> list[tuple[list[int], list[int]]]:
+    """A thread's elements, and lanes, along rows, segments and columns, of the accesses to gradients."""
     numbers = {name: (_numbers(size), _numbers(lanes)) for name, size, lanes in LAYOUT.findall(ttgir)}
-    return [numbers[name] for name in LOAD.findall(ttgir)]
+    return [numbers[name] for name in re.findall(ACCESS.format(access), ttgir)]
+
+
+@contextmanager
+def ptxas_logs() -> Iterator[list[str]]:
+    """What ptxas writes inside; Triton asks it to report and discards that."""
+    logs: list[str] = []
+    run = subprocess.run
+
+    def keeping(*arguments: Any, **options: Any) -> Any:
+        done = run(*arguments, **options)
+        if hasattr(options.get("stderr"), "name"):
+            logs.append(Path(options["stderr"].name).read_text())
+        return done
+
+    with patch("subprocess.run", keeping):
+        yield logs
 
 
 def _numbers(text: str) -> list[int]:
@@ -87,14 +109,15 @@ def compiled(metric: str, dtype: str, size: int, access: int, arch: str) -> dict
     rocm = arch.startswith("gfx")
     target = GPUTarget("hip", arch, 64) if rocm else GPUTarget("cuda", int(arch), 32)
     start = sum(os.times()[:4])
-    kernel = build(
-        source, target=target, options={"num_warps": tile.warps} | ({} if rocm else {"maxnreg": 128})
-    )
+    options = {"num_warps": tile.warps} | ({} if rocm else {"maxnreg": 128})
+    with ptxas_logs() as logs:
+        kernel = build(source, target=target, options=options)
     row: dict[str, object] = {"triton": triton.__version__, "arch": arch, "metric": metric, "dtype": dtype}
     row |= {"size": size if size >= 0 else "resnet50", "access": ACCESSES[access]}
     row |= {
         "compile_cpu_s": round(sum(os.times()[:4]) - start, 2),  # the compiler's own and its children's
-        "layouts": layouts_of_loads(kernel.asm["ttgir"]),
+        "layouts": layouts(kernel.asm["ttgir"], "load"),
+        "layouts_of_stores": layouts(kernel.asm["ttgir"], "store"),
     }
     if not rocm:
         with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -106,7 +129,11 @@ def compiled(metric: str, dtype: str, size: int, access: int, arch: str) -> dict
             )
         resources = dict(re.findall(r"(REG|STACK):(\d+)", usage.stdout + usage.stderr))
         row |= {"registers": int(resources["REG"]), "stack_bytes": int(resources["STACK"])}
-        row["wide_loads"] = len(re.findall(r"ld\.global\S*\.v(?:4\.b32|2\.b64)", kernel.asm["ptx"]))
+        stores, loads = (sum(map(int, each)) for each in zip(*SPILLS.findall("".join(logs)), strict=True))
+        row |= {"spill_store_bytes": stores, "spill_load_bytes": loads}
+        for name, access in (("wide_loads", "ld"), ("wide_stores", "st")):
+            wide = re.findall(rf"{access}\.global\S*\.v(?:4\.b32|2\.b64)", kernel.asm["ptx"])
+            row[name] = len(wide)
     return row
 
 

@@ -27,6 +27,8 @@ def sobolev(p, exists, n, step, weights, zero, R: tl.constexpr, W: tl.constexpr,
     """(I + lam A)^-1 g: inside a segment by elimination, at its ends by Green's function."""
     k = tl.arange(0, R)
     g = load(p, exists, channels(0, k, R, W), k, n, step)
+    # Or the weights would be loaded first and, where columns need four addresses, leave too few registers.
+    tl.debug_barrier()
     f, b, through = _alone(g, weights, R, W, C)
     w = tl.arange(0, W)[:, None]
     last = ((n - 1) // R).to(tl.int32)
