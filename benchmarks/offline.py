@@ -6,7 +6,7 @@ A folder holds another Triton (``pip install --target FOLDER --no-deps triton==3
 own process. Recorded of every metric, dtype, tile size and architecture: registers, bytes of stack, the bytes
 that ptxas says are stored to it and loaded from it (spills), loads and stores of 16 bytes in the PTX (of
 16-bit elements they are of 8), and along what the lanes of loads and stores lie in Triton's GPU IR. ROCm
-targets have only the last.
+targets have spilled registers in place of bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -39,7 +39,7 @@ def layouts(ttgir: str, access: str) -> list[tuple[list[int], list[int]]]:
 
 
 @contextmanager
-def ptxas_logs() -> Iterator[list[str]]:
+def ptxas_logs() -> Generator[list[str]]:
     """What ptxas writes inside; Triton asks it to report and discards that."""
     logs: list[str] = []
     run = subprocess.run
@@ -92,7 +92,8 @@ def compiled(metric: str, dtype: str, size: int, access: int, arch: str) -> dict
     torch_dtype = getattr(torch, dtype)
     tile = tables.TILES[torch_dtype.itemsize]
     used = tiles_of_resnet50(dtype) if size < 0 else 1 << (3 * size + access)
-    constants = launch.constants_of(parse_metric(metric), torch_dtype, used, tile)
+    rocm = arch.startswith("gfx")
+    constants = launch.constants_of(parse_metric(metric), torch_dtype, used, tile) | {"ROCM": rocm}
     signature = {
         "addresses": "*i64",
         "records": "*i64",
@@ -106,7 +107,6 @@ def compiled(metric: str, dtype: str, size: int, access: int, arch: str) -> dict
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(i,): [["tt.divisibility", 16]] for i in range(len(signature))},
     )
-    rocm = arch.startswith("gfx")
     target = GPUTarget("hip", arch, 64) if rocm else GPUTarget("cuda", int(arch), 32)
     start = sum(os.times()[:4])
     options = {"num_warps": tile.warps} | ({} if rocm else {"maxnreg": 128})
@@ -116,6 +116,7 @@ def compiled(metric: str, dtype: str, size: int, access: int, arch: str) -> dict
     row |= {"size": size if size >= 0 else "resnet50", "access": ACCESSES[access]}
     row |= {
         "compile_cpu_s": round(sum(os.times()[:4]) - start, 2),  # the compiler's own and its children's
+        "claims": kernel.asm["ttgir"].count("tt.contiguity"),  # of contiguity, see cdgrad.ops.triton.access
         "layouts": layouts(kernel.asm["ttgir"], "load"),
         "layouts_of_stores": layouts(kernel.asm["ttgir"], "store"),
     }
@@ -131,9 +132,15 @@ def compiled(metric: str, dtype: str, size: int, access: int, arch: str) -> dict
         row |= {"registers": int(resources["REG"]), "stack_bytes": int(resources["STACK"])}
         stores, loads = (sum(map(int, each)) for each in zip(*SPILLS.findall("".join(logs)), strict=True))
         row |= {"spill_store_bytes": stores, "spill_load_bytes": loads}
-        for name, access in (("wide_loads", "ld"), ("wide_stores", "st")):
-            wide = re.findall(rf"{access}\.global\S*\.v(?:4\.b32|2\.b64)", kernel.asm["ptx"])
+        for name, instruction in (("wide_loads", "ld"), ("wide_stores", "st")):
+            wide = re.findall(rf"{instruction}\.global\S*\.v(?:4\.b32|2\.b64)", kernel.asm["ptx"])
             row[name] = len(wide)
+    else:
+        assembly = kernel.asm["amdgcn"]
+        for name, key in (("registers", "vgpr_count"), ("spilled_registers", "vgpr_spill_count")):
+            row[name] = int(re.findall(rf"\.{key}:\s*(\d+)", assembly)[0])
+        for name in ("load", "store"):
+            row[f"wide_{name}s"] = len(re.findall(rf"(?:global|buffer)_{name}_dwordx4", assembly))
     return row
 
 

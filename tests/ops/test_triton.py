@@ -391,16 +391,22 @@ def test_the_kernels_compile_without_a_gpu(arch, tmp_path):
     command = [sys.executable, OFFLINE, "--arch", arch, "--dtype", "float32", "--size", "4", "5"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "error" not in done.stderr  # AMD's assembler reports a wrong constraint, and the compiler succeeds
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == 6
     for row in rows:
+        # Triton 3.4 to 3.6 need them: their lanes would lie along the rows.
+        assert row["claims"] >= 1
         assert row["layouts"]
         assert row["layouts_of_stores"]
         for elements, lanes in row["layouts"] + row["layouts_of_stores"]:
             assert lanes[0] == 1
             assert elements[2] == 4
             assert lanes[2] == 8 // 4
-        if not arch.startswith("gfx"):
+        if arch.startswith("gfx"):
+            assert row["spilled_registers"] == 0
+            assert row["wide_stores"] >= (4 if row["size"] == 4 else 1)
+        else:
             # Every load: of 8 rows at once, or in two readings of 2 rows.
             assert row["wide_loads"] >= (8 if row["size"] == 4 else 4)
             assert row["wide_stores"] == (8 if row["size"] == 4 else 2)

@@ -13,7 +13,7 @@ _COMPILED = tl.constexpr(not INTERPRETED)
 
 
 @triton.jit
-def lanes_along(offset, C: tl.constexpr, MULTIPLE: tl.constexpr):
+def lanes_along(offset, C: tl.constexpr, MULTIPLE: tl.constexpr, ROCM: tl.constexpr):
     """`offset`, [W, C], rows of which begin at a multiple of that, so that lanes fill the columns first.
 
     The compiler orders dimensions by contiguity, and breaks ties in one way in Triton 3.6 and in another in
@@ -21,7 +21,8 @@ def lanes_along(offset, C: tl.constexpr, MULTIPLE: tl.constexpr):
     follows from the alignment, too, so it does not matter that the claim need not hold.
     """
     if _COMPILED:  # an operation that no simplification removes, and the claim with it
-        offset = tl.inline_asm_elementwise("mov.b64 $0, $1;", "=l,l", [offset], tl.int64, True, 1)
+        # Where it stays: no instruction, the output in the register of the input.
+        offset = tl.inline_asm_elementwise("", "=v,0" if ROCM else "=l,0", [offset], tl.int64, True, 1)
         offset = tl.multiple_of(tl.max_contiguous(offset, (2, C)), (MULTIPLE, MULTIPLE))
     return offset
 

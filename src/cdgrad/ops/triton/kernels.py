@@ -55,6 +55,7 @@ def directed(
     W: tl.constexpr,  # segments of the first tile; each next one has twice as many segments
     C: tl.constexpr,  # and half of the columns
     VECTOR: tl.constexpr,  # columns that a thread loads at once
+    ROCM: tl.constexpr,
 ):
     """The operator on all tensors of a dtype."""
     record = records + _RECORD * tl.program_id(0)
@@ -75,6 +76,7 @@ def directed(
                     i // 3 == KINDS // 3 - 1,
                     i % 3,
                     VECTOR,
+                    ROCM,
                 )
 
 
@@ -92,6 +94,7 @@ def _run(
     LOOP: tl.constexpr,
     ACCESS: tl.constexpr,  # columns: 0 contiguous and aligned, 1 contiguous, 2 strided
     VECTOR: tl.constexpr,
+    ROCM: tl.constexpr,
 ):
     column, n, step = tl.load(record + 1), tl.load(record + 3), tl.load(record + 4)
     number = tl.load(record + 5)
@@ -111,7 +114,7 @@ def _run(
             place = place // size
         place = offset
     offset = place[None, :] + (tl.arange(0, W).to(tl.int64) * (R * step))[:, None]
-    p = start + lanes_along(offset, C, VECTOR if ACCESS == 0 else 1)
+    p = start + lanes_along(offset, C, VECTOR if ACCESS == 0 else 1, ROCM)
     # 0, but the compiler does not know: it would keep the address of every row from the load to the store.
     # Without its alignment stores would be of single elements, in another layout than the loads.
     zero = tl.multiple_of(tl.load(record + 8), 16)

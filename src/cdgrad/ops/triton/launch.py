@@ -272,6 +272,7 @@ def constants_of(metric: Metric, dtype: torch.dtype, used: int, tile: Tile) -> d
         "W": tile.segments,
         "C": tile.columns,
         "VECTOR": tables.vector(dtype.itemsize),
+        "ROCM": torch.version.hip is not None,
     }
 
 
