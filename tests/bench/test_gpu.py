@@ -141,6 +141,16 @@ def test_a_process_gives_what_it_printed_last_or_why_it_failed(module):
         processes.Process(name, "x").result()
 
 
+def test_a_process_is_read_while_it_prints(module):
+    process = processes.Process(module("import time\nprint([1], flush=True)\ntime.sleep(60)"))
+    while process.printed() is None:
+        time.sleep(0.01)
+    assert process.printed() == [1]
+    assert process.runs
+    process.end()
+    assert process.printed() is None
+
+
 def test_targets_have_a_number_and_its_bound():
     times = {"torch._foreach_mul_": 1.0, "reweighted:lam=3": 0.9, "sobolev:lam=0.01": 1.4}
     floor = {"resnet50 float32": {"times": {name: {"over_floor": r} for name, r in times.items()}}}

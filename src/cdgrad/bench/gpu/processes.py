@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,15 @@ class Process:
     def runs(self) -> bool:
         """Whether it has not ended yet."""
         return self._process.poll() is None
+
+    def printed(self) -> Any:
+        """What the last whole line so far means; None before the first, and after `result`."""
+        if self._out.closed:
+            return None
+        # By its position: reading through the file would move the one that the process writes at.
+        content = os.pread(self._out.fileno(), os.fstat(self._out.fileno()).st_size, 0)
+        lines = content.decode().split("\n")[:-1]
+        return json.loads(lines[-1]) if lines else None
 
     def result(self) -> Any:
         """What the last line that it printed means, once it has ended.
