@@ -18,6 +18,7 @@ from cdgrad.study import StudyError
 
 OWN = ".cdgrad-"
 CHECKPOINTS = f"{OWN}checkpoints"  # the folder of a study's unfinished runs, in the study's own
+SAVE_EVERY = 30.0  # least number of seconds between two checkpoints of a run
 LOGS = f"{OWN}logs"  # the folder of the tracebacks of failed runs, in the study's own
 MANIFEST = f"{OWN}files.json"
 REPORT = ("report.html", "report.md", "runs.csv", "trials.csv")
@@ -104,7 +105,11 @@ class Manifest:
         replace(self._path, b"{}\n")
 
     def foreign(self, names: list[str]) -> str:
-        """The first of `names` at which there is something that is not cdgrad's; empty for none."""
+        """The first of `names` at which there is something that is not cdgrad's; empty for none.
+
+        Raises:
+            OSError: the manifest, or one of the files, cannot be read.
+        """
         known = self._read()
         return next((name for name in names if not self._may_replace(name, known.get(name, []))), "")
 
@@ -139,7 +144,9 @@ class Manifest:
     def _read(self) -> dict[str, list[str]]:
         try:
             content: Any = json.loads(self._path.read_bytes())
-        except (OSError, ValueError, RecursionError):
+        except FileNotFoundError:
+            return {}
+        except (ValueError, RecursionError):  # damaged: then no file of the folder counts as cdgrad's
             return {}
         if not isinstance(content, dict):
             return {}

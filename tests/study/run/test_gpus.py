@@ -4,6 +4,8 @@ import os
 import re
 from datetime import UTC, datetime
 from importlib import import_module
+from multiprocessing import Pipe
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ from cdgrad.study import StudyError
 from cdgrad.study.plan.job import Job
 from cdgrad.study.records import Run
 from cdgrad.study.records.run import FailedRun
-from cdgrad.study.run import local_engine
+from cdgrad.study.run import local_engine, worker
 from cdgrad.study.run.engine import RunDone
 from cdgrad.study.run.execute import execute
+from cdgrad.study.run.worker import WorkerOptions
 from cdgrad.study.train import device, loop
 
 
@@ -24,24 +27,24 @@ from cdgrad.study.train import device, loop
 def test_workers_take_the_gpus_by_turns(monkeypatch, gpus, expected):
     """What would each process find when it starts?"""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    found = []
+    started = []
 
-    def start(process):
-        found.append(
-            (os.environ.get("CUDA_VISIBLE_DEVICES"), process._args[1], os.environ["OMP_NUM_THREADS"])
-        )
-        raise _NotStartedError
+    class Process:
+        """Finds what a process would that started now."""
 
-    monkeypatch.setattr(local_engine.SpawnProcess, "start", start)
+        def __init__(self, target, args):
+            self.options = args[1]
+
+        def start(self):
+            visible, threads = (os.environ.get(key) for key in ("CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS"))
+            started.append((visible, self.options.gpu, threads))
+
+    context = SimpleNamespace(Pipe=Pipe, Process=Process)
+    monkeypatch.setattr(worker, "get_context", lambda method: context)
     for index in range(5):
-        with pytest.raises(_NotStartedError):
-            local_engine._Worker(local_engine.gpu_of(index, gpus), None, 1)
-    assert found == [(gpu, gpu is not None, "1") for gpu in expected]
+        worker.Worker(WorkerOptions(local_engine.gpu_of(index, gpus)))
+    assert started == [(gpu, gpu, "1") for gpu in expected]
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
-
-
-class _NotStartedError(Exception):
-    pass
 
 
 @pytest.mark.parametrize(("listed", "expected"), [("", ["0", "1"]), ("4, 7", ["4", "7"])])
@@ -95,7 +98,7 @@ def failed(job, error):
     return job.lost(datetime.now(UTC), {}, error)
 
 
-@pytest.mark.parametrize(("lost", "sent"), [(False, ["Run", "Run"]), (True, ["_LastRun"])])
+@pytest.mark.parametrize(("lost", "sent"), [(False, ["Run", "Run"]), (True, ["LastRun"])])
 def test_a_worker_ends_after_its_gpu_failed_and_keeps_to_its_share(tiny, monkeypatch, lost, sent):
     """The worker's side of the pipe, in this process."""
 
@@ -109,7 +112,9 @@ def test_a_worker_ends_after_its_gpu_failed_and_keeps_to_its_share(tiny, monkeyp
     jobs = [Job("", "sgd", None, seed, tiny.setting("", "sgd")) for seed in (0, 1)]
     messages, shares = [], []
 
-    class Pipe:
+    class Driver:
+        """The driver's end of the pipe."""
+
         send = messages.append
 
         def recv(self):
@@ -117,16 +122,16 @@ def test_a_worker_ends_after_its_gpu_failed_and_keeps_to_its_share(tiny, monkeyp
                 raise EOFError
             return jobs.pop(0)
 
-    monkeypatch.setattr(local_engine, "execute", lambda job, report, **options: failed(job, str(options)))
-    monkeypatch.setattr(local_engine.signal, "signal", lambda *_: None)
-    monkeypatch.setattr(local_engine.signal, "pthread_sigmask", lambda *_: None)
-    monkeypatch.setattr(local_engine.threading.Thread, "start", lambda thread: None)
-    monkeypatch.setattr(local_engine.os, "_exit", leave)
+    monkeypatch.setattr(worker, "execute", lambda job, report, **options: failed(job, str(options)))
+    monkeypatch.setattr(worker.signal, "signal", lambda *_: None)
+    monkeypatch.setattr(worker.signal, "pthread_sigmask", lambda *_: None)
+    monkeypatch.setattr(worker.threading.Thread, "start", lambda thread: None)
+    monkeypatch.setattr(worker.os, "_exit", leave)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    local_engine._serve(Pipe(), True, None, None, 4)
+    worker.serve(Driver(), WorkerOptions(gpu="0", sharing=4))
     assert shares == [0.95 / 4]
     assert [type(message).__name__ for message in messages] == sent
 
@@ -134,11 +139,12 @@ def test_a_worker_ends_after_its_gpu_failed_and_keeps_to_its_share(tiny, monkeyp
 LOSING = """
 import os, time
 from datetime import UTC, datetime
-from cdgrad.study.run import local_engine
+from cdgrad.study.run import worker
 
-def serve(pipe, *rest):
+def serve(pipe, options):
     job = pipe.recv()
-    pipe.send(local_engine._LastRun(job.lost(datetime.now(UTC), {}, f"{os.getpid()} {rest[-1]}")))
+    message = f"{os.getpid()} {options.sharing}"
+    pipe.send(worker.LastRun(job.lost(datetime.now(UTC), {}, message)))
     time.sleep(1)  # the process has not ended yet when the driver has the next job
 """
 
@@ -146,7 +152,7 @@ def serve(pipe, *rest):
 def test_a_worker_whose_gpu_failed_is_replaced(tiny, tmp_path, monkeypatch):
     (tmp_path / "losing.py").write_text(LOSING)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(local_engine, "_serve", import_module("losing").serve)
+    monkeypatch.setattr(worker, "serve", import_module("losing").serve)
     jobs = [Job("", "sgd", None, seed, tiny.setting("", "sgd")) for seed in range(3)]
     events = list(local_engine.run_all(lambda: jobs.pop(0) if jobs else None, 1))
     assert [event.run.seed for event in events if isinstance(event, RunDone)] == [0, 1, 2]

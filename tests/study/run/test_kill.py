@@ -1,6 +1,6 @@
-"""kill -9 at random moments: whatever was killed, the same command comes to the same records.
+"""kill -9 at random moments and within a run: whatever was killed, the records come out the same.
 
-CDGRAD_KILLS sets how often.
+CDGRAD_KILLS sets how often at random moments.
 """
 
 import os
@@ -11,11 +11,20 @@ import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
+from functools import partial
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
+import torch
 
+from cdgrad.study.files import CHECKPOINTS
 from cdgrad.study.records import FILE
+from cdgrad.study.run.driver import run_study
+from cdgrad.study.run.engine import EpochDone
+from cdgrad.study.run.local_engine import run_all
+from cdgrad.study.spec import parse
 
 KILLS = int(os.environ.get("CDGRAD_KILLS", "2"))
 TUNING = """
@@ -40,8 +49,8 @@ def results(folder: Path):
 
 def workers_of(driver: int) -> list[int]:
     """The driver's children that run this module's command in a worker."""
-    found = Path(f"/proc/{driver}/task/{driver}/children").read_text().split()
-    return [int(p) for p in found if b"spawn_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    children = Path(f"/proc/{driver}/task/{driver}/children").read_text().split()
+    return [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def wait_for_the_end_of(orphans: list[int]) -> None:
@@ -107,3 +116,53 @@ def test_killed_anywhere_a_study_comes_to_the_same_records(tiny_text, tmp_path):
     assert last.returncode == 0, left
     assert results(tmp_path / "killed") == results(tmp_path / "whole")
     print(f"{killed}; {left.splitlines()[0]} before the last start; all the same bytes")
+
+
+EPOCHS = 60
+
+
+@pytest.fixture
+def long_study(tiny_text):
+    """Two arms, a seed each, with all that a run keeps from epoch to epoch."""
+    schedule = f"epochs = {EPOCHS}\nema = 0.9\nwarmup = 5"
+    text = tiny_text.replace("epochs = 1", schedule).replace("seeds = 2", "seeds = 1")
+    return parse(text.replace('data = "fake"', 'data = "fake"\naugment = ["pad-crop", "flip"]'), "tiny")
+
+
+def test_a_run_that_was_killed_in_its_middle_resumes_there_to_the_same_record(long_study, tmp_path):
+    folder, checkpoints = tmp_path / "killed", tmp_path / "killed" / CHECKPOINTS
+    saving = partial(run_all, checkpoints=checkpoints, save_every=0)
+    victims, resumed_at = set(), {}
+
+    def killing(take, workers):
+        with closing(saving(take, workers)) as events:
+            for event in events:
+                file = checkpoints / event.job.file("cpu")
+                late = isinstance(event, EpochDone) and event.epoch >= 10
+                if late and event.job.key not in victims and file.exists():
+                    victims.add(event.job.key)
+                    (worker,) = active_children()
+                    os.kill(worker.pid, signal.SIGKILL)
+                yield event
+
+    def watched(take, workers):
+        with closing(saving(take, workers)) as events:
+            for event in events:
+                resumed_at.setdefault(event.job.key, event.epoch if isinstance(event, EpochDone) else None)
+                yield event
+
+    failed = run_study(long_study, folder, 1, killing)
+    assert [run.message for run in failed] == [
+        "the worker process was killed by signal 9 during the run (out of memory?)"
+    ] * 2
+    saved = {file.name: len(torch.load(file)["state"]["epochs"]) for file in checkpoints.glob("*.pt")}
+    assert len(saved) == 2
+    assert all(9 <= epochs < EPOCHS - 1 for epochs in saved.values())
+
+    finished = run_study(long_study, folder, 1, watched)
+    assert sorted(resumed_at.values()) == sorted(epochs + 1 for epochs in saved.values())
+    assert {run.key for run in finished} == {run.key for run in failed} == set(resumed_at)
+    assert not checkpoints.exists()
+
+    assert [len(run.epochs) for run in run_study(long_study, tmp_path / "whole", 1)] == [EPOCHS] * 2
+    assert results(folder) == results(tmp_path / "whole")

@@ -16,7 +16,7 @@ from cdgrad.study.plan.plan import Plan
 from cdgrad.study.records import Store
 from cdgrad.study.records.environment import environment
 from cdgrad.study.run import execute as workers
-from cdgrad.study.run import local_engine
+from cdgrad.study.run import worker
 from cdgrad.study.run.driver import run_study
 from cdgrad.study.run.engine import RunDone
 from cdgrad.study.run.local_engine import run_all
@@ -30,17 +30,17 @@ def records(folder):
 
 
 def test_a_study_makes_what_is_missing_and_records_how(tiny, tiny_text, tmp_path, capfd):
-    made = run_study(tiny, tmp_path, workers=2)
+    executed = run_study(tiny, tmp_path, workers=2)
     assert [(r.arm, r.seed, r.status) for r in records(tmp_path)] == [
         (arm, seed, "ok") for arm in ("directed", "sgd") for seed in (0, 1)
     ]
-    assert {r.environment["threads"] for r in made} == {1}
-    assert made[0].environment.items() >= environment().items()
-    assert {r.arm: r.environment["backend"] for r in made} == {"sgd": "none", "directed": "cpu"}
-    assert {(r.images, r.memory) for r in made} == {(48, None)}
+    assert {r.environment["threads"] for r in executed} == {1}
+    assert executed[0].environment.items() >= environment().items()
+    assert {r.arm: r.environment["backend"] for r in executed} == {"sgd": "none", "directed": "cpu"}
+    assert {(r.images, r.memory) for r in executed} == {(48, None)}
     parts = data.load(tiny.setting("", "sgd").task, 0)
     network = models.build("small-cnn", parts.image_shape, parts.classes, {"width": 2})
-    assert {r.parameters for r in made} == {sum(p.numel() for p in network.parameters())}
+    assert {r.parameters for r in executed} == {sum(p.numel() for p in network.parameters())}
     assert "4/4" in capfd.readouterr().err
 
     # The workers' results are those of the same runs made here, to the last bit.
@@ -124,7 +124,7 @@ def test_a_run_that_kills_its_process_costs_that_run_alone(tiny, tmp_path, monke
 
 
 def test_no_run_is_lost_where_workers_die_at_the_same_time(tiny, monkeypatch):
-    monkeypatch.setattr(local_engine, "_serve", print)  # a worker that ends at once
+    monkeypatch.setattr(worker, "serve", print)  # a worker that ends at once
     jobs = [Job("", "sgd", None, seed, tiny.setting("", "sgd")) for seed in range(16)]
     expected = {job.key for job in jobs}
     runs = [event.run for event in run_all(lambda: jobs.pop(0) if jobs else None, 2)]
@@ -136,7 +136,7 @@ def test_no_run_is_lost_where_workers_die_at_the_same_time(tiny, monkeypatch):
 
 
 def test_an_interrupt_while_a_worker_starts_reaches_the_driver(tiny, monkeypatch):
-    start = local_engine.SpawnProcess.start
+    start = worker.SpawnProcess.start
     started = []
 
     def start_interrupted(process):
@@ -144,7 +144,7 @@ def test_an_interrupt_while_a_worker_starts_reaches_the_driver(tiny, monkeypatch
         start(process)
         started.append(process)
 
-    monkeypatch.setattr(local_engine.SpawnProcess, "start", start_interrupted)
+    monkeypatch.setattr(worker.SpawnProcess, "start", start_interrupted)
     jobs = [Job("", "sgd", None, 0, tiny.setting("", "sgd"))]
     with pytest.raises(KeyboardInterrupt):
         list(run_all(lambda: jobs.pop() if jobs else None, 1))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdgrad.study import StudyError
 from cdgrad.study.callables import load_callable, modules_beside, traceback_of
+from cdgrad.study.files import SAVE_EVERY
 from cdgrad.study.plan.job import Job
 from cdgrad.study.records.code import user_code
 from cdgrad.study.records.environment import environment, folder_commit
@@ -27,6 +28,7 @@ def execute(
     *,
     device: str = "cpu",
     checkpoints: Path | None = None,
+    save_every: float = SAVE_EVERY,
     tensorboard: Path | None = None,
 ) -> Run:
     """Execute one run in this process. An exception of the run becomes a `FailedRun`.
@@ -38,6 +40,7 @@ def execute(
         on_epoch: called after each epoch with its number from 1 and what was measured in it.
         device: where to train, ``"cpu"`` or ``"cuda"``; the user's own training code chooses its own.
         checkpoints: a folder in which a long run saves its state, so that it resumes after it was killed.
+        save_every: least number of seconds between two saves.
         tensorboard: a folder for the curves of runs, each in a folder of its own.
     """
     import torch  # here, because the driver imports this module and needs no torch
@@ -57,7 +60,8 @@ def execute(
             where |= _code(job.folder) | _data(job.setting)
             dtype = torch.get_default_dtype()
             with curves(tensorboard and tensorboard / job.place) as log:
-                outcome = _outcome(job, _both(log, on_epoch), device, checkpoints)
+                checkpoint = checkpoints and checkpoints / job.file(device)
+                outcome = _outcome(job, _both(log, on_epoch), device, checkpoint, save_every)
         # What was imported only during the run, too.
         where |= _code(job.folder) | outcome.environment
         measured = {key: getattr(outcome, key) for key in ("status", "error", "epochs", "measures")}
@@ -86,17 +90,14 @@ def _failed(message: str) -> dict[str, Any]:
     return {"status": "failed", "error": None, "epochs": [], "measures": {}, "message": message}
 
 
-def _outcome(
-    job: Job, on_epoch: Callable[[int, dict[str, float]], None], device: str, checkpoints: Path | None
-) -> Outcome:
+def _outcome(job: Job, on_epoch: OnEpoch, device: str, checkpoint: Path | None, save_every: float) -> Outcome:
     """Train by the built-in loop or by the user's own code."""
     from cdgrad.study.train.entry import run_entry
     from cdgrad.study.train.loop import train
 
     if isinstance(job.setting, EntrySetting):
         return run_entry(job.arm, job.setting, job.seed, on_epoch, tuned=job.values)
-    checkpoint = checkpoints and checkpoints / job.file(device)
-    return train(job.setting, job.seed, on_epoch, device=device, checkpoint=checkpoint)
+    return train(job.setting, job.seed, on_epoch, device=device, checkpoint=checkpoint, every=save_every)
 
 
 def _import_callables(setting: Setting) -> None:

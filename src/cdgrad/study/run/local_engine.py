@@ -1,31 +1,16 @@
-"""Execution of runs in worker processes on this machine, each with one thread and one run at a time.
-
-No worker outlives the driver: each waits for the end of the driver's process in a thread and then exits at
-once, so that the next driver finds the machine free.
-"""
+"""Execution of runs in worker processes on this machine, each with one thread and one run at a time."""
 
 from __future__ import annotations
 
 import os
-import signal
-import sys
-import threading
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from multiprocessing import get_context, parent_process, resource_tracker
-from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from collections.abc import Generator, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
-from types import ModuleType
 
 from cdgrad.study import StudyError
-from cdgrad.study.plan.job import Job
-from cdgrad.study.records.environment import environment
-from cdgrad.study.records.run import Run
-from cdgrad.study.run.engine import ONE_THREAD, EpochDone, RunDone, Take
-from cdgrad.study.run.execute import execute
+from cdgrad.study.files import SAVE_EVERY
+from cdgrad.study.run.engine import EpochDone, RunDone, Take
+from cdgrad.study.run.worker import Worker, WorkerOptions
 
 
 def run_all(
@@ -34,6 +19,7 @@ def run_all(
     *,
     gpus: Sequence[str] = (),
     checkpoints: Path | None = None,
+    save_every: float = SAVE_EVERY,
     tensorboard: Path | None = None,
 ) -> Generator[EpochDone | RunDone]:
     """Execute the runs in up to `workers` processes of one thread each, and yield their events.
@@ -47,9 +33,10 @@ def run_all(
         gpus: identifiers as in CUDA_VISIBLE_DEVICES. Worker k trains on number k modulo their count, and
             sees no other; those that share one have equal parts of its memory. Empty: on the CPU.
         checkpoints: the folder in which long runs save their state; None: they do not.
+        save_every: least number of seconds between two saves of a run.
         tensorboard: the folder for the curves of the runs; None: they are not written.
     """
-    pool: dict[int, _Worker] = {}
+    pool: dict[int, Worker] = {}
     try:
         while True:
             for index in range(workers):
@@ -61,9 +48,11 @@ def run_all(
                 if job is None:
                     break
                 if worker is None or not worker.alive:
-                    with _interrupts_held():
-                        sharing = len(range(index % len(gpus), workers, len(gpus))) if gpus else 1
-                        worker = pool[index] = _Worker(gpu_of(index, gpus), checkpoints, sharing, tensorboard)
+                    sharing = len(range(index % len(gpus), workers, len(gpus))) if gpus else 1
+                    options = WorkerOptions(
+                        gpu_of(index, gpus), sharing, checkpoints, save_every, tensorboard
+                    )
+                    worker = pool[index] = Worker(options)
                 worker.take(job)
             busy = {index: worker for index, worker in pool.items() if worker.job is not None}
             if not busy:
@@ -95,174 +84,3 @@ def visible_gpus() -> list[str]:
     if not count:
         raise StudyError("--device cuda: PyTorch finds no CUDA device; omit the option to train on the CPU")
     return listed[:count] or [str(index) for index in range(count)]
-
-
-_GRACE = 5  # seconds from SIGTERM to SIGKILL
-_INTERRUPT = {signal.SIGINT}
-
-
-class _Worker:
-    """The driver's side of one worker process."""
-
-    def __init__(
-        self, gpu: str | None, checkpoints: Path | None, sharing: int = 1, tensorboard: Path | None = None
-    ) -> None:
-        context = get_context("spawn")
-        self.pipe, child_end = context.Pipe()
-        # No daemon: the user's own training code may start loaders, which a daemon must not.
-        self._process: SpawnProcess = context.Process(
-            target=_serve, args=(child_end, gpu is not None, checkpoints, tensorboard, sharing)
-        )
-        visible = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-        # Otherwise the interpreter would search the working directory first, for its own modules, too.
-        with _environment({**ONE_THREAD, **visible, "PYTHONSAFEPATH": "1"}), _without_main():
-            self._process.start()
-        child_end.close()
-        self.job: Job | None = None
-        self._ends = False
-
-    @property
-    def alive(self) -> bool:
-        """Whether the process can take a job."""
-        return not self._ends and self._process.is_alive()
-
-    @property
-    def sentinel(self) -> int:
-        """Ready once the process has ended. The pipe may stay open, held by its children."""
-        return self._process.sentinel
-
-    def take(self, job: Job) -> None:
-        self.job, self._since = job, datetime.now(UTC)
-        with suppress(ConnectionError):  # a worker killed while idle: `receive` will report it
-            self.pipe.send(job)
-
-    def receive(self, index: int) -> EpochDone | RunDone:
-        """The next event. A pipe that ends, perhaps within a message, means that the process was killed."""
-        assert self.job is not None
-        job = self.job
-        try:
-            if not self.pipe.poll():
-                raise EOFError
-            message: int | Run | _LastRun = self.pipe.recv()
-        except (EOFError, OSError):
-            self._process.join()
-            code = self._process.exitcode or 0
-            how = (
-                f"was killed by signal {-code} during the run (out of memory?)"
-                if code < 0
-                else f"ended during the run with exit status {code}"
-            )
-            message = job.lost(self._since, environment(), f"the worker process {how}")
-        if isinstance(message, int):
-            return EpochDone(index, job, message)
-        if isinstance(message, _LastRun):
-            self._ends, message = True, message.run
-        self.job = None
-        return RunDone(index, job, message)
-
-    def end(self) -> None:
-        self._process.terminate()
-        self._process.join(_GRACE)
-        self._process.kill()  # for training code that catches the first signal
-        self._process.join()
-        self.pipe.close()
-
-
-@dataclass(frozen=True)
-class _LastRun:
-    """A run after which the worker process ends."""
-
-    run: Run
-
-
-def _serve(
-    pipe: Connection, on_gpu: bool, checkpoints: Path | None, tensorboard: Path | None, sharing: int
-) -> None:
-    """The worker process: receive a job, send each epoch's number and then the run, until the pipe ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform != "win32":
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _INTERRUPT)
-    threading.Thread(target=_leave_with_the_driver, daemon=True).start()
-    os.environ.pop("PYTHONSAFEPATH", None)  # processes that the user's code starts do not inherit it
-    import torch
-
-    from cdgrad.study.train import device
-
-    torch.set_num_threads(1)
-    if on_gpu:
-        device.limit_memory(sharing)
-
-    def report(epoch: int, _: Mapping[str, float]) -> None:
-        try:
-            pipe.send(epoch)
-        except ConnectionError:  # the driver has ended: this is no error of the user's code
-            os._exit(1)
-
-    try:
-        while True:
-            kind = "cuda" if on_gpu else "cpu"
-            options = {"checkpoints": checkpoints, "tensorboard": tensorboard}
-            run = execute(pipe.recv(), report, device=kind, **options)
-            lost = on_gpu and run.status == "failed" and device.is_lost()
-            pipe.send(_LastRun(run) if lost else run)
-            if lost:
-                os._exit(1)  # an orderly exit would free memory on the failed GPU
-    except (EOFError, ConnectionError):  # the driver has ended
-        return
-
-
-def _leave_with_the_driver() -> None:
-    driver = parent_process()
-    assert driver is not None
-    wait([driver.sentinel])
-    os._exit(1)
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Generator[None]:
-    """Processes started inside have `variables`."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
-@contextmanager
-def _without_main() -> Generator[None]:
-    """Processes started inside do not import the driver's main module, as spawn would have them do.
-
-    A notebook has none, one read from standard input cannot be found again, and a script that starts a study
-    outside ``if __name__ == "__main__"`` would start it once more in every worker.
-    """
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-@contextmanager
-def _interrupts_held() -> Generator[None]:
-    """Ctrl-C waits until the end, and processes started inside begin with it blocked.
-
-    A terminal sends it to all of them, but only the driver must act on it; `_serve` ignores it for good.
-    """
-    if threading.current_thread() is not threading.main_thread():  # which alone may set what a signal does
-        yield
-        return
-    resource_tracker.ensure_running()  # else the first process starts it, and its start unblocks the signal
-    came: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    blocked = set[int]() if sys.platform == "win32" else signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)
-    try:
-        yield
-    finally:
-        if sys.platform != "win32":
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        signal.signal(signal.SIGINT, handler)
-        if came:
-            signal.raise_signal(signal.SIGINT)

@@ -40,7 +40,7 @@ def traceback_of(folder: Path, run: Run) -> str:
     except FileNotFoundError:
         return f"{run.message}\n(no traceback was kept)"
     except OSError as error:
-        raise StudyError(f"cannot read {file}: {error.strerror}") from error
+        raise StudyError(f"cannot read {file}: {error.strerror}; change its permissions") from error
 
 
 def matching(runs: Iterable[Run], words: Iterable[str]) -> list[Run]:
