@@ -44,9 +44,9 @@ def test_a_part_shares_its_pixels_here_and_takes_its_own_to_another_device():
     part = data.load(Task("fake", 100, 50), seed=0).validation
     here = part.to(torch.device("cpu"))
     assert here.pixels is part.pixels
-    there = part.to(torch.device("meta"))
-    assert (there.device.type, len(there), len(there.pixels)) == ("meta", 50, 50)
-    assert there.images(slice(8)).shape == (8, 1, 8, 8)
+    moved = part.to(torch.device("meta"))
+    assert (moved.device.type, len(moved), len(moved.pixels)) == ("meta", 50, 50)
+    assert moved.images(slice(8)).shape == (8, 1, 8, 8)
 
 
 def test_batches_are_rows_of_the_part_in_the_wanted_layout():

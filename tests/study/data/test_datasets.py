@@ -38,9 +38,9 @@ def numbered(folder, train=20, test=10, **options):
 
 def test_the_arrays_are_the_pixels(tmp_path):
     folder, pixels = numbered(tmp_path / "set")
-    found = decoding.load(Task(folder, 1, 1))
-    assert found.classes == 20
-    for split, name in ((found.train, "train"), (found.test, "test")):
+    decoded = decoding.load(Task(folder, 1, 1))
+    assert decoded.classes == 20
+    for split, name in ((decoded.train, "train"), (decoded.test, "test")):
         assert split.pixels.dtype == torch.uint8
         assert np.array_equal(split.pixels.numpy().transpose(0, 2, 3, 1), pixels[name])
         assert split.labels.tolist() == list(range(len(pixels[name])))
@@ -109,9 +109,9 @@ def test_a_folder_of_classes_of_images_is_read(tmp_path):
             for i in range(3):
                 pixels = np.full((4, 4, 3), 50 * number + i, np.uint8)
                 pillow.fromarray(pixels).save(tmp_path / "set" / split / name / f"{i}.png")
-    found = decoding.load(Task(str(tmp_path / "set"), 1, 1))
-    assert (len(found.train.labels), len(found.test.labels), found.classes) == (6, 6, 2)
-    assert torch.equal(found.train.pixels[:, 0, 0, 0] // 50, found.train.labels)
+    decoded = decoding.load(Task(str(tmp_path / "set"), 1, 1))
+    assert (len(decoded.train.labels), len(decoded.test.labels), decoded.classes) == (6, 6, 2)
+    assert torch.equal(decoded.train.pixels[:, 0, 0, 0] // 50, decoded.train.labels)
 
 
 def test_a_second_split_called_validation_serves_as_the_test_set(tmp_path):
@@ -139,8 +139,8 @@ def test_columns_are_found_or_named(tmp_path):
 
 def test_words_are_classes_in_sorted_order(tmp_path):
     folder = parquet(tmp_path / "set", classes=None, labels=["yes", "no", "yes"], train=pictures(3, 0))
-    found = decoding.load(Task(folder, 1, 1))
-    assert (found.train.labels.tolist(), found.classes) == ([1, 0, 1], 2)
+    decoded = decoding.load(Task(folder, 1, 1))
+    assert (decoded.train.labels.tolist(), decoded.classes) == ([1, 0, 1], 2)
 
 
 def test_gray_images_have_one_channel_unless_some_are_in_color(tmp_path):
@@ -257,15 +257,15 @@ def test_a_record_says_which_images_it_had(tmp_path):
     arms.sgd = {{}}
     """
     job = Job("", "sgd", None, 0, parse(text, "study").setting("", "sgd"))
-    found = []
+    identities = []
     for seed in (0, 9):
         parquet(tmp_path / "set", train=pictures(40, seed))
         new_process()
         run = execute(job, lambda epoch, measured: None)
         assert run.status == "ok"
-        found.append(run.environment["data"])
-    assert found[0] != found[1]
-    assert all(name.startswith("set-") for name in found)
+        identities.append(run.environment["data"])
+    assert identities[0] != identities[1]
+    assert all(name.startswith("set-") for name in identities)
 
 
 def test_a_copy_of_the_folder_is_recognized_by_its_contents(tmp_path):
@@ -299,14 +299,14 @@ def test_two_processes_may_build_the_same_entry(cached):
             np.save(cache.labels_file(entry, part), np.arange(2))
         cache.describe(entry, cache.Description({"train": "train", "test": "test"}, 2))
 
-    found = []
-    threads = [threading.Thread(target=lambda: found.append(cache.load("set", build))) for _ in range(2)]
+    loaded = []
+    threads = [threading.Thread(target=lambda: loaded.append(cache.load("set", build))) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 2
-    assert torch.equal(found[0].train.pixels, found[1].train.pixels)
+    assert len(loaded) == 2
+    assert torch.equal(loaded[0].train.pixels, loaded[1].train.pixels)
     assert len(list(cached.iterdir())) == 1
 
 
@@ -465,9 +465,9 @@ def test_the_shared_folders_load_with_their_official_splits(
     if not (SHARED / name).is_dir():
         pytest.skip(f"{name} is not in ../shared/data")
     task = Task(str(SHARED / name), 1000, 500)
-    found = decoding.load(task)
-    assert (len(found.train.labels), len(found.test.labels)) == counts
-    for split in (found.train, found.test):
+    decoded = decoding.load(task)
+    assert (len(decoded.train.labels), len(decoded.test.labels)) == counts
+    for split in (decoded.train, decoded.test):
         assert split.labels.bincount().tolist() == [len(split.labels) // classes] * classes
     monkeypatch.setitem(sys.modules, "datasets", None)
     parts = data.load(task, seed=0)

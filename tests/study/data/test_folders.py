@@ -37,13 +37,13 @@ def images(folder, names):
 def table(path, labels, names=None, rows=None):
     """A Parquet file of images with labels."""
     rows = rows if rows is not None else [png(draw(i)) for i in range(len(labels))]
-    found = datasets.Dataset.from_dict({"image": rows, "label": labels}).cast_column(
+    dataset = datasets.Dataset.from_dict({"image": rows, "label": labels}).cast_column(
         "image", datasets.Image()
     )
     if names:
-        found = found.cast_column("label", datasets.ClassLabel(names=names))
+        dataset = dataset.cast_column("label", datasets.ClassLabel(names=names))
     Path(path).parent.mkdir(exist_ok=True)
-    found.to_parquet(str(path))
+    dataset.to_parquet(str(path))
 
 
 def load(folder, **options):
@@ -62,9 +62,9 @@ def test_an_image_is_turned_as_its_exif_orientation_says():
             exif[0x0112] = orientation
             image.save(f"set/{kind}/{orientation}.png", exif=exif)
     expected = [np.asarray(i) for i in datasets.load_dataset("set", split="train", cache_dir="hf")["image"]]
-    found = load("set")
-    assert np.array_equal(found.train.pixels.numpy().transpose(0, 2, 3, 1), expected)
-    assert found.description.turned == 14
+    decoded = load("set")
+    assert np.array_equal(decoded.train.pixels.numpy().transpose(0, 2, 3, 1), expected)
+    assert decoded.description.turned == 14
     assert decoding.identity(Task("set", 1, 1)).endswith("-upright")
 
 
@@ -192,8 +192,8 @@ def test_the_records_of_a_study_beside_tables_are_no_rows():
 def test_a_file_name_decides_nothing():
     for name in ("cat", "dog"):
         images(f"set/{name}", [*range(5), "lab test 1", "test", "val_3"])
-    found = load("set")
-    assert (len(found.train.labels), found.test, dict(found.description.titles)) == (
+    decoded = load("set")
+    assert (len(decoded.train.labels), decoded.test, dict(decoded.description.titles)) == (
         16,
         None,
         {"train": "train"},
@@ -215,15 +215,15 @@ def test_folders_named_like_splits_are_splits(train, test):
         images(f"set/{train}/{name}", range(4))
         images(f"set/{test}/{name}", range(3))
     options = {"test_split": "dev-1"} if test == "dev-1" else {}
-    found = load("set", **options)
-    assert (len(found.train.labels), len(found.test.labels), found.classes) == (8, 6, 2)
+    decoded = load("set", **options)
+    assert (len(decoded.train.labels), len(decoded.test.labels), decoded.classes) == (8, 6, 2)
 
 
 def test_a_class_may_be_called_like_a_split():
     for name in ("bus", "car", "train"):
         images(f"set/{name}", range(4))
-    found = load("set")
-    assert (found.train.labels.bincount().tolist(), found.test) == ([4, 4, 4], None)
+    decoded = load("set")
+    assert (decoded.train.labels.bincount().tolist(), decoded.test) == ([4, 4, 4], None)
 
 
 def test_a_linked_folder_is_a_folder(tmp_path):
@@ -269,8 +269,8 @@ def test_a_folder_beside_the_splits_must_be_named_or_moved():
     with pytest.raises(StudyError, match=r"folders extra, test, train: .* or move extra elsewhere"):
         load("set")
     with pytest.warns(UserWarning, match="set: the 4 images of split extra are not read"):
-        found = load("set", train_split="train", test_split="test")
-    assert (len(found.train.labels), len(found.test.labels)) == (4, 4)
+        decoded = load("set", train_split="train", test_split="test")
+    assert (len(decoded.train.labels), len(decoded.test.labels)) == (4, 4)
 
 
 def test_two_folders_for_one_split_are_not_pooled():
@@ -304,13 +304,75 @@ def test_tables_that_belong_to_no_split_are_named():
         load("set")
 
 
+def test_tables_of_several_folders_that_are_read_as_one_split_are_named():
+    for folder in ("a", "b"):
+        Path("set", folder).mkdir(parents=True)
+        table(f"set/{folder}/rows.parquet", [0, 1])
+    with pytest.warns(UserWarning, match=r"set: split train is read from the tables of 2 folders \(a, b\)"):
+        assert len(load("set").train.labels) == 4
+
+
 def test_images_that_a_table_names_outside_the_folder_are_named(tmp_path):
     images("elsewhere", range(2))
     rows = [{"bytes": None, "path": str(tmp_path / "elsewhere" / f"{i}.png")} for i in range(2)]
     table("set/train.parquet", [0, 1], rows=rows)
     with pytest.warns(UserWarning, match=r"the 2 images outside the folder are not part of its hash"):
-        found = load("set")
-    assert torch.equal(found.train.pixels[1], torch.tensor(draw(1)).permute(2, 0, 1))
+        decoded = load("set")
+    assert torch.equal(decoded.train.pixels[1], torch.tensor(draw(1)).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize(
+    ("folders", "classes", "named"),
+    [
+        (("2019", "2020"), ("cat", "dog"), "2019, 2020"),
+        (("pets", "wild"), ("cat", "dog"), "pets, wild"),
+        (("all/2019", "all/2020"), ("cat", "dog"), "all/2019, all/2020"),
+        (("train/2019", "train/2020", "test/2020"), ("cat", "dog"), "train/2019, train/2020"),
+        (("site1/train", "site2/train", "site1/test"), ("cat", "dog"), "site1/train, site2/train"),
+    ],
+)
+def test_classes_in_several_folders_that_are_no_splits_are_not_pooled(folders, classes, named):
+    for folder in folders:
+        for name in classes:
+            images(f"set/{folder}/{name}", range(2))
+    with pytest.raises(
+        StudyError, match=rf"folders of classes \(cat, dog\) in {named}, which are no"
+    ) as caught:
+        load("set")
+    assert "expected are CLASS/IMAGE or SPLIT/CLASS/IMAGE: move" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_folder_around_the_classes_of_a_split_is_none():
+    for name in ("cat", "dog"):
+        images(f"set/archive/train/train_images/{name}", range(2))
+        images(f"set/archive/test/test_images/{name}", range(1))
+    decoded = load("set")
+    assert (decoded.train.labels.tolist(), decoded.test.labels.tolist()) == ([0, 0, 1, 1], [0, 1])
+
+
+def test_folders_of_other_names_are_splits_where_the_specification_says_so():
+    for folder, count in (("2019", 3), ("2020", 2)):
+        for name in ("cat", "dog"):
+            images(f"set/{folder}/{name}", range(count))
+    decoded = load("set", train_split="2019", test_split="2020")
+    assert (len(decoded.train.labels), len(decoded.test.labels)) == (6, 4)
+
+
+def test_images_of_one_class_are_refused():
+    images("set/train/images", range(3))
+    images("set/test/images", range(3))
+    with pytest.raises(
+        StudyError, match="column folder of the training images holds one class, 'images', and"
+    ):
+        load("set")
+
+
+@pytest.mark.parametrize("name", ["__background__", "__none"])
+def test_a_class_whose_name_begins_with_underscores_is_read(name):
+    for each in (name, "cat"):
+        images(f"set/{each}", range(3))
+    assert len(load("set").train.labels) == 6
 
 
 # Names.
@@ -320,8 +382,8 @@ def test_accents_are_one_class_however_they_are_written():
     for split, form in (("train", "NFC"), ("test", "NFD")):
         for name in ("café", "zoo"):
             images(f"set/{split}/{unicodedata.normalize(form, name)}", range(2))
-    found = load("set")
-    assert (found.train.labels.tolist(), found.test.labels.tolist()) == ([0, 0, 1, 1], [0, 0, 1, 1])
+    decoded = load("set")
+    assert (decoded.train.labels.tolist(), decoded.test.labels.tolist()) == ([0, 0, 1, 1], [0, 0, 1, 1])
 
 
 def test_names_that_are_no_utf_8_are_read_and_shown():
@@ -359,8 +421,8 @@ def test_labels_that_are_no_classes_are_named_by_split_and_row(labels, reason):
 
 def test_numbers_with_gaps_are_classes_in_order():
     table("set/train.parquet", [7.0, 0.0, 3.0, 7.0])
-    found = load("set")
-    assert (found.train.labels.tolist(), found.classes) == ([2, 0, 1, 2], 3)
+    decoded = load("set")
+    assert (decoded.train.labels.tolist(), decoded.classes) == ([2, 0, 1, 2], 3)
 
 
 @pytest.mark.parametrize("other", [["dog", "cat"], ["cat", "dog", "fox"]])

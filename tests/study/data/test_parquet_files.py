@@ -29,9 +29,9 @@ def task(folder, **changes):
 
 def read(folder):
     """What both readers decode of a folder: pixels and labels of each split, titles, classes."""
-    found = decoding.load(task(folder))
-    arrays = [a.numpy() for part in (found.train, found.test) if part for a in (part.pixels, part.labels)]
-    return arrays, found.description
+    decoded = decoding.load(task(folder))
+    arrays = [a.numpy() for part in (decoded.train, decoded.test) if part for a in (part.pixels, part.labels)]
+    return arrays, decoded.description
 
 
 def test_both_readers_decode_the_same(tmp_path, monkeypatch):

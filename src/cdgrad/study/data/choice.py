@@ -66,6 +66,12 @@ def number_classes(task: Task, splits: Mapping[str, SourceSplit]) -> tuple[dict[
             )
     names = training.names
     order: Sequence[Any] = range(len(names)) if names else sorted(set(training.labels))
+    if len(order) < 2:
+        raise StudyError(
+            f"{task.data}: column {training.column} of the training images holds one class, "
+            f"{(names or [*order])[0]!r}, and a study needs two at least; put each image into a folder named "
+            "after its class, or name another column as task.label"
+        )
     number = {value: index for index, value in enumerate(order)}
     for role, split in splits.items():
         for row, value in enumerate(split.labels):

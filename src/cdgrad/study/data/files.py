@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 
 from cdgrad.study import StudyError
 
@@ -29,7 +30,7 @@ ARCHIVES = frozenset((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z
 # fmt: on
 _METADATA = frozenset(f"metadata{suffix}" for suffix in (".csv", ".jsonl", ".parquet"))
 _CARDS = frozenset(("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"))
-_DESKTOP = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"))
+_DESKTOP = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "__pycache__"))
 _RECORDS = "study.sqlite"  # a folder that holds this is a study's
 _READ_WHOLE = 2**30  # bytes of a folder up to which its files are read to recognize it
 
@@ -61,7 +62,7 @@ def contents(folder: Path) -> Contents:
     visible = tuple(sorted(_visible(folder), key=normalized))
     images = [path for path in visible if path.suffix.lower() in IMAGES]
     tables = [p for p in visible if p.suffix.lower() in TABLES and p.name.lower() not in _CARDS]
-    described = any(path.name.lower() in _METADATA for path in visible)
+    described = any(map(describes_images, visible))
     if described or len(images) <= len(tables) or not any(path.parent.parts for path in images):
         return Contents(folder, visible, (), of_images=False)
     others = tuple(path for path in visible if path.suffix.lower() not in IMAGES)
@@ -71,6 +72,11 @@ def contents(folder: Path) -> Contents:
 def normalized(path: Path) -> tuple[str, ...]:
     """The parts of a path, composed: macOS decomposes accents, other systems keep what they are given."""
     return tuple(unicodedata.normalize("NFC", part) for part in path.parts)
+
+
+def describes_images(path: Path) -> bool:
+    """Whether a table names the images beside it."""
+    return path.name.lower() in _METADATA
 
 
 def is_data(path: Path) -> bool:
@@ -111,31 +117,38 @@ def digest(folder: Path) -> str:
 
 def _visible(folder: Path) -> Iterator[Path]:
     """Files below the folder, relative to it, without hidden ones and those of studies."""
-    own = (folder / _RECORDS).exists()
-    for path in _walk(folder, Path(), frozenset({_inode(folder)})):
-        if own and not path.parent.parts and _is_output(path):
+    is_of_study = any(entry.name == _RECORDS for entry in folder.iterdir())
+    stat = folder.stat()
+    for path in _walk(folder, Path(), frozenset({(stat.st_dev, stat.st_ino)})):
+        if is_of_study and not path.parent.parts and _is_output(path):
             continue
         yield path
 
 
 def _walk(root: Path, below: Path, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
     """`above` holds the folders that lead to `below`: a link back to one of them ends there."""
-    for entry in sorted((root / below).iterdir()):
+    entries = sorted((root / below).iterdir())
+    if below.parts and any(entry.name == _RECORDS for entry in entries):
+        return
+    for entry in entries:
         path, name = below / entry.name, entry.name
         if name.startswith(".") or name.lower() in _DESKTOP:
             continue
-        if entry.is_dir():
-            if not name.startswith("__") and not (entry / _RECORDS).exists() and _inode(entry) not in above:
-                yield from _walk(root, path, above | {_inode(entry)})
-        elif entry.is_file():
+        try:
+            stat = (
+                entry.stat()
+            )  # `is_dir` and `is_file` are false, in some versions, where this is not permitted
+        except OSError as error:
+            if isinstance(error, PermissionError) or not entry.is_symlink():
+                raise
+            raise StudyError(
+                f"{shown(root / path)} is a link that leads nowhere; repair or remove it"
+            ) from error
+        inode = stat.st_dev, stat.st_ino
+        if S_ISDIR(stat.st_mode) and inode not in above:
+            yield from _walk(root, path, above | {inode})
+        elif S_ISREG(stat.st_mode):
             yield path
-        elif entry.is_symlink():
-            raise StudyError(f"{shown(root / path)} is a link that leads nowhere; repair or remove it")
-
-
-def _inode(folder: Path) -> tuple[int, int]:
-    stat = folder.stat()
-    return stat.st_dev, stat.st_ino
 
 
 def _is_output(path: Path) -> bool:

@@ -1,7 +1,8 @@
 """Images in a folder for each class, those in a folder for each split or not.
 
 The folder in which an image lies is its class. Folders above that one are splits where all names of a level
-are: ``train``, ``Testing``, ``my_val``. A file's name decides nothing.
+are: ``train``, ``Testing``, ``my_val``. Any other level above the classes has one folder in each split: the
+images of several are of several data sets, or of classes that would be pooled. A file's name decides nothing.
 """
 
 from __future__ import annotations
@@ -28,10 +29,13 @@ def read(task: Task, contents: Contents) -> Source:
     """The splits and classes that the folders' names say.
 
     Raises:
-        StudyError: images lie at different depths, or it is not clear which folders are splits.
+        StudyError: images lie at different depths, it is not clear which folders are splits, or classes lie
+            in several folders that are none.
     """
     _check_depths(task, contents)
     splits = _splits(task, contents.data)
+    for paths in splits.values():
+        _check_one_folder(task, paths)
     roles = choose_splits(task, splits)
     unread = [name for name in splits if name not in roles.values()]
     notes = [f"the {len(splits[name])} images of split {shown(name)} are not read" for name in unread]
@@ -85,6 +89,20 @@ def _splits(task: Task, paths: Sequence[Path]) -> dict[str, list[Path]]:
             f"put each image into a folder named after its class"
         )
     return {"train": list(paths)}
+
+
+def _check_one_folder(task: Task, paths: Sequence[Path]) -> None:
+    """The folders of the classes of a split lie in one folder: those of several would be pooled by name."""
+    above = sorted({path.parts[:-2] for path in paths})
+    if len(above) == 1:
+        return
+    classes = sorted({path.parts[-2] for path in paths})
+    folders = listed([Path(*parts) for parts in above], 4)
+    raise StudyError(
+        f"{task.data} has folders of classes ({listed(classes)}) in {folders}, which are no splits by their "
+        "names; expected are CLASS/IMAGE or SPLIT/CLASS/IMAGE: move the classes into one folder, or name the "
+        "folders to read as task.train_split and task.test_split"
+    )
 
 
 def _grouped(

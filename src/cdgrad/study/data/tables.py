@@ -13,7 +13,7 @@ from typing import Any
 
 from cdgrad.study import StudyError
 from cdgrad.study.data.choice import choose_columns, choose_splits
-from cdgrad.study.data.files import IMAGES, Contents, is_data, listed, shown
+from cdgrad.study.data.files import IMAGES, TABLES, Contents, describes_images, is_data, listed, shown
 from cdgrad.study.data.source import ImageFile, Source, SourceSplit, hub_name, image_file
 from cdgrad.study.shown import one_line
 from cdgrad.study.spec import Task
@@ -46,6 +46,7 @@ def read(task: Task, library: Any, contents: Contents | None, arrow: Path) -> So
     if contents is not None:
         _check_class_names(task, library, files, label)
         notes += _unread(contents, files, sum(map(len, loaded.values())))
+        notes += _in_several_folders(contents, {name: files.get(name, []) for name in roles.values()})
         for name in roles.values():
             notes += _outside(loaded[name], image, (contents.folder, arrow.resolve()))
     splits = {role: _split(library, loaded[name], name, image, label) for role, name in roles.items()}
@@ -122,6 +123,15 @@ def _unread(contents: Contents, files: Mapping[str, list[Path]], rows: int) -> l
     if images > rows:
         notes.append(f"{images - rows} images are not read: the table does not name them")
     return notes
+
+
+def _in_several_folders(contents: Contents, files: Mapping[str, list[Path]]) -> Iterator[str]:
+    """Splits that `datasets` reads from the tables of several folders, which may be several data sets."""
+    for split, paths in files.items():
+        tables = [path for path in paths if path.suffix.lower() in TABLES and not describes_images(path)]
+        folders = sorted({path.parent.relative_to(contents.folder) for path in tables})
+        if len(folders) > 1:
+            yield f"split {split} is read from the tables of {len(folders)} folders ({listed(folders)})"
 
 
 def _outside(split: Any, image: str, inside: tuple[Path, ...]) -> list[str]:
