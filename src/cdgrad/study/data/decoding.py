@@ -57,7 +57,10 @@ def _entry(task: Task, layout: int) -> str:
         source = digest(folder) if folder else hub_name(task.data)
     except OSError as error:
         place = shown(error.filename or task.data)
-        raise StudyError(f"task.data: {place} cannot be read: {error.strerror or error}") from error
+        raise StudyError(
+            f"task.data: {place} cannot be read: {error.strerror or error}; change its permissions, move it "
+            "away, or name another folder"
+        ) from error
     decides: dict[str, Any] = {
         "source": source,
         **{key: getattr(task, key) for key in ("train_split", "test_split", "image", "label", "size")},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -146,6 +147,10 @@ class Store:
         try:
             yield
         except (sqlite3.Error, OSError, ValueError, TypeError, AttributeError) as error:
+            if isinstance(error, sqlite3.Error) and (denied := _denied(self.path, error)):
+                raise StudyError(
+                    f"{self.path} may not be {denied} by this user; change its permissions, or ask its owner"
+                ) from error
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC
             why = "the disk is full" if full else str(error)
             raise StudyError(
@@ -174,6 +179,13 @@ def _locked(folder: Path) -> sqlite3.Connection:
             message = f"cannot write in {folder}: {error}; choose another --out"
         raise StudyError(message) from error
     return lock
+
+
+def _denied(path: Path, error: sqlite3.Error) -> str:
+    """What SQLite was not permitted to do with a file; empty where that was not the error."""
+    if "unable to open" in str(error) and path.exists() and not os.access(path, os.R_OK):
+        return "read"
+    return "written" if "readonly" in str(error) and not os.access(path, os.W_OK) else ""
 
 
 def _remedy(error: Exception, why: str) -> str:

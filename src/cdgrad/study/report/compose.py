@@ -92,7 +92,12 @@ def write(results: Results, folder: Path, written: Document | None = None) -> li
         for name, data in content.items():
             manifest.write(name, data)
     except OSError as error:
-        raise StudyError(f"the report cannot be written in {folder}: {error.strerror or error}") from error
+        exists = error.filename and Path(error.filename).exists()
+        place = f"{error.filename}: " if exists else ""
+        raise StudyError(
+            f"the report cannot be written in {folder}: {place}{error.strerror or error}; change the "
+            "permissions, or copy the folder"
+        ) from error
     return [folder / name for name in content]
 
 

@@ -60,8 +60,13 @@ def load(source: str) -> Spec:
         raise FileNotFoundError(f"no study {source!r}: neither a TOML file nor one of the built-in {known}")
     try:
         spec = parse(_decoded(path.read_bytes()), path.stem)
-    except (OSError, UnicodeError) as error:
-        raise StudyError(f"{source} cannot be read: {error}") from None
+    except OSError as error:
+        raise StudyError(
+            f"{source} cannot be read: {error.strerror or error}; change its permissions, or name another "
+            "file"
+        ) from None
+    except UnicodeError as error:
+        raise StudyError(f"{source} cannot be read: {error}; save it as UTF-8") from None
     return replace(spec, folder=str(path.absolute().parent))
 
 

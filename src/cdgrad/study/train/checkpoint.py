@@ -50,17 +50,25 @@ class Checkpoint:
         """The state saved last; None where there is no file, or one that cannot be read.
 
         Raises:
-            StudyError: the file is of another run, or is not a checkpoint; it is left as it is.
+            StudyError: the file may not be read, is of another run, or is not a checkpoint; it is left as
+                it is.
 
         Warns:
             UserWarning: the file is in a study's own folder and damaged, and the run starts over.
         """
-        if not os.path.lexists(self.path):
-            return None
-        if not self.path.is_file():
-            raise StudyError(f"{self.path} is not a regular file; name another one for the checkpoint")
         try:
+            os.lstat(self.path)
+            if not self.path.is_file():
+                raise StudyError(f"{self.path} is not a regular file; name another one for the checkpoint")
             content: Any = torch.load(self.path, map_location="cpu", weights_only=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except StudyError:
+            raise
+        except PermissionError as error:
+            raise StudyError(
+                f"{self.path} cannot be read: {error.strerror}; change its permissions, or move it away"
+            ) from error
         except Exception as error:  # torch raises many kinds, some with pages of advice
             kind = type(error).__name__
             if not is_own(self.path):  # it may be anything of the user's
