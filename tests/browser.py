@@ -50,9 +50,9 @@ def measure(page, script, folder, width):
         encoding="utf-8",
     )
     done = run(folder, "--virtual-time-budget=5000", "--dump-dom", wrapper.as_uri())
-    found = re.search("found:(.*?):found", done.stdout)
-    assert found, done.stderr[-2000:]
-    return json.loads(html.unescape(found[1]))
+    printed = re.search("found:(.*?):found", done.stdout)
+    assert printed, done.stderr[-2000:]
+    return json.loads(html.unescape(printed[1]))
 
 
 def measure_site(root, pages, script, width, height):
@@ -80,9 +80,9 @@ def measure_site(root, pages, script, width, height):
         server.shutdown()
         server.server_close()
         (root / "wrapper.html").unlink()
-    found = re.search("found:(.*?):found", done.stdout, re.DOTALL)
-    assert found, done.stderr[-2000:]
-    return json.loads(html.unescape(found[1]))
+    printed = re.search("found:(.*?):found", done.stdout, re.DOTALL)
+    assert printed, done.stderr[-2000:]
+    return json.loads(html.unescape(printed[1]))
 
 
 class _Quiet(SimpleHTTPRequestHandler):

@@ -18,4 +18,4 @@ class Block(NamedTuple):
 
 def blocks(document: Path) -> list[Block]:
     """The blocks of a document, in order."""
-    return [Block(*found) for found in _FENCE.findall(document.read_text(encoding="utf-8"))]
+    return [Block(*parts) for parts in _FENCE.findall(document.read_text(encoding="utf-8"))]

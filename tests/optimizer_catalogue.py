@@ -297,8 +297,8 @@ def main() -> None:
         for case in CASES
         if runs_here(case)
     ]
-    found = {"torch": TORCH, "pytorch_optimizer": PYTORCH_OPTIMIZER, "outcomes": rows}
-    RECORD.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    record = {"torch": TORCH, "pytorch_optimizer": PYTORCH_OPTIMIZER, "outcomes": rows}
+    RECORD.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"written: {RECORD}; now run make pages")
 
 

@@ -36,8 +36,8 @@ def parquet(folder, *, image="img", label="label", classes=("cat", "dog"), label
         given = labels if labels is not None else [i % 2 for i in range(len(pixels))]
         columns = {image: [png(p) for p in pixels], label: given}
         features = datasets.Features({image: datasets.Image(), label: kind or datasets.Value(_type(given))})
-        made = datasets.Dataset.from_dict(columns, features)
-        made.to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
+        dataset = datasets.Dataset.from_dict(columns, features)
+        dataset.to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))
     return str(folder)
 
 

@@ -72,10 +72,10 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if function.namespace == "profiler":
             return function(*args, **kwargs)
-        found = function(*args, **kwargs)
+        result = function(*args, **kwargs)
         # What writes in place, or returns a view, has its result where it was.
         fresh = [value.alias_info is None for value in function._schema.returns]
-        outputs = found if len(fresh) > 1 else (found,) * len(fresh)
+        outputs = result if len(fresh) > 1 else (result,) * len(fresh)
         kept = [output if new else None for output, new in zip(outputs, fresh, strict=True)]
 
         def call():
@@ -86,7 +86,7 @@ class _Recorder(TorchDispatchMode):
                         old.copy_(value)
 
         self._calls.append(call)
-        return found
+        return result
 
 
 _aten = torch.ops.aten

@@ -107,11 +107,11 @@ def test_a_planted_mode_is_found_in_the_noise_with_its_power():
 def test_signal_and_noise_are_unbiased_for_few_gradients():
     signal = torch.tensor([1.0, 0.5, 0.0, -1.0])[:, None]
     true = signal_and_noise([signal, signal]).signal
-    found = [signal_and_noise(noisy(signal, 1.0, count=2, seed=s)) for s in range(4_000)]
-    signals = torch.stack([f.signal for f in found])
-    noises = torch.stack([f.noise for f in found])
-    assert ((signals.mean(0) - true).abs() < 4 * signals.std(0) / math.sqrt(len(found))).all()
-    assert ((noises.mean(0) - 1).abs() < 4 * noises.std(0) / math.sqrt(len(found))).all()
+    estimates = [signal_and_noise(noisy(signal, 1.0, count=2, seed=s)) for s in range(4_000)]
+    signals = torch.stack([estimate.signal for estimate in estimates])
+    noises = torch.stack([estimate.noise for estimate in estimates])
+    assert ((signals.mean(0) - true).abs() < 4 * signals.std(0) / math.sqrt(len(estimates))).all()
+    assert ((noises.mean(0) - 1).abs() < 4 * noises.std(0) / math.sqrt(len(estimates))).all()
 
 
 def test_modes_keep_the_energy_and_mode_0_is_the_mean():
@@ -202,8 +202,8 @@ def test_the_sharpness_of_a_linear_network_is_that_of_its_dense_hessian():
     eigenvalues = torch.linalg.eigvalsh(torch.autograd.functional.hessian(loss, flat))
     weights = [v.clone().view(s).requires_grad_() for v, s in zip(flat.split(sizes), shapes, strict=True)]
     value = ((x @ weights[0].T @ weights[1].T - y) ** 2).mean()
-    found = sharpness(value, weights, iterations=1000, tolerance=1e-12)
-    assert found == pytest.approx(float(eigenvalues[eigenvalues.abs().argmax()]), rel=1e-6)
+    largest = sharpness(value, weights, iterations=1000, tolerance=1e-12)
+    assert largest == pytest.approx(float(eigenvalues[eigenvalues.abs().argmax()]), rel=1e-6)
 
 
 def test_gradient_descent_diverges_beyond_the_edge_of_stability():

@@ -60,8 +60,8 @@ def test_what_has_no_real_floating_gradient_is_left_alone_with_a_reason():
     model[1].weight = nn.Parameter(whole, requires_grad=False)
     model[2].weight = nn.Parameter(torch.ones(3, 2, 1, 1, dtype=torch.int8), requires_grad=False)
     with pytest.warns(UserWarning, match="nothing to direct"):
-        found = reasons(model)
-    assert {name: reason.split(":")[0] for name, reason in found.items()} == {
+        skipped = reasons(model)
+    assert {name: reason.split(":")[0] for name, reason in skipped.items()} == {
         "0.weight": "dtype torch.complex64",
         "1.weight": "dtype torch.qint8",
         "2.weight": "dtype torch.int8",

@@ -127,8 +127,8 @@ def test_search_ranges_and_pins_are_listed(plan):
 
 def test_an_arm_whose_metric_changes_the_step_at_an_equal_rate_is_warned_of():
     text = SMALL.replace('rescale = "norm"', "")
-    (_, found) = preview.warnings(spec.parse(text, "mine"))
-    assert found.startswith("one has the baseline's learning rate, but its metric changes the size")
+    (_, warning) = preview.warnings(spec.parse(text, "mine"))
+    assert warning.startswith("one has the baseline's learning rate, but its metric changes the size")
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(3, "3 s"), (89, "89 s"), (90, "1.5 min"), (7200, "2.0 h")])

@@ -16,12 +16,12 @@ def test_every_generated_part_is_up_to_date():
     stale = []
     for part in (*generated.PARTS, *generated.evidence()):
         path = generated.ROOT / part.file
-        found = part.compute()
+        expected = part.compute()
         if part.marker or path.suffix == ".md":
-            found = generated.expected(part, path.read_text(encoding="utf-8")).encode()
-        elif isinstance(found, str):
-            found = found.encode()
-        if path.read_bytes() != found:
+            expected = generated.expected(part, path.read_text(encoding="utf-8")).encode()
+        elif isinstance(expected, str):
+            expected = expected.encode()
+        if path.read_bytes() != expected:
             stale.append(f"{part.file} {part.marker}")
     assert not stale, "run make pages"
 
@@ -76,8 +76,8 @@ def test_a_sample_of_the_quickstart_runs_again_to_its_record(seed, tmp_path, cap
     for arm, errors in recorded.items():
         assert cli.main(["train", "quickstart", "--arm", arm, "--seed", str(seed)]) == 0
         printed = capsys.readouterr().out
-        found = float(printed.rpartition("test error ")[2].partition(" %")[0])
-        assert found == pytest.approx(errors[seed], abs=1.5)
+        error = float(printed.rpartition("test error ")[2].partition(" %")[0])
+        assert error == pytest.approx(errors[seed], abs=1.5)
 
 
 def test_a_file_without_the_markers_is_an_error():

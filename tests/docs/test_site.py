@@ -82,9 +82,9 @@ NAMES = [f"{page.as_posix()}.html" for page in PAGES]
 
 @browser.needs_browser
 def test_no_page_is_wider_than_a_phone(html):
-    found = browser.measure_site(html, NAMES, "d.documentElement.scrollWidth", 390, 900)
-    assert {name: width for name, width in found.items() if width > 390} == {}
-    assert found.keys() == {*NAMES}
+    widths = browser.measure_site(html, NAMES, "d.documentElement.scrollWidth", 390, 900)
+    assert {name: width for name, width in widths.items() if width > 390} == {}
+    assert widths.keys() == {*NAMES}
 
 
 SIDEWAYS = """[...d.querySelectorAll("article *")].filter((e) => e.scrollWidth > e.clientWidth + 1
@@ -144,18 +144,18 @@ SEEN = """(() => {
 
 @browser.needs_browser
 def test_on_a_laptop_the_contents_are_visible_and_the_sidebars_last_entry_can_be_reached(html):
-    found = browser.measure_site(html, NAMES, SEEN, 1280, 900)
-    own_contents = [name for name, seen in found.items() if seen["titles"] > 2 and name != "index.html"]
+    pages = browser.measure_site(html, NAMES, SEEN, 1280, 900)
+    own_contents = [name for name, seen in pages.items() if seen["titles"] > 2 and name != "index.html"]
     assert len(own_contents) > 10
-    assert [name for name in own_contents if not found[name]["contents"]] == []
-    assert [name for name, seen in found.items() if not seen["last"] or seen["width"] > 1280] == []
+    assert [name for name in own_contents if not pages[name]["contents"]] == []
+    assert [name for name, seen in pages.items() if not seen["last"] or seen["width"] > 1280] == []
 
 
 @browser.needs_browser
 def test_formulas_are_drawn_with_the_sites_own_font(html):
     script = '[...d.fonts].filter((f) => f.status === "loaded").map((f) => f.family.replaceAll(\'"\', ""))'
-    found = browser.measure_site(html, ["theory.html", "index.html"], script, 1280, 900)
-    assert found == {"theory.html": ["cdgrad-math"], "index.html": []}
+    fonts = browser.measure_site(html, ["theory.html", "index.html"], script, 1280, 900)
+    assert fonts == {"theory.html": ["cdgrad-math"], "index.html": []}
 
 
 def test_the_index_of_the_api_has_every_public_name_and_attach_first():

@@ -168,9 +168,9 @@ def test_the_mechanism_s_records_are_complete():
         if not (RECORDS / f"{name}-modes.parquet").is_file():
             continue
         study = spec.load(str(ROOT / "evidence" / "studies" / f"{name}.toml"))
-        found = set(zip(modes["cell"], modes["arm"], modes["seed"], strict=True))
+        recorded_runs = set(zip(modes["cell"], modes["arm"], modes["seed"], strict=True))
         wanted = {(cell, arm, seed) for cell in study.cells for arm in study.arms for seed in study.seeds}
-        assert wanted <= found
+        assert wanted <= recorded_runs
 
 
 def test_a_changed_run_of_the_searches_moves_its_number_on_the_page(monkeypatch):
@@ -186,12 +186,12 @@ def test_a_changed_run_of_the_searches_moves_its_number_on_the_page(monkeypatch)
 
 
 def test_the_sample_of_old_records_was_executed_with_their_settings():
-    found, _ = again.read()
-    assert len(found) > 20
-    for row in found:
-        study, runs = recorded(row.study)
-        (run,) = (r for r in runs if r.key == (row.cell, row.arm, None, row.seed))
-        assert (run.error, run.epochs[0]["loss"]) == (row.error, row.loss)
+    repeats, _ = again.read()
+    assert len(repeats) > 20
+    for repeat in repeats:
+        study, runs = recorded(repeat.study)
+        (run,) = (r for r in runs if r.key == (repeat.cell, repeat.arm, None, repeat.seed))
+        assert (run.error, run.epochs[0]["loss"]) == (repeat.error, repeat.loss)
         assert run in list(again.sample(study, runs))
 
 

@@ -142,8 +142,8 @@ def test_no_run_starts_that_would_end_late(monkeypatch, tmp_path):
     def _run(job, seconds):
         from datetime import UTC, datetime
 
-        found = {"status": "ok", "error": 5.0, "epochs": [], "measures": {}, "environment": {}}
-        return job.run(datetime.now(UTC), seconds=seconds, **found)
+        executed = {"status": "ok", "error": 5.0, "epochs": [], "measures": {}, "environment": {}}
+        return job.run(datetime.now(UTC), seconds=seconds, **executed)
 
     monkeypatch.setattr(visit, "run_all", engine)
     monkeypatch.setattr("cdgrad.study.data.load", lambda task, seed: None)
@@ -151,10 +151,10 @@ def test_no_run_starts_that_would_end_late(monkeypatch, tmp_path):
     monkeypatch.setattr(visit.time, "monotonic", lambda: now[0])
     options = Namespace(device="cpu", workers=1)
     spec = visit.specification("resnet20-512")
-    found = visit._execute(spec, [], options, 100.0, lambda runs: now.__setitem__(0, now[0] + 50.0))
-    assert len(found) == len(started) == 1  # at 50 s another might take 60 s
+    executed = visit._execute(spec, [], options, 100.0, lambda runs: now.__setitem__(0, now[0] + 50.0))
+    assert len(executed) == len(started) == 1  # at 50 s another might take 60 s
     now[0] = 0.0
-    more = visit._execute(spec, found, options, 200.0, lambda runs: now.__setitem__(0, now[0] + 50.0))
+    more = visit._execute(spec, executed, options, 200.0, lambda runs: now.__setitem__(0, now[0] + 50.0))
     assert len(more) == 4
     assert Plan(spec, more, "").done == 4
 

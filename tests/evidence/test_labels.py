@@ -50,9 +50,11 @@ def test_it_compares_the_same_settings_the_best_rates_and_the_searches(monkeypat
             1 + (seed - 40) % 4
         )  # better by 1, 2, 3 and 4 points, search by search
 
-    made = {name: [study(name, of)] for name, of in zip(labels.LABELS, (of_rates, of_searches), strict=True)}
+    results = {
+        name: [study(name, of)] for name, of in zip(labels.LABELS, (of_rates, of_searches), strict=True)
+    }
     monkeypatch.setattr(
-        labels, "studies", lambda names: [s for n in names for s in made.get(n) or studies([n])]
+        labels, "studies", lambda names: [s for n in names for s in results.get(n) or studies([n])]
     )
     parts = labels.section()
     assert (
@@ -68,8 +70,10 @@ def test_it_compares_the_same_settings_the_best_rates_and_the_searches(monkeypat
 
 
 def test_a_difference_to_the_control_is_refused_until_the_page_says_so(monkeypatch):
-    made = study("labels-rates", lambda arm, seed: 20.0 + 0.1 * (seed % 2) - 2 * (arm == "rw-0.02"))
-    monkeypatch.setattr(labels, "studies", lambda names: [made] if names == labels.LABELS else studies(names))
+    rates = study("labels-rates", lambda arm, seed: 20.0 + 0.1 * (seed % 2) - 2 * (arm == "rw-0.02"))
+    monkeypatch.setattr(
+        labels, "studies", lambda names: [rates] if names == labels.LABELS else studies(names)
+    )
     with pytest.raises(ValueError, match="differs from its control"):
         labels.section()
 

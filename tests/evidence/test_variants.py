@@ -28,16 +28,16 @@ def test_wiener_factors_are_the_signal_s_share_of_each_part(beta):
     generator = torch.Generator().manual_seed(0)
     shape, steps = (10, 4_000), 40
     signal = torch.full(shape, 2.0)  # all of it in the mean: its part has S = 4, the noise N = 1 / 10 of 10
-    average, power, found = torch.zeros(shape), torch.zeros(2), []
+    average, power, factors = torch.zeros(shape), torch.zeros(2), []
     for step in range(1, steps + 1):
         g = signal + torch.randn(shape, generator=generator)
         average, power = torch.lerp(g, average, beta), torch.lerp(variants._powers(g), power, beta)
         started = 1 - beta**step
-        found.append(variants.wiener_factors(average / started, power / started, beta, step))
-    mean, deviation = torch.stack(found[1:]).mean(0)
+        factors.append(variants.wiener_factors(average / started, power / started, beta, step))
+    mean, deviation = torch.stack(factors[1:]).mean(0)
     assert mean == pytest.approx(40 / 41, abs=0.01)
     assert deviation == pytest.approx(0.01, abs=0.02)
-    assert found[0].tolist() == [1, 1]
+    assert factors[0].tolist() == [1, 1]
 
 
 def test_wiener_keeps_the_gradient_s_norm_and_turns_it_to_the_steadier_part():
@@ -119,10 +119,10 @@ def test_biases_are_left_alone():
 
 def test_the_stacks_of_a_resnet_are_the_convolutions_of_its_equal_blocks():
     params = list(models.build("resnet20", (1, 8, 8), 10, {"width": 4}).parameters())
-    found = variants.stacks(params, 6)
+    stacks = variants.stacks(params, 6)
     # conv1 and conv2 of 3 blocks a stage; conv1 of a later stage's first block reads fewer channels.
-    assert sorted(len(stack) for stack in found) == [2, 2, 3, 3, 3, 3]
-    assert all(len({w.shape for w in stack}) == 1 and stack[0].ndim == 4 for stack in found)
+    assert sorted(len(stack) for stack in stacks) == [2, 2, 3, 3, 3, 3]
+    assert all(len({w.shape for w in stack}) == 1 and stack[0].ndim == 4 for stack in stacks)
 
 
 @pytest.mark.parametrize("kind", ["sobolev", "reweighted", "window"])

@@ -24,12 +24,12 @@ def lightning_study(monkeypatch):
 def test_the_lightning_study_runs_as_written_in_a_worker(lightning_study, tmp_path):
     text = lightning_study.text.replace("seeds = 10", "seeds = 2")
     short = spec.parse(text, "lightning")
-    made = run_study(short, tmp_path, workers=1)
-    assert [run.message for run in made] == [""] * 4
-    assert {len(run.epochs) for run in made} == {10}
-    assert all(run.error < 75 for run in made), "90 % would be chance"
-    assert made[0].measures["parameters"] > 1000
-    assert len({run.error for run in made}) > 1
+    executed = run_study(short, tmp_path, workers=1)
+    assert [run.message for run in executed] == [""] * 4
+    assert {len(run.epochs) for run in executed} == {10}
+    assert all(run.error < 75 for run in executed), "90 % would be chance"
+    assert executed[0].measures["parameters"] > 1000
+    assert len({run.error for run in executed}) > 1
 
 
 def test_in_lightning_the_arm_acts_and_the_seed_pairs(lightning_study, monkeypatch):

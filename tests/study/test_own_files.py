@@ -19,13 +19,18 @@ def study(tiny_text, tmp_path, monkeypatch):
 
 
 def test_folders_and_files_beside_a_study_survive_it(study, tmp_path):
-    mine = {"checkpoints/net.pt": "weights", "driver.lock": "", "study.sqlite.new": "x", "plot.png": "mine"}
+    kept = {
+        "checkpoints/net.pt": "weights",
+        "driver.lock": "",
+        "study.sqlite.new": "x",
+        "plot.png": "mine",
+    }
     (tmp_path / "checkpoints").mkdir()
-    for name, text in mine.items():
+    for name, text in kept.items():
         (tmp_path / name).write_text(text)
     assert study() == 0
     assert study() == 0
-    assert {name: (tmp_path / name).read_text() for name in mine} == mine
+    assert {name: (tmp_path / name).read_text() for name in kept} == kept
     assert not (tmp_path / ".cdgrad-checkpoints").exists()
 
 

@@ -47,15 +47,15 @@ def ended(job, error, status="ok"):
 
 def played(spec, error=lambda job: 5.0 + (job.trial or 0), runs=(), until=lambda job: False):
     """All the jobs of a study in the order that one worker makes them; their runs' errors are given."""
-    plan, order, made = Plan(spec, runs, "here"), [], list(runs)
+    plan, order, recorded = Plan(spec, runs, "here"), [], list(runs)
     while job := plan.take():
         if until(job):
             break
         run = ended(job, error(job))
         plan.add(run)
-        made.append(run)
+        recorded.append(run)
         order.append(job)
-    return order, made
+    return order, recorded
 
 
 def test_trials_first_and_final_runs_seed_by_seed_as_soon_as_their_arm_is_tuned(spec):
@@ -74,7 +74,7 @@ def test_the_final_runs_use_the_best_trial_of_their_own_cell(spec):
     def error(job):
         return abs((job.trial or 0) - (2 if job.cell == "a" else 1)) + job.seed % 2
 
-    order, made = played(spec, error)
+    order, recorded = played(spec, error)
     points = spec.tuning.points("sgd")
     for job in order:
         if job.trial is not None:
@@ -84,28 +84,28 @@ def test_the_final_runs_use_the_best_trial_of_their_own_cell(spec):
         best = {} if job.arm == "fixed" else points[2 if job.cell == "a" else 1]
         assert job.values == best
         assert job.setting == spec.setting(job.cell, job.arm, best)
-    choice = Plan(spec, made, "here").choice("a", "directed")
+    choice = Plan(spec, recorded, "here").choice("a", "directed")
     assert (choice.trial, choice.errors) == (2, {0: [2.0, 3.0], 1: [1.0, 2.0], 2: [0.0, 1.0]})
-    assert Plan(spec, made, "here").choice("a", "fixed") is None
+    assert Plan(spec, recorded, "here").choice("a", "fixed") is None
 
 
 @pytest.mark.parametrize("stop", [0, 1, 5, 12, 13, 19, 25, 39])
 def test_a_study_that_stopped_anywhere_goes_on_to_the_same_runs(spec, stop):
     whole, _ = played(spec)
     count = iter(range(1000))
-    before, made = played(spec, until=lambda job: next(count) == stop)
-    after, _ = played(spec, runs=made)
+    before, recorded = played(spec, until=lambda job: next(count) == stop)
+    after, _ = played(spec, runs=recorded)
     assert before + after == whole
 
 
 def test_an_arm_with_a_failed_trial_waits_for_it(spec):
-    plan, made = Plan(spec, [], "here"), []
+    plan, recorded = Plan(spec, [], "here"), []
     for job in list(iter(plan.take, None)):
         failed = (job.cell, job.arm, job.trial, job.seed) == ("a", "directed", 1, 100)
-        made.append(ended(job, 5.0, "failed" if failed else "ok"))
-        plan.add(made[-1])
+        recorded.append(ended(job, 5.0, "failed" if failed else "ok"))
+        plan.add(recorded[-1])
     assert ("a", "directed") not in {(j.cell, j.arm) for j in iter(plan.take, None)}
-    assert [j.key for j in iter(Plan(spec, made, "here").take, None) if j.trial is not None] == [
+    assert [j.key for j in iter(Plan(spec, recorded, "here").take, None) if j.trial is not None] == [
         ("a", "directed", 1, 100)
     ]
 
@@ -121,11 +121,11 @@ def test_a_diverged_trial_counts_as_measured(spec):
 
 
 def test_seeds_arms_and_cells_may_be_added(text, spec):
-    _, made = played(spec)
+    _, recorded = played(spec)
     more = parse(
         text.replace("seeds = 2", "seeds = 3") + "[arms.third]\ntuning = 'none'\n[cells.c]\n", "tiny"
     )
-    order, _ = played(more, runs=made)
+    order, _ = played(more, runs=recorded)
     assert {(j.cell, j.arm, j.seed) for j in order if j.cell in "ab"} == {
         *((c, arm, 2) for c in "ab" for arm in more.arms),
         *((c, "third", seed) for c in "ab" for seed in (0, 1)),
@@ -154,16 +154,16 @@ def test_seeds_arms_and_cells_may_be_added(text, spec):
 )
 def test_a_changed_specification_is_never_mixed_with_old_runs(text, spec, old, new, finals, message):
     assert old in text
-    _, made = played(spec)
-    made = [run for run in made if finals or (run.trial is not None and run.trial < 2)]
+    _, recorded = played(spec)
+    recorded = [run for run in recorded if finals or (run.trial is not None and run.trial < 2)]
     with pytest.raises(StudyError, match=message) as caught:
-        Plan(parse(text.replace(old, new), "tiny"), made, "here")
+        Plan(parse(text.replace(old, new), "tiny"), recorded, "here")
     assert "never mixed; restore the specification, or choose another --out" in str(caught.value)
 
 
 def test_more_trials_may_be_asked_for_before_the_first_final_run(text, spec):
-    _, made = played(spec)
-    trials = [run for run in made if run.trial is not None]
+    _, recorded = played(spec)
+    trials = [run for run in recorded if run.trial is not None]
     more = Plan(parse(text.replace("trials = 3", "trials = 4"), "tiny"), trials, "here")
     assert {j.trial for j in iter(more.take, None) if j.arm != "fixed"} == {3}
 
@@ -175,11 +175,13 @@ def by_trial(errors):
 @pytest.mark.parametrize("done_before", [0, 3, 8])
 def test_trials_may_be_added_and_the_recorded_ones_are_kept(text, spec, done_before):
     """Trial 3 becomes the best, so that the final runs of tuned arms are repeated with its values."""
-    _, made = played(spec, by_trial([3, 2, 4]))
+    _, recorded = played(spec, by_trial([3, 2, 4]))
     more = parse(text.replace("trials = 3", "trials = 4"), "tiny")
     count = iter(range(1000))
-    before, made = played(more, by_trial([3, 2, 4, 1]), made, until=lambda job: next(count) == done_before)
-    after, made = played(more, by_trial([3, 2, 4, 1]), made)
+    before, recorded = played(
+        more, by_trial([3, 2, 4, 1]), recorded, until=lambda job: next(count) == done_before
+    )
+    after, recorded = played(more, by_trial([3, 2, 4, 1]), recorded)
     order = before + after
     assert [job for job in order if job.trial is not None and job.trial < 3] == []
     assert sum(job.trial == 3 for job in order) == 2 * 2 * 2
@@ -187,36 +189,36 @@ def test_trials_may_be_added_and_the_recorded_ones_are_kept(text, spec, done_bef
     finals = {(job.cell, job.arm, job.seed): job.values for job in order if job.trial is None}
     tuned = ("sgd", "directed", "same-rate")
     assert finals == {(cell, arm, seed): best for cell in "ab" for arm in tuned for seed in (0, 1)}
-    assert Plan(more, {run.key: run for run in made}.values(), "here").take() is None
+    assert Plan(more, {run.key: run for run in recorded}.values(), "here").take() is None
 
 
 def test_final_runs_are_kept_where_further_trials_are_no_better(text, spec):
-    _, made = played(spec, by_trial([3, 2, 4]))
+    _, recorded = played(spec, by_trial([3, 2, 4]))
     more = parse(text.replace("trials = 3", "trials = 4"), "tiny")
-    plan = Plan(more, made, "here")
+    plan = Plan(more, recorded, "here")
     assert plan.total - plan.done == 2 * 2 * 2 + 2 * 3 * 2  # what may have to be repeated remains, too
-    order, made = played(more, by_trial([3, 2, 4, 9]), made)
+    order, recorded = played(more, by_trial([3, 2, 4, 9]), recorded)
     assert {job.trial for job in order} == {3}
-    plan = Plan(more, made, "here")
+    plan = Plan(more, recorded, "here")
     assert plan.done == plan.total
 
 
 def test_a_final_run_of_another_setting_is_still_refused_where_trials_were_added(text, spec):
-    _, made = played(spec, by_trial([3, 2, 4]))
+    _, recorded = played(spec, by_trial([3, 2, 4]))
     more = text.replace("trials = 3", "trials = 4").replace("epochs = 1", "epochs = 2")
     with pytest.raises(StudyError, match="epochs was 1 and is 2"):
-        Plan(parse(more, "tiny"), made, "here")
-    finals = [run for run in made if run.trial is None]  # without the trials that led to them
+        Plan(parse(more, "tiny"), recorded, "here")
+    finals = [run for run in recorded if run.trial is None]  # without the trials that led to them
     with pytest.raises(StudyError, match=r"tuning\.trials was 0 and is 4"):
         Plan(parse(text.replace("trials = 3", "trials = 4"), "tiny"), finals, "here")
 
 
 def test_a_report_leaves_out_the_final_runs_that_a_shorter_search_led_to(text, spec):
-    _, made = played(spec, by_trial([3, 2, 4]))
+    _, recorded = played(spec, by_trial([3, 2, 4]))
     more = parse(text.replace("trials = 3", "trials = 4"), "tiny")
     count = iter(range(1000))
-    _, made = played(more, by_trial([3, 2, 4, 1]), made, until=lambda job: next(count) == 10)
-    runs = {run.key: run for run in made}
+    _, recorded = played(more, by_trial([3, 2, 4, 1]), recorded, until=lambda job: next(count) == 10)
+    runs = {run.key: run for run in recorded}
     results = Results.of(more, runs.values(), [spec])
     assert len({str(run.values) for run in results.finished["b", "sgd"].values()}) <= 1
     compared = 0
@@ -226,5 +228,5 @@ def test_a_report_leaves_out_the_final_runs_that_a_shorter_search_led_to(text, s
         compared += 0 if chosen is None else len(by_seed)
         assert chosen is None or all(run.values == search.values[chosen] for run in by_seed.values())
     assert compared > 0
-    assert results.count < len([run for run in made if run.trial is None])
+    assert results.count < len([run for run in recorded if run.trial is None])
     assert any("tuning.trials grew from 3 to 4" in remark for remark in remarks(results))

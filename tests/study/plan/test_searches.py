@@ -40,8 +40,8 @@ def spec(text):
 
 
 def ended(job, error):
-    found = {"status": "ok", "error": error, "epochs": [], "measures": {}, "environment": {}}
-    return job.run(datetime.now(UTC), seconds=0.0, **found)
+    measured = {"status": "ok", "error": error, "epochs": [], "measures": {}, "environment": {}}
+    return job.run(datetime.now(UTC), seconds=0.0, **measured)
 
 
 def error(job):
@@ -52,11 +52,11 @@ def error(job):
 
 
 def played(spec, runs=()):
-    plan, made = Plan(spec, runs, "here"), [*runs]
+    plan, recorded = Plan(spec, runs, "here"), [*runs]
     while job := plan.take():
-        made.append(ended(job, error(job)))
-        plan.add(made[-1])
-    return made
+        recorded.append(ended(job, error(job)))
+        plan.add(recorded[-1])
+    return recorded
 
 
 def test_each_search_has_points_seeds_and_a_choice_of_its_own(spec):
@@ -115,11 +115,11 @@ def test_what_the_searches_need(text, old, new, message):
 
 def test_the_comparison_is_over_the_searches(spec):
     results = Results.of(spec, played(spec))
-    found = results.comparisons["", "directed"].comparison
+    comparison = results.comparisons["", "directed"].comparison
     over = compare_replicates([[-0.5, -0.5], [0, 0], [0.5, 0.5]])
-    assert found.differences.tolist() == pytest.approx([-0.5, 0, 0.5])
-    assert (found.interval, found.p) == (over.interval, over.p)
-    assert found.correlation == pytest.approx(
+    assert comparison.differences.tolist() == pytest.approx([-0.5, 0, 0.5])
+    assert (comparison.interval, comparison.p) == (over.interval, over.p)
+    assert comparison.correlation == pytest.approx(
         np.corrcoef([5, 6, 7, 8, 9, 10], [4.5, 6, 7.5, 7.5, 9, 10.5])[0, 1]
     )
     assert results.replicated["", "directed"].tuning_sd == pytest.approx(0.5)
@@ -128,9 +128,9 @@ def test_the_comparison_is_over_the_searches(spec):
 
 def test_before_two_searches_have_pairs_nothing_is_claimed(spec):
     runs = [run for run in played(spec) if run.trial is not None or run.seed == 0]
-    found = Results.of(spec, runs).comparisons["", "directed"].comparison
-    assert found.pairs == 1
-    assert np.isnan(found.interval).all()
+    comparison = Results.of(spec, runs).comparisons["", "directed"].comparison
+    assert comparison.pairs == 1
+    assert np.isnan(comparison.interval).all()
     assert "1 search has finished pairs" in markdown(document(Results.of(spec, runs)))
 
 

@@ -47,15 +47,15 @@ def noise(arm, seed):
 def test_seeds_are_added_until_the_comparison_is_decided(spec, effect, sd, early):
     runs = driven(spec, lambda arm, seed: 10 + sd * noise(arm, seed) - effect * (arm == "directed"))
     results = Results.of(spec, runs)
-    found, _ = results.comparisons["", "directed"]
-    assert (found.pairs < 40) == early
-    d = found.differences
-    assert found.interval == anytime_interval(d)
-    assert found.p == anytime_p(d)
-    decided = found.p < 0.05 or found.interval.high - found.interval.low < 0.5
+    comparison, _ = results.comparisons["", "directed"]
+    assert (comparison.pairs < 40) == early
+    differences = comparison.differences
+    assert comparison.interval == anytime_interval(differences)
+    assert comparison.p == anytime_p(differences)
+    decided = comparison.p < 0.05 or comparison.interval.high - comparison.interval.low < 0.5
     assert decided == early
-    assert not any(enough(spec, [list(d[:n])]) for n in range(found.pairs - 2))
-    assert results.count == results.total == 2 * found.pairs
+    assert not any(enough(spec, [list(differences[:seeds])]) for seeds in range(comparison.pairs - 2))
+    assert results.count == results.total == 2 * comparison.pairs
 
 
 def test_equal_results_decide_nothing(spec):
@@ -90,8 +90,8 @@ def test_a_study_that_has_ended_stays_ended(spec, tmp_path, capsys):
         while job := take():
             yield RunDone(0, job, record(job, 10 + 0.1 * noise(job.arm, job.seed)))
 
-    made = run_study(spec, tmp_path, 2, engine)
-    assert 10 <= len(made) < 80
+    executed = run_study(spec, tmp_path, 2, engine)
+    assert 10 <= len(executed) < 80
     assert "tiny: at most 80 runs, 0 of them finished" in capsys.readouterr().err
     assert run_study(spec, tmp_path, 2, engine) == []
 
@@ -130,8 +130,8 @@ def results_of(spec, sd, effect=0.0):
 def test_equivalence_is_reported_where_a_margin_was_given(tiny_text):
     text = tiny_text.replace("seeds = 2", "seeds = 10\nmargin = 0.5")
     spec = parse(text, "tiny")
-    found = markdown(document(results_of(spec, 0.2)))
-    assert "directed and sgd are equivalent within 0.5 points (TOST p = " in found
+    page = markdown(document(results_of(spec, 0.2)))
+    assert "directed and sgd are equivalent within 0.5 points (TOST p = " in page
     assert "equivalence within 0.5 points is not shown" in markdown(document(results_of(spec, 3.0)))
     plain = markdown(document(results_of(parse(tiny_text.replace("seeds = 2", "seeds = 10"), "tiny"), 0.2)))
     assert "equivalent" not in plain
@@ -148,7 +148,7 @@ def test_the_report_says_what_rounding_alone_changes(tiny_text):
     results = results_of(parse(text, "tiny"), 1.0, effect=2.0)
     c = results.comparisons["", "rounded"].comparison
     other = results.comparisons["", "directed"].comparison
-    size, beside = (f"{abs(found.differences).mean():.2f}" for found in (c, other))
+    size, beside = (f"{abs(comparison.differences).mean():.2f}" for comparison in (c, other))
     assert (
         f"rounded is sgd with other rounding errors: it differs from it by {size} points in a seed, on "
         f"average of absolute values, and by {c.mean:+.2f} in the mean. In a seed, the others differ "

@@ -63,16 +63,16 @@ def test_a_study_does_not_mix_runs_of_changed_code(tmp_path):
 
 
 def test_identical_arms_are_no_tight_null():
-    found = verdict("b", "a", compare([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]), 1.0)
-    assert "all 3 differences are +0.00 points, so that nothing can be estimated" in found
-    assert "% of studies" not in found
+    sentence = verdict("b", "a", compare([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]), 1.0)
+    assert "all 3 differences are +0.00 points, so that nothing can be estimated" in sentence
+    assert "% of studies" not in sentence
 
 
 def test_what_makes_a_comparison_hollow_is_remarked(tiny, make_run):
     runs = [make_run(arm, seed, 5.0 + seed) for arm in ("sgd", "directed") for seed in (0, 1)]
-    found = " ".join(remarks(Results.of(tiny, [*runs, make_run("sgd", 7, 1.0), make_run("sgd", 8, 1.0)])))
-    assert "directed differs from sgd by 0.00 points in every seed" in found
-    assert "Recorded but left out of this report: seed 7, 8." in found
+    sentences = " ".join(remarks(Results.of(tiny, [*runs, make_run("sgd", 7, 1.0), make_run("sgd", 8, 1.0)])))
+    assert "directed differs from sgd by 0.00 points in every seed" in sentences
+    assert "Recorded but left out of this report: seed 7, 8." in sentences
     fewer = dataclasses.replace(tiny, arms={"sgd": tiny.arms["sgd"]})
     assert "Recorded but left out of this report: arm directed." in " ".join(remarks(Results.of(fewer, runs)))
 
@@ -108,5 +108,5 @@ def test_values_that_the_training_code_never_read_are_remarked(make_run):
 def test_errors_that_look_like_shares_are_asked_about(make_run, errors, said):
     spec = parse(TUNED[: TUNED.index("[tuning]")], "s")
     runs = [make_run("sgd", seed, error) for seed, error in enumerate(errors)]
-    found = any("a share from 0 to 1?" in remark for remark in remarks(Results.of(spec, runs)))
-    assert found is said
+    asked = any("a share from 0 to 1?" in remark for remark in remarks(Results.of(spec, runs)))
+    assert asked is said

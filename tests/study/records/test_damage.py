@@ -126,10 +126,10 @@ def test_a_flipped_bit_never_changes_a_record_without_a_word(tmp_path, make_run)
         damaged[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
         path.write_bytes(damaged)
         try:
-            found = everything(tmp_path)
+            read_again = everything(tmp_path)
         except StudyError:
             continue
-        assert found == whole
+        assert read_again == whole
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def engine(stop=1000, size=2000):
             job = take()
             if job is None:
                 return
-            made = job.run(
+            run = job.run(
                 datetime.now(UTC),
                 status="ok",
                 error=job.seed + job.setting.optimizer.lr,
@@ -43,7 +43,7 @@ def engine(stop=1000, size=2000):
                 environment={},
                 seconds=0.0,
             )
-            yield RunDone(0, job, made)
+            yield RunDone(0, job, run)
         raise KeyboardInterrupt
 
     return run_all
@@ -57,11 +57,11 @@ def records(folder):
 @pytest.fixture
 def whole(spec):
     """The records of the study, if nothing happens to it."""
-    plan, found = Plan(spec, [], "here"), []
+    plan, finished = Plan(spec, [], "here"), []
     for event in engine()(plan.take, 1):
         plan.add(event.run)
-        found.append(event.run)
-    return sorted(found, key=order)
+        finished.append(event.run)
+    return sorted(finished, key=order)
 
 
 def interrupted(spec, folder, stop):
@@ -94,8 +94,8 @@ def test_a_full_disk(spec, whole, tmp_path, kilobytes):
         assert all(run in whole for run in before)
         assert (kilobytes < 64) or before
         subprocess.run(["mount", "-o", "remount,size=4m", str(folder)], check=True)
-        made = run_study(spec, folder, 1, engine())
-        assert len(made) == len(whole) - len(before)
+        executed = run_study(spec, folder, 1, engine())
+        assert len(executed) == len(whole) - len(before)
         assert records(folder) == whole
 
 

@@ -13,9 +13,9 @@ from cdgrad.study.statistics.results import Results, read
 def test_seeds_and_arms_that_joined_later_are_named(tiny, make_run):
     runs = [make_run(arm, seed, 5.0 + seed) for arm in ("sgd", "directed") for seed in (0, 1)]
     before = dataclasses.replace(tiny, seeds=(0,), arms={"sgd": tiny.arms["sgd"]})
-    found = " ".join(remarks(Results.of(tiny, runs, [before])))
-    assert "1 seed (1) was added to a study with recorded runs of 1" in found
-    assert "Arm directed was added after runs were recorded" in found
+    sentences = " ".join(remarks(Results.of(tiny, runs, [before])))
+    assert "1 seed (1) was added to a study with recorded runs of 1" in sentences
+    assert "Arm directed was added after runs were recorded" in sentences
     assert "joined" not in " ".join(remarks(Results.of(tiny, runs)))
 
 

@@ -100,7 +100,7 @@ def run_of(cell, arm, trial, seed, error, values, **changes):
 @pytest.fixture
 def runs(spec):
     """All runs of the study: "re" is 1 point better in cell one, and its best trial is the last."""
-    rng, found = np.random.default_rng(1), []
+    rng, recorded = np.random.default_rng(1), []
     for cell in spec.cells:
         rates = [{"optimizer.lr": lr} for lr in (0.02, 0.1, 0.4, 0.9)]
         directions = ("output", "input", "output", "input")
@@ -109,7 +109,7 @@ def runs(spec):
         for arm, points in tried.items():
             best = 1 if arm == "sgd" else 3
             for trial, values in enumerate(points):
-                found += [
+                recorded += [
                     run_of(cell, arm, trial, seed, 9.0 + abs(trial - best) + seed / 1000, values)
                     for seed in (100, 101)
                 ]
@@ -119,8 +119,8 @@ def runs(spec):
             for arm in spec.arms:
                 effect = -1.0 if (cell, arm) == ("one", "re") else 0.0
                 error = base + effect + (0.2 * rng.normal() if arm != "sgd" else 0)
-                found.append(run_of(cell, arm, None, seed, error, chosen[arm]))
-    return found
+                recorded.append(run_of(cell, arm, None, seed, error, chosen[arm]))
+    return recorded
 
 
 def shown(results, width=80):
@@ -168,8 +168,8 @@ def test_the_tuning_table_has_the_budget_the_choice_and_its_error(spec, runs):
 
 
 def test_a_search_that_is_not_over_has_chosen_nothing(spec, runs):
-    made = [run for run in runs if run.trial in (0, 1) and run.cell == "one"]
-    results = Results.of(spec, made)
+    unfinished = [run for run in runs if run.trial in (0, 1) and run.cell == "one"]
+    results = Results.of(spec, unfinished)
     assert [search.chosen for search in results.searches.values()] == [None] * 4
     text = words(shown(results))
     assert "cells: 0 of 48 runs finished, 8 of 32 runs of trials: provisional" in text
@@ -249,13 +249,13 @@ def test_choices_of_words_and_numbers_have_no_ends(tiny_text):
     [tuning.space]
     "optimizer.momentum" = { choices = ["auto", 1, 2] }
     """
-    found = parse(tiny_text + tuned, "mixed")
-    made = [
+    spec = parse(tiny_text + tuned, "mixed")
+    recorded = [
         run_of("", arm, trial, 100, 5.0 - trial, {"optimizer.momentum": tried})
-        for arm in found.arms
+        for arm in spec.arms
         for trial, tried in enumerate(("auto", 1, 2))
     ]
-    assert not any("may lie beyond" in remark for remark in remarks(Results.of(found, made)))
+    assert not any("may lie beyond" in remark for remark in remarks(Results.of(spec, recorded)))
 
 
 @pytest.mark.parametrize(
@@ -275,14 +275,14 @@ def test_arms_may_search_a_key_in_different_ways(tiny_text, common, own, ticks):
     [tuning.arms.directed]
     "optimizer.momentum" = {own}
     """
-    found = parse(tiny_text + tuned, "ways")
+    spec = parse(tiny_text + tuned, "ways")
     tried = {"sgd": (0.5, 0.9), "directed": (0.125, 0.7)}
-    made = [
+    recorded = [
         run_of("", arm, trial, 100, 5.0, {"optimizer.momentum": tried[arm][trial]})
-        for arm in found.arms
+        for arm in spec.arms
         for trial in range(2)
     ]
-    axes = searches.tuning_scatter(Results.of(found, made), "").figure.axes[0]
+    axes = searches.tuning_scatter(Results.of(spec, recorded), "").figure.axes[0]
     if ticks:
         assert [label.get_text() for label in axes.get_xticklabels()] == ticks
     else:
@@ -361,11 +361,11 @@ def test_what_users_and_exceptions_wrote_stays_text(spec, runs):
     ]
     failed = run_of("one", "sgd", None, 0, None, {}, status="failed", message=HOSTILE, epochs=[])
     doc = report.document(Results.of(hostile, [*trials, failed]))
-    found = page.html(doc)
-    assert "<img src=x" not in found
-    assert "<script" not in found
-    assert found.count("&lt;img src=x") >= 4  # title twice, the failure, a table
-    assert Outline(found).open == []
+    text = page.html(doc)
+    assert "<img src=x" not in text
+    assert "<script" not in text
+    assert text.count("&lt;img src=x") >= 4  # title twice, the failure, a table
+    assert Outline(text).open == []
     printed = io.StringIO()
     render.to_terminal(doc, Console(file=printed, width=80, highlight=False))
     assert "\x1b" not in printed.getvalue()
@@ -379,34 +379,34 @@ def test_the_lam_sweep_joins_the_arms_that_differ_in_lam_alone(tiny_text):
     arms = {f"s{k}": f'metric = "sobolev:lam={lam}"' for k, lam in enumerate((0.1, 0.001, 0.01))}
     arms["other"] = 'metric = "sobolev:lam=0.2,boundary=periodic"'
     text = tiny_text + "".join(f"[arms.{arm}]\n{line}\n" for arm, line in arms.items())
-    found = parse(text, "sweep")
-    made = [
-        run_of("", arm, None, seed, 3.0 + seed + k, {}) for k, arm in enumerate(found.arms) for seed in (0, 1)
+    spec = parse(text, "sweep")
+    recorded = [
+        run_of("", arm, None, seed, 3.0 + seed + k, {}) for k, arm in enumerate(spec.arms) for seed in (0, 1)
     ]
-    drawing = searches.lam_sweep(Results.of(found, made), "")
+    drawing = searches.lam_sweep(Results.of(spec, recorded), "")
     axes = drawing.figure.axes[0]
     (sweep,) = axes.containers
     line = sweep.lines[0]
     assert line.get_xdata().tolist() == [0.001, 0.01, 0.1]
     assert line.get_ydata().tolist() == [6.5, 7.5, 5.5]
-    two = [run for run in made if run.arm != "s1"]
-    assert searches.lam_sweep(Results.of(found, two), "") is None
+    two = [run for run in recorded if run.arm != "s1"]
+    assert searches.lam_sweep(Results.of(spec, two), "") is None
 
 
 def test_a_curve_goes_on_where_a_diverged_run_ended(tiny, make_run):
-    made = [
+    recorded = [
         make_run("sgd", 0, 5.0, epochs=[{"validation_error": e} for e in (9.0, 7.0, 5.0)]),
         make_run("sgd", 1, 90.0, epochs=[{"validation_error": 90.0}], status="diverged"),
     ]
-    axes = curves.learning_curves(Results.of(tiny, made), "").figure.axes[0]
+    axes = curves.learning_curves(Results.of(tiny, recorded), "").figure.axes[0]
     assert axes.lines[0].get_xdata().tolist() == [1, 2, 3]
     assert axes.lines[0].get_ydata().tolist() == [49.5, 48.5, 47.5]
 
 
 @pytest.mark.parametrize("epochs", [[], [{"validation_error": math.nan, "cosine": math.inf}]])
 def test_runs_that_measured_no_epochs_have_no_curves(tiny, make_run, epochs):
-    made = [make_run(arm, seed, 3.0, epochs=epochs) for arm in tiny.arms for seed in (0, 1)]
-    names = [figure.name for figure in report.document(Results.of(tiny, made)).figures]
+    recorded = [make_run(arm, seed, 3.0, epochs=epochs) for arm in tiny.arms for seed in (0, 1)]
+    names = [figure.name for figure in report.document(Results.of(tiny, recorded)).figures]
     assert names == ["paired_differences", "levels"]
 
 
@@ -465,5 +465,5 @@ def test_where_large_values_are_better_the_probability_follows(spec, runs):
     spec = dataclasses.replace(spec, tuning=None)  # another direction would choose other trials
     larger = dataclasses.replace(spec, measure=Measure("accuracy", "max", percent=True))
     (table, opposite) = (report.document(Results.of(of, runs)).sections[0].tables[1] for of in (spec, larger))
-    shares = [[int(row[3].removesuffix(" %")) for row in found.rows] for found in (table, opposite)]
+    shares = [[int(row[3].removesuffix(" %")) for row in shown.rows] for shown in (table, opposite)]
     assert [sum(pair) for pair in zip(*shares, strict=True)] == [100, 100]

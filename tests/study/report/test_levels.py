@@ -17,13 +17,13 @@ def study(errors, metric=""):
     arms = "".join(f"[arms.{arm}]\nvalues.lr = 0.1\n" for arm in errors)
     seeds = max(map(len, errors.values()))
     text = f'baseline = "{next(iter(errors))}"\nseeds = {seeds}\nentry = "mine:run"\n{metric}{arms}'
-    found = spec.parse(text, "levels")
-    runs = [run(found, arm, seed, value) for arm, of in errors.items() for seed, value in enumerate(of)]
-    return Results.of(found, [r for r in runs if r.error is not None])
+    study_spec = spec.parse(text, "levels")
+    runs = [run(study_spec, arm, seed, value) for arm, of in errors.items() for seed, value in enumerate(of)]
+    return Results.of(study_spec, [r for r in runs if r.error is not None])
 
 
-def run(found, arm, seed, error):
-    setting = found.setting("", arm)
+def run(study_spec, arm, seed, error):
+    setting = study_spec.setting("", arm)
     status = "diverged" if error is not None and error > 50 else "ok"
     values = {"status": status, "error": error, "evaluated": "test", "values": {}, "epochs": []}
     values |= {"measures": {}, "config": spec.as_json(setting), "message": "", "environment": {}}

@@ -101,12 +101,12 @@ def test_study_serve_shows_the_runs_so_far(tmp_path):
     )
     command = [sys.executable, "-m", "cdgrad", "study", "slow.toml", "--out", "out", "--serve"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
-        found = re.search(r"http://\S+", process.stderr.readline())
+        address = re.search(r"http://\S+", process.stderr.readline())
         threading.Thread(target=process.stderr.read, daemon=True).start()
         texts = set()
         while process.poll() is None:
             with suppress(OSError):
-                texts.add(get(found[0])[1])
+                texts.add(get(address[0])[1])
             time.sleep(0.3)
     assert process.returncode == 0
     assert any(" of 10 runs" in text for text in texts), [text[-300:] for text in texts]

@@ -128,8 +128,8 @@ def test_the_reference_is_any_arm_and_all_pairs_are_corrected_together():
 
 
 def test_shares_where_percent_is_expected_are_asked_about_first():
-    found = remarks(results_of("accuracy", "max", "percent = true", scale=0.01))
-    assert "is the entry's accuracy a share from 0 to 1?" in found[0]
+    sentences = remarks(results_of("accuracy", "max", "percent = true", scale=0.01))
+    assert "is the entry's accuracy a share from 0 to 1?" in sentences[0]
 
 
 def test_further_measures_are_described_without_a_p_and_without_better_or_worse():

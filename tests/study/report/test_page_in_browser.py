@@ -31,10 +31,10 @@ def html():
         for seed in study.seeds:
             setting = study.setting("", arm)
             epochs = [{"validation_error": 9.0 - k - seed / 7 - epoch} for epoch in range(3)]
-            found = {"status": "ok", "error": 5.0 + k / 3 + seed / 7, "evaluated": "test", "values": {}}
-            found |= {"epochs": epochs, "measures": {}, "config": spec.as_json(setting), "message": ""}
-            found |= {"fingerprint": setting.fingerprint, "environment": {}, "started": "", "seconds": 1.0}
-            runs.append(Run("", arm, None, seed, **found))
+            columns = {"status": "ok", "error": 5.0 + k / 3 + seed / 7, "evaluated": "test", "values": {}}
+            columns |= {"epochs": epochs, "measures": {}, "config": spec.as_json(setting), "message": ""}
+            columns |= {"fingerprint": setting.fingerprint, "environment": {}, "started": "", "seconds": 1.0}
+            runs.append(Run("", arm, None, seed, **columns))
     return html_page.html(compose.document(Results.of(study, runs)))
 
 

@@ -98,7 +98,7 @@ def test_nothing_speaks_of_images_gradients_points_or_errors(said):
     text = "\n".join(
         re.sub(r"<style>.*?</style>|<script>.*?</script>", "", part, flags=re.DOTALL) for part in said
     )
-    assert not {found.group() for found in FOREIGN.finditer(text)}
+    assert not {match.group() for match in FOREIGN.finditer(text)}
 
 
 def test_the_report_is_of_perplexity_and_holds_its_targets_and_further_measures(said):

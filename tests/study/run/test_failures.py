@@ -48,16 +48,16 @@ def keys(runs):
 
 
 def test_the_first_exception_is_the_studys_last_run(folder):
-    made = run_study(load("mine.toml"), folder / "out", 1, here)
-    assert keys(made) == [("a", 0, "ok"), ("b", 0, "ok"), ("a", 1, "failed")]
-    assert isinstance(made[-1], FailedRun)
-    assert made[-1].message == "failing:run failed: ZeroDivisionError: division by zero"
+    executed = run_study(load("mine.toml"), folder / "out", 1, here)
+    assert keys(executed) == [("a", 0, "ok"), ("b", 0, "ok"), ("a", 1, "failed")]
+    assert isinstance(executed[-1], FailedRun)
+    assert executed[-1].message == "failing:run failed: ZeroDivisionError: division by zero"
 
 
 def test_keep_going_executes_the_others(folder):
-    made = run_study(load("mine.toml"), folder / "out", 1, here, keep_going=True)
-    assert [run.seed for run in made if run.status == "failed"] == [1, 1]
-    assert len(made) == 8
+    executed = run_study(load("mine.toml"), folder / "out", 1, here, keep_going=True)
+    assert [run.seed for run in executed if run.status == "failed"] == [1, 1]
+    assert len(executed) == 8
 
 
 def test_neither_a_diverged_run_nor_a_lost_worker_ends_a_study(folder):
@@ -76,9 +76,9 @@ def test_neither_a_diverged_run_nor_a_lost_worker_ends_a_study(folder):
 
         return job.lost(datetime.now(UTC), {}, "the worker process was killed")
 
-    made = run_study(load("mine.toml"), folder / "out", 1, lossy)
-    assert len(made) == 8
-    assert {run.status for run in made} == {"ok", "diverged", "failed"}
+    executed = run_study(load("mine.toml"), folder / "out", 1, lossy)
+    assert len(executed) == 8
+    assert {run.status for run in executed} == {"ok", "diverged", "failed"}
 
 
 def test_the_traceback_is_the_users_and_stays_out_of_the_records(folder, tmp_path, capsys):
@@ -105,8 +105,8 @@ def test_a_run_that_then_ends_well_takes_its_traceback_away(folder):
     assert (folder / "out" / LOGS).is_dir()
     (folder / "failing.py").write_text(CODE.replace("seed - 1", "seed - 9"))
     sys.modules.pop("failing")
-    made = run_study(load("mine.toml"), folder / "out", 1, here, allow_code_change=True)
-    assert {run.status for run in made} == {"ok"}
+    executed = run_study(load("mine.toml"), folder / "out", 1, here, allow_code_change=True)
+    assert {run.status for run in executed} == {"ok"}
     assert not (folder / "out" / LOGS).exists()
 
 

@@ -34,10 +34,10 @@ def cluster(tmp_path_factory):
 
         node = {"num_cpus": 1, "node_ip_address": "127.0.0.1", "object_store_memory": 80_000_000}
         quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500}
-        found = Cluster(True, head_node_args={**node, "include_dashboard": False, "_system_config": quick})
-        found.node = found.add_node(**node)
-        yield found
-        found.shutdown()
+        started = Cluster(True, head_node_args={**node, "include_dashboard": False, "_system_config": quick})
+        started.node = started.add_node(**node)
+        yield started
+        started.shutdown()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -56,13 +56,13 @@ def test_under_ray_a_study_gives_the_local_numbers_though_a_node_is_killed(clust
                 cluster.remove_node(cluster.node, allow_graceful=False)
                 cluster.node = None
 
-    made = run_study(spec, tmp_path, 2, and_a_node_is_killed)
+    executed = run_study(spec, tmp_path, 2, and_a_node_is_killed)
     assert cluster.node is None
     with Store(tmp_path, write=False) as store:
         runs = store.runs()
     assert [run.status for run in runs] == ["ok"] * 10, [run.message for run in runs]
     assert {(run.key, epoch) for run in runs for epoch in (1, 2, 3)} == set(epochs)
-    assert {run.environment["threads"] for run in made} == {1}
+    assert {run.environment["threads"] for run in executed} == {1}
     here = [execute(job, lambda epoch, measured: None) for job in iter(Plan(spec, [], "here").take, None)]
     assert sorted(here, key=lambda run: run.key[1::2]) == runs
 
@@ -103,9 +103,9 @@ def test_under_ray_the_users_modules_are_found_and_the_first_exception_ends_the_
     def on_the_cluster(take, workers):
         return ray_engine.run_all(take, workers, address=cluster.address)
 
-    made = run_study(load("../project/own.toml"), tmp_path / "out", 1, on_the_cluster)
-    assert [(run.status, run.error) for run in made] == [("ok", 0.0), ("ok", 2.0), ("failed", None)]
-    kept = logs.traceback_of(tmp_path / "out", made[-1])
+    executed = run_study(load("../project/own.toml"), tmp_path / "out", 1, on_the_cluster)
+    assert [(run.status, run.error) for run in executed] == [("ok", 0.0), ("ok", 2.0), ("failed", None)]
+    kept = logs.traceback_of(tmp_path / "out", executed[-1])
     assert kept.splitlines()[-1] == "ZeroDivisionError: division by zero"
 
 

@@ -72,8 +72,8 @@ def test_the_report_prints_what_rounding_differs_by_and_tests_the_others_only(ti
     errors = {"sgd": (3.0, 4.0), "rounded": (3.2, 3.9), "directed": (2.5, 4.5)}
     runs = [
         dataclasses.replace(make_run("sgd", seed, error), arm=arm)
-        for arm, found in errors.items()
-        for seed, error in enumerate(found)
+        for arm, values in errors.items()
+        for seed, error in enumerate(values)
     ]
     results = Results.of(study, runs)
     (said,) = [line for line in remarks(results) if "rounding" in line]

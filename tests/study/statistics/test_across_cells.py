@@ -26,30 +26,30 @@ def test_the_probability_of_improvement_is_that_of_rliable():
 def test_its_interval_is_that_of_a_bootstrap_by_hand():
     arm, base = two_arms(np.random.default_rng(1))
     rng = np.random.default_rng(2)
-    found = []
+    resampled = []
     for _ in range(3000):
         drawn = [rng.integers(0, len(a), size=len(a)) for a in arm]  # within each cell, both arms together
         cells = [
             np.mean((a[i][:, None] < b[i]) + 0.5 * (a[i][:, None] == b[i]))
             for a, b, i in zip(arm, base, drawn, strict=True)
         ]
-        found.append(np.mean(cells))
+        resampled.append(np.mean(cells))
     interval = across_cells.probability_of_improvement(arm, base).interval
-    assert interval == pytest.approx(np.quantile(found, [0.025, 0.975]), abs=0.012)
+    assert interval == pytest.approx(np.quantile(resampled, [0.025, 0.975]), abs=0.012)
 
 
 def test_the_mean_difference_counts_each_cell_once():
-    found = across_cells.mean_difference([[1.0, 3.0], [0.0] * 50])
-    assert found.value == 1.0
-    assert found.interval == pytest.approx((0.5, 1.5))  # of the first cell's resamples: 1, 2 or 3, halved
+    mean = across_cells.mean_difference([[1.0, 3.0], [0.0] * 50])
+    assert mean.value == 1.0
+    assert mean.interval == pytest.approx((0.5, 1.5))  # of the first cell's resamples: 1, 2 or 3, halved
 
 
 def test_the_interval_of_the_mean_is_that_of_the_normal_limit():
     rng = np.random.default_rng(3)
     cells = [rng.normal(0, 1, size=200), rng.normal(5, 2, size=100)]
-    found = across_cells.mean_difference(cells)
+    mean = across_cells.mean_difference(cells)
     error = np.sqrt(sum(x.var() / len(x) for x in cells)) / 2
-    assert found.interval == pytest.approx((found.value - 1.96 * error, found.value + 1.96 * error), abs=0.02)
+    assert mean.interval == pytest.approx((mean.value - 1.96 * error, mean.value + 1.96 * error), abs=0.02)
 
 
 def test_a_profile_is_the_mean_over_cells_of_the_distribution_functions():

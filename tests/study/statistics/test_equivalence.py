@@ -15,9 +15,9 @@ def test_the_p_is_the_larger_one_of_two_one_sided_t_tests():
 def test_it_is_shown_exactly_where_the_90_percent_interval_lies_within_the_margin():
     shown = 0
     for seed in range(40):
-        found = equivalence(np.random.default_rng(seed).normal(0.0, 0.3, size=10), 0.2)
-        assert found.shown == (found.interval.low > -0.2 and found.interval.high < 0.2)
-        shown += found.shown
+        result = equivalence(np.random.default_rng(seed).normal(0.0, 0.3, size=10), 0.2)
+        assert result.shown == (result.interval.low > -0.2 and result.interval.high < 0.2)
+        shown += result.shown
     assert 0 < shown < 40
 
 

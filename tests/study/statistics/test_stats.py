@@ -102,9 +102,9 @@ def test_a_huge_difference_is_always_shown():
 
 @pytest.mark.parametrize("pairs", [2, 3, 10, 34, 199])
 def test_the_detectable_difference_inverts_power(pairs):
-    found = stats.detectable_difference(pairs, 0.7)
-    assert stats.paired_power(pairs, found, 0.7) == pytest.approx(0.8, abs=1e-9)
-    assert found == pytest.approx(0.7 * stats.detectable_difference(pairs, 1.0))
+    difference = stats.detectable_difference(pairs, 0.7)
+    assert stats.paired_power(pairs, difference, 0.7) == pytest.approx(0.8, abs=1e-9)
+    assert difference == pytest.approx(0.7 * stats.detectable_difference(pairs, 1.0))
 
 
 def test_the_detectable_difference_of_many_pairs_is_that_of_the_normal_distribution():
@@ -155,43 +155,45 @@ def test_holm():
 
 
 def test_a_comparison_is_of_the_arm_minus_the_baseline():
-    found = stats.compare([2.0, 3.0, 5.0, 4.0], [3.0, 3.0, 6.0, 3.0])
-    assert found.differences.tolist() == [-1.0, 0.0, -1.0, 1.0]
-    assert found.mean == -0.25
-    assert found.win_rate == (2 + 0.5) / 4
-    assert found.correlation == pytest.approx(np.corrcoef([2, 3, 5, 4], [3, 3, 6, 3])[0, 1])
+    compared = stats.compare([2.0, 3.0, 5.0, 4.0], [3.0, 3.0, 6.0, 3.0])
+    assert compared.differences.tolist() == [-1.0, 0.0, -1.0, 1.0]
+    assert compared.mean == -0.25
+    assert compared.win_rate == (2 + 0.5) / 4
+    assert compared.correlation == pytest.approx(np.corrcoef([2, 3, 5, 4], [3, 3, 6, 3])[0, 1])
 
 
 def test_equal_arms_are_a_null_without_variance():
-    found = stats.compare([2.0, 3.0, 4.0], [2.0, 3.0, 4.0])
-    assert found.interval == found.bootstrap == (0.0, 0.0)
-    assert stats.required_pairs(0.1, found.sd) == 2
-    assert found.p == 1.0
-    assert found.win_rate == 0.5
+    compared = stats.compare([2.0, 3.0, 4.0], [2.0, 3.0, 4.0])
+    assert compared.interval == compared.bootstrap == (0.0, 0.0)
+    assert stats.required_pairs(0.1, compared.sd) == 2
+    assert compared.p == 1.0
+    assert compared.win_rate == 0.5
 
 
 def test_one_pair_has_a_difference_and_no_interval():
-    found = stats.compare([2.0], [3.0])
-    assert found.mean == -1.0
-    assert np.isnan([*found.interval, *found.bootstrap, found.p, found.sd, found.correlation]).all()
-    assert "at least 2" in verdict("b", "a", found, found.p)
+    compared = stats.compare([2.0], [3.0])
+    assert compared.mean == -1.0
+    assert np.isnan(
+        [*compared.interval, *compared.bootstrap, compared.p, compared.sd, compared.correlation]
+    ).all()
+    assert "at least 2" in verdict("b", "a", compared, compared.p)
 
 
 def test_the_verdict_on_a_null_has_both_ends_of_the_interval_names_p_and_claims_no_power():
-    found = stats.compare([2.0, 3.1, 4.0, 5.2], [2.1, 3.0, 4.1, 5.0])
-    sentence = verdict("b", "a", found, found.p, "Holm p")
-    low, high = found.interval
-    assert f"mean difference {found.mean:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}" in sentence
-    assert f"Holm p = {found.p:.2g}" in sentence
+    compared = stats.compare([2.0, 3.1, 4.0, 5.2], [2.1, 3.0, 4.1, 5.0])
+    sentence = verdict("b", "a", compared, compared.p, "Holm p")
+    low, high = compared.interval
+    assert f"mean difference {compared.mean:+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}" in sentence
+    assert f"Holm p = {compared.p:.2g}" in sentence
     assert "% of studies" not in sentence
 
 
 @pytest.mark.parametrize(("shift", "word"), [(-1.0, "better"), (1.0, "worse")])
 def test_the_verdict_on_a_difference_says_which_way(shift, word):
     base = np.linspace(2.0, 4.0, 10)
-    found = stats.compare(base + shift + 0.1 * np.sin(np.arange(10)), base)
-    assert f"b is {word} than a: its error is " in verdict("b", "a", found, found.p)
-    assert "no difference is shown" in verdict("b", "a", found, 0.2)  # after Holm's correction
+    compared = stats.compare(base + shift + 0.1 * np.sin(np.arange(10)), base)
+    assert f"b is {word} than a: its error is " in verdict("b", "a", compared, compared.p)
+    assert "no difference is shown" in verdict("b", "a", compared, 0.2)  # after Holm's correction
 
 
 def test_vectors_of_different_lengths_are_refused():

@@ -17,7 +17,7 @@ MORE = '[arms.more]\nmetric = "sobolev:lam=0.01"\n'
 @pytest.fixture
 def studies(tiny_text, make_run):
     """Two studies of 8 and 6 seeds that share two of their three arms."""
-    found = {}
+    results = {}
     for name, seeds, text in (("one", 8, tiny_text + MORE), ("two", 6, tiny_text)):
         spec = parse(text.replace("seeds = 2", f"seeds = {seeds}"), name)
         runs = [
@@ -25,8 +25,8 @@ def studies(tiny_text, make_run):
             for k, arm in enumerate(spec.arms)
             for seed in spec.seeds
         ]
-        found[name] = Results.of(spec, runs)
-    return found
+        results[name] = Results.of(spec, runs)
+    return results
 
 
 def test_the_shared_comparisons_are_those_of_each_study_under_one_correction(studies):

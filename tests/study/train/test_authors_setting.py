@@ -83,24 +83,24 @@ def test_steps_and_their_length_belong_together(tiny_text, table):
 def test_choices_by_the_test_set_stand_beside_the_last_error(tiny):
     schedule = Schedule(12, 16, test_every_epoch=True)
     setting = dataclasses.replace(tiny.setting("", "sgd"), schedule=schedule)
-    found = trained(setting)
-    errors = [epoch["test_error"] for epoch in found.epochs]
-    assert found.error == errors[-1]
-    assert found.measures == {
+    outcome = trained(setting)
+    errors = [epoch["test_error"] for epoch in outcome.epochs]
+    assert outcome.error == errors[-1]
+    assert outcome.measures == {
         "best_epoch_test_error": min(errors),
         "last_ten_epochs_test_error": pytest.approx(sum(errors[2:]) / 10),
     }
     plain = trained(dataclasses.replace(setting, schedule=Schedule(12, 16)))
-    assert plain.error == found.error
+    assert plain.error == outcome.error
     assert plain.measures == {}
     assert "test_error" not in plain.epochs[0]
 
 
 def test_a_run_that_evaluates_validation_images_never_measures_test_errors(tiny):
     schedule = Schedule(1, 16, test_every_epoch=True)
-    found = trained(dataclasses.replace(tiny.setting("", "sgd"), schedule=schedule, evaluate="validation"))
-    assert "test_error" not in found.epochs[0]
-    assert found.measures == {}
+    outcome = trained(dataclasses.replace(tiny.setting("", "sgd"), schedule=schedule, evaluate="validation"))
+    assert "test_error" not in outcome.epochs[0]
+    assert outcome.measures == {}
 
 
 def test_selected_errors_of_a_known_curve():

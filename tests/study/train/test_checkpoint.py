@@ -94,12 +94,12 @@ def test_a_run_may_be_killed_again_and_again(setting, tmp_path):
 
 
 def test_saves_are_no_more_frequent_than_asked(setting, tmp_path):
-    found = []
+    saved = []
     path = tmp_path / "run.ckpt"
-    train(setting(), 0, lambda epoch, measured: found.append(path.exists()), checkpoint=path, every=3600)
-    assert found == [False] * 4
-    train(setting(), 0, lambda epoch, measured: found.append(path.exists()), checkpoint=path, every=0)
-    assert found[4:] == [False, True, True, True]
+    train(setting(), 0, lambda epoch, measured: saved.append(path.exists()), checkpoint=path, every=3600)
+    assert saved == [False] * 4
+    train(setting(), 0, lambda epoch, measured: saved.append(path.exists()), checkpoint=path, every=0)
+    assert saved[4:] == [False, True, True, True]
 
 
 @pytest.mark.parametrize("kept", [0, 100, -200])

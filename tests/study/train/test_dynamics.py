@@ -60,8 +60,8 @@ def test_measuring_changes_no_number_of_the_run(setting):
 
 
 def test_the_divergence_is_that_of_rounding(setting, monkeypatch):
-    found = [epoch["divergence"] for epoch in run(setting("divergence")).epochs]
-    assert all(0 < value < 1e-3 for value in found)
+    divergences = [epoch["divergence"] for epoch in run(setting("divergence")).epochs]
+    assert all(0 < value < 1e-3 for value in divergences)
     monkeypatch.setattr(dynamics, "_rounded", lambda state: setting())  # a copy that rounds as the run does
     assert [epoch["divergence"] for epoch in run(setting("divergence")).epochs] == [0.0] * 4
 

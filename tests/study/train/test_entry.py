@@ -164,9 +164,9 @@ def test_the_fingerprint_covers_the_entry_and_the_values(spec):
 
 
 def test_a_study_of_it_is_a_study_like_any_other(spec, tmp_path):
-    made = run_study(spec, tmp_path / "out", workers=1)
-    assert [run.status for run in made] == ["ok"] * 4
-    assert {(len(run.epochs), run.measures["steps"]) for run in made} == {(3, 3.0)}
+    executed = run_study(spec, tmp_path / "out", workers=1)
+    assert [run.status for run in executed] == ["ok"] * 4
+    assert {(len(run.epochs), run.measures["steps"]) for run in executed} == {(3, 3.0)}
     assert run_study(spec, tmp_path / "out", workers=1) == []
     with Store(tmp_path / "out", write=False) as store:
         kept = store.runs()

@@ -43,17 +43,17 @@ class Watched(execution.Captured):
 def captured(monkeypatch):
     """Executes every run by recorded graphs; a list of the executions."""
     record_cpu_kernels(monkeypatch)
-    found: list[Watched] = []
+    executions: list[Watched] = []
 
     def choose(state):
         assert not execution.prepare(state.optimizer, state.device)
         state.rates.move_to(state.device)
-        found.append(Watched(state))
-        return found[-1], ""
+        executions.append(Watched(state))
+        return executions[-1], ""
 
     def start():
         monkeypatch.setattr(loop, "choose", choose)
-        return found
+        return executions
 
     return start
 
@@ -64,12 +64,12 @@ def setting(tiny):
         base = tiny.setting("", "sgd")
         # 48 images: two whole batches and a part, five epochs, a rate that changes in every step.
         longer = dataclasses.replace(base.schedule, epochs=5, batch=20, warmup=1)
-        made = {
+        tables = {
             "schedule": dataclasses.replace(longer, **(schedule or {})),
             "task": dataclasses.replace(base.task, augment=augment),
             "optimizer": SGD,
         }
-        return dataclasses.replace(base, **(made | changes))
+        return dataclasses.replace(base, **(tables | changes))
 
     return make
 
@@ -124,10 +124,10 @@ def dropout_network(image_shape, classes):
 def test_replayed_steps_give_the_numbers_of_steps_made_at_once(setting, captured, changes):
     changed = setting(**changes)
     plain = run(changed)
-    found = captured()
+    executions = captured()
     graphs = run(changed)
     assert_equal_to_rounding(graphs, plain)
-    (execution,) = found
+    (execution,) = executions
     assert execution.refusal == ""
     # Of whole batches, of the last one of an epoch, and of each split that is evaluated in every epoch.
     assert len(execution.made) == 3 + changed.schedule.test_every_epoch
@@ -169,16 +169,16 @@ def test_a_checkpoint_of_steps_made_at_once_resumes_as_graphs(setting, captured,
 
 def test_what_cannot_be_captured_is_executed_at_once_and_says_why(setting, monkeypatch):
     changed = setting()
-    plain, found = run(changed), []
+    plain, executions = run(changed), []
 
     def choose(state):
         state.rates.move_to(state.device)  # SGD that is not fused reads its rate on the host
-        found.append(Watched(state))
-        return found[-1], ""
+        executions.append(Watched(state))
+        return executions[-1], ""
 
     monkeypatch.setattr(loop, "choose", choose)
     assert_equal_to_rounding(run(changed), plain)
-    (execution,) = found
+    (execution,) = executions
     assert execution.refusal.startswith("RuntimeError: aten._local_scalar_dense.default is not permitted")
     assert len(execution.made) == 1
     assert loop._graphs(execution, "").startswith("not captured: RuntimeError: aten._local")
@@ -282,18 +282,18 @@ def test_a_failed_capture_gives_the_generators_their_state_back(monkeypatch):
     monkeypatch.setattr(torch.cuda, "default_generators", (device,))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the current stream")
-    made = execution.CudaGraph([own], "a pool")
+    steps = execution.CudaGraph([own], "a pool")
     assert Graph.registered == [own]  # torch registers the device's own
 
     def work():
         raise RuntimeError("not permitted")
 
     with pytest.raises(RuntimeError, match="not permitted"):
-        made.capture(work)
+        steps.capture(work)
     assert entered == [(Graph, "a pool", "the current stream")]
     assert (device.state, own.state) == ("device, before", "own, before")
     assert gc.isenabled()
-    made.capture(lambda: collects.append(gc.isenabled()))
+    steps.capture(lambda: collects.append(gc.isenabled()))
     assert device.state == "capturing"
     # Freeing what an earlier run left would invalidate the capture.
     assert (collects, gc.isenabled()) == ([False], True)
