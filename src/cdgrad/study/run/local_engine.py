@@ -10,7 +10,7 @@ from pathlib import Path
 from cdgrad.study import StudyError
 from cdgrad.study.files import SAVE_EVERY
 from cdgrad.study.run.engine import EpochDone, RunDone, Take
-from cdgrad.study.run.worker import Worker, WorkerOptions
+from cdgrad.study.run.worker import Worker, WorkerOptions, interrupts_held
 
 
 def run_all(
@@ -52,7 +52,8 @@ def run_all(
                     options = WorkerOptions(
                         gpu_of(index, gpus), sharing, checkpoints, save_every, tensorboard
                     )
-                    worker = pool[index] = Worker(options)
+                    with interrupts_held():  # until the pool has the worker, which is then ended
+                        worker = pool[index] = Worker(options)
                 worker.take(job)
             busy = {index: worker for index, worker in pool.items() if worker.job is not None}
             if not busy:

@@ -60,11 +60,7 @@ class Worker:
         self._process: SpawnProcess = context.Process(target=serve, args=(child_end, options))
         visible = {} if options.gpu is None else {"CUDA_VISIBLE_DEVICES": options.gpu}
         # Otherwise the interpreter would search the working directory first, for its own modules, too.
-        with (
-            _interrupts_held(),
-            _environment({**ONE_THREAD, **visible, "PYTHONSAFEPATH": "1"}),
-            _without_main(),
-        ):
+        with _environment({**ONE_THREAD, **visible, "PYTHONSAFEPATH": "1"}), _without_main():
             self._process.start()
         child_end.close()
         self.job: Job | None = None
@@ -182,7 +178,10 @@ def _environment(variables: Mapping[str, str]) -> Generator[None]:
         yield
     finally:
         for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager
@@ -201,7 +200,7 @@ def _without_main() -> Generator[None]:
 
 
 @contextmanager
-def _interrupts_held() -> Generator[None]:
+def interrupts_held() -> Generator[None]:
     """Ctrl-C waits until the end, and processes started inside begin with it blocked.
 
     A terminal sends it to all of them, but only the driver must act on it; `serve` ignores it for good.
