@@ -15,7 +15,7 @@ def new_process():
     """Forget what the folders held."""
     files.contents.cache_clear()
     files.digest.cache_clear()
-    decoding._warn.cache_clear()
+    decoding.warn_once.cache_clear()
 
 
 def pictures(n, seed, shape=(6, 8, 3)):

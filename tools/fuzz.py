@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import warnings
 from contextlib import chdir, redirect_stderr, redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
@@ -130,8 +131,9 @@ def stores(count, chance, folder):
 
 def option_names(command):
     """The options of a command."""
-    choices = next(a.choices for a in cli.parser()._actions if isinstance(a.choices, dict))
-    return sorted(choices[command]._option_string_actions)
+    parser = argparse.ArgumentParser()
+    import_module(f"cdgrad.commands.{command}").add_arguments(parser)
+    return sorted({*re.findall(r"(?<![\w-])--?[a-z][a-z-]*", parser.format_usage()), "--help"})
 
 
 def arguments(count, chance, folder):

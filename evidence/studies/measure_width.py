@@ -201,7 +201,7 @@ def train(setting: Setting, arm: Arm, data: datasets.Data, seed: int, rate: floa
             images = datasets.augment(data.train.images(rows), task.augment, augmentation)
             optimizer.zero_grad()
             folded = arm.widths and random.random() < 0.5
-            logits = _at_width(model, meshes, random.uniform(0.25, 1), images) if folded else model(images)
+            logits = at_width(model, meshes, random.uniform(0.25, 1), images) if folded else model(images)
             cross_entropy(logits, data.train.labels[rows]).backward()
             if arm.strength:
                 smoother(arm.strength * (arm.last_strength / arm.strength) ** (done / steps))
@@ -211,7 +211,7 @@ def train(setting: Setting, arm: Arm, data: datasets.Data, seed: int, rate: floa
     return model
 
 
-def _at_width(model: nn.Module, meshes: mesh.Meshes, width: float, images: Tensor) -> Tensor:
+def at_width(model: nn.Module, meshes: mesh.Meshes, width: float, images: Tensor) -> Tensor:
     """The output of the network folded to `width`, differentiable in the weights of the whole one."""
     changes = mesh.fold(model, meshes, width)
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}

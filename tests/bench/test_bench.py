@@ -31,8 +31,8 @@ ROOT = Path(__file__).parents[2]
 def test_the_shapes_are_those_of_the_networks(name, tensors, weights):
     layers = NETWORKS[name]()
     assert len(layers) == tensors
-    assert sum(c.out * (c.into // c.groups) * c.kernel**2 for c in layers) == weights
-    assert all(c.out % c.groups == 0 for c in layers)
+    assert sum(layer.out * (layer.into // layer.groups) * layer.kernel**2 for layer in layers) == weights
+    assert all(layer.out % layer.groups == 0 for layer in layers)
     assert layers[0].gradient().shape == (layers[0].out, layers[0].into, layers[0].kernel, layers[0].kernel)
 
 

@@ -52,10 +52,8 @@ def test_the_contracts_hold(copy):
 
 @pytest.mark.parametrize("contract", WRONG)
 def test_a_line_the_wrong_way_breaks_the_contract(copy, contract):
-    names = {
-        c["id"]: c["name"]
-        for c in tomllib.loads((copy / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
-    }
+    declared = tomllib.loads((copy / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    names = {each["id"]: each["name"] for each in declared}
     file, line = WRONG[contract]
     path = copy / "cdgrad" / file
     before = path.read_text(encoding="utf-8")

@@ -18,7 +18,7 @@ PAGES = sorted(p for p in (ROOT / "docs").rglob("*.md") if "_build" not in p.par
 DOCUMENTS = [ROOT / "README.md", *PAGES]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.relative_to(ROOT).as_posix())
 def test_every_block_runs_in_order(document, tmp_path, monkeypatch):
     """In an empty folder, as a reader would run them; a ``text`` block shows what the one before printed."""
     monkeypatch.setattr(sys, "path", [*sys.path])

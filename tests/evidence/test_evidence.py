@@ -118,7 +118,7 @@ def test_the_final_runs_have_the_setting_with_the_lowest_validation_error(name):
             if run.arm == searched and run.trial is not None:
                 trials.setdefault(run.trial, []).append(run)
         if trials:
-            best = min(sorted(trials), key=lambda t: sum(run.error for run in trials[t]))
+            best = min(sorted(trials), key=lambda trial: sum(run.error for run in trials[trial]))
             assert final[0].values == trials[best][0].values
 
 
@@ -176,7 +176,9 @@ def test_the_mechanism_s_records_are_complete():
 def test_a_changed_run_of_the_searches_moves_its_number_on_the_page(monkeypatch):
     def worse(path):
         runs = from_parquet(path)
-        return [replace(r, error=r.error + 1.6 * (r.arm == "sobolev" and r.seed == 0)) for r in runs]
+        return [
+            replace(run, error=run.error + 1.6 * (run.arm == "sobolev" and run.seed == 0)) for run in runs
+        ]
 
     before = searches.section()
     monkeypatch.setattr("evidence.build.loading.from_parquet", worse)

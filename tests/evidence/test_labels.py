@@ -54,7 +54,9 @@ def test_it_compares_the_same_settings_the_best_rates_and_the_searches(monkeypat
         name: [study(name, of)] for name, of in zip(labels.LABELS, (of_rates, of_searches), strict=True)
     }
     monkeypatch.setattr(
-        labels, "studies", lambda names: [s for n in names for s in results.get(n) or studies([n])]
+        labels,
+        "studies",
+        lambda names: [result for name in names for result in results.get(name) or studies([name])],
     )
     parts = labels.section()
     assert (

@@ -61,7 +61,7 @@ def test_half_the_width_is_a_plain_module_that_runs_saves_and_keeps_input_and_ou
     assert half(images(name)).shape == model(images(name)).shape
     count = sum(p.numel() for p in half.parameters()) / sum(p.numel() for p in model.parameters())
     assert 0.2 < count < 0.45  # a quarter, but for what one width of a layer scales
-    assert {type(m) for m in half.modules()} == {type(m) for m in model.modules()}
+    assert {type(module) for module in half.modules()} == {type(module) for module in model.modules()}
     for layer in half.modules():
         if isinstance(layer, nn.Conv2d):
             assert layer.weight.shape[:2] == (layer.out_channels, layer.in_channels // layer.groups)
@@ -80,7 +80,9 @@ def test_half_the_width_has_the_architecture_of_the_network_of_that_width(name):
     half = {**NETWORKS[name], "width": NETWORKS[name]["width"] // 2}
     built = models.build(name, (3, 8, 8), 10, half).state_dict()
     folded = mesh.resize(network(name), 0.5).state_dict()
-    assert {key: value.shape for key, value in folded.items()} == {k: v.shape for k, v in built.items()}
+    assert {key: value.shape for key, value in folded.items()} == {
+        key: value.shape for key, value in built.items()
+    }
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -99,18 +101,18 @@ def test_refining_and_then_folding_back_returns_the_network(name):
 
 def smooth_network(n):
     """Two convolutions whose filters, scales and shifts are samples of smooth functions; float64."""
-    s = (torch.arange(n, dtype=torch.float64) / (n - 1)).view(-1, 1, 1, 1)
+    position = (torch.arange(n, dtype=torch.float64) / (n - 1)).view(-1, 1, 1, 1)
     model = nn.Sequential(
         nn.Conv2d(1, n, 3), nn.BatchNorm2d(n), nn.ReLU(), nn.Conv2d(n, 1, 3, bias=False)
     ).double()
     first, norm, _, second = model
     phase = torch.arange(9, dtype=torch.float64).view(1, 1, 3, 3)
     with torch.no_grad():
-        first.weight.copy_(torch.sin(3 * s + phase))
-        first.bias.copy_(torch.cos(2 * s).flatten())
-        norm.weight.copy_(1 + 0.3 * torch.sin(4 * s).flatten())
-        norm.bias.copy_(0.2 * torch.cos(3 * s).flatten())
-        second.weight.copy_(torch.cos(2 * s.view(1, n, 1, 1) + phase.view(1, 1, 3, 3)) / n)
+        first.weight.copy_(torch.sin(3 * position + phase))
+        first.bias.copy_(torch.cos(2 * position).flatten())
+        norm.weight.copy_(1 + 0.3 * torch.sin(4 * position).flatten())
+        norm.bias.copy_(0.2 * torch.cos(3 * position).flatten())
+        second.weight.copy_(torch.cos(2 * position.view(1, n, 1, 1) + phase.view(1, 1, 3, 3)) / n)
     return model.eval()
 
 
@@ -135,7 +137,7 @@ def test_a_shuffled_network_does_not_fold():
     shuffled = mesh.changed(model, meshes, {axis: mesh.Change(place, place.T)})
     x = torch.randn(8, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(shuffled(x), model(x))  # the order of the channels changes nothing
-    errors = [(mesh.resize(m, 0.5)(x) - model(x)).norm() for m in (model, shuffled)]
+    errors = [(mesh.resize(network, 0.5)(x) - model(x)).norm() for network in (model, shuffled)]
     assert errors[1] > 50 * errors[0]
 
 
@@ -249,7 +251,7 @@ def test_statistics_estimated_anew_are_those_of_the_images():
 def test_training_at_a_width_trains_the_folded_network_and_reaches_all_weights():
     model, x = network("resnet8"), images("resnet8")
     meshes = mesh.meshes_of(model)
-    logits = measure_width._at_width(model, meshes, 0.5, x)
+    logits = measure_width.at_width(model, meshes, 0.5, x)
     torch.testing.assert_close(logits, mesh.resize(model, 0.5)(x))
     logits.square().sum().backward()
     unread = model.features[0].weight.grad[3]  # a channel between kept ones is not used itself

@@ -8,21 +8,13 @@ from itertools import pairwise
 
 import pytest
 import torch
+from every_metric import every_metric
 
 from cdgrad import MeanSobolev, ReweightedL2, Sobolev, channel_directed_, select_backend
 from cdgrad.ops import eager, sobolev_weights
 from cdgrad.ops.cpu import kernels
 from cdgrad.ops.cpu import launch as cpu
 from cdgrad.ops.cpu import threads as thread_team
-
-METRICS = [
-    ReweightedL2(3),
-    Sobolev(0.01),
-    Sobolev(0.01, "periodic"),
-    MeanSobolev(0.01),
-    MeanSobolev(0.01, "periodic"),
-]
-every_metric = pytest.mark.parametrize("metric", METRICS, ids=str)
 
 
 def weights(dtype=torch.float32):
@@ -46,8 +38,8 @@ def expected(grads, metric, dims, groups):
 @pytest.mark.parametrize(("dims", "groups"), [((0,) * 6, (1,) * 6), ((1, 0, 1, 0, 1, 1), (1, 4, 7, 7, 3, 1))])
 def test_blocks_and_threads_cover_every_element_once(metric, count, dims, groups, threads, monkeypatch):
     threads(count)
-    monkeypatch.setattr(cpu, "_LEAST_BYTES", 4096)  # blocks small enough that each axis has several
-    cpu._plan.cache_clear()
+    monkeypatch.setattr(cpu, "LEAST_BYTES", 4096)  # blocks small enough that each axis has several
+    cpu.make_plan.cache_clear()
     grads = weights()
     want = expected(grads, metric, dims, groups)
     monkeypatch.setattr(eager, "directed", None)  # the kernels run, not eager
@@ -58,10 +50,10 @@ def test_blocks_and_threads_cover_every_element_once(metric, count, dims, groups
 
 def test_the_case_above_has_several_blocks_along_both_axes(threads, monkeypatch):
     threads(5)
-    monkeypatch.setattr(cpu, "_LEAST_BYTES", 4096)
-    cpu._plan.cache_clear()
+    monkeypatch.setattr(cpu, "LEAST_BYTES", 4096)
+    cpu.make_plan.cache_clear()
     axes = zip(weights(), (1, 0, 1, 0, 1, 1), (1, 4, 7, 7, 3, 1), strict=True)
-    table = cpu._plan(tuple((g.shape, g.stride(), *axis) for g, *axis in axes), 4, 5).table
+    table = cpu.make_plan(tuple((g.shape, g.stride(), *axis) for g, *axis in axes), 4, 5).table
     assert (table[:, kernels.ACROSS] > 1).any()
     assert (table[:, kernels.OUTER] > table[:, kernels.OUTER_BLOCK]).any()
 
@@ -315,8 +307,8 @@ def test_without_numba_eager_runs_with_a_warning_and_a_reason(monkeypatch):
         raise ImportError("No module named 'numba'")
 
     monkeypatch.setattr(cpu, "import_module", no_numba)
-    cpu._unavailable.cache_clear()
-    cpu._worker.cache_clear()
+    cpu.unavailable.cache_clear()
+    cpu.compiled_worker.cache_clear()
     try:
         grad = torch.randn(4, 3)
         with pytest.warns(UserWarning, match="numba cannot compile .* eager backend"):
@@ -328,7 +320,7 @@ def test_without_numba_eager_runs_with_a_warning_and_a_reason(monkeypatch):
         channel_directed_([grad], "sobolev:lam=1")
         assert torch.equal(grad, want)
     finally:
-        cpu._unavailable.cache_clear()
+        cpu.unavailable.cache_clear()
 
 
 def test_with_a_damaged_cache_on_disk_the_kernels_are_compiled_with_a_warning(tmp_path):
@@ -365,8 +357,8 @@ print(cdgrad.select_backend(grads[0], "reweighted:lam=3")[0], [str(w.message) fo
 
 def test_weights_are_cached_within_bytes():
     for i in range(40):
-        cpu._weights(Sobolev(1.0 + i), (50_000,), False)
-    assert cpu._weights.cache_bytes() <= 32 * 2**20
+        cpu.weights_for(Sobolev(1.0 + i), (50_000,), False)
+    assert cpu.weights_for.cache_bytes() <= 32 * 2**20
     assert sobolev_weights.sobolev.cache_bytes() <= 32 * 2**20
-    again = cpu._weights(Sobolev(40.0), (50_000,), False)
-    assert again[0] is cpu._weights(Sobolev(40.0), (50_000,), False)[0]
+    again = cpu.weights_for(Sobolev(40.0), (50_000,), False)
+    assert again[0] is cpu.weights_for(Sobolev(40.0), (50_000,), False)[0]

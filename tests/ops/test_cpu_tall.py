@@ -23,9 +23,9 @@ every_metric = pytest.mark.parametrize("metric", METRICS, ids=str)
 @pytest.fixture
 def small(monkeypatch):
     """Chunks of 16 channels and at most 80 columns."""
-    monkeypatch.setattr(chunks, "_CHANNELS", 9)
-    monkeypatch.setattr(chunks, "_CHUNK_BYTES", 16 * 4 * 80)
-    monkeypatch.setattr(chunks, "_WIDEST", 80)
+    monkeypatch.setattr(chunks, "CHANNELS", 9)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 16 * 4 * 80)
+    monkeypatch.setattr(chunks, "WIDEST", 80)
 
 
 @every_metric

@@ -3,19 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from every_metric import METRICS, every_metric
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cdgrad import MeanSobolev, ReweightedL2, Sobolev, channel_directed, channel_directed_
 from cdgrad.ops import cyclic_reduction, eager
-
-METRICS = [
-    ReweightedL2(3),
-    Sobolev(0.01),
-    Sobolev(0.01, "periodic"),
-    MeanSobolev(0.01),
-    MeanSobolev(0.01, "periodic"),
-]
-every_metric = pytest.mark.parametrize("metric", METRICS, ids=str)
 
 
 class Operations(TorchDispatchMode):

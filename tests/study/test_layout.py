@@ -46,7 +46,11 @@ def test_an_alias_has_no_other_names():
 
 
 def test_fingerprints_of_committed_records_are_kept():
-    run = next(r for r in from_parquet(EVIDENCE / "records" / "cifar10-jpeg.parquet") if r.trial is None)
+    run = next(
+        recorded
+        for recorded in from_parquet(EVIDENCE / "records" / "cifar10-jpeg.parquet")
+        if recorded.trial is None
+    )
     assert run.fingerprint == "243d8ffdba5615472fb59deec2f35542d54cb99ae7660f61c212976ba68225af"
     assert hashlib.sha256(json.dumps(run.config, sort_keys=True).encode()).hexdigest() == run.fingerprint
     study = spec.load(str(EVIDENCE / "studies" / "cifar10-jpeg.toml"))
@@ -61,5 +65,8 @@ def _trial(trial: int, seed: int, error: float | None) -> Run:
 
 def test_a_missing_error_ranks_a_trial_last():
     errors = {0: [None, 0.0], 1: [60.0, 60.0]}
-    runs = {t: {s: _trial(t, s, e) for s, e in enumerate(es)} for t, es in errors.items()}
+    runs = {
+        trial: {seed: _trial(trial, seed, error) for seed, error in enumerate(of_trial)}
+        for trial, of_trial in errors.items()
+    }
     assert Search({0: {}, 1: {}}, runs, 4).chosen == 1

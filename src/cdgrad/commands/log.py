@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print a traceback, or the failed runs."""
-    from cdgrad.study.plan.job import name
+    from cdgrad.study.plan.job import run_name
     from cdgrad.study.records import Store
     from cdgrad.study.run import logs
 
@@ -31,13 +31,13 @@ def run(options: argparse.Namespace) -> int:
         failed = [run for run in store.runs() if run.status == "failed"]
     matches = logs.matching(failed, options.run)
     if len(matches) == 1:
-        print(lines(logs.traceback_of(folder, matches[0])))
+        print(lines(logs.kept_traceback(folder, matches[0])))
         return 0
     if options.run and not matches:
-        listed = "; ".join(name(run) for run in failed[:5]) or "none"
+        listed = "; ".join(run_name(run) for run in failed[:5]) or "none"
         raise StudyError(f"no failed run of {folder} is named {' '.join(options.run)!r}; failed: {listed}")
     for each in matches:
-        print(one_line(f"{name(each)}: {each.message}"))
+        print(one_line(f"{run_name(each)}: {each.message}"))
     print(
         f"{len(matches) or 'no'} failed runs"
         + (f"; to print a traceback: cdgrad log {folder} RUN" if matches else "")

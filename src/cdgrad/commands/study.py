@@ -124,9 +124,9 @@ def _page(folder: Path, serve: bool) -> Generator[None]:
 
 
 def _failure(folder: Path, run: Run) -> str:
-    from cdgrad.study.plan.job import name
+    from cdgrad.study.plan.job import run_name
 
-    return f"{name(run)} failed: {run.message}; cdgrad log {folder} {name(run)} prints its traceback"
+    return f"{run_name(run)} failed: {run.message}; cdgrad log {folder} {run_name(run)} prints its traceback"
 
 
 def _engine(options: argparse.Namespace, folder: Path) -> Engine:

@@ -79,7 +79,7 @@ def load_callable(name: str) -> Callable[..., Any]:
     """
     module, _, attribute = name.partition(":")
     if not attribute:
-        raise StudyError(f"{name!r} is not of the form module:callable")
+        raise StudyError(f"{name!r} is not of the form module:callable, such as torch.optim:SGD; write it so")
     _refuse_elsewhere(name)
     try:
         with users_modules():

@@ -69,7 +69,7 @@ def test_a_channel_without_contrast_stays_finite(dtype):
 
 @pytest.mark.parametrize("share", [0.2, 0.4])
 def test_label_noise_makes_its_share_of_the_training_labels_wrong_and_no_other(share):
-    clean, noisy = (data.load(Task("digits", 300, 400, label_noise=s), seed=3) for s in (0, share))
+    clean, noisy = (data.load(Task("digits", 300, 400, label_noise=noise), seed=3) for noise in (0, share))
     assert int((noisy.train.labels != clean.train.labels).sum()) == round(300 * share)
     assert torch.equal(noisy.validation.labels, clean.validation.labels)
     assert torch.equal(noisy.test.labels, clean.test.labels)
@@ -90,7 +90,7 @@ def test_wrong_labels_are_the_other_classes_equally_often():
 
 
 def test_decoded_pixels_stay_on_a_device_from_one_run_to_the_next(monkeypatch):
-    monkeypatch.setattr(resident, "_kept", {})
+    monkeypatch.setattr(resident, "KEPT", {})
     meta = torch.device("meta")
     arrays = cache.Arrays(torch.zeros(6, 1, 2, 2, dtype=torch.uint8), torch.arange(6), "a file")
     one, other = (take(arrays, rows, torch.zeros(1), torch.ones(1)) for rows in ([1, 2], [3, 4, 5]))
@@ -100,14 +100,14 @@ def test_decoded_pixels_stay_on_a_device_from_one_run_to_the_next(monkeypatch):
     # Neither what has no name nor what is large is kept: the images of the split are copied.
     unnamed = dataclasses.replace(arrays, source="")
     assert len(take(unnamed, [1, 2], torch.zeros(1), torch.ones(1)).to(meta).pixels) == 2
-    monkeypatch.setattr(resident, "_BYTES", 23)
+    monkeypatch.setattr(resident, "MOST_BYTES", 23)
     assert len(one.to(meta).pixels) == 2
 
 
 def test_the_data_sets_on_a_device_are_bounded(monkeypatch):
-    monkeypatch.setattr(resident, "_kept", {})
+    monkeypatch.setattr(resident, "KEPT", {})
     meta, pixels = torch.device("meta"), torch.zeros(1)
     kept = [resident.resident(name, pixels, meta) for name in "abcd"]
     assert resident.resident("a", pixels, meta) is kept[0]
     resident.resident("e", pixels, meta)
-    assert [name for name, _ in resident._kept] == ["c", "d", "a", "e"]
+    assert [name for name, _ in resident.KEPT] == ["c", "d", "a", "e"]

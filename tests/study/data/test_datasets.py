@@ -278,7 +278,7 @@ def test_a_copy_of_the_folder_is_recognized_by_its_contents(tmp_path):
 
 
 def test_a_large_folder_is_recognized_by_the_times_of_its_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_READ_WHOLE", 3)
+    monkeypatch.setattr(files, "READ_WHOLE", 3)
     (tmp_path / "set").mkdir()
     file = tmp_path / "set" / "file"
     file.write_bytes(b"four")

@@ -102,7 +102,7 @@ def test_the_kinds_of_columns_are_those_of_datasets(tmp_path):
     folder = tmp_path / "pets"
     parquet(folder, train=pictures(4, 0))
     theirs = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "arrow"))["train"].features
-    kinds = parquet_files._features(folder / "train-00000-of-00001.parquet")
+    kinds = parquet_files.columns_of(folder / "train-00000-of-00001.parquet")
     assert {name: about["_type"] for name, about in kinds.items()} == {
         name: type(kind).__name__ for name, kind in theirs.items()
     }

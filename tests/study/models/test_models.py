@@ -46,12 +46,12 @@ def test_the_number_of_parameters_is_the_papers(name, count):
 )
 def test_a_vgg_has_the_convolutions_of_the_paper(depth, count):
     model = build(f"vgg{depth}-bn")
-    convolutions = [m.weight for m in model.modules() if isinstance(m, nn.Conv2d)]
-    with_biases = sum(w.numel() + len(w) for w in convolutions)
+    convolutions = [module.weight for module in model.modules() if isinstance(module, nn.Conv2d)]
+    with_biases = sum(weight.numel() + len(weight) for weight in convolutions)
     fully_connected = (7 * 7 * 512 + 1) * 4096 + (4096 + 1) * 4096 + (4096 + 1) * 1000
     assert with_biases + fully_connected == count
-    norms = 2 * sum(len(w) for w in convolutions)
-    assert parameters(model) == sum(w.numel() for w in convolutions) + norms + (512 + 1) * 10
+    norms = 2 * sum(len(weight) for weight in convolutions)
+    assert parameters(model) == sum(weight.numel() for weight in convolutions) + norms + (512 + 1) * 10
 
 
 def test_mobilenet_has_the_size_of_the_paper_with_its_1000_classes():

@@ -61,13 +61,13 @@ def played(spec, error=lambda job: 5.0 + (job.trial or 0), runs=(), until=lambda
 def test_trials_first_and_final_runs_seed_by_seed_as_soon_as_their_arm_is_tuned(spec):
     order, _ = played(spec)
     assert len(order) == len(Plan(spec, [], "here").keys) == 2 * (3 * 2 * 2 + 4 * 2)
-    first_cell = [(j.arm, j.trial, j.seed) for j in order if j.cell == "a"]
+    first_cell = [(job.arm, job.trial, job.seed) for job in order if job.cell == "a"]
     assert first_cell[:4] == [("sgd", 0, 100), ("directed", 0, 100), ("sgd", 0, 101), ("directed", 0, 101)]
     assert first_cell[12:] == [(arm, None, seed) for seed in (0, 1) for arm in spec.arms]
-    assert [j.cell for j in order] == ["a"] * 20 + ["b"] * 20
+    assert [job.cell for job in order] == ["a"] * 20 + ["b"] * 20
     # What nothing is chosen for can start at once, and only that.
     ready = list(iter(Plan(spec, [], "here").take, None))
-    assert {j.arm for j in ready if j.trial is None} == {"fixed"}
+    assert {job.arm for job in ready if job.trial is None} == {"fixed"}
 
 
 def test_the_final_runs_use_the_best_trial_of_their_own_cell(spec):
@@ -104,8 +104,8 @@ def test_an_arm_with_a_failed_trial_waits_for_it(spec):
         failed = (job.cell, job.arm, job.trial, job.seed) == ("a", "directed", 1, 100)
         recorded.append(ended(job, 5.0, "failed" if failed else "ok"))
         plan.add(recorded[-1])
-    assert ("a", "directed") not in {(j.cell, j.arm) for j in iter(plan.take, None)}
-    assert [j.key for j in iter(Plan(spec, recorded, "here").take, None) if j.trial is not None] == [
+    assert ("a", "directed") not in {(job.cell, job.arm) for job in iter(plan.take, None)}
+    assert [job.key for job in iter(Plan(spec, recorded, "here").take, None) if job.trial is not None] == [
         ("a", "directed", 1, 100)
     ]
 
@@ -126,9 +126,9 @@ def test_seeds_arms_and_cells_may_be_added(text, spec):
         text.replace("seeds = 2", "seeds = 3") + "[arms.third]\ntuning = 'none'\n[cells.c]\n", "tiny"
     )
     order, _ = played(more, runs=recorded)
-    assert {(j.cell, j.arm, j.seed) for j in order if j.cell in "ab"} == {
-        *((c, arm, 2) for c in "ab" for arm in more.arms),
-        *((c, "third", seed) for c in "ab" for seed in (0, 1)),
+    assert {(job.cell, job.arm, job.seed) for job in order if job.cell in "ab"} == {
+        *((cell, arm, 2) for cell in "ab" for arm in more.arms),
+        *((cell, "third", seed) for cell in "ab" for seed in (0, 1)),
     }
 
 
@@ -165,7 +165,7 @@ def test_more_trials_may_be_asked_for_before_the_first_final_run(text, spec):
     _, recorded = played(spec)
     trials = [run for run in recorded if run.trial is not None]
     more = Plan(parse(text.replace("trials = 3", "trials = 4"), "tiny"), trials, "here")
-    assert {j.trial for j in iter(more.take, None) if j.arm != "fixed"} == {3}
+    assert {job.trial for job in iter(more.take, None) if job.arm != "fixed"} == {3}
 
 
 def by_trial(errors):

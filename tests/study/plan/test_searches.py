@@ -61,7 +61,7 @@ def played(spec, runs=()):
 
 def test_each_search_has_points_seeds_and_a_choice_of_its_own(spec):
     runs = played(spec)
-    points = [spec.tuning.points("sgd", r) for r in range(3)]
+    points = [spec.tuning.points("sgd", search) for search in range(3)]
     assert len({point["optimizer.lr"] for of in points for point in of}) == 12
     for run in runs:
         assert run.replicate == run.seed % 100 % 3

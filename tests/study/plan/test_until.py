@@ -64,13 +64,13 @@ def test_equal_results_decide_nothing(spec):
 
 
 def test_the_rule_corrects_for_the_comparisons_of_the_study(spec):
-    d = list(np.linspace(-0.7, 3.3, 15))
-    p = anytime_p(d)
+    differences = list(np.linspace(-0.7, 3.3, 15))
+    p = anytime_p(differences)
     assert 0.05 / 3 < p < 0.05
     wide = dataclasses.replace(spec, until=1e-6)
-    assert enough(wide, [d])
+    assert enough(wide, [differences])
     three = dataclasses.replace(wide, cells=dict.fromkeys("abc", spec.cells[""]))
-    assert not enough(three, [d])
+    assert not enough(three, [differences])
 
 
 def test_a_seed_that_is_ahead_of_an_unfinished_one_is_not_looked_at(spec):
@@ -123,7 +123,8 @@ def test_a_rule_that_cannot_be_used_is_explained(tiny_text, value, message):
 def results_of(spec, sd, effect=0.0):
     jobs = iter(Plan(spec, [], "here").take, None)
     return Results.of(
-        spec, [record(j, 10 + sd * noise(j.arm, j.seed) - effect * (j.arm == "directed")) for j in jobs]
+        spec,
+        [record(job, 10 + sd * noise(job.arm, job.seed) - effect * (job.arm == "directed")) for job in jobs],
     )
 
 
@@ -146,12 +147,12 @@ def test_a_margin_changes_no_fingerprint(tiny, tiny_text):
 def test_the_report_says_what_rounding_alone_changes(tiny_text):
     text = tiny_text.replace("seeds = 2", "seeds = 6") + "\n[arms.rounded]\nrounding = 3\n"
     results = results_of(parse(text, "tiny"), 1.0, effect=2.0)
-    c = results.comparisons["", "rounded"].comparison
+    rounded = results.comparisons["", "rounded"].comparison
     other = results.comparisons["", "directed"].comparison
-    size, beside = (f"{abs(comparison.differences).mean():.2f}" for comparison in (c, other))
+    size, beside = (f"{abs(comparison.differences).mean():.2f}" for comparison in (rounded, other))
     assert (
         f"rounded is sgd with other rounding errors: it differs from it by {size} points in a seed, on "
-        f"average of absolute values, and by {c.mean:+.2f} in the mean. In a seed, the others differ "
+        f"average of absolute values, and by {rounded.mean:+.2f} in the mean. In a seed, the others differ "
         f"from sgd by: directed {beside}."
     ) in markdown(document(results))
     changed = text.replace("rounding = 3", "rounding = 3\noptimizer = { lr = 0.2 }")

@@ -92,7 +92,10 @@ space = { lr = { low = 0.01, high = 0.1 } }
 @pytest.mark.parametrize(("errors", "said"), [((4.0, 4.0, 4.0), True), ((4.0, 4.0, 3.0), False)])
 def test_trials_that_all_agree_are_remarked(make_run, errors, said):
     spec = parse(TUNED, "s")
-    runs = [make_run("sgd", 10, e, trial=t, values={"lr": 0.1 * t}) for t, e in enumerate(errors)]
+    runs = [
+        make_run("sgd", 10, error, trial=trial, values={"lr": 0.1 * trial})
+        for trial, error in enumerate(errors)
+    ]
     text = " ".join(remarks(Results.of(spec, runs)))
     assert ("All 3 trials of sgd have equal results" in text) is said
 

@@ -41,7 +41,7 @@ def _sorted(run):
     """All fields, those that comparison leaves out, too, and nan in one form."""
     return {
         **vars(run),
-        "epochs": [sorted(e.items()) for e in run.epochs],
+        "epochs": [sorted(epoch.items()) for epoch in run.epochs],
         "measures": sorted(run.measures.items()),
     }
 

@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from cdgrad.study import StudyError
 from cdgrad.study.plan.job import Job
-from cdgrad.study.records import FILE, Run, Store, csv_text, from_parquet, to_parquet
+from cdgrad.study.records import FILE, Run, Store, csv_text, from_parquet, schema, to_parquet
 from cdgrad.study.records import parquet as parquet_file
 from cdgrad.study.records.schema import VERSION
 from cdgrad.study.shown import published_values
@@ -27,7 +27,7 @@ def test_a_reader_sees_every_run_as_soon_as_it_is_added(tmp_path, make_run):
         for run in runs:
             store.add(run, digest)
         with Store(tmp_path, write=False) as reader:
-            assert reader.runs() == sorted(runs, key=lambda r: (r.arm, r.seed))
+            assert reader.runs() == sorted(runs, key=lambda row: (row.arm, row.seed))
             assert reader.spec() == ("tiny", "text")
 
 
@@ -118,7 +118,7 @@ def test_records_of_the_first_schema_are_read_and_then_kept_in_the_present_one(t
     db.close()
     with Store(tmp_path, write=False) as store:
         before, spec = store.runs(), store.spec()
-    assert [(r.key, r.status, r.error, r.evaluated) for r in before] == [
+    assert [(run.key, run.status, run.error, run.evaluated) for run in before] == [
         (("", "sgd", None, 0), "ok", 2.5, "test"),
         (("", "sgd", None, 1), "failed", None, "validation"),
     ]
@@ -148,14 +148,22 @@ def test_a_file_that_is_no_store_is_reported(tmp_path):
         Store(tmp_path, write=False)
 
 
-def test_a_full_disk_is_reported_and_keeps_what_was_there(tmp_path, make_run):
+def test_a_full_disk_is_reported_and_keeps_what_was_there(tmp_path, make_run, monkeypatch):
+    connect = schema.connect
+
+    def with_no_room_for_another_page(path, mode):
+        connection = connect(path, mode)
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        return connection
+
     with Store(tmp_path, write=True) as store:
         digest = store.use_spec("tiny", "text")
         store.add(make_run("sgd", 0, 3.0), digest)
-        pages = store._db.execute("PRAGMA page_count").fetchone()[0]
-        store._db.execute(f"PRAGMA max_page_count = {pages}")
-        with pytest.raises(StudyError, match="disk is full; free some space and run the same"):
-            store.add(make_run("sgd", 1, 3.0, message="m" * 100_000), digest)
+    monkeypatch.setattr(schema, "connect", with_no_room_for_another_page)
+    full = pytest.raises(StudyError, match="disk is full; free some space and run the same")
+    with Store(tmp_path, write=True) as store, full:
+        store.add(make_run("sgd", 1, 3.0, message="m" * 100_000), digest)
     with Store(tmp_path, write=False) as store:
         assert [run.seed for run in store.runs()] == [0]
 

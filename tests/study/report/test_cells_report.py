@@ -104,7 +104,7 @@ def runs(spec):
     for cell in spec.cells:
         rates = [{"optimizer.lr": lr} for lr in (0.02, 0.1, 0.4, 0.9)]
         directions = ("output", "input", "output", "input")
-        turned = [rate | {"direction": d} for rate, d in zip(rates, directions, strict=True)]
+        turned = [rate | {"direction": direction} for rate, direction in zip(rates, directions, strict=True)]
         tried = {"sgd": rates, "re": turned}
         for arm, points in tried.items():
             best = 1 if arm == "sgd" else 3
@@ -136,7 +136,7 @@ def words(text):
 def test_holm_corrects_over_all_cells_and_arms(spec, runs):
     results = Results.of(spec, runs)
     assert list(results.comparisons) == [(cell, arm) for cell in spec.cells for arm in ("re", "fixed")]
-    raw = [c.p for c, _ in results.comparisons.values()]
+    raw = [comparison.p for comparison, _ in results.comparisons.values()]
     assert [p for _, p in results.comparisons.values()] == stats.holm(raw)
     comparison, p = results.comparisons["one", "re"]
     assert comparison.mean == pytest.approx(-1, abs=0.3)
@@ -296,17 +296,19 @@ def test_the_files_hold_every_seed_and_every_trial(spec, runs, tmp_path):
     with (tmp_path / "runs.csv").open(newline="") as file:
         final = list(csv.DictReader(file))
     assert list(final[0])[:3] == ["arm", "seed", "error"]
-    assert [(r["cell"], r["arm"], int(r["seed"]), float(r["error"])) for r in final] == [
+    assert [(row["cell"], row["arm"], int(row["seed"]), float(row["error"])) for row in final] == [
         (cell, arm, seed, error)
         for cell, arm in results.finished
         for seed, error in zip(spec.seeds, results.errors(cell, arm), strict=True)
     ]
-    assert {r["measure.calibration"] for r in final} == {"0.25"}
-    assert {r["value.optimizer.lr"] for r in final if r["arm"] == "re"} == {"0.9"}
+    assert {row["measure.calibration"] for row in final} == {"0.25"}
+    assert {row["value.optimizer.lr"] for row in final if row["arm"] == "re"} == {"0.9"}
     with (tmp_path / "trials.csv").open(newline="") as file:
         trials = list(csv.DictReader(file))
     assert len(trials) == 32
-    assert {(r["trial"], r["evaluated"]) for r in trials} == {(str(t), "validation") for t in range(4)}
+    assert {(row["trial"], row["evaluated"]) for row in trials} == {
+        (str(trial), "validation") for trial in range(4)
+    }
     text = (tmp_path / "report.md").read_text()
     for seed in spec.seeds:
         row = [f"{results.errors('one', arm)[seed]:.2f}" for arm in spec.arms]
@@ -395,7 +397,7 @@ def test_the_lam_sweep_joins_the_arms_that_differ_in_lam_alone(tiny_text):
 
 def test_a_curve_goes_on_where_a_diverged_run_ended(tiny, make_run):
     recorded = [
-        make_run("sgd", 0, 5.0, epochs=[{"validation_error": e} for e in (9.0, 7.0, 5.0)]),
+        make_run("sgd", 0, 5.0, epochs=[{"validation_error": error} for error in (9.0, 7.0, 5.0)]),
         make_run("sgd", 1, 90.0, epochs=[{"validation_error": 90.0}], status="diverged"),
     ]
     axes = curves.learning_curves(Results.of(tiny, recorded), "").figure.axes[0]

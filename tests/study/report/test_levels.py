@@ -19,7 +19,7 @@ def study(errors, metric=""):
     text = f'baseline = "{next(iter(errors))}"\nseeds = {seeds}\nentry = "mine:run"\n{metric}{arms}'
     study_spec = spec.parse(text, "levels")
     runs = [run(study_spec, arm, seed, value) for arm, of in errors.items() for seed, value in enumerate(of)]
-    return Results.of(study_spec, [r for r in runs if r.error is not None])
+    return Results.of(study_spec, [each for each in runs if each.error is not None])
 
 
 def run(study_spec, arm, seed, error):
@@ -51,7 +51,9 @@ def test_bars_and_numbers_are_the_means_of_the_table():
     results = study({"a": [3.0, 4.0], "b": [2.5, 4.75]})
     axes = levels(results, "").figure.axes[0]
     above = axes.child_axes[0]
-    table = next(t for t in compose.document(results).sections[0].tables if t.title.startswith("Error on"))
+    table = next(
+        each for each in compose.document(results).sections[0].tables if each.title.startswith("Error on")
+    )
     assert [label.get_text() for label in above.get_xticklabels()] == [row[1] for row in table.rows]
     bars = [line.get_ydata()[0] for line in axes.lines if line.get_linewidth() == 3]
     np.testing.assert_allclose(bars, [3.5, 3.625])

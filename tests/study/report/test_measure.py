@@ -199,7 +199,10 @@ def test_the_time_of_runs_is_reported_per_arm_and_in_all():
     document = compose.document(results_of())
     assert document.environment[:2] == ["date: 2026-01-01 (UTC)", "time: 48 s in all, of 24 runs"]
     table = next(
-        t for s in document.sections for t in s.tables if t.title == "Time that the runs of each arm took"
+        table
+        for section in document.sections
+        for table in section.tables
+        if table.title == "Time that the runs of each arm took"
     )
     assert table.rows[0] == ("adam", "8", "0", "0", "0", "2.0", "0.0", "16")
 

@@ -57,8 +57,8 @@ def test_with_several_arms_p_is_corrected_and_the_widest_table_still_fits(study,
         tiny_text.replace("seeds = 2", "seeds = 12")
         + f'[arms.{name}]\nmetric = "sobolev:lam=0.01,boundary=periodic"\n'
     )
-    extra = [make_run("sgd", s, 12.0) for s in range(12)]
-    extra += [dataclasses.replace(run, arm=name, error=22.0 + s / 9) for s, run in enumerate(extra)]
+    extra = [make_run("sgd", seed, 12.0) for seed in range(12)]
+    extra += [dataclasses.replace(run, arm=name, error=22.0 + seed / 9) for seed, run in enumerate(extra)]
     printed = shown(study(text, extra=extra))
     assert "Holm p" in printed
     assert max(map(len, printed.splitlines())) <= 80
@@ -113,8 +113,8 @@ def test_the_csv_has_a_row_a_run_with_full_precision(study):
         rows = list(csv.DictReader(file))
     assert len(rows) == 24
     assert list(rows[0])[:3] == ["arm", "seed", "error"]
-    assert [float(r["error"]) for r in rows if r["arm"] == "sgd"] == results.errors("", "sgd")
-    assert {r["validation_error"] for r in rows if r["seed"] == "2"} == {"5.0"}
+    assert [float(row["error"]) for row in rows if row["arm"] == "sgd"] == results.errors("", "sgd")
+    assert {row["validation_error"] for row in rows if row["seed"] == "2"} == {"5.0"}
 
 
 def test_the_page_stands_alone_and_escapes_what_users_wrote(study, tiny_text):

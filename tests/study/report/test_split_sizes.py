@@ -42,7 +42,7 @@ def test_the_datas_own_split(tiny_text, tmp_path, monkeypatch):
 def test_the_recorded_sizes_are_those_that_a_run_is_given(train, test):
     task = Task("fake", train, 32, test)
     loaded = data.load(task, seed=3)
-    sizes = data.splits(task)
+    sizes = data.split_sizes(task)
     assert [sizes[k] for k in ("train", "validation", "test")] == [
         len(loaded.train),
         len(loaded.validation),

@@ -83,8 +83,10 @@ def test_neither_a_diverged_run_nor_a_lost_worker_ends_a_study(folder):
 
 def test_the_traceback_is_the_users_and_stays_out_of_the_records(folder, tmp_path, capsys):
     (failed,) = run_study(parse(TEXT, "x"), folder / "out", 1, lambda take, workers: last(here, take))
-    assert "return 1 / (seed - 1)" in logs.traceback_of(folder / "out", failed)
-    assert logs.traceback_of(folder / "out", failed).splitlines()[-1] == "ZeroDivisionError: division by zero"
+    assert "return 1 / (seed - 1)" in logs.kept_traceback(folder / "out", failed)
+    assert (
+        logs.kept_traceback(folder / "out", failed).splitlines()[-1] == "ZeroDivisionError: division by zero"
+    )
     (file,) = (folder / "out" / LOGS).iterdir()
     assert file.name == "a, seed 1.txt"
     with Store(folder / "out", write=False) as store:

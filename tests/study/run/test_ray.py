@@ -105,7 +105,7 @@ def test_under_ray_the_users_modules_are_found_and_the_first_exception_ends_the_
 
     executed = run_study(load("../project/own.toml"), tmp_path / "out", 1, on_the_cluster)
     assert [(run.status, run.error) for run in executed] == [("ok", 0.0), ("ok", 2.0), ("failed", None)]
-    kept = logs.traceback_of(tmp_path / "out", executed[-1])
+    kept = logs.kept_traceback(tmp_path / "out", executed[-1])
     assert kept.splitlines()[-1] == "ZeroDivisionError: division by zero"
 
 
@@ -137,5 +137,5 @@ def test_a_task_runs_in_the_folder_that_the_study_was_started_in(tmp_path, monke
     text = 'baseline = "a"\nseeds = 1\nentry = "task_entry:run"\narms.a = {}\n'
     job = Job("", "a", None, 0, parse(text, "x").setting("", "a"), folder=str(project))
     monkeypatch.chdir(tmp_path)  # where a node was started; restored at the end
-    *_, run = ray_engine._stream(job, "cpu", str(started))
+    *_, run = ray_engine.stream_run(job, "cpu", str(started))
     assert (run.status, run.error, run.message) == ("ok", 7.0, "")

@@ -31,16 +31,16 @@ def records(folder):
 
 def test_a_study_makes_what_is_missing_and_records_how(tiny, tiny_text, tmp_path, capfd):
     executed = run_study(tiny, tmp_path, workers=2)
-    assert [(r.arm, r.seed, r.status) for r in records(tmp_path)] == [
+    assert [(run.arm, run.seed, run.status) for run in records(tmp_path)] == [
         (arm, seed, "ok") for arm in ("directed", "sgd") for seed in (0, 1)
     ]
-    assert {r.environment["threads"] for r in executed} == {1}
+    assert {run.environment["threads"] for run in executed} == {1}
     assert executed[0].environment.items() >= environment().items()
-    assert {r.arm: r.environment["backend"] for r in executed} == {"sgd": "none", "directed": "cpu"}
-    assert {(r.images, r.memory) for r in executed} == {(48, None)}
+    assert {run.arm: run.environment["backend"] for run in executed} == {"sgd": "none", "directed": "cpu"}
+    assert {(run.images, run.memory) for run in executed} == {(48, None)}
     parts = data.load(tiny.setting("", "sgd").task, 0)
     network = models.build("small-cnn", parts.image_shape, parts.classes, {"width": 2})
-    assert {r.parameters for r in executed} == {sum(p.numel() for p in network.parameters())}
+    assert {run.parameters for run in executed} == {sum(p.numel() for p in network.parameters())}
     assert "4/4" in capfd.readouterr().err
 
     # The workers' results are those of the same runs made here, to the last bit.
@@ -52,7 +52,7 @@ def test_a_study_makes_what_is_missing_and_records_how(tiny, tiny_text, tmp_path
 
     assert run_study(tiny, tmp_path, workers=2) == []
     more = parse(tiny_text.replace("seeds = 2", "seeds = 3"), "tiny")
-    assert sorted((r.arm, r.seed) for r in run_study(more, tmp_path, workers=1)) == [
+    assert sorted((run.arm, run.seed) for run in run_study(more, tmp_path, workers=1)) == [
         ("directed", 2),
         ("sgd", 2),
     ]
@@ -69,14 +69,14 @@ def test_trials_choose_what_the_final_runs_use(tiny_text, tmp_path, capfd):
     assert lines[0] == "tiny: 8 runs, 0 of them finished"
     assert re.match(r"1/8 (sgd|directed), trial 0, seed 100: error", lines[1])
     runs = records(tmp_path)
-    assert {(r.trial is None, r.evaluated) for r in runs} == {(True, "test"), (False, "validation")}
+    assert {(run.trial is None, run.evaluated) for run in runs} == {(True, "test"), (False, "validation")}
     for arm in spec.arms:
-        trials = [r for r in runs if r.arm == arm and r.trial is not None]
-        assert [t.error for t in trials] == [t.epochs[-1]["validation_error"] for t in trials]
-        best = min(trials, key=lambda r: (r.error, r.trial))
-        final = [r for r in runs if r.arm == arm and r.trial is None]
-        assert [r.values for r in final] == [best.values] * 2
-        assert [r.config["optimizer"]["lr"] for r in final] == [best.values["optimizer.lr"]] * 2
+        trials = [run for run in runs if run.arm == arm and run.trial is not None]
+        assert [trial.error for trial in trials] == [trial.epochs[-1]["validation_error"] for trial in trials]
+        best = min(trials, key=lambda run: (run.error, run.trial))
+        final = [run for run in runs if run.arm == arm and run.trial is None]
+        assert [run.values for run in final] == [best.values] * 2
+        assert [run.config["optimizer"]["lr"] for run in final] == [best.values["optimizer.lr"]] * 2
     assert run_study(spec, tmp_path, workers=2) == []
 
 

@@ -77,7 +77,7 @@ def test_the_better_value_has_the_lower_cost_and_nan_the_highest():
 
 def test_every_other_arm_is_compared_with_the_reference_or_every_two_arms_once():
     def contrasts(head):
-        return {name: (*c,) for name, c in parse(head + ENTRY, "own").contrasts.items()}
+        return {name: (*contrast,) for name, contrast in parse(head + ENTRY, "own").contrasts.items()}
 
     assert contrasts("") == {"b": ("b", "a"), "c": ("c", "a")}
     assert contrasts('reference = "b"\n') == {"a": ("a", "b"), "c": ("c", "b")}

@@ -83,7 +83,9 @@ def test_the_report_prints_what_rounding_differs_by_and_tests_the_others_only(ti
     assert results.tested == 1
     assert results.comparisons["", "directed"].p == results.comparisons["", "directed"].comparison.p
     assert len(verdicts(results, "")) == 1
-    table = next(t for section in document(results).sections for t in section.tables if "Paired" in t.title)
+    table = next(
+        each for section in document(results).sections for each in section.tables if "Paired" in each.title
+    )
     assert {row[0]: row[3] for row in table.rows} == {"directed": "1.000", "rounded": "-"}
     assert "rounded: the baseline with other rounding errors, not a test" in table.note
 

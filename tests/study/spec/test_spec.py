@@ -136,9 +136,9 @@ def test_quickstart_uses_rates_and_a_setting_that_its_tuning_study_tried():
     for arm in {*quickstart.arms} - {*quickstart.rounding_arms}:
         setting = quickstart.setting("", arm)
         assert any(
-            (t.task.train, t.model, t.schedule, t.optimizer, t.metric)
+            (trial.task.train, trial.model, trial.schedule, trial.optimizer, trial.metric)
             == (setting.task.train, setting.model, setting.schedule, setting.optimizer, setting.metric)
-            for t in tried
+            for trial in tried
         )
     assert tuning.evaluate == "validation"
     assert not set(tuning.seeds) & set(quickstart.seeds)

@@ -8,7 +8,7 @@ import pytest
 from tiny_study import assert_refused
 
 from cdgrad.study import StudyError
-from cdgrad.study.plan.search import best
+from cdgrad.study.plan.search import best_trial
 from cdgrad.study.spec import Optimizer, Spec, as_json, parse
 from cdgrad.study.spec.space import Dimension, Tuning
 
@@ -184,9 +184,9 @@ def test_points_stay_in_their_ranges_and_types():
 
 
 def test_the_best_trial_has_the_lowest_mean_and_of_equal_ones_is_the_first():
-    assert best({0: [4.0, 2.0], 1: [1.0, 4.0], 2: [2.0, 3.0]}) == 1
-    assert best({0: [math.nan, 0.0], 1: [90.0, 90.0]}) == 1
-    assert best({1: [90.0], 0: [90.0]}) == 0
+    assert best_trial({0: [4.0, 2.0], 1: [1.0, 4.0], 2: [2.0, 3.0]}) == 1
+    assert best_trial({0: [math.nan, 0.0], 1: [90.0, 90.0]}) == 1
+    assert best_trial({1: [90.0], 0: [90.0]}) == 0
 
 
 def test_dotted_tables_and_quoted_keys_are_the_same_space(tiny_text):

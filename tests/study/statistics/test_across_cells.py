@@ -66,8 +66,8 @@ def test_a_profile_is_the_mean_over_cells_of_the_distribution_functions():
 
 def test_resamples_keep_every_cell_and_its_number_of_seeds():
     weights = across_cells.stratified_weights([3, 7], 100)
-    assert [w.shape for w in weights] == [(100, 3), (100, 7)]
-    assert all(w.sum(1) == pytest.approx(1) for w in weights)
+    assert [of_cell.shape for of_cell in weights] == [(100, 3), (100, 7)]
+    assert all(of_cell.sum(1) == pytest.approx(1) for of_cell in weights)
 
 
 def test_cells_without_seeds_are_refused():

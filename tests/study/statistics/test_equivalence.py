@@ -6,10 +6,10 @@ from cdgrad.study.statistics.equivalence import equivalence, equivalence_pairs, 
 
 
 def test_the_p_is_the_larger_one_of_two_one_sided_t_tests():
-    d = np.random.default_rng(0).normal(0.05, 0.2, size=12)
-    low = scipy_stats.ttest_1samp(d, -0.2, alternative="greater").pvalue
-    high = scipy_stats.ttest_1samp(d, 0.2, alternative="less").pvalue
-    assert equivalence(d, 0.2).p == pytest.approx(max(low, high), rel=1e-9)
+    differences = np.random.default_rng(0).normal(0.05, 0.2, size=12)
+    low = scipy_stats.ttest_1samp(differences, -0.2, alternative="greater").pvalue
+    high = scipy_stats.ttest_1samp(differences, 0.2, alternative="less").pvalue
+    assert equivalence(differences, 0.2).p == pytest.approx(max(low, high), rel=1e-9)
 
 
 def test_it_is_shown_exactly_where_the_90_percent_interval_lies_within_the_margin():
@@ -22,9 +22,9 @@ def test_it_is_shown_exactly_where_the_90_percent_interval_lies_within_the_margi
 
 
 def test_its_interval_is_the_90_percent_t_interval():
-    d = np.array([0.1, -0.2, 0.3, 0.05])
-    expected = scipy_stats.t.interval(0.9, 3, d.mean(), d.std(ddof=1) / 2)
-    assert equivalence(d, 0.2).interval == pytest.approx(expected)
+    differences = np.array([0.1, -0.2, 0.3, 0.05])
+    expected = scipy_stats.t.interval(0.9, 3, differences.mean(), differences.std(ddof=1) / 2)
+    assert equivalence(differences, 0.2).interval == pytest.approx(expected)
 
 
 def test_too_few_values_and_no_margin():
@@ -37,8 +37,8 @@ def test_too_few_values_and_no_margin():
 
 @pytest.mark.parametrize("difference", [0.0, 0.1])
 def test_the_power_is_the_rate_of_simulated_studies(difference):
-    d = np.random.default_rng(2).normal(difference, 0.3, size=(4000, 15))
-    rate = np.mean([equivalence(x, 0.25).shown for x in d])
+    differences = np.random.default_rng(2).normal(difference, 0.3, size=(4000, 15))
+    rate = np.mean([equivalence(x, 0.25).shown for x in differences])
     assert equivalence_power(15, 0.25, 0.3, difference) == pytest.approx(rate, abs=0.03)
 
 

@@ -21,15 +21,17 @@ def test_a_planted_difference_is_shown_as_often_as_the_power_says(
     tiny_text, make_run, planted, power, monkeypatch
 ):
     """The seeds' own variation is shared by the arms, as where the seed draws the split."""
-    monkeypatch.setattr(paired, "bca_interval", lambda d: paired.Interval(math.nan, math.nan))  # for time
+    monkeypatch.setattr(
+        paired, "bca_interval", lambda differences: paired.Interval(math.nan, math.nan)
+    )  # for time
     spec = parse(tiny_text.replace("seeds = 2", f"seeds = {SEEDS}"), "tiny")
     rng = np.random.default_rng(0)
     said = []
     for _ in range(STUDIES):
         seeds = 5 + rng.normal(size=SEEDS)
         arm = seeds - planted + NOISE * rng.normal(size=SEEDS)
-        runs = [make_run("sgd", s, float(e)) for s, e in enumerate(seeds)]
-        runs += [make_run("directed", s, float(e)) for s, e in enumerate(arm)]
+        runs = [make_run("sgd", seed, float(error)) for seed, error in enumerate(seeds)]
+        runs += [make_run("directed", seed, float(error)) for seed, error in enumerate(arm)]
         (sentence,) = verdicts(Results.of(spec, runs), "")
         said.append(sentence)
     fewer = np.mean(["is better than sgd" in sentence for sentence in said])

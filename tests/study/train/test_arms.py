@@ -69,7 +69,7 @@ def assert_close(a, b):
 def test_permute_conjugates_the_operator_by_one_order_per_tensor(setting, closure, direction):
     raw, seen, handle = stepped(setting(SOBOLEV, permute=True, direction=direction), closure=closure)
     metric = parse_metric(SOBOLEV)
-    targets = {t.name: t for t in handle.selection.targets}
+    targets = {target.name: target for target in handle.selection.targets}
     orders = channel_orders(handle.selection, 0)
     assert {"plain.weight", "grouped.weight", "up.weight"} <= targets.keys()
     for name, g in raw.items():

@@ -16,9 +16,9 @@ from cdgrad.ops.memory_layout import Columns
 
 # Of up to 2,048 channels, blocks of whole columns are several pages wide, and read memory once. A row should
 # be a few cache lines at least.
-_CHANNELS, _LEAST_COLUMNS = 2048, 128
-_CHUNK_BYTES = 384 * 2**10  # half of what a core's second cache holds, or less
-_WIDEST = 2560  # columns of a chunk: carried values of more would crowd the caches
+CHANNELS, _LEAST_COLUMNS = 2048, 128
+CHUNK_BYTES = 384 * 2**10  # half of what a core's second cache holds, or less
+WIDEST = 2560  # columns of a chunk: carried values of more would crowd the caches
 
 Run = Callable[[NDArray[np.int64], object], None]
 """Runs the compiled function on a job; holds what it is given meanwhile."""
@@ -27,7 +27,7 @@ Run = Callable[[NDArray[np.int64], object], None]
 def takes(columns: Columns) -> bool:
     """Whether a float32 tensor of these columns is divided into chunks."""
     return (
-        columns.n > _CHANNELS
+        columns.n > CHANNELS
         and len(columns.axes) == 1
         and columns.axes[0][1] == 1
         and columns.axes[0][0] >= _LEAST_COLUMNS
@@ -60,8 +60,8 @@ def directed_(
 
     number = columns.axes[0][0]
     vectors = -(-number // tall.LANES)
-    parts = -(-number // _WIDEST)
-    height = max(_CHUNK_BYTES // (4 * tall.LANES * -(-vectors // parts)) // tall.ROWS, 1) * tall.ROWS
+    parts = -(-number // WIDEST)
+    height = max(CHUNK_BYTES // (4 * tall.LANES * -(-vectors // parts)) // tall.ROWS, 1) * tall.ROWS
     chunks = -(-columns.n // height)
     weights, factors = _weights(metric, columns.n, height)
     if isinstance(metric, MeanSobolev):

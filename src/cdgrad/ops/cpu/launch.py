@@ -29,9 +29,9 @@ from cdgrad.ops.versions import wrote_behind_autograd
 # A block is at most 6 MiB, which a core's share of the last cache holds where this was measured: there the
 # second sweep finds what the first has read. Wide rows are what memory is fast at: with blocks of 768 KiB,
 # the second level's size, ResNet-18's sweeps took 1.4 times as long.
-_BLOCK_BYTES, _LEAST_BYTES = 6 * 2**20, 768 * 2**10
+_BLOCK_BYTES, LEAST_BYTES = 6 * 2**20, 768 * 2**10
 # Several blocks per thread let threads finish at about the same time; fewer where blocks would become
-# smaller than _LEAST_BYTES or _NARROWEST.
+# smaller than LEAST_BYTES or _NARROWEST.
 _BLOCKS_PER_THREAD = 4
 _WIDEST, _NARROWEST, _STRIDED = 8192, 64, 64  # columns; running values of more would crowd the caches
 _LANES = 16  # columns are divided between blocks by so many
@@ -62,7 +62,7 @@ def refusal(grad: Tensor, metric: Metric, dim: int, groups: int) -> str | None:
         return f"the fused CPU kernels do not support {grad.dtype}"
     if type(metric) not in _FAMILIES:
         return f"the fused CPU kernels have nothing to do for {metric}"
-    return _unfit((grad.shape, grad.stride(), dim, groups)) or _unavailable(metric.family, grad.dtype)
+    return _unfit((grad.shape, grad.stride(), dim, groups)) or unavailable(metric.family, grad.dtype)
 
 
 def directed_(jobs: Sequence[tuple[Tensor, int, int]], metric: Metric) -> None:
@@ -74,7 +74,7 @@ def directed_(jobs: Sequence[tuple[Tensor, int, int]], metric: Metric) -> None:
         if dtype == torch.float32:
             same = [job for job in same if not _directed_in_chunks(job, metric)]
         forms = tuple((grad.shape, grad.stride(), *axis) for grad, *axis in same)
-        plan = _plan(forms, dtype.itemsize, torch.get_num_threads())
+        plan = make_plan(forms, dtype.itemsize, torch.get_num_threads())
         if plan.tensors:
             _run([same[i][0] for i in plan.tensors], dtype, plan, metric)
     wrote_behind_autograd([grad for grad, *_ in jobs])
@@ -86,8 +86,8 @@ def _directed_in_chunks(job: tuple[Tensor, int, int], metric: Metric) -> bool:
     columns = columns_of(grad.shape, grad.stride(), *axis)
     if columns is None or not chunks.takes(columns):
         return False
-    weights, scale = _weights(metric, (columns.n,), False)
-    worker = _worker(metric.family, grad.dtype, "cdgrad.ops.cpu.tall")
+    weights, scale = weights_for(metric, (columns.n,), False)
+    worker = compiled_worker(metric.family, grad.dtype, "cdgrad.ops.cpu.tall")
 
     count = torch.get_num_threads()
 
@@ -108,7 +108,7 @@ class _Plan(NamedTuple):
 
 
 def _run(grads: list[Tensor], dtype: torch.dtype, plan: _Plan, metric: Metric) -> None:
-    weights, scale = _weights(metric, plan.channels, dtype == torch.float64)
+    weights, scale = weights_for(metric, plan.channels, dtype == torch.float64)
     table = plan.table.copy()
     table[:, 0] = [grad.data_ptr() for grad in grads]
     counters = np.zeros(2, np.int64)
@@ -130,11 +130,11 @@ def _run(grads: list[Tensor], dtype: torch.dtype, plan: _Plan, metric: Metric) -
     )
     # Each thread's call holds what it works on, should this one be interrupted while another still writes.
     held = (grads, table, weights, scale, counters, scratch)
-    threads.fork_join(_worker(metric.family, dtype), job, plan.threads, held)
+    threads.fork_join(compiled_worker(metric.family, dtype), job, plan.threads, held)
 
 
 @lru_cache(maxsize=32)
-def _worker(family: str, dtype: torch.dtype, module: str = "cdgrad.ops.cpu.kernels") -> Any:
+def compiled_worker(family: str, dtype: torch.dtype, module: str = "cdgrad.ops.cpu.kernels") -> Any:
     """The compiled function of the module, which is imported on first use.
 
     Importing numba takes half a second. Where its cache on disk is damaged or has no writable place,
@@ -155,7 +155,7 @@ def _worker(family: str, dtype: torch.dtype, module: str = "cdgrad.ops.cpu.kerne
 
 
 @lru_cache(maxsize=64)
-def _plan(forms: tuple[_Form, ...], itemsize: int, most_threads: int) -> _Plan:
+def make_plan(forms: tuple[_Form, ...], itemsize: int, most_threads: int) -> _Plan:
     """The blocks of tensors of these forms, in the order in which they will be taken."""
     smoothed = [(i, columns) for i, form in enumerate(forms) if (columns := columns_of(*form)) is not None]
     sizes = [columns.n for _, columns in smoothed]
@@ -163,7 +163,7 @@ def _plan(forms: tuple[_Form, ...], itemsize: int, most_threads: int) -> _Plan:
     if elements < _WORTH_A_THREAD:
         most_threads = 1
     share = elements * _bytes_per_element(itemsize) // (_BLOCKS_PER_THREAD * most_threads)
-    block_bytes = max(_LEAST_BYTES, min(_BLOCK_BYTES, share))
+    block_bytes = max(LEAST_BYTES, min(_BLOCK_BYTES, share))
     starts = np.cumsum([0, *sizes]).tolist()
     rows: list[list[int]] = []
     end = scratch = 0
@@ -209,7 +209,7 @@ def _blocks(columns: Columns, itemsize: int, block_bytes: int) -> tuple[list[int
 
 
 @cached_by_bytes(32 * 2**20)
-def _weights(metric: Metric, channels: tuple[int, ...], double: bool) -> tuple[Array, Array]:
+def weights_for(metric: Metric, channels: tuple[int, ...], double: bool) -> tuple[Array, Array]:
     """float64 weights (4, channels of all tensors), and a scalar per tensor.
 
     The scalar stays finite in the dtype computed in, so that a deviation of 0 stays 0 for the smallest lam.
@@ -281,10 +281,10 @@ def _unfit(form: _Form) -> str | None:
 
 
 @lru_cache(maxsize=32)
-def _unavailable(family: str, dtype: torch.dtype) -> str | None:
+def unavailable(family: str, dtype: torch.dtype) -> str | None:
     """Why the kernels of this family and dtype cannot run; compiles them if they are not cached."""
     try:
-        _worker(family, dtype)
+        compiled_worker(family, dtype)
     # Whatever numba or LLVM raise: the eager backend works everywhere, and `select_backend` gives the reason.
     except Exception as error:
         reason = f"numba cannot compile the CPU kernels ({brief(error)})"

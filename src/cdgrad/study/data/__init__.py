@@ -64,7 +64,7 @@ def has_test_split(task: Task) -> bool:
     return _decoded(task).test is not None
 
 
-def splits(task: Task) -> dict[str, Any]:
+def split_sizes(task: Task) -> dict[str, Any]:
     """How many images train, validate and test, and what the data set calls the splits that they are of."""
     decoded = _decoded(task)
     official = decoded.test and len(decoded.test.labels)

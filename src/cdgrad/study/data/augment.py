@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional
 
 
 def augment(images: Tensor, names: Iterable[str], generator: torch.Generator) -> Tensor:
@@ -37,7 +37,7 @@ def pad_crop(images: Tensor, generator: torch.Generator) -> Tensor:
     """
     n, _, height, width = images.shape
     up, left = max(1, height // 8), max(1, width // 8)
-    padded = F.pad(images, (left, left, up, up))
+    padded = functional.pad(images, (left, left, up, up))
     crops = padded.unfold(2, height, 1).unfold(
         3, width, 1
     )  # a view: (n, channels, rows, columns, height, width)

@@ -91,7 +91,10 @@ def _check_labels(task: Task, role: str, split: SourceSplit) -> None:
             kind = type(value).__name__
             raise _refused(task, role, split, row, f"a {kind}, and a class is an integer or a word")
     if len({isinstance(value, str) for value in split.labels}) > 1:
-        raise StudyError(f"{task.data}: column {split.column} of the {role} images mixes numbers and words")
+        raise StudyError(
+            f"{task.data}: column {split.column} of the {role} images mixes numbers and words; write all "
+            "labels as one of them, or name another column as task.label"
+        )
 
 
 def _refused(task: Task, role: str, split: SourceSplit, row: int, what: str) -> StudyError:

@@ -40,7 +40,7 @@ def load(task: Task) -> cache.Decoded:
         raise StudyError(_missing(task.data))
     decoded = cache.load(_entry(task, cache.LAYOUT), lambda entry: _decode(task, folder, entry))
     if decoded.description.notes:
-        _warn(f"{task.data}: {'; '.join(decoded.description.notes)}")
+        warn_once(f"{task.data}: {'; '.join(decoded.description.notes)}")
     return decoded
 
 
@@ -97,7 +97,7 @@ def _missing(data: str) -> str:
 
 
 @lru_cache
-def _warn(message: str) -> None:
+def warn_once(message: str) -> None:
     warnings.warn(message, stacklevel=3)
 
 
@@ -107,7 +107,9 @@ def _decode(task: Task, folder: Path | None, entry: Path) -> None:
     source = _source(task, folder, entry / "arrow")
     for role, split in source.splits.items():
         if not len(split.labels):
-            raise StudyError(f"{task.data}: split {source.titles[role]} has no images")
+            raise StudyError(
+                f"{task.data}: split {source.titles[role]} has no images; name another as task.{role}_split"
+            )
     labels, classes = number_classes(task, source.splits)
     every = [split.images for split in source.splits.values()]
     (channels, height, width), notes = images.common_shape(task, every)

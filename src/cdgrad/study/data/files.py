@@ -32,7 +32,7 @@ _METADATA = frozenset(f"metadata{suffix}" for suffix in (".csv", ".jsonl", ".par
 _CARDS = frozenset(("config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json"))
 _DESKTOP = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "__macosx", "__pycache__"))
 _RECORDS = "study.sqlite"  # a folder that holds this is a study's
-_READ_WHOLE = 2**30  # bytes of a folder up to which its files are read to recognize it
+READ_WHOLE = 2**30  # bytes of a folder up to which its files are read to recognize it
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def digest(folder: Path) -> str:
     Beyond 1 GiB the times of the last changes stand for the contents, which would take minutes to read.
     """
     facts = [(path, (folder / path).stat()) for path in contents(folder).data]
-    whole = sum(stat.st_size for _, stat in facts) <= _READ_WHOLE
+    whole = sum(stat.st_size for _, stat in facts) <= READ_WHOLE
     hasher = hashlib.sha256()
     for path, stat in facts:
         hasher.update(os.fsencode(path) + f"\0{stat.st_size}\0".encode())

@@ -60,7 +60,7 @@ def read(task: Task, contents: Contents) -> Source:
     files = {name: files[name] for name in sorted(files, key=_SPLITS.index)}
     roles = choose_splits(task, files)
     first = files[roles["train"]][0]
-    features = _features(first)
+    features = columns_of(first)
     kinds = {name: _KINDS.get(feature.get("_type", ""), Value)() for name, feature in features.items()}
     image, label = choose_columns(task, kinds)
     for path in (path for name in roles.values() for path in files[name]):
@@ -76,7 +76,7 @@ def _parquet() -> Any:
     return import_module("pyarrow.parquet")  # it ships no types
 
 
-def _features(path: Path) -> dict[str, dict[str, Any]]:
+def columns_of(path: Path) -> dict[str, dict[str, Any]]:
     """What the file says of its columns; those of images are recognized without it, too."""
     with _explained(path):
         schema = _parquet().read_schema(path)
@@ -108,9 +108,12 @@ def _guess(kind: Any) -> dict[str, str]:
 
 
 def _check_alike(task: Task, path: Path, first: Path, image: str, label: str) -> None:
-    own, others = _features(path), _features(first)
+    own, others = columns_of(path), columns_of(first)
     if missing := {image, label} - {*own}:
-        raise StudyError(f"{task.data}: {shown(path.name)} has no column {', '.join(sorted(missing))}")
+        raise StudyError(
+            f"{task.data}: {shown(path.name)} has no column {', '.join(sorted(missing))}, which the training "
+            "split has; write all files with the same columns"
+        )
     if own[label].get("names") != others[label].get("names"):
         raise StudyError(
             f"{task.data}: column {label} numbers its classes differently in {shown(first.name)} and "

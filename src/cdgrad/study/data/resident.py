@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 _ARRAYS = 4  # training and test images of two data sets
-_BYTES = 2 << 30  # a larger array is not kept: runs copy the images of their splits
+MOST_BYTES = 2 << 30  # a larger array is not kept: runs copy the images of their splits
 
-_kept: dict[tuple[str, torch.device], Tensor] = {}
+KEPT: dict[tuple[str, torch.device], Tensor] = {}
 
 
 def resident(source: str, pixels: Tensor, device: torch.device) -> Tensor | None:
@@ -19,11 +19,11 @@ def resident(source: str, pixels: Tensor, device: torch.device) -> Tensor | None
         pixels: of a data set, on the CPU.
         device: where to.
     """
-    if not source or pixels.numel() * pixels.itemsize > _BYTES:
+    if not source or pixels.numel() * pixels.itemsize > MOST_BYTES:
         return None
     key = source, device
-    kept = _kept.pop(key, None)
-    _kept[key] = pixels.to(device) if kept is None else kept  # the last used is the last to leave
-    while len(_kept) > _ARRAYS:
-        del _kept[next(iter(_kept))]
-    return _kept[key]
+    kept = KEPT.pop(key, None)
+    KEPT[key] = pixels.to(device) if kept is None else kept  # the last used is the last to leave
+    while len(KEPT) > _ARRAYS:
+        del KEPT[next(iter(KEPT))]
+    return KEPT[key]

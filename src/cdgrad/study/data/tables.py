@@ -37,7 +37,10 @@ def read(task: Task, library: Any, contents: Contents | None, arrow: Path) -> So
     image, label = choose_columns(task, loaded[roles["train"]].features)
     for name in roles.values():
         if missing := {image, label} - {*loaded[name].features}:
-            raise StudyError(f"{task.data}: split {name} has no column {', '.join(sorted(missing))}")
+            raise StudyError(
+                f"{task.data}: split {name} has no column {', '.join(sorted(missing))}, which the training "
+                "split has; name others as task.image and task.label, or another split"
+            )
     notes = [
         f"the {len(loaded[name])} images of split {name} are not read"
         for name in loaded

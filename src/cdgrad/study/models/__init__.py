@@ -46,5 +46,7 @@ def build(
             )
         model = call_network(make, name, image_shape, classes, arguments)
     if not isinstance(model, nn.Module):
-        raise StudyError(f"{name} must return a torch.nn.Module, got {type(model).__name__}")
+        raise StudyError(
+            f"{name} must return a torch.nn.Module, got {type(model).__name__}; return the network itself"
+        )
     return model

@@ -37,4 +37,6 @@ def build(
         return make(name, **given, **arguments)
     except (RuntimeError, TypeError, ValueError) as error:
         named = ", ".join(arguments) or "none"
-        raise StudyError(f"{full} cannot be built with the arguments ({named}): {one_line(error)}") from error
+        raise StudyError(
+            f"{full} cannot be built with the arguments ({named}): {one_line(error)}; correct them in [model]"
+        ) from error

@@ -6,6 +6,8 @@ Komodakis, Wide Residual Networks, 2016, arXiv 1605.07146.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from cdgrad.study import StudyError
@@ -63,13 +65,8 @@ class PreActResNet(Classifier):
         if depth < 11 or (depth - 2) % 9:
             raise StudyError(f"the depth of preact-resnet must be 9 n + 2, such as 29 or 164; got {depth}")
         at_least(image_shape, 4, f"preact-resnet{depth}")
-        layers: list[nn.Module] = [conv(image_shape[0], width, 3)]
-        into = width
-        for stage, out in enumerate((4 * width, 8 * width, 16 * width)):
-            for unit in range((depth - 2) // 9):
-                layers.append(bottleneck(into, out, 2 if stage and not unit else 1))
-                into = out
-        super().__init__([*layers, *norm_relu(into)], into, classes)
+        widths = (width, 4 * width, 8 * width, 16 * width)
+        super().__init__(_stages(image_shape[0], widths, (depth - 2) // 9, bottleneck), widths[-1], classes)
 
 
 class WideResNet(Classifier):
@@ -92,10 +89,18 @@ class WideResNet(Classifier):
         if depth < 10 or (depth - 4) % 6:
             raise StudyError(f"the depth of wide-resnet must be 6 n + 4, such as 16 or 28; got {depth}")
         at_least(image_shape, 4, f"wide-resnet{depth}-{width}")
-        layers: list[nn.Module] = [conv(image_shape[0], 16, 3)]
-        into = 16
-        for stage, out in enumerate((16 * width, 32 * width, 64 * width)):
-            for unit in range((depth - 4) // 6):
-                layers.append(basic(into, out, 2 if stage and not unit else 1))
-                into = out
-        super().__init__([*layers, *norm_relu(into)], into, classes)
+        widths = (16, 16 * width, 32 * width, 64 * width)
+        super().__init__(_stages(image_shape[0], widths, (depth - 4) // 6, basic), widths[-1], classes)
+
+
+def _stages(
+    channels: int, widths: tuple[int, ...], units: int, unit: Callable[[int, int, int], nn.Module]
+) -> list[nn.Module]:
+    """A stem and stages of `units` units each, the stem's width first; all but the first halve the image."""
+    into, *stages = widths
+    layers: list[nn.Module] = [conv(channels, into, 3)]
+    for stage, out in enumerate(stages):
+        for number in range(units):
+            layers.append(unit(into, out, 2 if stage and not number else 1))
+            into = out
+    return [*layers, *norm_relu(into)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional
 
 from cdgrad.study import StudyError
 from cdgrad.study.models.layers import Classifier, ImageShape, at_least, conv, conv_norm_relu
@@ -19,7 +19,9 @@ class PaddedShortcut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Features (n, out, height / stride, width / stride) of features (n, into, height, width)."""
         before = self.new // 2
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.new - before))
+        return functional.pad(
+            x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.new - before)
+        )
 
 
 def projection(into: int, out: int, stride: int) -> nn.Sequential:
@@ -39,7 +41,7 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features (n, out, height / stride, width / stride) of features (n, into, height, width)."""
-        return F.relu(self.residual(x) + self.shortcut(x))
+        return functional.relu(self.residual(x) + self.shortcut(x))
 
 
 class CifarResNet(Classifier):

@@ -75,7 +75,7 @@ class Job:
         )
 
 
-def name(run: Run | Job) -> str:
+def run_name(run: Run | Job) -> str:
     """Cell, arm, trial and seed of a run, as far as it has them."""
     trial = [] if run.trial is None else [f"trial {run.trial}"]
     return ", ".join([*([run.cell] if run.cell else []), run.arm, *trial, f"seed {run.seed}"])

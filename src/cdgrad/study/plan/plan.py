@@ -13,7 +13,7 @@ from typing import Any
 from cdgrad.study import StudyError
 from cdgrad.study.plan.complete import complete_differences, complete_seeds
 from cdgrad.study.plan.job import Job
-from cdgrad.study.plan.search import Choice, best, ranked_error
+from cdgrad.study.plan.search import Choice, best_trial, ranked_error
 from cdgrad.study.records.run import Key, Run
 from cdgrad.study.shown import published_values
 from cdgrad.study.spec import Spec, as_json, first_difference
@@ -50,7 +50,10 @@ class Plan:
         self._taken = set[Key]()
         self._shorter: dict[Key, Run] = {}  # final runs with what a search of fewer trials chose
         for run in list(self._done.values()):
-            self._check_trial(run) if run.trial is not None else self._check_final(run)
+            if run.trial is None:
+                self._check_final(run)
+            else:
+                self._check_trial(run)
         self._keep_or_repeat()
 
     @cached_property
@@ -131,7 +134,7 @@ class Plan:
         if any(key not in self._done for of_trial in keys.values() for key in of_trial):
             return None
         errors = {t: [ranked_error(self._done[key]) for key in of_trial] for t, of_trial in keys.items()}
-        trial = best(errors, self.spec.measure)
+        trial = best_trial(errors, self.spec.measure)
         return Choice(trial, self._points[arm, replicate][trial], errors)
 
     @cached_property
@@ -216,7 +219,7 @@ class Plan:
     def _has_values_of_a_prefix(self, run: Run, searched: str, errors: dict[int, list[float]]) -> bool:
         points = self._points[searched, run.replicate]
         chosen = {
-            best({t: errors[t] for t in range(count)}, self.spec.measure)
+            best_trial({t: errors[t] for t in range(count)}, self.spec.measure)
             for count in range(1, len(errors) + 1)
         }
         settings = [self.spec.setting(run.cell, run.arm, points[trial]) for trial in chosen]

@@ -11,7 +11,7 @@ from cdgrad.study.spec.measure import ERROR, Measure
 from cdgrad.study.spec.space import Values
 
 
-def best(results: Mapping[int, Sequence[float]], measure: Measure = ERROR) -> int:
+def best_trial(results: Mapping[int, Sequence[float]], measure: Measure = ERROR) -> int:
     """The trial with the best mean result over its seeds, the lowest error; of equal ones the first.
 
     A result that is not a number counts as the worst.
@@ -72,7 +72,7 @@ class Search:
         if self.finished < self.planned:
             return None
         results = {trial: [ranked_error(run) for run in runs.values()] for trial, runs in self.runs.items()}
-        return best(results, self.measure)
+        return best_trial(results, self.measure)
 
     def errors(self, trial: int) -> list[float]:
         """The trial's validation errors, or other results, in the order of its seeds."""

@@ -54,7 +54,7 @@ def to_parquet(runs: Iterable[Run], path: Path, measure: str = "error") -> None:
     try:
         pq.write_table(pa.table(columns), path, compression="zstd", write_page_checksum=True)
     except OSError as error:
-        raise StudyError(f"cannot write {path}: {error.strerror or error}") from error
+        raise StudyError(f"cannot write {path}: {error.strerror or error}; name another file") from error
 
 
 def from_parquet(path: Path) -> list[Run]:
@@ -68,7 +68,9 @@ def from_parquet(path: Path) -> list[Run]:
         rows: list[dict[str, Any]] = pq.read_table(path, page_checksum_verification=True).to_pylist()
         return [_run(row) for row in rows]
     except Exception as error:  # whatever the bytes lead pyarrow to
-        raise StudyError(f"{path} cannot be read as the runs of a study: {error}") from error
+        raise StudyError(
+            f"{path} cannot be read as the runs of a study: {error}; write it again with cdgrad record"
+        ) from error
 
 
 def _run(row: dict[str, Any]) -> Run:

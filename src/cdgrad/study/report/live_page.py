@@ -92,7 +92,9 @@ def served(folder: Path, asked: Asked = _AS_SPECIFIED) -> Generator[str]:
     try:
         server = _Server(folder, asked)
     except OSError as error:
-        raise StudyError(f"cannot serve the report on {HOST}: {error.strerror or error}") from error
+        raise StudyError(
+            f"cannot serve the report on {HOST}: {error.strerror or error}; use cdgrad report without --watch"
+        ) from error
     threading.Thread(target=server.serve_forever, args=(0.2,), daemon=True).start()
     try:
         yield f"http://{server.name}/"

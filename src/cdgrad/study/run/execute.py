@@ -50,31 +50,31 @@ def execute(
 
     if job.trial is not None and job.setting.evaluate == "test":
         raise ValueError(f"trial {job.trial} of arm {job.arm} would read the test split")
-    started, clock, trace, by_code = datetime.now(UTC), time.perf_counter(), "", False
+    started, clock, traceback = datetime.now(UTC), time.perf_counter(), ""
     # Before training: the commit and the images may change during the run.
-    where = environment(device) | {"threads": torch.get_num_threads()}
+    conditions = environment(device) | {"threads": torch.get_num_threads()}
     dtype = torch.get_default_dtype()
     try:
         with modules_beside(job.folder):
             _import_callables(job.setting)
-            where |= _code(job.folder) | _data(job.setting)
+            conditions |= _code(job.folder) | _data(job.setting)
             dtype = torch.get_default_dtype()
             with curves(tensorboard and tensorboard / job.place) as log:
                 checkpoint = checkpoints and checkpoints / job.file(device)
                 outcome = _outcome(job, _both(log, on_epoch), device, checkpoint, save_every)
         # What was imported only during the run, too.
-        where |= _code(job.folder) | outcome.environment
+        conditions |= _code(job.folder) | outcome.environment
         measured = {key: getattr(outcome, key) for key in ("status", "error", "epochs", "measures")}
         result = measured | outcome.columns
     except Exception as error:
-        message, trace = explained(error), traceback_of(error)
-        by_code = not message
-        result = _failed(message or one_line(error if isinstance(error, StudyError) else named(error)))
+        of_the_gpu = explained(error)
+        result = _failed(of_the_gpu or one_line(error if isinstance(error, StudyError) else named(error)))
+        traceback = "" if of_the_gpu else traceback_of(error)
     finally:
         torch.set_default_dtype(dtype)  # the run's own code may have set another, which is not the next run's
     seconds = round(time.perf_counter() - clock, 3)
-    run = job.run(started, environment=where, seconds=seconds, **result)
-    return FailedRun(**vars(run), traceback=trace) if by_code else run
+    run = job.run(started, environment=conditions, seconds=seconds, **result)
+    return FailedRun(**vars(run), traceback=traceback) if traceback else run
 
 
 def _both(first: OnEpoch, second: OnEpoch) -> OnEpoch:
@@ -131,4 +131,4 @@ def _data(setting: Setting) -> dict[str, Any]:
         return {}
     task = setting.tables()[0]
     test = "official" if data.has_test_split(task) else "drawn"
-    return {"data": data.identity(task), "test_split": test, "splits": data.splits(task)}
+    return {"data": data.identity(task), "test_split": test, "splits": data.split_sizes(task)}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cdgrad.study import StudyError
 from cdgrad.study.files import LOGS, replace
-from cdgrad.study.plan.job import name
+from cdgrad.study.plan.job import run_name
 from cdgrad.study.records.run import FailedRun, Run
 
 _LONGEST = 200_000  # characters of a traceback
@@ -28,7 +28,7 @@ def keep(folder: Path, run: Run) -> None:
                 file.parent.rmdir()
 
 
-def traceback_of(folder: Path, run: Run) -> str:
+def kept_traceback(folder: Path, run: Run) -> str:
     """The kept traceback of a failed run; its message where it raised nothing, as a killed worker.
 
     Raises:
@@ -46,7 +46,7 @@ def traceback_of(folder: Path, run: Run) -> str:
 def matching(runs: Iterable[Run], words: Iterable[str]) -> list[Run]:
     """The runs whose name, such as ``sgd, seed 0``, has all `words` in their order; commas do not count."""
     wanted = _parts(" ".join(words))
-    return [run for run in runs if _in_order(wanted, _parts(name(run)))]
+    return [run for run in runs if _in_order(wanted, _parts(run_name(run)))]
 
 
 def _parts(text: str) -> list[str]:
@@ -59,4 +59,4 @@ def _in_order(wanted: list[str], present: list[str]) -> bool:
 
 
 def _file(folder: Path, run: Run) -> Path:
-    return folder / LOGS / f"{name(run)}.txt"
+    return folder / LOGS / f"{run_name(run)}.txt"

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from cdgrad.study.plan.job import name
+from cdgrad.study.plan.job import run_name
 from cdgrad.study.plan.plan import Plan
 from cdgrad.study.records.run import Run
 from cdgrad.study.run.engine import EpochDone, RunDone
@@ -71,7 +71,7 @@ class Bars:
         self._bars.update(self._study, completed=self._done + sum(self._under_way.values()))
         self._bars.update(
             self._workers[event.worker],
-            description=name(event.job),
+            description=run_name(event.job),
             completed=share,
             at=f"epoch {event.epoch}/{epochs}" if epochs else f"epoch {event.epoch}",
         )
@@ -138,4 +138,4 @@ def describe(run: Run, measure: Measure) -> str:
     """A run in a line."""
     result = one_line(run.message) if run.error is None else measure.shown(run.error)
     status = "" if run.status == "ok" else f"{run.status}: "
-    return f"{name(run)}: {status}{result} ({run.seconds:.1f} s)"
+    return f"{run_name(run)}: {status}{result} ({run.seconds:.1f} s)"

@@ -51,7 +51,7 @@ def run_all(
         if gpus_per_run and not ray.cluster_resources().get("GPU"):
             raise StudyError("the Ray cluster has no GPU; omit --device cuda, or add a node with one")
         task = {"num_cpus": 1, "num_gpus": gpus_per_run, "max_retries": 0, "num_returns": "streaming"}
-        remote = ray.remote(**task, runtime_env={"env_vars": dict(ONE_THREAD)})(_stream)
+        remote = ray.remote(**task, runtime_env={"env_vars": dict(ONE_THREAD)})(stream_run)
         device = "cuda" if gpus_per_run else "cpu"
         slots: dict[int, _Slot] = {}
         try:
@@ -116,7 +116,7 @@ def _last_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
-def _stream(job: Job, device: str, folder: str) -> Iterator[int | Run]:
+def stream_run(job: Job, device: str, folder: str) -> Iterator[int | Run]:
     """A task: each epoch's number, and then the run."""
     import torch
 

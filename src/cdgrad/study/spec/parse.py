@@ -200,7 +200,9 @@ def _arm(title: str, value: object, name: str, *, entry: bool) -> Arm:
         raise StudyError(f"{name}: {where}.values has no effect without `entry`; use {where}.optimizer")
     for key in ("rounding", "lr_factor"):
         if getattr(arm, key) != 1 and entry:
-            raise StudyError(f"{name}: {where}.{key} has no effect with `entry`, only in the built-in loop")
+            raise StudyError(
+                f"{name}: {where}.{key} has no effect with `entry`, only in the built-in loop; remove it"
+            )
     if arm.metric == NO_METRIC:
         return arm
     try:
@@ -214,7 +216,9 @@ def _tuning(
 ) -> Tuning | None:
     for arm, options in arms.items():
         if "tuning" not in table and options.tuning != "own":
-            raise StudyError(f"{name}: arms.{arm}.tuning has no effect without a table tuning")
+            raise StudyError(
+                f"{name}: arms.{arm}.tuning has no effect without a table tuning; add one, or remove it"
+            )
         if options.tuning == "baseline" and arms[baseline].tuning != "own":
             raise StudyError(
                 f'{name}: arms.{arm}.tuning = "baseline" needs a tuned baseline; {baseline} is not tuned'

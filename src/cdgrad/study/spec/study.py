@@ -211,7 +211,7 @@ def with_option(arm: Arm, key: str, value: Any, name: str) -> Arm:
         known = [*TUNABLE, "model.KEY", "schedule.KEY", "optimizer.KEY"]
         check_keys({key: value}, known, (), "", name)
     if metric is None or lam_of(metric) is None:
-        raise StudyError(f"{name}: metric {arm.metric} has no lam")
+        raise StudyError(f"{name}: metric {arm.metric} has no lam; choose a metric with one, or another key")
     try:
         return replace(arm, metric=str(with_lam(metric, value)))
     except (TypeError, ValueError) as error:

@@ -157,7 +157,7 @@ def sign_flip_p(differences: ArrayLike) -> float:
     if len(d) < 2:
         return math.nan
     rounding = 1e-12 * float(np.abs(d).sum())
-    return float(np.mean(np.abs(_signs(len(d)) @ d) >= abs(float(d.sum())) - rounding))
+    return float(np.mean(np.abs(sign_flips(len(d)) @ d) >= abs(float(d.sum())) - rounding))
 
 
 def smallest_p(pairs: int) -> float:
@@ -166,7 +166,7 @@ def smallest_p(pairs: int) -> float:
 
 
 @lru_cache(maxsize=2)
-def _signs(pairs: int) -> Array:
+def sign_flips(pairs: int) -> Array:
     """All flips of n signs but for the common one, or 2^16 of them, the unflipped first: (flips, n)."""
     if pairs <= _EXACT_PAIRS:
         numbers = np.arange(2 ** (pairs - 1), dtype=np.int64)

@@ -116,7 +116,8 @@ class Checkpoint:
             self._ours = True
         except OSError as error:
             raise StudyError(
-                f"the checkpoint {self.path} cannot be written: {error.strerror or error}"
+                f"the checkpoint {self.path} cannot be written: {error.strerror or error}; free some space, "
+                "or name another file"
             ) from error
         self._saved = time.monotonic()
 

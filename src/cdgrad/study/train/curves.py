@@ -37,7 +37,9 @@ def curves(folder: Path | None) -> Generator[OnEpoch]:
     try:
         opened = SummaryWriter(str(folder))
     except OSError as error:
-        raise StudyError(f"--tensorboard {folder} cannot be written: {error.strerror}") from error
+        raise StudyError(
+            f"--tensorboard {folder} cannot be written: {error.strerror}; name another folder"
+        ) from error
     with opened as writer:
 
         def log(epoch: int, measured: Epoch) -> None:

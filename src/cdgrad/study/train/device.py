@@ -51,7 +51,7 @@ def limit_memory(sharing: int) -> None:
     share fails, instead of those of the other processes.
     """
     if sharing > 1 and torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(0.95 / sharing)  # pyright: ignore[reportUnknownMemberType]
+        torch.cuda.set_per_process_memory_fraction(0.95 / sharing)
 
 
 def explained(error: BaseException) -> str:

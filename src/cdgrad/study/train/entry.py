@@ -23,7 +23,7 @@ import random
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -204,7 +204,8 @@ def run_entry(
     values = _with_result(result, setting)
     if not seen.attached:
         raise StudyError(
-            f"{setting.entry} never called arm.attach(optimizer, model): arm {arm} would equal the baseline"
+            f"{setting.entry} never called arm.attach(optimizer, model), so that arm {arm} would equal "
+            "the baseline; call it once, after the optimizer is made"
         )
     seen.values.check(setting.entry, {key.removeprefix("values.") for key in tuned})
     measures = _numbers(values, setting.entry)
@@ -215,11 +216,11 @@ def run_entry(
     return Outcome(status, result, seen.epochs, measures, seen.columns, unread)
 
 
-def _with_result(returned: Any, setting: EntrySetting) -> Mapping[Any, Any]:
+def _with_result(returned: Any, setting: EntrySetting) -> Mapping[object, object]:
     """What the code returned as a mapping that has the study's result, under its name."""
     name = setting.measure
     if isinstance(returned, Mapping):
-        values: Mapping[Any, Any] = returned  # pyright: ignore[reportUnknownVariableType]
+        values = cast(Mapping[object, object], returned)
         if name in values:
             return values
         meant = difflib.get_close_matches(name, map(str, values), 1)
