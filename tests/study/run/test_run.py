@@ -21,7 +21,6 @@ from cdgrad.study.run.driver import run_study
 from cdgrad.study.run.engine import RunDone
 from cdgrad.study.run.local_engine import run_all
 from cdgrad.study.spec import Model, as_json, parse
-from cdgrad.study.train import loop as train
 
 
 def records(folder):
@@ -159,8 +158,7 @@ def test_what_a_run_raises_is_recorded_in_a_line(tiny):
     assert "\n" not in run.message
 
 
-def test_a_run_that_was_killed_goes_on_from_its_last_epoch(tiny_text, tmp_path, monkeypatch):
-    monkeypatch.setitem(train.train.__kwdefaults__, "every", 0.0)
+def test_a_run_that_was_killed_goes_on_from_its_last_epoch(tiny_text, tmp_path):
     spec = parse(tiny_text.replace("epochs = 1", "epochs = 4"), "tiny")
     job = Job("", "directed", None, 1, spec.setting("", "directed"))
     seen = []
@@ -171,9 +169,9 @@ def test_a_run_that_was_killed_goes_on_from_its_last_epoch(tiny_text, tmp_path, 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        workers.execute(job, killed, checkpoints=tmp_path)
+        workers.execute(job, killed, checkpoints=tmp_path, save_every=0)
     assert [path.name for path in tmp_path.iterdir()] == [job.file("cpu")]
-    run = workers.execute(job, killed, checkpoints=tmp_path)
+    run = workers.execute(job, killed, checkpoints=tmp_path, save_every=0)
     assert seen == [1, 2, 3, 3, 4]
     assert run == workers.execute(job, lambda epoch, measured: None)
     assert list(tmp_path.iterdir()) == []
