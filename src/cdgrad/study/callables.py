@@ -153,7 +153,7 @@ def _rename(name: str, file: Path, kind: str) -> str:
     )
 
 
-def call(make: Callable[..., Any], name: str, *args: Any, **arguments: Any) -> Any:
+def call(make: Callable[..., Any], name: str, *args: object, **arguments: object) -> Any:
     """``make(*args, **arguments)``, with a refusal of the arguments explained.
 
     Raises:
@@ -179,7 +179,7 @@ def call_network(
     name: str,
     image_shape: tuple[int, int, int],
     classes: int,
-    arguments: Mapping[str, Any],
+    arguments: Mapping[str, object],
 ) -> Any:
     """A network by the one convention of ``study``, ``train`` and ``inspect``.
 
@@ -199,7 +199,7 @@ def call_network(
         UserCodeError: it raised an exception.
     """
     signature = _signature(make)
-    known: dict[str, Any] = {"image_shape": image_shape}
+    known: dict[str, object] = {"image_shape": image_shape}
     known |= dict.fromkeys(_CLASSES, classes) | dict.fromkeys(_CHANNELS, image_shape[0])
     if signature is None:
         return call(make, name, image_shape, classes, **arguments)
@@ -218,7 +218,7 @@ def call_network(
     )
 
 
-def check_entry(run: Callable[..., Any], name: str) -> None:
+def check_entry(run: Callable[..., object], name: str) -> None:
     """Refuse training code that cannot be called with a seed and an arm.
 
     Raises:
@@ -232,14 +232,14 @@ def check_entry(run: Callable[..., Any], name: str) -> None:
         )
 
 
-def _signature(make: Callable[..., Any]) -> inspect.Signature | None:
+def _signature(make: Callable[..., object]) -> inspect.Signature | None:
     try:
         return inspect.signature(make)
     except (TypeError, ValueError):  # some that are written in C have none
         return None
 
 
-def _fits(signature: inspect.Signature, *args: Any, **arguments: Any) -> bool:
+def _fits(signature: inspect.Signature, *args: object, **arguments: object) -> bool:
     try:
         signature.bind(*args, **arguments)
     except TypeError:

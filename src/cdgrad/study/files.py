@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from cdgrad.study import StudyError
 
@@ -143,14 +143,14 @@ class Manifest:
 
     def _read(self) -> dict[str, list[str]]:
         try:
-            content: Any = json.loads(self._path.read_bytes())
+            content: object = json.loads(self._path.read_bytes())
         except FileNotFoundError:
             return {}
         except (ValueError, RecursionError):  # damaged: then no file of the folder counts as cdgrad's
             return {}
         if not isinstance(content, dict):
             return {}
-        table = cast(dict[str, Any], content)
+        table = cast(dict[str, object], content)
         return {name: cast(list[str], given) for name, given in table.items() if isinstance(given, list)}
 
     def _store(self, known: dict[str, list[str]]) -> None:

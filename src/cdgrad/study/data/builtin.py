@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from cdgrad.study.data.cache import Arrays, Decoded, Description
@@ -31,7 +32,7 @@ def fake() -> Decoded:
     return _unsplit(torch.tensor(images, dtype=torch.float32), labels)
 
 
-def _unsplit(images: Tensor, labels: Any) -> Decoded:
+def _unsplit(images: Tensor, labels: NDArray[np.integer[Any]]) -> Decoded:
     arrays = Arrays(images, torch.tensor(labels, dtype=torch.int64))
     return Decoded(arrays, None, Description({"train": "train"}, int(arrays.labels.max()) + 1))
 

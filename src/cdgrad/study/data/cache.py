@@ -82,7 +82,7 @@ def folder() -> Path:
         raise StudyError("there is no home folder for the cache; set CDGRAD_CACHE to a folder") from None
 
 
-def entry_name(name: str, identity: Mapping[str, Any], layout: int = LAYOUT) -> str:
+def entry_name(name: str, identity: Mapping[str, object], layout: int = LAYOUT) -> str:
     """A folder's name, which begins with `name`; `identity` is all that decides the arrays, JSON-able."""
     key = hashlib.sha256(json.dumps([layout, identity], sort_keys=True).encode()).hexdigest()[:16]
     return f"{name}-{key}"
@@ -175,7 +175,7 @@ def _check(entry: Path, content: dict[str, Any]) -> None:
             raise ValueError(f"{name} differs from its checksum")
 
 
-def _checksum_of(content: Mapping[str, Any]) -> int:
+def _checksum_of(content: Mapping[str, object]) -> int:
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 

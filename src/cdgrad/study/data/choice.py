@@ -34,7 +34,7 @@ def choose_splits(task: Task, available: Iterable[str]) -> dict[str, str]:
     return {"train": train, "test": test} if test else {"train": train}
 
 
-def choose_columns(task: Task, features: Mapping[str, Any]) -> tuple[str, str]:
+def choose_columns(task: Task, features: Mapping[str, object]) -> tuple[str, str]:
     """The columns of the images and the labels."""
     images = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
     classes = [name for name, kind in features.items() if type(kind).__name__ == "ClassLabel"]

@@ -61,7 +61,7 @@ def _entry(task: Task, layout: int) -> str:
             f"task.data: {place} cannot be read: {error.strerror or error}; change its permissions, move it "
             "away, or name another folder"
         ) from error
-    decides: dict[str, Any] = {
+    decides: dict[str, object] = {
         "source": source,
         **{key: getattr(task, key) for key in ("train_split", "test_split", "image", "label", "size")},
     }

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
 HUB = "hub:"  # in front of the name of a data set on the Hugging Face hub
 ImageFile = str | Path | BinaryIO | None
+
+
+class EncodedImage(TypedDict):
+    """An image in a column of the datasets library: its bytes, or the path of its file."""
+
+    bytes: bytes | None
+    path: str | None
+
+
 Images = Callable[[], Iterator[tuple[str, ImageFile]]]
 
 
-def image_file(content: Mapping[str, Any] | None) -> ImageFile:
+def image_file(content: EncodedImage | None) -> ImageFile:
     """An image's bytes or its path, of a column of images of the datasets library."""
     if content is None:
         return None

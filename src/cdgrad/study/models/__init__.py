@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
-from typing import Any
 
 from torch import nn
 
@@ -25,7 +24,7 @@ BUILTIN: dict[str, Callable[..., nn.Module]] = {
 
 
 def build(
-    name: str, image_shape: tuple[int, int, int], classes: int, arguments: Mapping[str, Any]
+    name: str, image_shape: tuple[int, int, int], classes: int, arguments: Mapping[str, object]
 ) -> nn.Module:
     """The network of a study: a built-in one, a library's, or ``module:callable``; see `call_network`.
 

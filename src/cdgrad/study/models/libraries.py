@@ -14,7 +14,7 @@ LIBRARIES = ("timm", "torchvision")
 
 
 def build(
-    library: str, name: str, image_shape: ImageShape, classes: int, arguments: Mapping[str, Any]
+    library: str, name: str, image_shape: ImageShape, classes: int, arguments: Mapping[str, object]
 ) -> Any:
     """A network of a library with `classes` outputs, and for timm with the images' channels.
 

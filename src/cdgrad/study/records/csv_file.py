@@ -12,7 +12,6 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from cdgrad.study.records.run import COLUMNS, OPTIONAL, Run, left_out
 from cdgrad.study.shown import one_line, published
@@ -37,10 +36,10 @@ def csv_text(runs: Sequence[Run], measure: str = "error") -> str:
     return text.getvalue()
 
 
-def _row(run: Run, measure: str) -> dict[str, Any]:
-    ended: Mapping[str, Any] = run.epochs[-1] if run.epochs else {}
+def _row(run: Run, measure: str) -> dict[str, object]:
+    ended: Mapping[str, float] = run.epochs[-1] if run.epochs else {}
     return {
-        **{_text(key): _exact(value) for key, value in ended.items()},
+        **{str(_text(key)): _exact(value) for key, value in ended.items()},
         **{one_line(f"value.{key}"): _exact(value) for key, value in run.values.items()},
         **{one_line(f"measure.{key}"): _exact(value) for key, value in run.measures.items()},
         **{measure if name == "error" else name: _exact(getattr(run, name)) for name in _PLAIN},
@@ -49,12 +48,12 @@ def _row(run: Run, measure: str) -> dict[str, Any]:
     }
 
 
-def _exact(value: Any) -> Any:
+def _exact(value: object) -> object:
     """A number that reads back as itself; nothing for None."""
     return "" if value is None else repr(value) if isinstance(value, float) else _text(value)
 
 
-def _text(value: Any) -> Any:
+def _text(value: object) -> object:
     """Text on one line that steers no terminal and that a spreadsheet does not take for a formula."""
     if not isinstance(value, str):
         return value

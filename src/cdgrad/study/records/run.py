@@ -163,17 +163,17 @@ def order(run: Run) -> tuple[str, str, int, int]:
     return run.cell, run.arm, -1 if run.trial is None else run.trial, run.seed
 
 
-def to_json(value: Any) -> str:
+def to_json(value: object) -> str:
     """Values as the store keeps them: sorted keys, and None for what is not finite."""
     return json.dumps(_finite(value), sort_keys=True, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     """JSON knows no nan and no infinity: None stands for both."""
     if isinstance(value, dict):
-        return {k: _finite(v) for k, v in cast(dict[str, Any], value).items()}
+        return {k: _finite(v) for k, v in cast(dict[str, object], value).items()}
     if isinstance(value, list):
-        return [_finite(v) for v in cast(list[Any], value)]
+        return [_finite(v) for v in cast(list[object], value)]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -9,7 +9,6 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cdgrad.study.files import OWN
 from cdgrad.study.records.run import COLUMNS
@@ -107,7 +106,7 @@ def check(db: sqlite3.Connection, version: int) -> None:
         raise sqlite3.DatabaseError(f"malformed: its table of runs is not that of schema {version}")
 
 
-def check_row(row: Sequence[Any], version: int) -> None:
+def check_row(row: Sequence[object], version: int) -> None:
     """Raise sqlite3.DatabaseError unless the last value of a row is the digest of the others, or empty."""
     if row[-1] and digest(row[:-1], version) != row[-1]:
         cell, arm, trial, seed = row[:4]
@@ -116,11 +115,11 @@ def check_row(row: Sequence[Any], version: int) -> None:
         raise sqlite3.DatabaseError(f"malformed: the row of {', '.join(which)} differs from its digest")
 
 
-def digest(row: Sequence[Any], version: int = VERSION) -> str:
+def digest(row: Sequence[object], version: int = VERSION) -> str:
     """A hash of what a schema version has of a row: the values of `COLUMNS`, and the specification's hash."""
     *measured, spec = row
     numbers = [
-        float(value) if column.kind == "REAL" and value is not None else value
+        float(value) if column.kind == "REAL" and isinstance(value, int | float) else value
         for column, value in zip(COLUMNS, measured, strict=True)
         if column.since <= version
     ]
@@ -165,5 +164,5 @@ def specifications(db: sqlite3.Connection, version: int) -> list[Specification]:
     return specs
 
 
-def _hash(values: list[Any]) -> str:
+def _hash(values: list[object]) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()

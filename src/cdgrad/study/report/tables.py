@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from cdgrad.study.report.document import Table
 from cdgrad.study.report.words import Words, words
@@ -187,13 +186,13 @@ def summary(results: Results) -> Table:
     )
 
 
-def values(chosen: Mapping[str, Any]) -> str:
+def values(chosen: Mapping[str, object]) -> str:
     """A trial's values in words."""
     pairs = sorted(chosen.items())
     return ", ".join(f"{key.removeprefix('optimizer.')} {one_value(value)}" for key, value in pairs)
 
 
-def one_value(value: Any) -> str:
+def one_value(value: object) -> str:
     """A value of a search space or a specification."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 _MOST = 10_000
 
@@ -36,7 +35,7 @@ NETWORKS = {
 }
 
 
-def check_sizes(name: str, arguments: Mapping[str, Any]) -> None:
+def check_sizes(name: str, arguments: Mapping[str, object]) -> None:
     """Refuse a width, depth or growth rate that no built-in network can have.
 
     Raises:
@@ -45,6 +44,7 @@ def check_sizes(name: str, arguments: Mapping[str, Any]) -> None:
     kinds = (int, float) if name == "mobilenet-v2" else (int,)  # its width multiplies the usual one
     for key in ("width", "depth", "growth"):
         value = arguments.get(key, 1)
-        if name in NETWORKS and not (type(value) in kinds and 0 < value <= _MOST):
+        possible = isinstance(value, kinds) and not isinstance(value, bool) and 0 < value <= _MOST
+        if name in NETWORKS and not possible:
             what = "an integer from 1" if kinds == (int,) else "a number above 0"
             raise ValueError(f"{key} must be {what} to {_MOST}; got {value!r:.60}")

@@ -160,7 +160,7 @@ class Head:
 _HEAD_KEYS = tuple(f.name for f in fields(Head))
 
 
-def _measure(table: Mapping[str, Any], entry: str, name: str) -> Measure:
+def _measure(table: Mapping[str, object], entry: str, name: str) -> Measure:
     """What the runs' results are: the error in percent, unless a table ``[metric]`` says otherwise."""
     if "metric" not in table:
         return ERROR
@@ -212,7 +212,7 @@ def _arm(title: str, value: object, name: str, *, entry: bool) -> Arm:
 
 
 def _tuning(
-    table: Mapping[str, Any], baseline: str, arms: Mapping[str, Arm], final_seeds: Sequence[int], name: str
+    table: Mapping[str, object], baseline: str, arms: Mapping[str, Arm], final_seeds: Sequence[int], name: str
 ) -> Tuning | None:
     for arm, options in arms.items():
         if "tuning" not in table and options.tuning != "own":
@@ -258,7 +258,7 @@ def _builtin() -> Any:
 _CELL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,39}")
 
 
-def read_cells(table: Mapping[str, Any], name: str) -> dict[str, Tables]:
+def read_cells(table: Mapping[str, object], name: str) -> dict[str, Tables]:
     """The tables of each cell: the specification's own, with the cell's changes."""
     common = {key: as_table(table[key], key, name) for key in TABLES if key in table}
     if "cells" not in table:

@@ -54,13 +54,13 @@ def _key(key: str) -> str:
     return json.dumps(key, ensure_ascii=False)
 
 
-def _toml(value: Any) -> str:
+def _toml(value: object) -> str:
     """A value that TOML gave, as TOML; JSON's strings, numbers and truth values are TOML's."""
     if isinstance(value, dict):
-        pairs = cast(Mapping[str, Any], value).items()
+        pairs = cast(Mapping[str, object], value).items()
         return "{" + ", ".join(f"{_key(key)} = {_toml(inner)}" for key, inner in pairs) + "}"
     if isinstance(value, list):
-        return "[" + ", ".join(map(_toml, cast(list[Any], value))) + "]"
+        return "[" + ", ".join(map(_toml, cast(list[object], value))) + "]"
     if isinstance(value, float):
         return repr(value) if math.isfinite(value) else f"{value:+}"
     return json.dumps(value, ensure_ascii=False)

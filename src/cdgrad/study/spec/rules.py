@@ -90,7 +90,7 @@ def read(cls: type[T], value: object, where: str, name: str) -> T:
 
 
 def check_keys(
-    table: Mapping[str, Any], known: Iterable[str] | None, required: Iterable[str], prefix: str, name: str
+    table: Mapping[str, object], known: Iterable[str] | None, required: Iterable[str], prefix: str, name: str
 ) -> None:
     """Refuse a key that is not `known` (None: any key is) and the lack of a `required` one."""
     known = None if known is None else list(known)

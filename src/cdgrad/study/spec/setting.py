@@ -325,18 +325,18 @@ def as_json(setting: Setting) -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
 
-def _omit_defaults(table: Any, values: dict[str, Any]) -> None:
+def _omit_defaults(table: Any, values: dict[str, object]) -> None:
     for key in fields(table):
         if key.metadata.get("omitted_at_default") and getattr(table, key.name) == key.default:
             del values[key.name]
 
 
-def first_difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> str:
+def first_difference(old: Mapping[str, object], new: Mapping[str, object], prefix: str = "") -> str:
     """The first key at which two configurations differ, with both values; empty where none does."""
     for key in sorted({*old, *new}):
         a, b, path = old.get(key), new.get(key), f"{prefix}{key}"
         if isinstance(a, dict) and isinstance(b, dict):
-            tables = cast(Mapping[str, Any], a), cast(Mapping[str, Any], b)
+            tables = cast(Mapping[str, object], a), cast(Mapping[str, object], b)
             if inner := first_difference(*tables, f"{path}."):
                 return inner
         elif a != b:
