@@ -38,6 +38,7 @@ PARTS = (
     Part("docs/cost.md", "cost", benchmarks.cost),
     Part("docs/statistics.md", "looks", coverage.looks),
     Part("docs/statistics.md", "searches", coverage.searches),
+    Part("docs/statistics.md", "bootstrap", coverage.bootstrap),
     Part("docs/cost.md", "gpu", benchmarks.gpu),
     Part("docs/theory.md", "accuracy", benchmarks.accuracy),
     Part("docs/optimizers.md", "optimizers", benchmarks.optimizers),

@@ -95,7 +95,7 @@ def test_the_minimum_detectable_difference_is_that_of_the_stated_sd(plan):
 def test_time_is_estimated_from_a_timed_epoch_and_nothing_is_recorded(plan, tmp_path):
     out = plan(SMALL)
     assert re.search(
-        r"estimated from one timed epoch of the baseline, and from \d+ s for the start of a", out
+        r"estimated from one timed epoch of the baseline, and from [\d.]+ s for the start of a", out
     )
     assert {file.name for file in tmp_path.iterdir()} == {"mine.toml"}
 
@@ -131,7 +131,9 @@ def test_an_arm_whose_metric_changes_the_step_at_an_equal_rate_is_warned_of():
     assert warning.startswith("one has the baseline's learning rate, but its metric changes the size")
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(3, "3 s"), (89, "89 s"), (90, "1.5 min"), (7200, "2.0 h")])
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.34, "0.3 s"), (3, "3 s"), (89, "89 s"), (90, "1.5 min"), (7200, "2.0 h")]
+)
 def test_durations(seconds, words):
     assert preview.duration(seconds) == words
 
@@ -161,6 +163,11 @@ def test_the_timed_epoch_is_the_second_one_unless_the_first_is_long(monkeypatch)
     )
     assert trained == [1, 2, 1]
     assert threads == [8]
+
+    clock = iter([0.0, 50.0, 50.5, 60.0, 60.75, 61.0, 61.5])  # short epochs: a second run, and its end
+    short = preview.timed_seconds(study, "cpu")
+    assert short.start == 50.0 - 0.5
+    assert short.by_cell == {"": 1.0 + 4 * 0.25}  # of 1.5 s, two epochs took 0.5
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from cdgrad.study.statistics import Results
 from cdgrad.study.statistics import paired as stats
 
 _LONG = 60.0  # seconds of a first epoch, after which no second one is timed
+_SHORT = 1.0  # seconds of an epoch, beside which the rest of a run counts
 _SIZES = (0.1, 0.2, 0.5, 1.0)  # true differences in points, for the number of seeds needed
 
 
@@ -66,7 +67,8 @@ def timed_seconds(spec: Spec, device: str) -> Seconds:
     """An epoch of the baseline in each cell, times its epochs; validation images only. Takes two epochs.
 
     What the first one takes longer is imports, data and compilation, which each worker spends once. A long
-    first epoch is the only one.
+    first epoch is the only one. Short ones are timed in a second run, because building a network and
+    evaluating it then takes a part of each run's time.
 
     Raises:
         StudyError: the data, the network or the optimizer cannot be used.
@@ -80,9 +82,15 @@ def timed_seconds(spec: Spec, device: str) -> Seconds:
         setting = spec.setting(cell, spec.baseline, trial=True)
         _, _, schedule, _ = setting.tables()
         twice = replace(setting, schedule=replace(schedule, epochs=2, warmup=0))
-        before, epoch = _seconds_of_an_epoch(twice, device)
-        means[cell] = epoch * schedule.epochs
-        start = max(start, before)
+        ends = _ends(twice, device)
+        begin, first, last = ends[0], ends[1], ends[-1]
+        epoch, besides = last - (first if last > first else begin), 0.0
+        start = max(start, first - begin - epoch)
+        if epoch < _SHORT:
+            begin, first, last, end = (*_ends(twice, device), time.perf_counter())
+            epoch = last - first
+            besides = max(0.0, end - begin - 2 * epoch)
+        means[cell] = besides + epoch * schedule.epochs
     return Seconds(means, "one timed epoch of the baseline", start)
 
 
@@ -90,8 +98,8 @@ class _LongEpochError(Exception):
     """The first epoch took so long that what came before it does not matter."""
 
 
-def _seconds_of_an_epoch(setting: Setting, device: str) -> tuple[float, float]:
-    """Seconds before the training proper, and those of an epoch."""
+def _ends(setting: Setting, device: str) -> list[float]:
+    """When a run begins and when its epochs end; only the first one where that is long."""
     ends = [time.perf_counter()]
 
     import torch
@@ -110,8 +118,7 @@ def _seconds_of_an_epoch(setting: Setting, device: str) -> tuple[float, float]:
             train(setting, 0, on_epoch, device=device)
     finally:
         torch.set_num_threads(threads)
-    epoch = ends[-1] - ends[-2]
-    return max(0.0, ends[1] - ends[0] - epoch), epoch
+    return ends
 
 
 def preview(
@@ -233,7 +240,12 @@ def _time(plan: Plan, workers: int, seconds: Seconds | None) -> Iterator[Table]:
         return
     if seconds is None:
         rows = [("not known before the first run", "-", "-")]
-        source = "cdgrad plan times an epoch of the built-in training loop"
+        source = (
+            f"{plan.spec.entry} trains in its own code, of which no epoch can be timed; the estimate will "
+            "come from recorded runs"
+            if plan.spec.entry
+            else "cdgrad plan times an epoch of the built-in training loop"
+        )
     else:
         each = [seconds.by_cell[key[0]] for key in remaining]
         until = makespan(each, workers, seconds.start or 0.0)
@@ -329,4 +341,4 @@ def duration(seconds: float) -> str:
     for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
         if seconds >= 1.5 * size:
             return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
+    return f"{seconds:.1f} s" if seconds < 2 else f"{seconds:.0f} s"
