@@ -134,17 +134,20 @@ def test_replayed_steps_give_the_numbers_of_steps_made_at_once(setting, captured
     assert min(graph.replays for graph in execution.made) >= 3
 
 
-def test_a_captured_run_that_was_killed_resumes_to_the_same_bits(setting, captured, tmp_path):
-    changed = setting({"ema": 0.9}, augment=("flip",), model=Model(f"{__name__}:dropout_network"))
-    captured()
-    whole = run(changed)
-
+def interrupt_third_epoch(setting, checkpoint):
     def on_epoch(epoch, measured):
         if epoch > 2:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(changed, 3, on_epoch, checkpoint=tmp_path / "run.pt", every=0)
+        train(setting, 3, on_epoch, checkpoint=checkpoint, every=0)
+
+
+def test_a_captured_run_that_was_killed_resumes_to_the_same_bits(setting, captured, tmp_path):
+    changed = setting({"ema": 0.9}, augment=("flip",), model=Model(f"{__name__}:dropout_network"))
+    captured()
+    whole = run(changed)
+    interrupt_third_epoch(changed, tmp_path / "run.pt")
     resumed = run(changed, checkpoint=tmp_path / "run.pt")
     assert (resumed.error, resumed.epochs) == (whole.error, whole.epochs)
     for a, b in zip(weights(resumed).values(), weights(whole).values(), strict=True):
@@ -156,13 +159,7 @@ def test_a_checkpoint_of_steps_made_at_once_resumes_as_graphs(setting, captured,
     optimizer = SGD if name == "SGD" else Optimizer("torch.optim:AdamW", 0.01, {"fused": True})
     changed = setting(optimizer=optimizer)
     whole = run(changed)
-
-    def on_epoch(epoch, measured):
-        if epoch > 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(changed, 3, on_epoch, checkpoint=tmp_path / "run.pt", every=0)
+    interrupt_third_epoch(changed, tmp_path / "run.pt")
     captured()
     assert_equal_to_rounding(run(changed, checkpoint=tmp_path / "run.pt"), whole)
 
