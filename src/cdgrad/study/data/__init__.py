@@ -15,7 +15,17 @@ from cdgrad.study.data.cache import Decoded
 from cdgrad.study.data.splits import Split, channel_statistics, take, with_label_noise
 from cdgrad.study.spec import Task
 
-__all__ = ["SOURCES", "TRANSFORMS", "Data", "Split", "augment", "has_test_split", "identity", "load"]
+__all__ = [
+    "SOURCES",
+    "TRANSFORMS",
+    "Data",
+    "Split",
+    "augment",
+    "has_test_split",
+    "identity",
+    "load",
+    "split_sizes",
+]
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,9 @@ def read(task: Task, contents: Contents) -> Source:
     """
     _check_depths(task, contents)
     splits = _splits(task, contents.data)
-    for paths in splits.values():
-        _check_one_folder(task, paths)
     roles = choose_splits(task, splits)
+    for name in roles.values():
+        _check_one_folder(task, splits[name])
     unread = [name for name in splits if name not in roles.values()]
     notes = [f"the {len(splits[name])} images of split {shown(name)} are not read" for name in unread]
     if others := [path for path in contents.others if _is_noteworthy(path)]:
