@@ -92,6 +92,17 @@ def test_the_error_is_bounded(lam, boundary, mean):
                 assert error(grad, exact) < bound, (n, metric, dtype)
 
 
+@pytest.mark.parametrize("boundary", ["free", "periodic"])
+def test_lam_of_any_size(boundary):
+    """The identity, and the mean; n is no multiple of a segment's rows."""
+    for n in (2, 33, 70):
+        grad = torch.randn(n, 5) + 1
+        for lam, exact in ((1e-290, grad), (1e290, grad.double().mean(0).expand(n, 5))):
+            copy = grad.clone()
+            Plan([(copy, 0, 1)], Sobolev(lam, boundary), SMALL).run([copy])
+            assert error(copy, exact.double().numpy()) < 1e-6
+
+
 def test_alternating_columns_of_zero_mean():
     """The result is 3e-6 of the gradient, and still right to float32."""
     grad = torch.tensor([1.0, -1.0]).repeat(40)[:, None].expand(80, 3).clone()

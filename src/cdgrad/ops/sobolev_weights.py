@@ -20,6 +20,7 @@ from cdgrad.ops.byte_cache import cached_by_bytes
 
 # Beyond these c the operator is the identity, or the mean, to rounding; within them nothing overflows.
 _SMALLEST, _LARGEST = 1e-300, 1e300
+_LARGEST_OF_IMAGES = 1e30  # their sums, about sqrt(c) times the gradient's, stay finite in float32
 
 
 class Sobolev(NamedTuple):
@@ -111,7 +112,7 @@ class Images(NamedTuple):
 
 def images(n: int, lam: float, periodic: bool) -> Images:
     """The weights for n channels. Relative error of every entry: a few 1e-16."""
-    c = min(max(lam * float(n) ** 2, _SMALLEST), _LARGEST)
+    c = min(max(lam * float(n) ** 2, _SMALLEST), _LARGEST_OF_IMAGES)
     theta = float(2 * np.arcsinh(0.5 / np.sqrt(c)))
     around = 1 / -float(np.expm1(-theta * (n if periodic else 2 * n)))  # 1 + q^period + q^(2 period) + ...
     near, far = (0.0, around) if periodic else (around, around * float(np.exp(-theta * n)))
