@@ -31,6 +31,18 @@ def test_every_run_of_a_study_writes_its_curves(arguments, tmp_path, capsys):
         assert loss.value == pytest.approx(run.epochs[0]["loss"], rel=1e-6)
 
 
+def test_curves_of_two_studies_are_not_joined(arguments, tmp_path, capsys):
+    pytest.importorskip("tensorboard")
+    curves = ["--tensorboard", str(tmp_path / "tb")]
+    assert cli.main([*arguments, *curves]) == 0
+    (tmp_path / "other" / "tiny.toml").parent.mkdir()
+    (tmp_path / "other" / "tiny.toml").write_text(TINY.replace("lr = 0.1", "lr = 0.2"))
+    capsys.readouterr()
+    other = ["study", str(tmp_path / "other" / "tiny.toml"), "--out", str(tmp_path / "other" / "out")]
+    assert cli.main([*other, *curves]) == 1
+    assert "final-seed-0 has the curves of a run with another setting; name" in capsys.readouterr().err
+
+
 def test_a_study_without_tensorboard_ends_before_its_first_run(arguments, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert cli.main([*arguments, "--tensorboard", str(tmp_path / "tb")]) == 1

@@ -59,7 +59,7 @@ def execute(
             _import_callables(job.setting)
             conditions |= _code(job.folder) | _data(job.setting)
             dtype = torch.get_default_dtype()
-            with curves(tensorboard and tensorboard / job.place) as log:
+            with curves(tensorboard and tensorboard / job.place, job.setting.fingerprint) as log:
                 checkpoint = checkpoints and checkpoints / job.file(device)
                 outcome = _outcome(job, _both(log, on_epoch), device, checkpoint, save_every)
         # What was imported only during the run, too.
