@@ -168,8 +168,8 @@ def tiny_blocks(monkeypatch):
     ("shape", "axis", "groups", "metric", "rescale"),
     [
         ((5, 9, 12), -1, 3, MeanSobolev(0.1), "none"),
-        ((12, 41), 0, 1, ReweightedL2(3), "norm"),
-        ((2, 12, 31), 1, 2, ReweightedL2(3), "none"),
+        ((12, 41), 0, 1, Sobolev(0.1), "norm"),
+        ((2, 12, 31), 1, 2, MeanSobolev(0.1, "periodic"), "none"),
         ((7, 3, 12, 2), 2, 1, Sobolev(0.1, "periodic"), "norm"),
     ],
 )
@@ -195,8 +195,32 @@ def test_large_gradients_go_block_by_block(shape, axis, groups, metric, rescale,
 def test_one_long_column_is_not_cut(tiny_blocks, x64):
     x = random(130, 1)
     for shape in ((130,), (130, 1), (1, 130)):
-        out = directed(jnp.asarray(x.reshape(shape)), ReweightedL2(3), axis=shape.index(130))
-        np.testing.assert_allclose(out, reference(x, ReweightedL2(3)).reshape(shape), rtol=0, atol=1e-12)
+        for metric in (ReweightedL2(3), Sobolev(0.1)):
+            out = directed(jnp.asarray(x.reshape(shape)), metric, axis=shape.index(130))
+            np.testing.assert_allclose(out, reference(x, metric).reshape(shape), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_reweighting_writes_one_array(axis):
+    """However large it is: two sums of each column, and the result."""
+    x = jnp.asarray(random(1536, 1024), jnp.float32)
+    program = jax.jit(lambda x: directed(x, ReweightedL2(3), axis=axis)).lower(x).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 0.05 * x.nbytes
+    main = program.as_text().partition("ENTRY")[2].splitlines()[1:]
+    assert [line.split()[0] for line in main if "= f32[1536,1024]" in line and "parameter(" not in line] == [
+        "ROOT"
+    ]
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-30, 1.0, 1e30, 3e38])
+@every_metric
+def test_any_scale_of_float32_is_kept(metric, scale):
+    x = (np.random.default_rng(1).uniform(-1, 1, (40, 3)) * scale).astype(np.float32)
+    out = np.asarray(directed(jnp.asarray(x), metric, axis=0), np.float64)
+    exact = reference(x.astype(np.float64), metric)
+    # Compilers may take subnormal numbers for 0.
+    allowed = 1e-6 * np.linalg.norm(exact) + np.finfo(np.float32).tiny * np.sqrt(x.size)
+    assert np.linalg.norm(out - exact) <= allowed
 
 
 def test_l2_returns_the_gradient():
