@@ -17,16 +17,16 @@ _VERDICT = (
     "of network and optimizer on handwritten digits, each tuned with the same budget, the error changes by\n"
     "$average_reweighted points with the re-weighted metric and by $average_sobolev with the Sobolev metric\n"
     "(95 % intervals; positive is worse). At equal learning rates a lower error is shown in $rates_better of $rates_count\n"
-    "comparisons. $elsewhere [The evidence]($link).\n"
+    "comparisons.\n\n$elsewhere [The evidence]($link).\n"
 )
 _CLAIM = (
     "- That it improves anything in general. [The evidence](docs/evidence.md) shows no reduction of the error on average "
     "or at equal learning rates over $claims_cells combinations of network and optimizer, and states which differences "
-    "it could have detected. $gain"
+    "it could have detected. $gain$examined"
 )
 _CARD = (
     "no reduction of the error on average or at equal learning rates over $claims_cells combinations of network "
-    "and optimizer. $gain"
+    "and optimizer. $gain$examined"
 )
 
 
@@ -46,12 +46,21 @@ class Sentences(NamedTuple):
 
 def sentences(parts: Parts) -> Sentences:
     """The sentences, from the parts of the page."""
+    left = parts["elsewhere_better_count"] != "0"
+    words = {
+        "gain": gain(parts),
+        "elsewhere": elsewhere(parts),
+        "examined": " The page says what is left of it when it is repeated." * left,
+    }
 
     def fill(template: str, link: str = "") -> str:
-        words = {"gain": gain(parts), "elsewhere": elsewhere(parts), "link": link}
-        text = Template(template).substitute(parts, **words)
+        text = Template(template).substitute(parts, **words, link=link)
         indent = "  " if text.startswith("- ") else ""
-        return textwrap.fill(text, 110, subsequent_indent=indent, break_on_hyphens=False) + "\n"
+        filled = [
+            textwrap.fill(paragraph, 110, subsequent_indent=indent, break_on_hyphens=False)
+            for paragraph in text.split("\n\n")
+        ]
+        return "\n\n".join(filled) + "\n"
 
     return Sentences(
         fill(_HEADLINE).rstrip(),
@@ -59,7 +68,7 @@ def sentences(parts: Parts) -> Sentences:
         fill(_VERDICT, "docs/evidence.md"),
         fill(_VERDICT, "evidence.md"),
         fill(_CLAIM),
-        Template(_CARD).substitute(parts, gain=gain(parts)),
+        Template(_CARD).substitute(parts, **words),
     )
 
 
