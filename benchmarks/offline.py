@@ -169,7 +169,8 @@ def main() -> None:
                     [sys.executable, __file__, *rest], env=environment, capture_output=True, text=True
                 )
             if done.returncode:
-                rows.append({"triton": folder.name, "failed": done.stderr.strip().splitlines()[-1]})
+                said = done.stderr.strip() or f"exit status {done.returncode}"
+                rows.append({"triton": folder.name, "failed": said.splitlines()[-1]})
             rows += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     else:
         for arch in arguments.arch:

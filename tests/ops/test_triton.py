@@ -422,5 +422,21 @@ def test_the_kernels_compile_without_a_gpu(arch, tmp_path):
             assert row["wide_loads"] >= (8 if row["size"] == 4 else 4)
             assert row["wide_stores"] == (8 if row["size"] == 4 else 2)
             assert row["registers"] <= 128
-            assert row["stack_bytes"] <= 16
-            assert row["spill_store_bytes"] <= 16
+            assert row["stack_bytes"] <= 8
+            assert row["spill_store_bytes"] <= 8
+
+
+def test_the_record_of_the_compilers():
+    """Of four Tritons: no kernel fails, compiles in more than 10 s, or spills more than docs/cost.md says."""
+    rows = json.loads((OFFLINE.parent / "results" / "offline.json").read_text())
+    assert {row["triton"] for row in rows} == {"3.4.0", "3.5.1", "3.6.0", "3.9.0"}
+    assert {row["arch"] for row in rows} == {"80", "90", "120", "gfx942"}
+    for row in rows:
+        assert row["compile_cpu_s"] <= 10
+        assert all(lanes[0] == 1 for _, lanes in row["layouts"] + row["layouts_of_stores"])
+        if row["arch"] == "gfx942":
+            assert row["spilled_registers"] == 0
+        else:
+            assert row["registers"] <= 128
+            bound = 80 if row["access"] != "aligned" else 32 if row["size"] == "resnet50" else 8
+            assert row["stack_bytes"] <= (0 if row["metric"].startswith("reweighted") else bound), row
