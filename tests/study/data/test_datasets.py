@@ -191,7 +191,10 @@ def test_a_folder_that_cannot_be_read_is_a_failed_run(tiny, tmp_path, monkeypatc
     monkeypatch.setattr(decoding, "digest", forbidden)
     run = execute(Job("", "sgd", None, 0, setting), lambda epoch, measured: None)
     assert run.status == "failed"
-    assert run.message == f"task.data: {tmp_path / 'set'} cannot be read: Permission denied"
+    assert run.message == (
+        f"task.data: {tmp_path / 'set'} cannot be read: Permission denied; change its permissions, move it "
+        "away, or name another folder"
+    )
 
 
 def test_a_split_without_labels_is_refused(tmp_path):
