@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from cdgrad import L2, ReweightedL2, Sobolev
-from cdgrad.optax import ChannelDirectedState, channel_directed, selection
+from cdgrad import L2, MeanSobolev, ReweightedL2, Sobolev
+from cdgrad.optax import ChannelDirectedState, batches, channel_directed, selection
 from cdgrad.reference import directed as reference
 
 METRIC = Sobolev(0.1, "periodic")
@@ -213,3 +213,33 @@ def test_blocks_of_grouped_leaves_and_of_single_channels():
     with pytest.raises(ValueError, match="in 2 groups: expected a count of equal blocks"):
         selection(tree(), groups={"conv/kernel": 2}, blocks={"conv/*": (2, 4)})
     assert selection(tree(), blocks={"conv/*": 6}).skipped[-1].reason == "one channel per block"
+
+
+def several_kernels():
+    random = np.random.default_rng(0).standard_normal
+    shapes = {"a": (1, 2, 3, 6), "b": (3, 3, 2, 6), "grouped": (1, 2, 2, 12), "other": (1, 2, 3, 8)}
+    return {name: {"kernel": jnp.asarray(random(shape))} for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("rescale", ["none", "norm"])
+@pytest.mark.parametrize("metric", [METRIC, MeanSobolev(0.3)], ids=str)
+def test_on_an_accelerator_kernels_of_one_channel_count_are_solved_together(
+    metric, rescale, x64, monkeypatch
+):
+    gradients = several_kernels()
+    tx = channel_directed(metric, groups={"grouped/kernel": 2}, rescale=rescale)
+    apart, _ = tx.update(gradients, tx.init(gradients))
+    monkeypatch.setattr(batches, "worth_batches", lambda metric: True)
+    together, _ = tx.update(gradients, tx.init(gradients))
+    close(together, apart)
+    program = str(jax.make_jaxpr(lambda tree: tx.update(tree, tx.init(tree)))(gradients))
+    assert program.count("name=_direct") == 2  # of 6 and of 8 channels
+
+
+def test_what_solves_nothing_or_runs_on_a_cpu_is_left_apart(monkeypatch):
+    assert not batches.worth_batches(METRIC)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert batches.worth_batches(METRIC)
+    assert not batches.worth_batches(ReweightedL2(3))
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert not batches.worth_batches(METRIC)

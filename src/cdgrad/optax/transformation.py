@@ -16,6 +16,7 @@ import optax
 from jax.typing import ArrayLike
 
 from cdgrad.metrics import Metric
+from cdgrad.optax import batches
 from cdgrad.optax.operator import Rescale, direct, with_lam, with_norm_of
 from cdgrad.optax.selection import Blocks, Select, Target, selection, warn_of_doubts
 
@@ -93,9 +94,12 @@ def channel_directed(
             state = state._replace(count=optax.safe_increment(state.count))
         leaves, tree = jax.tree.flatten(updates)
         chosen = selection(updates, axis=axis, select=select, groups=groups, blocks=blocks).leaves
+        targets = {i: of for i, of in enumerate(chosen) if isinstance(of, Target)}
+        if batches.worth_batches(static):
+            leaves = batches.directed_together(leaves, targets, static, now, rescale)
         directed = [
-            _directed(leaf, static, now, of, rescale) if isinstance(of, Target) else leaf
-            for leaf, of in zip(leaves, chosen, strict=True)
+            _directed(leaf, static, now, targets[i], rescale) if i in targets else leaf
+            for i, leaf in enumerate(leaves)
         ]
         return jax.tree.unflatten(tree, directed), state
 
