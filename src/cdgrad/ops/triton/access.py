@@ -16,9 +16,9 @@ _COMPILED = tl.constexpr(not INTERPRETED)
 def lanes_along(offset, C: tl.constexpr, MULTIPLE: tl.constexpr, ROCM: tl.constexpr):
     """`offset`, [W, C], rows of which begin at a multiple of that, so that lanes fill the columns first.
 
-    The compiler orders dimensions by contiguity, and breaks ties in one way in Triton 3.6 and in another in
-    3.9: columns are said to be more contiguous than segments, and these than rows. The width of an access
-    follows from the alignment, too, so it does not matter that the claim need not hold.
+    The compiler orders dimensions by contiguity, and breaks ties in one way in Triton 3.4 to 3.6 and in
+    another in 3.9: columns are said to be more contiguous than segments, and these than rows. The width of an
+    access follows from the alignment, too, so it does not matter that the claim need not hold.
     """
     if _COMPILED:  # an operation that no simplification removes, and the claim with it
         # Where it stays: no instruction, the output in the register of the input.
