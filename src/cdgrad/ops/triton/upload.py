@@ -14,22 +14,20 @@ from torch import Tensor
 
 def upload(array: Any, device: torch.device) -> Tensor:
     """The array on the device; the copy joins the current stream."""
-    return _moved(_pinned(torch.as_tensor(array), device), device)
+    host = _pinned(torch.as_tensor(array), device)
+    return host.to(device, non_blocking=True) if device.type == "cuda" else host
 
 
 def upload_integers(numbers: bytes, device: torch.device) -> Tensor:
     """The bytes of an int64 array as a tensor on the device; the copy joins the current stream."""
     # A bytearray, because torch warns of memory that cannot be written.
-    return _moved(_pinned(torch.frombuffer(bytearray(numbers), dtype=torch.int64), device), device)
+    host = torch.frombuffer(bytearray(numbers), dtype=torch.int64)
+    return upload(host, device) if device.type == "cuda" else host
 
 
 def write(target: Tensor, array: Any) -> None:
     """Write the array into a tensor of its dtype; the copy joins the current stream."""
     target.copy_(_pinned(torch.as_tensor(array), target.device), non_blocking=True)
-
-
-def _moved(host: Tensor, device: torch.device) -> Tensor:
-    return host.to(device, non_blocking=True) if device.type == "cuda" else host
 
 
 def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
