@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import ModuleType
 
@@ -13,7 +14,6 @@ from cdgrad import cli
 from cdgrad.commands import inspect
 from cdgrad.study import StudyError, callables, models, spec
 from cdgrad.study.callables import UserCodeError
-from cdgrad.study.run import local_engine
 from cdgrad.study.run.driver import run_study
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(Path(cdgrad.__file__).parents[1])}
@@ -241,7 +241,7 @@ def test_a_network_that_no_worker_can_import_is_refused_before_one_starts(
 ):
     """As of a class in a cell of a notebook; also where the cell made a module that has no file."""
     monkeypatch.setitem(sys.modules, "made_here", ModuleType("made_here"))
-    monkeypatch.setattr(local_engine, "_Worker", None)
+    monkeypatch.setattr(BaseProcess, "start", None)
     study = spec.parse(tiny_text.replace('name = "small-cnn"', f'name = "{name}"'), "tiny")
     with pytest.raises(StudyError, match=message) as caught:
         run_study(study, tmp_path / "out", workers=1)
