@@ -19,7 +19,7 @@ from cdgrad.ops.triton import launch
 def capture(monkeypatch):
     """Run a function as a CUDA graph would capture it; what it returns replays the launches."""
     monkeypatch.setattr(launch, "_captured", set())
-    kernel = launch._kernel
+    kernel = launch.named_kernel
 
     def run(function):
         recorded = []
@@ -38,7 +38,7 @@ def capture(monkeypatch):
         with monkeypatch.context() as inside:
             inside.setattr(graphs, "capturing", lambda: True)
             inside.setattr(launch, "capturing_on", lambda device: True)
-            inside.setattr(launch, "_kernel", Recorder)
+            inside.setattr(launch, "named_kernel", Recorder)
             function()
 
         def replay():

@@ -23,8 +23,8 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 def launches(monkeypatch):
     """The kernels launched, by name, in order."""
     names = []
-    kernel = launch._kernel
-    monkeypatch.setattr(launch, "_kernel", lambda name: names.append(name) or kernel(name))
+    kernel = launch.named_kernel
+    monkeypatch.setattr(launch, "named_kernel", lambda name: names.append(name) or kernel(name))
     return names
 
 

@@ -37,8 +37,8 @@ def launches(monkeypatch):
     """The kernels launched, by name, in order, but for one that a device's first plan loads."""
     channel_directed_([torch.randn(3, 4)], METRICS[0], backend="triton")
     names = []
-    kernel = launch._kernel
-    monkeypatch.setattr(launch, "_kernel", lambda name: names.append(name) or kernel(name))
+    kernel = launch.named_kernel
+    monkeypatch.setattr(launch, "named_kernel", lambda name: names.append(name) or kernel(name))
     return names
 
 
@@ -58,7 +58,7 @@ class Recorder:
 def arguments(monkeypatch):
     """Of every launch; nothing runs."""
     monkeypatch.setattr(launch, "_captured", set())
-    monkeypatch.setattr(launch, "_kernel", Recorder)
+    monkeypatch.setattr(launch, "named_kernel", Recorder)
     monkeypatch.setattr(Recorder, "launches", [], raising=False)
     return Recorder.launches
 
@@ -223,9 +223,9 @@ def test_what_a_graph_launches_was_launched_before(capturing, launches, monkeypa
     """Compiled code cannot be loaded during a capture; numbers beyond 32 bits are another kernel."""
     monkeypatch.setattr(launch, "_captured", set())
     monkeypatch.setattr(launch, "_prepared_for_captures", set())
-    written, write = [], launch._write
+    written, write = [], launch.write_in_graph
     monkeypatch.setattr(
-        launch, "_write", lambda pointers, device: written.append(pointers) or write(pointers, device)
+        launch, "write_in_graph", lambda pointers, device: written.append(pointers) or write(pointers, device)
     )
     kept = torch.randn(14, 5)
     channel_directed_([kept], METRICS[1], backend="triton")

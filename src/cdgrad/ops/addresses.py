@@ -22,6 +22,11 @@ def addresses_of(tensors: Sequence[torch.Tensor]) -> bytes:
     return np.fromiter(map(torch.Tensor.data_ptr, tensors), np.int64, len(tensors)).tobytes()
 
 
+def integers(addresses: bytes) -> list[int]:
+    """The addresses as numbers."""
+    return np.frombuffer(addresses, np.int64).tolist()
+
+
 def chosen(addresses: bytes, members: Sequence[int]) -> bytes:
     """The addresses of some of the tensors."""
     return np.frombuffer(addresses, np.int64)[list(members)].tobytes()

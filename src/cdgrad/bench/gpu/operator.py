@@ -131,12 +131,12 @@ def _host(setup: Setup, metric: Metric) -> dict[str, float]:
 
 @contextmanager
 def _without_launches() -> Generator[None]:
-    kernel = launch._kernel  # pyright: ignore[reportPrivateUsage]
-    launch._kernel = _NoKernel  # pyright: ignore[reportPrivateUsage]
+    kernel = launch.named_kernel
+    launch.named_kernel = _NoKernel
     try:
         yield
     finally:
-        launch._kernel = kernel  # pyright: ignore[reportPrivateUsage]
+        launch.named_kernel = kernel
 
 
 class _NoKernel:

@@ -15,13 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cdgrad._torch_private import stream_handle
 from cdgrad.metrics import Array, MeanSobolev, Metric, ReweightedL2, Sobolev
-from cdgrad.ops.addresses import REMEMBERED, addresses_of, chosen
+from cdgrad.ops.addresses import REMEMBERED, addresses_of, chosen, integers
 from cdgrad.ops.graphs import capturing_on
 from cdgrad.ops.memory_layout import Columns, columns_of
 from cdgrad.ops.triton import kernels, tables
@@ -147,7 +146,7 @@ class _Arrays:
         if self._compiled is not None:
             self._compiled(*arrays, *self._constants.values())
             return
-        kernel = _kernel("directed")[self._grid](*arrays, **self._constants, **self._options)
+        kernel = named_kernel("directed")[self._grid](*arrays, **self._constants, **self._options)
         if kernel is not None:  # the interpreter compiles none
             # Otherwise Triton looks for the compiled kernel by its arguments: 9 to 15 microseconds a step.
             self._compiled = kernel[(*self._grid, 1, 1)]
@@ -231,7 +230,7 @@ class _Batch:
             if len(self._on_stream) >= _STREAMS:
                 self._on_stream.pop(next(iter(self._on_stream)), None)
             arrays = self._on_stream[stream] = _Arrays(self, self._metric, aligned)
-            _prepare_captures(_integers(addresses), self.device)
+            prepare_captures(integers(addresses), self.device)
         on_device = upload_integers(addresses, self.device)
         arrays.remember(addresses, on_device)
         return arrays, on_device
@@ -250,7 +249,7 @@ class _Batch:
         on_device = arrays.addresses.get(addresses)
         if on_device is None:
             # A graph keeps its gradients in memory of its own: their addresses are written within it.
-            on_device = _write(_integers(addresses), self.device)
+            on_device = write_in_graph(integers(addresses), self.device)
         else:
             self._addresses_of_graphs.append(on_device)
         arrays.launch(on_device, in_graph=True)
@@ -266,7 +265,7 @@ class _Batch:
         """Of each tensor, whether it begins at a multiple of 16 bytes."""
         if not int.from_bytes(addresses, "little") & self._low_bits:
             return self._all_aligned
-        return tuple([not address & 15 for address in _integers(addresses)])
+        return tuple([not address & 15 for address in integers(addresses)])
 
 
 def constants_of(metric: Metric, dtype: torch.dtype, used: int, tile: Tile) -> dict[str, Any]:
@@ -321,28 +320,25 @@ def directed_(jobs: Sequence[Job], metric: Metric) -> None:
     plan.run(grads)
 
 
-def _kernel(name: str) -> Any:
+def named_kernel(name: str) -> Any:
+    """A kernel; benchmarks without a GPU replace this function."""
     return getattr(kernels, name)
-
-
-def _integers(addresses: bytes) -> list[int]:
-    return np.frombuffer(addresses, np.int64).tolist()
 
 
 _prepared_for_captures: set[torch.device] = set()
 
 
-def _prepare_captures(pointers: list[int], device: torch.device) -> None:
+def prepare_captures(pointers: list[int], device: torch.device) -> None:
     """Launch once what a capture launches: compiled code cannot be loaded while one is in progress."""
     if device not in _prepared_for_captures:
-        _write(pointers, device)
+        write_in_graph(pointers, device)
         _prepared_for_captures.add(device)
 
 
-def _write(pointers: list[int], device: torch.device) -> Tensor:
+def write_in_graph(pointers: list[int], device: torch.device) -> Tensor:
     """The addresses as an array on the device, by kernels whose arguments they are."""
     table = torch.empty(-(-len(pointers) // 16) * 16, dtype=torch.int64, device=device)
     padded = pointers + pointers[-1:] * (len(table) - len(pointers))
     for first in range(0, len(table), 16):
-        _kernel("write16")[(1,)](table[first:], *padded[first : first + 16], num_warps=1)
+        named_kernel("write16")[(1,)](table[first:], *padded[first : first + 16], num_warps=1)
     return table

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cdgrad._torch_private import stream_handle
-from cdgrad.ops.addresses import REMEMBERED, addresses_of
+from cdgrad.ops.addresses import REMEMBERED, addresses_of, integers
 from cdgrad.ops.graphs import capturing_on, keep_for_replays
 from cdgrad.ops.triton import launch
 from cdgrad.ops.triton.kernels import DTYPES
@@ -56,7 +56,7 @@ class Scaling:
         """
         with torch.cuda.device(self._device) if self._device.type == "cuda" else nullcontext():
             arrays, addresses = self._arrays(addresses_of(tensors))
-            kernel: Any = launch._kernel("scaled")  # pyright: ignore[reportPrivateUsage]
+            kernel: Any = launch.named_kernel("scaled")
             norms = [torch.stack(list(each)).double() for each in (old, new)]
             kernel[(len(self._records),)](
                 addresses, arrays.records, *norms, DTYPE=DTYPES[self._dtype], PIECE=PIECE, num_warps=_WARPS
@@ -70,7 +70,7 @@ class Scaling:
         arrays = self._on_stream.get(stream)
         if arrays is None:
             arrays = self._on_stream[stream] = _Arrays(upload(self._records, self._device), {})
-            launch._prepare_captures(_integers(key), self._device)  # pyright: ignore[reportPrivateUsage]
+            launch.prepare_captures(integers(key), self._device)
         addresses = arrays.addresses.get(key)
         if addresses is None:
             if len(arrays.addresses) >= REMEMBERED:
@@ -90,8 +90,4 @@ class Scaling:
         if addresses is not None:
             keep_for_replays(self._device, [addresses])
             return arrays, addresses
-        return arrays, launch._write(_integers(key), self._device)  # pyright: ignore[reportPrivateUsage]
-
-
-def _integers(addresses: bytes) -> list[int]:
-    return np.frombuffer(addresses, np.int64).tolist()
+        return arrays, launch.write_in_graph(integers(key), self._device)
