@@ -15,27 +15,19 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 _PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 24, 1, 2
 
 
-def _heed_permissions():
-    """In the child, before it starts: it does not get back the capability to ignore permissions."""
-    library = ctypes.CDLL(None)
-    for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
-        library.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
-
-
 @contextmanager
 def user(folder):
     """A function that executes a command line in `folder`: exit status, output, and lines of the errors.
 
     None where permissions cannot be made to count.
     """
-    drop = _heed_permissions if hasattr(os, "geteuid") and os.geteuid() == 0 else None
+    as_root = hasattr(os, "geteuid") and os.geteuid() == 0
     child = subprocess.Popen(
-        [sys.executable, __file__],
+        [sys.executable, __file__, *(["--drop"] if as_root else [])],
         cwd=folder,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        preexec_fn=drop,
     )
 
     def execute(*line):
@@ -75,7 +67,17 @@ def _executed(line):
     return status, output.getvalue(), errors.getvalue().splitlines()
 
 
+def _heed_permissions():
+    """Start anew: a program of root gets back no capability that is not in its bounding set."""
+    library = ctypes.CDLL(None)
+    for capability in (_CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH):
+        library.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
+    os.execv(sys.executable, [sys.executable, __file__])
+
+
 def main():
+    if "--drop" in sys.argv:
+        _heed_permissions()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what workers print is no answer
     for text in sys.stdin:

@@ -17,7 +17,6 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from cdgrad.ops import graphs
 from cdgrad.study import data
@@ -50,8 +49,7 @@ SETTINGS = {
         "metric": "mean-sobolev:lam=0.1,boundary=periodic",
     },
 }
-_setup_privateuseone_for_python_backend("gpu")
-GPU = torch.device("gpu")
+GPU = "gpu"
 _aten = torch.ops.aten
 WAITING = (_aten._local_scalar_dense.default, _aten.equal.default, _aten.nonzero.default)
 
@@ -94,23 +92,29 @@ def on_gpu(build):
 
 
 built = []
-state._network = on_gpu(state._network)
-average.copy = SimpleNamespace(deepcopy=lambda model: state._network(*built))
-state.TrainingState.precision = lambda self: nullcontext()  # autocast knows no such device
-graphs.capturing = lambda: Strict.capturing
-graphs.capturing_on = lambda device: Strict.capturing
-sys.modules["cdgrad.study.data.augment"]._draw = lambda n, below, generator: torch.randint(
-    below, (n,), device=GPU
-)
+
+
+def replace_what_needs_memory():
+    """For good, as the device is registered: only in a process of its own."""
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+    _setup_privateuseone_for_python_backend(GPU)
+    state._network = on_gpu(state._network)
+    average.copy = SimpleNamespace(deepcopy=lambda model: state._network(*built))
+    state.TrainingState.precision = lambda self: nullcontext()  # autocast knows no such device
+    graphs.capturing = lambda: Strict.capturing
+    graphs.capturing_on = lambda device: Strict.capturing
+    sys.modules["cdgrad.study.data.augment"]._draw = lambda n, below, generator: torch.randint(
+        below, (n,), device=GPU
+    )
 
 
 class Generator:
     """A random generator of the device, which has none."""
 
-    device = GPU
-
     def __init__(self, device):
-        assert device == GPU
+        assert device.type == GPU
+        self.device = device
 
     def manual_seed(self, seed):
         return self
@@ -140,11 +144,11 @@ def run(setting):
     with mode, Strict():
         real, torch.Generator = torch.Generator, Generator
         try:
-            training = state.TrainingState(setting, 0, GPU, ALONE)
+            training = state.TrainingState(setting, 0, torch.device(GPU), ALONE)
         finally:
             torch.Generator = real
-        assert not execution.prepare(training.optimizer, GPU)
-        training.rates.move_to(GPU)
+        assert not execution.prepare(training.optimizer, torch.device(GPU))
+        training.rates.move_to(torch.device(GPU))
         for Strict.capturing, compare in ((False, False), (False, True), (True, False), (True, True)):
             capturing, Strict.capturing = Strict.capturing, False
             training.rates.set(0.5, setting.rounding)
@@ -159,6 +163,7 @@ def run(setting):
 
 
 if __name__ == "__main__":
+    replace_what_needs_memory()
     for name, changes in SETTINGS.items():
         run(dataclasses.replace(SETTING, **changes))
         print(name, flush=True)
