@@ -11,15 +11,18 @@ if TYPE_CHECKING:
 # The elements of the wide layer, whatever its number of output channels.
 WIDE_ELEMENTS = 9 * 2**20
 WIDE_CHANNELS = (64, 256, 1024, 4096, 16384)
+# Output and input channels of 1 x 1 layers whose rows are no multiple of a cache line.
+UNALIGNED = {1024: 10742, 16384: 671}
 
 
 class Conv(NamedTuple):
-    """A convolution: output channels, input channels, kernel size, groups."""
+    """A convolution: output channels, input channels, kernel size, groups, and the order in memory."""
 
     out: int
     into: int
     kernel: int
     groups: int = 1
+    channels_last: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -30,7 +33,8 @@ class Conv(NamedTuple):
         """Noise of the weight's shape, of the size that gradients have."""
         import torch  # here, so that the names of the networks need no torch
 
-        return torch.randn(self.shape) * 1e-3
+        grad = torch.randn(self.shape) * 1e-3
+        return grad.to(memory_format=torch.channels_last) if self.channels_last else grad
 
 
 def resnet18_imagenet() -> list[Conv]:
@@ -41,6 +45,11 @@ def resnet18_imagenet() -> list[Conv]:
         layers += [Conv(out, width, 1)] if stage else []
         width = out
     return layers
+
+
+def resnet18_channels_last() -> list[Conv]:
+    """The same, each position's input channels side by side in memory."""
+    return [layer._replace(channels_last=True) for layer in resnet18_imagenet()]
 
 
 def resnet50() -> list[Conv]:
@@ -84,10 +93,16 @@ def _wide(out: int) -> Callable[[], list[Conv]]:
     return lambda: [Conv(out, WIDE_ELEMENTS // 9 // out, 3)]
 
 
+def _unaligned(out: int) -> Callable[[], list[Conv]]:
+    return lambda: [Conv(out, UNALIGNED[out], 1)]
+
+
 NETWORKS: dict[str, Callable[[], list[Conv]]] = {
     "resnet18-imagenet": resnet18_imagenet,
+    "resnet18-channels-last": resnet18_channels_last,
     "resnet50": resnet50,
     "densenet121": densenet121,
     "mobilenet-v2": mobilenet_v2,
     **{f"wide-{out}": _wide(out) for out in WIDE_CHANNELS},
+    **{f"wide-{out}-unaligned": _unaligned(out) for out in UNALIGNED},
 }

@@ -32,7 +32,7 @@ from cdgrad.ops.versions import wrote_behind_autograd
 _BLOCK_BYTES, LEAST_BYTES = 6 * 2**20, 768 * 2**10
 # Several blocks per thread let threads finish at about the same time; fewer where blocks would become
 # smaller than LEAST_BYTES or _NARROWEST.
-_BLOCKS_PER_THREAD = 4
+_BLOCKS_PER_THREAD = 8
 _WIDEST, _NARROWEST, _STRIDED = 8192, 64, 64  # columns; running values of more would crowd the caches
 _LANES = 16  # columns are divided between blocks by so many
 _WORTH_A_THREAD = 1 << 15  # elements: below, waking a thread takes as long as the work
