@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdgrad import MeanSobolev, ReweightedL2, Sobolev, channel_directed_, select_backend
-from cdgrad.ops import eager, prepare, sobolev_weights
+from cdgrad.ops import addresses, eager, prepare, sobolev_weights
 from cdgrad.ops.memory_layout import columns_of
 from cdgrad.reference import directed
 
@@ -157,7 +157,7 @@ def test_a_plan_takes_gradients_in_new_memory_and_another_lam():
 
 def test_addresses_that_return_are_not_uploaded_again(monkeypatch):
     """An allocator returns the same blocks after a step or a few; the oldest are forgotten."""
-    monkeypatch.setattr(launch, "REMEMBERED", 3)
+    monkeypatch.setattr(addresses, "REMEMBERED", 3)
     uploads = []
     for name in ("upload", "upload_integers"):
         upload = getattr(launch, name)

@@ -7,12 +7,14 @@ tuple of integers takes twice as long to make, and to look up.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from cdgrad.ops.overlaps import are_disjoint, bytes_spanned, refuse_overlaps
 
+_T = TypeVar("_T")
 REMEMBERED = 16
 """Steps whose addresses are remembered: an allocator returns the blocks of a step after one or a few."""
 
@@ -30,6 +32,14 @@ def integers(addresses: bytes) -> list[int]:
 def chosen(addresses: bytes, members: Sequence[int]) -> bytes:
     """The addresses of some of the tensors."""
     return np.frombuffer(addresses, np.int64)[list(members)].tobytes()
+
+
+def remember(table: dict[bytes, _T], addresses: bytes, value: _T) -> _T:
+    """Keep the value for these addresses, in place of the oldest if there are many; returns it."""
+    if len(table) >= REMEMBERED:
+        table.pop(next(iter(table)), None)  # another thread may have been there first
+    table[addresses] = value
+    return value
 
 
 class DistinctAddresses:
@@ -55,7 +65,5 @@ class DistinctAddresses:
             return addresses
         if not are_disjoint(starts, starts + self._spans):
             refuse_overlaps(tensors)  # on several devices, or interleaved, they may still be distinct
-        if len(self._known) >= REMEMBERED:
-            self._known.pop(next(iter(self._known)), None)
-        self._known[addresses] = None
+        remember(self._known, addresses, None)
         return addresses

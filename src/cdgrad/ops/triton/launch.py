@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cdgrad._torch_private import stream_handle
 from cdgrad.metrics import Array, MeanSobolev, Metric, ReweightedL2, Sobolev
-from cdgrad.ops.addresses import REMEMBERED, addresses_of, chosen, integers
+from cdgrad.ops.addresses import addresses_of, chosen, integers, remember
 from cdgrad.ops.graphs import capturing_on
 from cdgrad.ops.memory_layout import Columns, columns_of
 from cdgrad.ops.triton import kernels, tables
@@ -151,11 +151,6 @@ class _Arrays:
             # Otherwise Triton looks for the compiled kernel by its arguments: 9 to 15 microseconds a step.
             self._compiled = kernel[(*self._grid, 1, 1)]
 
-    def remember(self, key: bytes, addresses: Tensor) -> None:
-        if len(self.addresses) >= REMEMBERED:
-            self.addresses.pop(next(iter(self.addresses)), None)
-        self.addresses[key] = addresses
-
     def _new_scratch(self) -> Tensor:
         return torch.empty(max(self._records.scratch, 1), dtype=torch.float64, device=self._device)
 
@@ -232,7 +227,7 @@ class _Batch:
             arrays = self._on_stream[stream] = _Arrays(self, self._metric, aligned)
             prepare_captures(integers(addresses), self.device)
         on_device = upload_integers(addresses, self.device)
-        arrays.remember(addresses, on_device)
+        remember(arrays.addresses, addresses, on_device)
         return arrays, on_device
 
     def _run_in_graph(self, addresses: bytes) -> None:

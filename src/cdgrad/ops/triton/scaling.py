@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cdgrad._torch_private import stream_handle
-from cdgrad.ops.addresses import REMEMBERED, addresses_of, integers
+from cdgrad.ops.addresses import addresses_of, integers, remember
 from cdgrad.ops.graphs import capturing_on, keep_for_replays
 from cdgrad.ops.triton import launch
 from cdgrad.ops.triton.kernels import DTYPES
@@ -73,9 +73,7 @@ class Scaling:
             launch.prepare_captures(integers(key), self._device)
         addresses = arrays.addresses.get(key)
         if addresses is None:
-            if len(arrays.addresses) >= REMEMBERED:
-                arrays.addresses.pop(next(iter(arrays.addresses)), None)
-            addresses = arrays.addresses[key] = upload_integers(key, self._device)
+            addresses = remember(arrays.addresses, key, upload_integers(key, self._device))
         return arrays, addresses
 
     def _arrays_of_graph(self, key: bytes) -> tuple[_Arrays, Tensor]:
