@@ -31,6 +31,14 @@ foreach_norm: Callable[[list[Tensor], float, torch.dtype], tuple[Tensor, ...]] =
 _HOOKED_STEP = Optimizer.profile_hook_step(Optimizer.step).__code__
 
 
+def forked_after_cuda() -> bool:
+    """Whether this process was forked from one that had initialized CUDA, and can therefore not use it.
+
+    torch says so publicly only by failing.
+    """
+    return bool(torch.cuda._is_in_bad_fork())  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
+
+
 def outside_graphs(function: _F) -> _F:
     """`function`, which torch.compile calls between two graphs.
 

@@ -1,19 +1,26 @@
 """The benchmark of a GPU, rehearsed, and how it keeps to its time."""
 
+import importlib
+import itertools
 import json
+import operator
 import os
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
+from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
-from cdgrad.bench.gpu import processes
+from cdgrad.bench.candidates import METRICS
+from cdgrad.bench.gpu import compilation, processes
 from cdgrad.bench.gpu import record as recording
-from cdgrad.bench.gpu.setup import Setup, UnavailableError
+from cdgrad.bench.gpu.setup import Setup, UnavailableError, alternating
 from cdgrad.bench.gpu.targets import targets
+from cdgrad.bench.gpu.training import STEP
 from cdgrad.bench.page import gpu_tables
 
 
@@ -151,6 +158,142 @@ def test_a_process_is_read_while_it_prints(module):
     assert process.printed() is None
 
 
+@pytest.fixture
+def workers(monkeypatch):
+    """How workers start, as if none had started yet; none is left behind."""
+    monkeypatch.setattr(processes, "_methods", ["forkserver", "spawn"])
+    monkeypatch.setattr(processes, "_proved", [])
+    processes.start_server()
+    yield processes
+    processes.end_all()
+
+
+def test_a_worker_gives_what_its_function_returns_or_why_it_failed(workers):
+    assert workers.Worker(operator.truediv, 6, 3).result() == 2
+    with pytest.raises(RuntimeError, match="ZeroDivisionError: division by zero"):
+        workers.Worker(operator.truediv, 6, 0).result()
+    with pytest.raises(RuntimeError, match="the process ended with status 3"):
+        workers.Worker(os._exit, 3).result()
+    assert workers._methods == ["forkserver", "spawn"]
+
+
+WAITS = """
+import os
+
+def function(wait):
+    wait()
+    return 7
+
+def unusable(connection):
+    connection.send(False)
+"""
+
+
+@pytest.fixture
+def some_module(module, tmp_path, monkeypatch):
+    """A module of functions that workers can import."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "some_module", raising=False)
+    return importlib.import_module(module(WAITS))
+
+
+def test_a_worker_that_waits_is_stopped_until_its_section(workers, some_module):
+    waits = workers.Worker(some_module.function, waits=True)
+    other = workers.Worker(time.sleep, 60)
+    workers.end_all(waiting=False)
+    assert waits.runs
+    assert not other.runs
+    state = Path(f"/proc/{waits._process.pid}/stat")
+    until = time.perf_counter() + 10
+    while " T " not in state.read_text() and time.perf_counter() < until:
+        time.sleep(0.01)
+    assert " T " in state.read_text()
+    waits.go()
+    assert waits.result() == 7
+
+
+def _fails(*_):
+    raise EOFError("the server has ended")
+
+
+@pytest.mark.parametrize("connect", [_fails, lambda *_: time.sleep(5)], ids=["ends", "hangs"])
+def test_workers_start_without_the_server_when_it_fails(workers, monkeypatch, capsys, connect):
+    monkeypatch.setattr(forkserver, "connect_to_new_process", connect)
+    with monkeypatch.context() as patch:
+        patch.setattr(processes, "_SERVER_SECONDS", 0.5)
+        worker = workers.Worker(operator.truediv, 6, 3)
+    assert worker.result() == 2
+    assert "workers start without the server: " in capsys.readouterr().err
+    assert workers.Worker(operator.truediv, 8, 2).result() == 4
+    assert capsys.readouterr().err == ""
+
+
+def test_workers_start_without_a_server_that_has_initialized_cuda(workers, some_module, monkeypatch, capsys):
+    monkeypatch.setattr(processes, "_tell_whether_usable", some_module.unusable)
+    assert workers.Worker(operator.truediv, 6, 3).result() == 2
+    assert "CUDA was initialized before the fork" in capsys.readouterr().err
+
+
+def test_what_was_compiled_in_time_is_kept_and_what_comes_later_is_added(monkeypatch):
+    """Tasks end in another order than they are awaited in; the first one is late."""
+    late = {STEP, ("resnet50 float32", "sobolev")}
+    begun = []
+
+    class Worker:
+        def __init__(self, function, rehearsal, name, family):
+            self.task = (name, family)
+            begun.append(self.task)
+
+        @property
+        def runs(self):
+            return not late.isdisjoint({*self.task, self.task})
+
+        def result(self):
+            if self.task == ("parity float64", "reweighted"):
+                raise RuntimeError("out of memory")
+            return 1.5
+
+    monkeypatch.setattr(compilation, "Worker", Worker)
+    monkeypatch.setattr(compilation.os, "cpu_count", lambda: 6)
+    names = [STEP, "resnet50 float32", "resnet50 bfloat16", "parity float64"]
+    setup = Setup(torch.device("cpu"), deadline=time.perf_counter() + 1.0)
+    pool = compilation._Pool(setup, names)
+    assert len(begun) == 3
+    with pytest.raises(UnavailableError, match="not compiled in time"):
+        pool.row(STEP)
+    assert pool.row("resnet50 bfloat16") == dict.fromkeys(("sobolev", "mean-sobolev", "reweighted"), 1.5)
+    row = pool.row("resnet50 float32")
+    assert row == dict.fromkeys(("mean-sobolev", "reweighted"), 1.5)
+    with pytest.raises(RuntimeError, match="reweighted: out of memory"):
+        pool.row("parity float64")
+    assert not setup.over
+    assert setup.compiled == {"resnet50 bfloat16"}
+    late.clear()
+    pool.collect()
+    assert row == dict.fromkeys(("mean-sobolev", "reweighted", "sobolev"), 1.5)
+    assert setup.compiled == {STEP, "resnet50 float32", "resnet50 bfloat16"}
+
+
+def test_two_metrics_of_a_family_never_follow_each_other():
+    metrics = alternating(METRICS)
+    assert sorted(map(str, metrics)) == sorted(map(str, METRICS))
+    assert all(type(a) is not type(b) for a, b in itertools.pairwise(metrics))
+    assert len({type(metric) for metric in metrics[:3]}) == 3
+
+
+def test_a_call_takes_what_its_fastest_round_took():
+    rounds = iter([0.05, 0.05, 0.005, 0.05, 0.05])
+    calls = []
+
+    def call():
+        calls.append(1)
+        if len(calls) % 2 == 0:  # the first of each round is not timed
+            time.sleep(next(rounds))
+
+    setup = Setup(torch.device("cpu"), deadline=0.0)
+    assert 5 <= setup.per_call({"call": call}, repeats=1)["call"] < 50
+
+
 def test_targets_have_a_number_and_its_bound():
     times = {"torch._foreach_mul_": 1.0, "reweighted:lam=3": 0.9, "sobolev:lam=0.01": 1.4}
     floor = {"resnet50 float32": {"times": {name: {"over_floor": r} for name, r in times.items()}}}
@@ -177,6 +320,7 @@ def test_the_rehearsal_runs_everything(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "without the server" not in done.stderr
     found = json.loads(out.read_text())
     names = "compilation, parity, checks, floor, host, graph, training steps, study loop, workers, jax"
     assert list(found["sections"]) == names.split(", ")

@@ -98,6 +98,12 @@ def _targets(targets: list[Target], *, rehearsal: bool) -> str:
     return "\n".join(["**targets**", "", *markdown(("", "value", "bound", ""), rows, "lrrl")])
 
 
+_NOTES = {
+    "compilation": "Seconds of the first call, beside other compilations; a gap: not compiled in time.",
+    "training steps": "The lowest of interleaved rounds, since other work of the host only ever adds to one.",
+}
+
+
 def _gpu_section(name: str, section: Section) -> str:
     """A table of the section: a row per item, or per item and candidate where an item has several."""
     rows = {
@@ -111,7 +117,8 @@ def _gpu_section(name: str, section: Section) -> str:
         for (item, inner), values in rows.items()
     ]
     align = "ll" + "r" * len(columns)
-    return "\n".join([f"**{name}**", "", *markdown(("", "", *columns), cells, align)])
+    head = f"**{name}**" + (f": {_NOTES[name]}" if name in _NOTES else "")
+    return "\n".join([head, "", *markdown(("", "", *columns), cells, align)])
 
 
 def _candidates(row: dict[str, Any]) -> dict[str, dict[str, float]]:

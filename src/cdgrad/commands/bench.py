@@ -87,6 +87,9 @@ def _run_on_gpu(options: argparse.Namespace) -> int:
         os.environ["TRITON_CACHE_DIR"] = os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         if options.rehearse:
             os.environ["TRITON_INTERPRET"] = "1"
+        from cdgrad.bench.gpu.processes import start_server
+
+        start_server()
         return _measure_on_gpu(options, begun)
 
 

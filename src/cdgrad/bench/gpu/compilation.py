@@ -2,40 +2,59 @@
 
 from __future__ import annotations
 
-import json
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cdgrad.bench.candidates import METRICS
+from cdgrad.bench.gpu import jax_rows, study_loop
 from cdgrad.bench.gpu.operator import DTYPES, floor_cases, gradients, parity_gradients
-from cdgrad.bench.gpu.processes import Process
-from cdgrad.bench.gpu.setup import Setup, UnavailableError, small_tiles
+from cdgrad.bench.gpu.processes import Worker
+from cdgrad.bench.gpu.setup import Setup, UnavailableError, worker_setup
 from cdgrad.bench.gpu.training import STEP, Training, graph_layers
 from cdgrad.bench.shapes import Conv
-from cdgrad.metrics import Metric
+from cdgrad.metrics import MeanSobolev, Metric, ReweightedL2, Sobolev
 from cdgrad.ops import channel_directed_
 from cdgrad.ops.memory_layout import columns_of
 from cdgrad.ops.triton import tables
 from cdgrad.study.models.resnet import CifarResNet
 
-_FAMILIES: tuple[Metric, ...] = tuple({type(metric): metric for metric in reversed(METRICS)}.values())
+# By name, the one whose kernels take longest to compile first.
+_FAMILIES: dict[str, Metric] = {
+    kind.family: next(metric for metric in METRICS if isinstance(metric, kind))
+    for kind in (Sobolev, MeanSobolev, ReweightedL2)
+}
+_FIRST = ("resnet50 float32", "resnet50 bfloat16")  # their numbers are targets
+_PARITY = "parity "
+_BEFORE_END = 0.5  # seconds in which every case is recorded before the section's time is over
 _Case = tuple[list[Conv], torch.dtype, torch.memory_format]
 
 
 def items(setup: Setup) -> dict[str, Callable[[], Any]]:
-    """By case, the seconds of the first call with each family of metrics, or of a compiled training step."""
-    names = [STEP, *_distinct(setup), "parity float64", *(f"parity {name}" for name in DTYPES)]
+    """By case, the seconds of the first call with each family of metrics, or of a compiled training step.
+
+    Other sections' processes are started here, too, where nothing is timed on the device; they wait.
+    """
+    names = [STEP, *_FIRST, *(_PARITY + name for name in (*DTYPES, "float64"))]
+    names += [name for name in _distinct(setup) if name not in names]
     if setup.rehearsal:
-        names = [STEP, "resnet50 float32"]
+        names = [STEP, _FIRST[0]]
     pool = _Pool(setup, names)
-    return {name: partial(pool.result, name) for name in names}
+    setup.collect = pool.collect
+    for start in (jax_rows.start, study_loop.start):
+        with suppress(Exception):  # their sections start them again, and record why that fails
+            start(setup)
+    # What the next sections need of this process is begun meanwhile.
+    import_module("torch._dynamo")
+    setup.synchronize()
+    return {name: partial(pool.row, name) for name in names}
 
 
 def _cases(setup: Setup) -> Iterator[tuple[str, _Case]]:
@@ -65,63 +84,90 @@ def _convolutions(model: nn.Module) -> list[Conv]:
 
 
 class _Pool:
-    """A process for each case, as many at once as there are cores but two."""
+    """A worker for each case and family, as many at once as half the cores: two threads share a core."""
 
     def __init__(self, setup: Setup, names: list[str]) -> None:
-        self._setup, self._waiting = setup, list(names)
-        self._most = max(1, (os.cpu_count() or 2) - 2)
-        self._begun: dict[str, Process] = {}
+        self._setup, self._until = setup, setup.deadline - _BEFORE_END
+        self._tasks = {name: [STEP] if name == STEP else list(_FAMILIES) for name in names}
+        self._waiting = [(name, task) for name, tasks in self._tasks.items() for task in tasks]
+        self._most = max(1, (os.cpu_count() or 2) // 2)
+        self._workers: dict[tuple[str, str], Worker] = {}
+        self._seconds: dict[str, dict[str, float]] = {name: {} for name in names}
+        self._failures: dict[str, dict[str, str]] = {name: {} for name in names}
         self._fill()
 
     def _fill(self) -> None:
-        busy = sum(process.runs for process in self._begun.values())
-        for name in self._waiting[: max(0, self._most - busy)]:
-            rehearse = ["--rehearse"] if self._setup.rehearsal else []
-            self._begun[name] = Process(__name__, name, *rehearse)
-            self._waiting.remove(name)
+        while self._waiting and len(self._workers) < self._most:
+            task = self._waiting.pop(0)
+            try:
+                self._workers[task] = Worker(compile_task, self._setup.rehearsal, *task)
+            except RuntimeError as error:
+                self._failures[task[0]][task[1]] = str(error)
 
-    def result(self, name: str) -> Any:
-        """Wait for a case while starting others; those that exceed the section's time are not awaited."""
-        while name not in self._begun or self._begun[name].runs:
-            if self._setup.over:
-                raise UnavailableError("not compiled in time")
+    def collect(self) -> None:
+        """Take the results that are there, in any order."""
+        for (name, task), worker in [*self._workers.items()]:
+            if worker.runs:
+                continue
+            del self._workers[name, task]
+            try:
+                self._seconds[name]["seconds" if task == STEP else task] = worker.result()
+            except RuntimeError as error:
+                self._failures[name][task] = str(error)
+            if len(self._seconds[name]) == len(self._tasks[name]):
+                self._setup.compiled.add(name)
+
+    def row(self, name: str) -> dict[str, float]:
+        """The seconds of a case's families once all are there, or of those that are when the time is over.
+
+        Results that come later are added to the same dictionary.
+
+        Raises:
+            RuntimeError: a family failed.
+            UnavailableError: none is there in time.
+        """
+        seconds, failures = self._seconds[name], self._failures[name]
+        while len(seconds) + len(failures) < len(self._tasks[name]):
+            if not self._setup.rehearsal and time.perf_counter() > self._until:
+                break
             self._fill()
-            time.sleep(0.05)
-        seconds = self._begun[name].result()
-        self._setup.compiled.add(name)
+            time.sleep(0.02)
+            self.collect()
+        if failures:
+            raise RuntimeError(
+                "; ".join(f"{task}: {why}" for task, why in failures.items()) + f" ({seconds})"
+            )
+        if not seconds:
+            raise UnavailableError("not compiled in time")
         return seconds
 
 
-def compile_case(setup: Setup, name: str) -> dict[str, float]:
-    """Direct the gradients of a case once with each family, or make a compiled step; returns the seconds."""
+def compile_task(rehearsal: bool, name: str, family: str) -> float:
+    """Seconds of directing the gradients of a case for the first time, or of making a compiled step."""
+    setup = worker_setup(rehearsal)
     if name == STEP:
-        start = time.perf_counter()
         training = Training(setup, "resnet18", 128)
+        call = training.step
         training.compile()
-        training.step()
-        setup.synchronize()
-        return {"seconds": round(time.perf_counter() - start, 2)}
-    if name.startswith("parity "):
-        dtype = getattr(torch, name.removeprefix("parity "))
-        grads, dims = (list(each) for each in zip(*parity_gradients(setup, dtype), strict=True))
-        groups = [1] * len(grads)
     else:
-        layers, dtype, layout = dict(_cases(setup))[name]
-        grads = gradients(setup, layers, dtype, layout)
-        dims, groups = [0] * len(layers), [layer.groups for layer in layers]
-    seconds: dict[str, float] = {}
-    for metric in _FAMILIES:
-        setup.synchronize()
-        start = time.perf_counter()
-        channel_directed_(grads, metric, dims, groups, backend="triton")
-        setup.synchronize()
-        seconds[metric.family] = round(time.perf_counter() - start, 2)
-    return seconds
+        call = partial(_direct, *_gradients(setup, name), _FAMILIES[family])
+    setup.synchronize()
+    start = time.perf_counter()
+    call()
+    setup.synchronize()
+    return round(time.perf_counter() - start, 2)
 
 
-if __name__ == "__main__":
-    _rehearsal = "--rehearse" in sys.argv
-    if _rehearsal:
-        small_tiles()
-    _device = torch.device("cpu" if _rehearsal else "cuda")
-    print(json.dumps(compile_case(Setup(_device, _rehearsal), sys.argv[1])))
+def _direct(grads: list[Tensor], dims: list[int], groups: list[int], metric: Metric) -> None:
+    channel_directed_(grads, metric, dims, groups, backend="triton")
+
+
+def _gradients(setup: Setup, name: str) -> tuple[list[Tensor], list[int], list[int]]:
+    """Gradients of a case, their channel axes and groups."""
+    if name.startswith(_PARITY):
+        dtype = getattr(torch, name.removeprefix(_PARITY))
+        grads, dims = (list(each) for each in zip(*parity_gradients(setup, dtype), strict=True))
+        return grads, dims, [1] * len(grads)
+    layers, dtype, layout = dict(_cases(setup))[name]
+    groups = [layer.groups for layer in layers]
+    return gradients(setup, layers, dtype, layout), [0] * len(layers), groups

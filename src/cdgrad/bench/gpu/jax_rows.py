@@ -11,19 +11,32 @@ from cdgrad.bench.candidates import METRICS
 from cdgrad.bench.gpu import jax_process
 from cdgrad.bench.gpu.operator import Items
 from cdgrad.bench.gpu.processes import Process
-from cdgrad.bench.gpu.setup import Setup, UnavailableError
+from cdgrad.bench.gpu.setup import Setup, UnavailableError, alternating
 
 
 def items(setup: Setup) -> Items:
     """By metric, microseconds and the ratio to the floor, from another process."""
     if not find_spec("jax"):
         raise UnavailableError("JAX is not installed")
-    metrics = [str(metric) for metric in METRICS]
-    process = Process(jax_process.__name__, *metrics, *(["--rehearse"] if setup.rehearsal else []))
+    if "jax" not in setup.waiting:
+        start(setup)
+    (process,) = setup.waiting.pop("jax")
+    process.go()
     backend = _printed(setup, process, "backend")["backend"]
     if not setup.rehearsal and backend != "gpu":
         raise UnavailableError(f"JAX finds no GPU: its backend is {backend}")
-    return {name: partial(_row, setup, process, name) for name in (jax_process.FLOOR, *metrics)}
+    return {name: partial(_row, setup, process, name) for name in (jax_process.FLOOR, *_metrics())}
+
+
+def start(setup: Setup) -> None:
+    """Begin the process, which imports JAX and compiles its programs, and then waits for `items`."""
+    if find_spec("jax"):
+        rehearse = ["--rehearse"] if setup.rehearsal else []
+        setup.waiting["jax"] = [Process(jax_process.__name__, *_metrics(), *rehearse, waits=True)]
+
+
+def _metrics() -> list[str]:
+    return [str(metric) for metric in alternating(METRICS)]
 
 
 def _row(setup: Setup, process: Process, name: str) -> dict[str, float]:

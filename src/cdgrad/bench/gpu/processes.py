@@ -1,24 +1,219 @@
-"""Other processes of the benchmark: they print JSON, and none outlives the section that started it."""
+"""Other processes of the benchmark: none outlives its section.
+
+Workers are forked from a server that has imported everything and has not initialized CUDA, so each starts in
+a fraction of a second; a new interpreter would import PyTorch for seconds.
+"""
 
 from __future__ import annotations
 
+import atexit
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-_running: list[Process] = []
+from cdgrad.messages import named
+
+# The compiler, which the first use of the operator imports, takes as long as PyTorch itself.
+_PRELOADED = ["cdgrad.cli", "cdgrad.bench.gpu.compilation", "torch._dynamo"]
+_SERVER_SECONDS = 15.0  # in which the server must have forked a first worker
+_methods = ["forkserver", "spawn"]  # how workers start: the first that has not failed
+_proved: list[str] = []  # those that gave a worker which may initialize CUDA
+_running: list[Process | Worker] = []
+
+
+def start_server() -> None:
+    """Begin the server's imports, beside those of this process; call it before PyTorch is imported.
+
+    A server that does not start costs time alone: workers then import everything themselves.
+    """
+    # The first: the working directory, where a user's file may have a module's name, is not searched. The
+    # second: asking whether there is a GPU initializes no CUDA, after which no forked process could use it.
+    environment = {"PYTHONSAFEPATH": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    try:
+        from multiprocessing import forkserver
+
+        forkserver.set_forkserver_preload(_PRELOADED)
+        forkserver.ensure_running()
+    except (ImportError, OSError, ValueError) as error:
+        _give_up(error)
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _give_up(error: BaseException) -> None:
+    print(f"workers start without the server: {named(error)}", file=sys.stderr, flush=True)
+    _methods[:] = ["spawn"]
+
+
+class Worker:
+    """A call of a function of a module in a process of its own.
+
+    Args:
+        function: what is called; its result is pickled.
+        arguments: its arguments.
+        waits: whether it gets `wait`, too, which returns once `go` is called; it then stays until that.
+
+    Raises:
+        RuntimeError: no process could be started.
+    """
+
+    def __init__(self, function: Callable[..., Any], *arguments: object, waits: bool = False) -> None:
+        self.waits = waits
+        self._connection, its = multiprocessing.Pipe()
+        try:
+            self._process = _started(its, function, arguments, waits)
+        finally:
+            its.close()
+        _running.append(self)
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has neither answered nor ended."""
+        return not self._connection.closed and self._process.is_alive() and not self._connection.poll()
+
+    def result(self) -> Any:
+        """What the function returned, once it has.
+
+        Raises:
+            RuntimeError: it raised an exception, which is named, or the process ended.
+        """
+        try:
+            answer, failure = self._connection.recv()
+        except (EOFError, OSError):
+            self._process.join(2)
+            answer, failure = None, f"the process ended with status {self._process.exitcode}"
+        self.end()
+        if failure:
+            raise RuntimeError(failure)
+        return answer
+
+    def go(self) -> None:
+        """Let it go on after `wait`; the section that calls this awaits it."""
+        self.waits = False
+        _signal(self._process.pid, signal.SIGCONT)
+        with suppress(OSError):  # it has ended, as its result says
+            self._connection.send(None)
+
+    def pause(self) -> None:
+        """Stop it until `go`."""
+        if self.runs:
+            _signal(self._process.pid, signal.SIGSTOP)
+
+    def end(self) -> None:
+        """Kill it, if it still runs."""
+        self._process.kill()
+        self._process.join(2)
+        self._connection.close()
+
+
+def _started(*arguments: object) -> Any:
+    """The process that answers, forked by the server or, if that does not work, a new interpreter."""
+    while True:
+        method = _methods[0]
+        try:
+            if method == "forkserver" and method not in _proved:
+                _prove(method)
+            return _begun(method, _answer, arguments)
+        except (EOFError, OSError, RuntimeError, ValueError) as error:
+            if method == "spawn":
+                raise RuntimeError(f"no process can be started: {named(error)}") from error
+            _give_up(error)
+
+
+def _begun(method: str, target: Callable[..., None], arguments: tuple[object, ...]) -> Any:
+    context: Any = multiprocessing.get_context(method)
+    process: Any = context.Process(target=target, args=arguments)
+    failures: list[BaseException] = [TimeoutError(f"no process in {_SERVER_SECONDS:.0f} s")]
+
+    def start() -> None:
+        try:
+            process.start()
+            failures.clear()
+        except Exception as error:
+            failures[:] = [error]
+
+    # In a thread, since it waits until the server has imported everything, and for ever if that hangs.
+    thread = threading.Thread(target=start, daemon=True)
+    thread.start()
+    thread.join(_SERVER_SECONDS)
+    if failures:
+        raise failures[0]
+    return process
+
+
+def _prove(method: str) -> None:
+    """Let a first process answer.
+
+    Raises:
+        TimeoutError: it does not.
+        RuntimeError: CUDA was initialized before it was forked.
+    """
+    connection, its = multiprocessing.Pipe()
+    with connection:
+        with its:
+            process = _begun(method, _tell_whether_usable, (its,))
+        if not connection.poll(_SERVER_SECONDS):
+            process.kill()
+            raise TimeoutError(f"no answer in {_SERVER_SECONDS:.0f} s")
+        if not connection.recv():
+            raise RuntimeError("CUDA was initialized before the fork")
+    _proved.append(method)
+
+
+def _tell_whether_usable(connection: Any) -> None:
+    """Whether a forked process may initialize CUDA."""
+    usable = True
+    if "torch" in sys.modules:
+        from cdgrad._torch_private import forked_after_cuda
+
+        usable = not forked_after_cuda()
+    connection.send(usable)
+
+
+def _answer(connection: Any, function: Callable[..., Any], arguments: tuple[Any, ...], waits: bool) -> None:
+    """What a worker executes."""
+    with open(os.devnull, "w") as nowhere:  # standard output is for the tables
+        os.dup2(nowhere.fileno(), 1)
+    try:
+        answer = function(*arguments, **({"wait": connection.recv} if waits else {})), None
+    except BaseException as error:
+        answer = None, f"{named(error):.300}"
+    connection.send(answer)
+
+
+def _signal(process: int | None, number: int) -> None:
+    with suppress(ProcessLookupError):
+        if process is not None:
+            os.kill(process, number)
 
 
 class Process:
-    """``python -m MODULE ARGUMENTS``; files take what it prints, so that it never waits for a reader."""
+    """``python -m MODULE ARGUMENTS``, which prints JSON; files take that, so it never waits for a reader.
 
-    def __init__(self, module: str, *arguments: str) -> None:
+    One that waits gets a line on standard input when `go` is called, and stays until that.
+    """
+
+    def __init__(self, module: str, *arguments: str, waits: bool = False) -> None:
+        self.waits = waits
         self._out, self._errors = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115, they stay open
         command = [sys.executable, "-m", module, *arguments]
-        self._process = subprocess.Popen(command, stdout=self._out, stderr=self._errors)
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=self._out, stderr=self._errors, text=True
+        )
         _running.append(self)
 
     @property
@@ -52,15 +247,43 @@ class Process:
             raise RuntimeError(f"the process ended with status {status}: {last}")
         return json.loads(texts[0].splitlines()[-1])
 
+    def go(self) -> None:
+        """Let it go on after it has waited; the section that calls this awaits it."""
+        self.waits = False
+        _signal(self._process.pid, signal.SIGCONT)
+        with suppress(OSError):  # it has ended, as its result says
+            if self._process.stdin:
+                self._process.stdin.write("\n")
+                self._process.stdin.flush()
+
+    def pause(self) -> None:
+        """Stop it until `go`."""
+        if self.runs:
+            _signal(self._process.pid, signal.SIGSTOP)
+
     def end(self) -> None:
         """Kill it, if it still runs."""
         self._process.kill()
         self._process.wait()
-        self._out.close()
-        self._errors.close()
+        for file in (self._out, self._errors, self._process.stdin):
+            if file:
+                with suppress(OSError):
+                    file.close()
 
 
-def end_all() -> None:
-    """End the processes that still run: they would disturb what is measured next."""
-    while _running:
-        _running.pop().end()
+def end_all(*, waiting: bool = True) -> None:
+    """End the processes that still run: they would disturb what is measured next.
+
+    Args:
+        waiting: also those that wait for a later section; otherwise these are stopped until then.
+    """
+    for process in [*_running]:
+        if process.waits and not waiting:
+            process.pause()
+        else:
+            _running.remove(process)
+            process.end()
+
+
+# multiprocessing would wait for its processes when Python ends; what is registered later is called before.
+atexit.register(end_all)

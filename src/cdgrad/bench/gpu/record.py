@@ -36,7 +36,7 @@ def record(
     """
     sections = _sections(setup)
     result: GpuRecord = {
-        "machine": machine(setup),
+        "machine": {},
         "rehearsal": setup.rehearsal,
         "seconds": 0.0,
         "targets": [],
@@ -44,6 +44,8 @@ def record(
     }
 
     def update() -> None:
+        # Not before the first item, since it initializes CUDA, which takes seconds.
+        result["machine"] = result["machine"] or machine(setup)
         result["seconds"] = round(time.perf_counter() - start, 1)
         result["targets"] = targets(result)
         write(result)
@@ -64,9 +66,18 @@ def record(
         result["sections"][name] = section
         print(f"measuring {name}", file=sys.stderr, flush=True)
         _measure(setup, section, items, update)
+        if name != "compilation":  # the next section, which times nothing, needs what is still compiled
+            setup.collect()
+            setup.collect = _nothing
+            processes.end_all(waiting=False)
         update()
+    processes.end_all()
     timer.cancel()
     return result
+
+
+def _nothing() -> None:
+    """Nothing is compiled beside the other sections."""
 
 
 def _sections(setup: Setup) -> list[tuple[str, float, Callable[[Setup], dict[str, Any]]]]:
@@ -74,16 +85,16 @@ def _sections(setup: Setup) -> list[tuple[str, float, Callable[[Setup], dict[str
     from cdgrad.bench.gpu import checks, compilation, jax_rows, operator, study_loop, training
 
     return [
-        ("compilation", 36, compilation.items),
-        ("parity", 6, operator.parity),
-        ("checks", 7, checks.items),
-        ("floor", 14, operator.floor),
-        ("host", 3, operator.host),
-        ("graph", 3, training.graphs),
-        ("training steps", 15, training.steps),
-        ("study loop", 12, study_loop.items),
-        ("workers", 13, study_loop.workers),
-        ("jax", 11, jax_rows.items),
+        ("compilation", 42, compilation.items),
+        ("parity", 5, operator.parity),
+        ("checks", 5, checks.items),
+        ("floor", 10, operator.floor),
+        ("host", 2, operator.host),
+        ("graph", 1, training.graphs),
+        ("training steps", 23, training.steps),
+        ("study loop", 17, study_loop.items),
+        ("workers", 11, study_loop.workers),
+        ("jax", 4, jax_rows.items),
     ]
 
 
@@ -113,7 +124,6 @@ def _measure(
             section["errors"][name] = _line(error)
         section["seconds"] = round(time.perf_counter() - start, 1)
         write()
-    processes.end_all()
 
 
 def _line(error: Exception) -> str:

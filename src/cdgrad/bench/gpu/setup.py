@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from statistics import median
+from typing import Any
 
 import torch
 
@@ -28,6 +30,8 @@ class Setup:
         deadline: when the present section's time is over, by `time.perf_counter`.
         share_ends: when the present item's share of it is over.
         compiled: the cases that other processes compiled in time.
+        waiting: processes that were started early and wait for their section, by its name.
+        collect: takes what other processes compiled since their section's time was over.
     """
 
     device: torch.device
@@ -35,6 +39,8 @@ class Setup:
     deadline: float = float("inf")
     share_ends: float = float("inf")
     compiled: set[str] = field(default_factory=set[str])
+    waiting: dict[str, list[Any]] = field(default_factory=dict[str, list[Any]])
+    collect: Callable[[], None] = lambda: None
 
     @property
     def over(self) -> bool:
@@ -99,9 +105,10 @@ class Setup:
         return first.elapsed_time(last)
 
     def per_call(self, calls: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-        """Median milliseconds of a call by the clock, `repeats` calls between two waits, in rounds.
+        """The lowest milliseconds of a call by the clock, in rounds of `repeats` calls of each and a wait.
 
-        The first call of each is not timed: after another metric the operator is prepared anew.
+        The lowest: other work of the host only ever adds to a round. The first call of each round is not
+        timed: after another metric the operator is prepared anew.
         """
         times: dict[str, list[float]] = {name: [] for name in calls}
         repeats = 1 if self.rehearsal else repeats
@@ -116,7 +123,22 @@ class Setup:
                     call()
                 self.synchronize()
                 times[name].append((time.perf_counter() - start) * 1e3 / repeats)
-        return {name: median(each) for name, each in times.items()}
+        return {name: min(each) for name, each in times.items()}
+
+
+def alternating(metrics: Sequence[Metric]) -> list[Metric]:
+    """The metrics such that one of each family comes first, and two of one family never follow each other."""
+    families: dict[type[Metric], list[Metric]] = {}
+    for metric in metrics:
+        families.setdefault(type(metric), []).append(metric)
+    return [metric for several in zip_longest(*families.values()) for metric in several if metric is not None]
+
+
+def worker_setup(rehearsal: bool) -> Setup:
+    """The setup in a worker process, which has its own device and tiles."""
+    if rehearsal:
+        small_tiles()
+    return Setup(torch.device("cpu" if rehearsal else "cuda"), rehearsal)
 
 
 def small_tiles() -> None:

@@ -4,21 +4,20 @@
 # pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
-import json
-import sys
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 from cdgrad.bench.gpu.operator import Items
-from cdgrad.bench.gpu.processes import Process
-from cdgrad.bench.gpu.setup import Setup, UnavailableError, captured, small_tiles
+from cdgrad.bench.gpu.processes import Worker
+from cdgrad.bench.gpu.setup import Setup, UnavailableError, captured, worker_setup
 from cdgrad.bench.gpu.training import Training
 from cdgrad.study.data import builtin
 from cdgrad.study.data.cache import Arrays, Decoded, Description
@@ -106,12 +105,34 @@ def _ends_of_epochs(
 
 def workers(setup: Setup) -> Items:
     """By how many processes train at the same time, the sum of their images a second."""
-    return {str(number): partial(_together, setup, number) for number in ((2,) if setup.rehearsal else (4,))}
+    return {str(_number(setup)): partial(_together, setup)}
 
 
-def _together(setup: Setup, number: int) -> dict[str, float]:
-    rehearse = ["--rehearse"] if setup.rehearsal else []
-    started = [Process(__name__, *rehearse) for _ in range(number)]
+def _number(setup: Setup) -> int:
+    return 2 if setup.rehearsal else 4
+
+
+def start(setup: Setup) -> None:
+    """Begin the processes, which initialize the device, and then wait for `workers`."""
+    started = setup.waiting.setdefault("workers", [])
+    while len(started) < _number(setup):
+        started.append(Worker(_one, setup.rehearsal, waits=True))
+
+
+def _one(rehearsal: bool, wait: Callable[[], object]) -> tuple[int, list[float]]:
+    """What each of the processes does."""
+    setup = worker_setup(rehearsal)
+    Training(setup, "resnet20", 512).step()  # loads the libraries of the device
+    setup.synchronize()
+    wait()
+    return _ends_of_epochs(setup, "resnet20", 512, "none", batches=64, epochs=6)
+
+
+def _together(setup: Setup) -> dict[str, float]:
+    start(setup)
+    started = setup.waiting.pop("workers")
+    for process in started:
+        process.go()
     while any(process.runs for process in started):
         if setup.over:
             raise UnavailableError("not trained in time")
@@ -129,19 +150,10 @@ def _together(setup: Setup, number: int) -> dict[str, float]:
 @contextmanager
 def noise(count: int, side: int) -> Generator[None]:
     """A data set of random images for a while."""
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
-    arrays = Arrays(pixels, torch.arange(count) % 10)
+    pixels = np.random.default_rng(0).integers(256, size=(count, 3, side, side), dtype=np.uint8)
+    arrays = Arrays(torch.from_numpy(pixels), torch.arange(count) % 10)
     builtin.SOURCES[SOURCE] = lambda: Decoded(arrays, None, Description({"train": "train"}, 10))  # pyright: ignore[reportArgumentType]
     try:
         yield
     finally:
         del builtin.SOURCES[SOURCE]
-
-
-if __name__ == "__main__":
-    _rehearsal = "--rehearse" in sys.argv
-    if _rehearsal:
-        small_tiles()
-    _setup = Setup(torch.device("cpu" if _rehearsal else "cuda"), _rehearsal)
-    print(json.dumps(_ends_of_epochs(_setup, "resnet20", 512, "none", batches=64, epochs=6)))
