@@ -5,6 +5,7 @@ import itertools
 import json
 import operator
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -170,6 +171,11 @@ def workers(monkeypatch):
 
 def test_a_worker_gives_what_its_function_returns_or_why_it_failed(workers):
     assert workers.Worker(operator.truediv, 6, 3).result() == 2
+    again = workers.Worker(os.getpid)
+    first = again.result()
+    assert not again.runs
+    again.ask()
+    assert again.result() == first != os.getpid()
     with pytest.raises(RuntimeError, match="ZeroDivisionError: division by zero"):
         workers.Worker(operator.truediv, 6, 0).result()
     with pytest.raises(RuntimeError, match="the process ended with status 3"):
@@ -240,9 +246,15 @@ def test_what_was_compiled_in_time_is_kept_and_what_comes_later_is_added(monkeyp
     begun = []
 
     class Worker:
-        def __init__(self, function, rehearsal, name, family):
-            self.task = (name, family)
-            begun.append(self.task)
+        def __init__(self, function, *arguments):
+            begun.append(self)
+            self.ask(*arguments)
+
+        def ask(self, rehearsal, *task):
+            self.task = task
+
+        def end(self):
+            self.task = None
 
         @property
         def runs(self):
@@ -272,6 +284,7 @@ def test_what_was_compiled_in_time_is_kept_and_what_comes_later_is_added(monkeyp
     pool.collect()
     assert row == dict.fromkeys(("mean-sobolev", "reweighted", "sobolev"), 1.5)
     assert setup.compiled == {STEP, "resnet50 float32", "resnet50 bfloat16"}
+    assert len(begun) == 3
 
 
 def test_two_metrics_of_a_family_never_follow_each_other():
@@ -314,9 +327,37 @@ def test_targets_have_a_number_and_its_bound():
     assert found["the benchmark, s"] == (118.0, True)
 
 
+REHEARSAL = [sys.executable, "-m", "cdgrad", "bench", "--device", "cuda", "--rehearse"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_no_process_is_left_when_the_benchmark_is_interrupted(number):
+    """While those of later sections are stopped."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    begun = subprocess.Popen(
+        REHEARSAL, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert any(line == "measuring checks\n" for line in begun.stderr)
+    begun.send_signal(number)
+    begun.communicate(timeout=60)
+    assert begun.returncode == 128 + number
+    until = time.perf_counter() + 30
+    while _exists(begun.pid) and time.perf_counter() < until:
+        time.sleep(0.05)
+    assert not _exists(begun.pid)
+
+
+def _exists(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 def test_the_rehearsal_runs_everything(tmp_path):
     out = tmp_path / "gpu.json"
-    command = [sys.executable, "-m", "cdgrad", "bench", "--device", "cuda", "--rehearse", "--out", str(out)]
+    command = [*REHEARSAL, "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -82,7 +85,7 @@ def _run_on_gpu(options: argparse.Namespace) -> int:
     begun = time.perf_counter()
     if find_spec("triton") is None:
         return failed(1, "Triton is not installed; the GPU kernels need it")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
+    with _ended_by_sigterm(), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
         # Both are read when Triton is imported. A cache of its own, so that compilation is measured.
         os.environ["TRITON_CACHE_DIR"] = os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache
         if options.rehearse:
@@ -91,6 +94,20 @@ def _run_on_gpu(options: argparse.Namespace) -> int:
 
         start_server()
         return _measure_on_gpu(options, begun)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Generator[None]:
+    """By default Python would end at once and leave other processes behind, some of them stopped."""
+
+    def end(number: int, frame: object) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _measure_on_gpu(options: argparse.Namespace, begun: float) -> int:

@@ -46,14 +46,14 @@ def items(setup: Setup) -> dict[str, Callable[[], Any]]:
     names += [name for name in _distinct(setup) if name not in names]
     if setup.rehearsal:
         names = [STEP, _FIRST[0]]
+    # The server imports the compiler, too, and is not ready before.
+    import_module("torch._dynamo")
     pool = _Pool(setup, names)
     setup.collect = pool.collect
     for start in (jax_rows.start, study_loop.start):
         with suppress(Exception):  # their sections start them again, and record why that fails
             start(setup)
-    # What the next sections need of this process is begun meanwhile.
-    import_module("torch._dynamo")
-    setup.synchronize()
+    setup.synchronize()  # initializes CUDA in this process, too
     return {name: partial(pool.row, name) for name in names}
 
 
@@ -92,6 +92,7 @@ class _Pool:
         self._waiting = [(name, task) for name, tasks in self._tasks.items() for task in tasks]
         self._most = max(1, (os.cpu_count() or 2) // 2)
         self._workers: dict[tuple[str, str], Worker] = {}
+        self._idle: list[Worker] = []
         self._seconds: dict[str, dict[str, float]] = {name: {} for name in names}
         self._failures: dict[str, dict[str, str]] = {name: {} for name in names}
         self._fill()
@@ -99,8 +100,13 @@ class _Pool:
     def _fill(self) -> None:
         while self._waiting and len(self._workers) < self._most:
             task = self._waiting.pop(0)
+            arguments = (self._setup.rehearsal, *task)
             try:
-                self._workers[task] = Worker(compile_task, self._setup.rehearsal, *task)
+                if self._idle:
+                    self._workers[task] = self._idle.pop()
+                    self._workers[task].ask(*arguments)
+                else:
+                    self._workers[task] = Worker(compile_task, *arguments)
             except RuntimeError as error:
                 self._failures[task[0]][task[1]] = str(error)
 
@@ -114,6 +120,11 @@ class _Pool:
                 self._seconds[name]["seconds" if task == STEP else task] = worker.result()
             except RuntimeError as error:
                 self._failures[name][task] = str(error)
+                continue
+            if task == STEP:  # it has processes of its own, which would stay
+                worker.end()
+            else:
+                self._idle.append(worker)
             if len(self._seconds[name]) == len(self._tasks[name]):
                 self._setup.compiled.add(name)
 

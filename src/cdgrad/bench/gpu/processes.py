@@ -17,6 +17,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from typing import Any
 
 from cdgrad.messages import named
@@ -60,7 +61,7 @@ def _give_up(error: BaseException) -> None:
 
 
 class Worker:
-    """A call of a function of a module in a process of its own.
+    """A process of its own that calls a function of a module, once and whenever it is asked again.
 
     Args:
         function: what is called; its result is pickled.
@@ -72,7 +73,7 @@ class Worker:
     """
 
     def __init__(self, function: Callable[..., Any], *arguments: object, waits: bool = False) -> None:
-        self.waits = waits
+        self.waits, self._asked = waits, True
         self._connection, its = multiprocessing.Pipe()
         try:
             self._process = _started(its, function, arguments, waits)
@@ -82,22 +83,31 @@ class Worker:
 
     @property
     def runs(self) -> bool:
-        """Whether it has neither answered nor ended."""
-        return not self._connection.closed and self._process.is_alive() and not self._connection.poll()
+        """Whether it has still to answer."""
+        if self._connection.closed or not self._asked:
+            return False
+        return self._process.is_alive() and not self._connection.poll()
+
+    def ask(self, *arguments: object) -> None:
+        """Let it call the function again, after `result`: the device is initialized then."""
+        self._asked = True
+        with suppress(OSError):  # it has ended, as its result says
+            self._connection.send(arguments)
 
     def result(self) -> Any:
         """What the function returned, once it has.
 
         Raises:
-            RuntimeError: it raised an exception, which is named, or the process ended.
+            RuntimeError: it raised an exception, which is named, or the process ended; it is of no more use.
         """
+        self._asked = False
         try:
             answer, failure = self._connection.recv()
         except (EOFError, OSError):
             self._process.join(2)
             answer, failure = None, f"the process ended with status {self._process.exitcode}"
-        self.end()
         if failure:
+            self.end()
             raise RuntimeError(failure)
         return answer
 
@@ -188,11 +198,17 @@ def _answer(connection: Any, function: Callable[..., Any], arguments: tuple[Any,
     """What a worker executes."""
     with open(os.devnull, "w") as nowhere:  # standard output is for the tables
         os.dup2(nowhere.fileno(), 1)
-    try:
-        answer = function(*arguments, **({"wait": connection.recv} if waits else {})), None
-    except BaseException as error:
-        answer = None, f"{named(error):.300}"
-    connection.send(answer)
+    options = {"wait": connection.recv} if waits else {}
+    while True:
+        try:
+            answer = function(*arguments, **options), None
+        except BaseException as error:
+            answer = None, f"{named(error):.300}"
+        try:
+            connection.send(answer)
+            arguments = connection.recv()
+        except (EOFError, OSError):  # the benchmark has ended
+            return
 
 
 def _signal(process: int | None, number: int) -> None:
@@ -285,5 +301,6 @@ def end_all(*, waiting: bool = True) -> None:
             process.end()
 
 
-# multiprocessing would wait for its processes when Python ends; what is registered later is called before.
+# multiprocessing waits for its processes when Python ends; what is registered later is called before that.
+import_module("multiprocessing.util")
 atexit.register(end_all)
