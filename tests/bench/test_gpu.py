@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -16,13 +17,15 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from cdgrad.bench.candidates import METRICS
+from cdgrad.bench.candidates import FLOOR, METRICS
 from cdgrad.bench.gpu import compilation, processes
+from cdgrad.bench.gpu import operator as gpu_operator
 from cdgrad.bench.gpu import record as recording
 from cdgrad.bench.gpu.setup import Setup, UnavailableError, alternating
 from cdgrad.bench.gpu.targets import targets
 from cdgrad.bench.gpu.training import STEP
 from cdgrad.bench.page import gpu_tables
+from cdgrad.bench.shapes import Conv
 
 
 @pytest.fixture
@@ -149,6 +152,14 @@ def test_a_process_gives_what_it_printed_last_or_why_it_failed(module):
         processes.Process(name, "x").result()
 
 
+def test_a_process_does_not_search_the_working_directory(module, tmp_path, monkeypatch):
+    name = module("import json\nprint([7])")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "json.py").write_text("raise SystemError")
+    monkeypatch.chdir(tmp_path / "here")
+    assert processes.Process(name).result() == [7]
+
+
 def test_a_process_is_read_while_it_prints(module):
     process = processes.Process(module("import time\nprint([1], flush=True)\ntime.sleep(60)"))
     while process.printed() is None:
@@ -268,7 +279,7 @@ def test_what_was_compiled_in_time_is_kept_and_what_comes_later_is_added(monkeyp
     monkeypatch.setattr(compilation, "Worker", Worker)
     monkeypatch.setattr(compilation.os, "cpu_count", lambda: 6)
     names = [STEP, "resnet50 float32", "resnet50 bfloat16", "parity float64"]
-    setup = Setup(torch.device("cpu"), deadline=time.perf_counter() + 1.0)
+    setup = Setup(torch.device("cpu"), deadline=time.perf_counter() + 1.5)
     pool = compilation._Pool(setup, names)
     assert len(begun) == 3
     with pytest.raises(UnavailableError, match="not compiled in time"):
@@ -292,6 +303,16 @@ def test_two_metrics_of_a_family_never_follow_each_other():
     assert sorted(map(str, metrics)) == sorted(map(str, METRICS))
     assert all(type(a) is not type(b) for a, b in itertools.pairwise(metrics))
     assert len({type(metric) for metric in metrics[:3]}) == 3
+
+
+def test_metrics_are_timed_over_the_floor_in_that_order(monkeypatch):
+    monkeypatch.setattr(gpu_operator, "prepare", lambda *_, **__: types.SimpleNamespace(run=print))
+    monkeypatch.setattr(Setup, "interleaved", lambda self, candidates: dict.fromkeys(candidates, 1.0))
+    layers = [Conv(6, 2, 1)]
+    found = gpu_operator._over_floor(
+        Setup(torch.device("cpu")), layers, torch.float32, torch.contiguous_format
+    )
+    assert list(found["times"]) == [FLOOR, *map(str, alternating(METRICS))]
 
 
 def test_a_call_takes_what_its_fastest_round_took():
@@ -363,7 +384,7 @@ def test_the_rehearsal_runs_everything(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "without the server" not in done.stderr
     found = json.loads(out.read_text())
-    names = "compilation, parity, checks, floor, host, graph, training steps, study loop, workers, jax"
+    names = "compilation, parity, checks, floor, host, graph, training steps, study loop, jax, workers"
     assert list(found["sections"]) == names.split(", ")
     for name, section in found["sections"].items():
         assert not section["errors"]
@@ -375,7 +396,7 @@ def test_the_rehearsal_runs_everything(tmp_path):
     assert len(checks) == 10
     assert all(row["difference"] < 1e-5 for row in checks.values()), checks
     assert set(found["sections"]["training steps"]["rows"]) == {"graph", "eager", "compiled"}
-    assert found["sections"]["compilation"]["rows"].keys() == {"compiled training step", "resnet50 float32"}
+    assert list(found["sections"]["compilation"]["rows"]) == ["resnet50 float32", STEP]
     # ResNet-18 and four workers are left out.
     open_targets = [target["name"] for target in found["targets"] if target["value"] is None]
     assert len(open_targets) == 3 + 2 * bool(found["sections"]["jax"]["skipped"])

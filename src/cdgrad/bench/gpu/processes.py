@@ -226,7 +226,8 @@ class Process:
     def __init__(self, module: str, *arguments: str, waits: bool = False) -> None:
         self.waits = waits
         self._out, self._errors = (tempfile.TemporaryFile("w+") for _ in range(2))  # noqa: SIM115, they stay open
-        command = [sys.executable, "-m", module, *arguments]
+        # -P: the working directory, where a user's file may have a module's name, is not searched.
+        command = [sys.executable, "-P", "-m", module, *arguments]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=self._out, stderr=self._errors, text=True
         )

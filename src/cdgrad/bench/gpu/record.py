@@ -93,8 +93,8 @@ def _sections(setup: Setup) -> list[tuple[str, float, Callable[[Setup], dict[str
         ("graph", 1, training.graphs),
         ("training steps", 23, training.steps),
         ("study loop", 17, study_loop.items),
-        ("workers", 11, study_loop.workers),
         ("jax", 4, jax_rows.items),
+        ("workers", 11, study_loop.workers),
     ]
 
 

@@ -125,7 +125,7 @@ def _one(rehearsal: bool, wait: Callable[[], object]) -> tuple[int, list[float]]
     Training(setup, "resnet20", 512).step()  # loads the libraries of the device
     setup.synchronize()
     wait()
-    return _ends_of_epochs(setup, "resnet20", 512, "none", batches=64, epochs=6)
+    return _ends_of_epochs(setup, "resnet20", 512, "none", batches=64, epochs=5)
 
 
 def _together(setup: Setup) -> dict[str, float]:
