@@ -298,6 +298,27 @@ def test_what_was_compiled_in_time_is_kept_and_what_comes_later_is_added(monkeyp
     assert len(begun) == 3
 
 
+FORMATS = """
+import pickle, sys, types
+first = sys.modules["first"] = types.ModuleType("first")
+import torch
+if "first" in sys.argv:
+    first.torch = torch
+from cdgrad.bench.gpu.setup import Setup
+from cdgrad.bench.gpu.training import Training
+Training(Setup(torch.device("cpu"), True), "resnet20", 4).compile()
+formats = torch.contiguous_format, torch.channels_last, torch.preserve_format
+assert all(pickle.loads(pickle.dumps(each)) is each for each in formats)
+print(pickle.dumps(formats))
+"""
+
+
+def test_what_another_process_compiled_has_the_same_key_whatever_either_imported_first():
+    command = [sys.executable, "-c", FORMATS]
+    outputs = [subprocess.check_output([*command, *more]) for more in ([], ["first"])]
+    assert outputs[0] == outputs[1]
+
+
 def test_two_metrics_of_a_family_never_follow_each_other():
     metrics = alternating(METRICS)
     assert sorted(map(str, metrics)) == sorted(map(str, METRICS))

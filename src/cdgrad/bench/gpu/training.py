@@ -4,6 +4,7 @@
 # pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -50,6 +51,9 @@ class Training:
 
     def compile(self) -> None:
         """Compile forward and backward pass; a rehearsal only traces them."""
+        # The compiler finds what another process compiled by a hash of pickled metadata, and by itself pickle
+        # names a format by whichever module was imported first of those that have torch.
+        copyreg.pickle(torch.memory_format, pickled_format)
         compiled: Any = torch.compile(self.loss, backend="eager" if self.setup.rehearsal else "inductor")
         self.forward = compiled
 
@@ -58,6 +62,15 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
         self.forward().backward()
         self.optimizer.step()
+
+
+def pickled_format(memory_format: torch.memory_format) -> tuple[Callable[[str], Any], tuple[str]]:
+    """How a memory format is pickled: the same in every process."""
+    return _format, (str(memory_format).removeprefix("torch."),)
+
+
+def _format(name: str) -> Any:
+    return getattr(torch, name)
 
 
 def steps(setup: Setup) -> Items:
@@ -108,10 +121,12 @@ def _graphs(training: Training) -> dict[str, Any]:
     for name, metric in _variants(training.setup).items():
         handle = metric and attach(training.optimizer, training.model, metric, backend="triton")
         training.optimizer.zero_grad(set_to_none=True)
-        replays[name] = captured(training.setup, training.step)
-        if handle:
-            handle.remove()
-            kept.append(handle)
+        try:
+            replays[name] = captured(training.setup, training.step)
+        finally:
+            if handle:
+                handle.remove()
+                kept.append(handle)
     return _longer(training.setup.per_call(replays, repeats=10))
 
 
