@@ -4,9 +4,10 @@
 
 A folder holds another Triton (``pip install --target FOLDER --no-deps triton==3.6.0``); each is used in its
 own process. Recorded of every metric, dtype, tile size and architecture: registers, bytes of stack, the bytes
-that ptxas says are stored to it and loaded from it (spills), loads and stores of 16 bytes in the PTX (of
-16-bit elements they are of 8), and along what the lanes of loads and stores lie in Triton's GPU IR. ROCm
-targets have spilled registers in place of bytes.
+that ptxas says are stored to it and loaded from it (spills), loads and stores of 16 and of 8 bytes in the
+PTX, and along what the lanes of loads and stores lie in Triton's GPU IR. ROCm targets have spilled registers
+in place of bytes. Sizes of tiles are 0, 1 and so on to `last`, the largest that is held at once, then `loop`,
+the tiles of longer columns, and `resnet50`, the whole kernel of its gradients.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def tiles_of_resnet50(dtype: str) -> int:
+def tiles_of_resnet50(tile: Any) -> int:
     """The kinds of tiles that the gradients of ResNet-50 take, one bit each."""
     import torch
 
@@ -66,20 +67,33 @@ def tiles_of_resnet50(dtype: str) -> int:
     from cdgrad.ops.memory_layout import columns_of
     from cdgrad.ops.triton import tables
 
-    itemsize = getattr(torch, dtype).itemsize
     shapes = [
         torch.empty(conv.out, conv.into, conv.kernel, conv.kernel, device="meta") for conv in resnet50()
     ]
     columns = [columns_of(grad.shape, grad.stride(), 0, 1) for grad in shapes]
     some = [(each, True) for each in columns if each is not None]
-    return tables.records(some, True, itemsize, tables.TILES[itemsize]).used
+    return tables.records(some, sobolev=True, tile=tile).used
 
 
-def compiled(metric: str, dtype: str, size: int, access: int, arch: str) -> dict[str, object]:
-    """One tile of the kernel, for `arch`: a compute capability as 90, or a ROCm name as gfx942.
+def numbers(tile: Any) -> dict[str, int]:
+    """The sizes that a tile has, by what they are called."""
+    held = {str(number): number for number in range(tile.doublings)}
+    return held | {"last": tile.doublings, "loop": tile.doublings + 1}
 
-    A negative size stands for the whole kernel of ResNet-50, with all tiles that it takes.
-    """
+
+def distinct(metric: str, dtype: str, sizes: list[str]) -> list[str]:
+    """Those of the sizes that the metric's tile has: what is compiled twice is read from the cache."""
+    import torch
+
+    from cdgrad import parse_metric
+    from cdgrad.ops.triton import tables
+
+    present = numbers(tables.TILES[type(parse_metric(metric))][getattr(torch, dtype).itemsize])
+    return [size for size in sizes if size in present or size == "resnet50"]
+
+
+def compiled(metric: str, dtype: str, size: str, access: int, arch: str) -> dict[str, object]:
+    """One tile of the kernel, for `arch`: a compute capability as 90, or a ROCm name as gfx942."""
     import torch
     import triton
     from triton.backends.compiler import GPUTarget
@@ -90,10 +104,15 @@ def compiled(metric: str, dtype: str, size: int, access: int, arch: str) -> dict
     from cdgrad.ops.triton import kernels, launch, tables
 
     torch_dtype = getattr(torch, dtype)
-    tile = tables.TILES[torch_dtype.itemsize]
-    used = tiles_of_resnet50(dtype) if size < 0 else 1 << (3 * size + access)
+    of = parse_metric(metric)
+    tile = tables.TILES[type(of)][torch_dtype.itemsize]
+    if size == "resnet50":
+        used, shape = tiles_of_resnet50(tile), None
+    else:
+        number = numbers(tile)[size]
+        used, shape = 1 << (3 * number + access), tile.shape(number, aligned=not access)
     rocm = arch.startswith("gfx")
-    constants = launch.constants_of(parse_metric(metric), torch_dtype, used, tile) | {"ROCM": rocm}
+    constants = launch.constants_of(of, torch_dtype, used, tile) | {"ROCM": rocm}
     signature = {
         "addresses": "*i64",
         "records": "*i64",
@@ -113,7 +132,7 @@ def compiled(metric: str, dtype: str, size: int, access: int, arch: str) -> dict
     with ptxas_logs() as logs:
         kernel = build(source, target=target, options=options)
     row: dict[str, object] = {"triton": triton.__version__, "arch": arch, "metric": metric, "dtype": dtype}
-    row |= {"size": size if size >= 0 else "resnet50", "access": ACCESSES[access]}
+    row |= {"size": size, "tile": shape, "access": ACCESSES[access]}
     row |= {
         "compile_cpu_s": round(sum(os.times()[:4]) - start, 2),  # the compiler's own and its children's
         "claims": kernel.asm["ttgir"].count("tt.contiguity"),  # of contiguity, see cdgrad.ops.triton.access
@@ -132,15 +151,18 @@ def compiled(metric: str, dtype: str, size: int, access: int, arch: str) -> dict
         row |= {"registers": int(resources["REG"]), "stack_bytes": int(resources["STACK"])}
         stores, loads = (sum(map(int, each)) for each in zip(*SPILLS.findall("".join(logs)), strict=True))
         row |= {"spill_store_bytes": stores, "spill_load_bytes": loads}
-        for name, instruction in (("wide_loads", "ld"), ("wide_stores", "st")):
-            wide = re.findall(rf"{instruction}\.global\S*\.v(?:4\.b32|2\.b64)", kernel.asm["ptx"])
-            row[name] = len(wide)
+        for name, instruction in (("loads", "ld"), ("stores", "st")):
+            for width, types in ((16, "v4.b32|v2.b64"), (8, "v2.b32|v4.b16")):
+                found = re.findall(rf"{instruction}\.global\S*\.(?:{types})\b", kernel.asm["ptx"])
+                row[f"{name}_of_{width}_bytes"] = len(found)
     else:
         assembly = kernel.asm["amdgcn"]
         for name, key in (("registers", "vgpr_count"), ("spilled_registers", "vgpr_spill_count")):
             row[name] = int(re.findall(rf"\.{key}:\s*(\d+)", assembly)[0])
         for name in ("load", "store"):
-            row[f"wide_{name}s"] = len(re.findall(rf"(?:global|buffer)_{name}_dwordx4", assembly))
+            for width in (4, 2):
+                found = re.findall(rf"(?:global|buffer)_{name}_dwordx{width}\b", assembly)
+                row[f"{name}s_of_{4 * width}_bytes"] = len(found)
     return row
 
 
@@ -152,7 +174,7 @@ def main() -> None:
     parser.add_argument("--arch", nargs="*", default=["80", "90", "120"])
     parser.add_argument("--metric", nargs="*", default=list(METRICS))
     parser.add_argument("--dtype", nargs="*", default=["float32", "bfloat16"])
-    parser.add_argument("--size", nargs="*", type=int, default=[0, 4, 5], help="-1: ResNet-50's whole kernel")
+    parser.add_argument("--size", nargs="*", default=["0", "last", "loop"])
     parser.add_argument("--access", nargs="*", default=["aligned"], choices=ACCESSES)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -176,7 +198,7 @@ def main() -> None:
         for arch in arguments.arch:
             for dtype in arguments.dtype:
                 for metric in arguments.metric:
-                    for size, access in product(arguments.size, arguments.access):
+                    for size, access in product(distinct(metric, dtype, arguments.size), arguments.access):
                         rows.append(compiled(metric, dtype, size, ACCESSES.index(access), arch))
                         print(json.dumps(rows[-1]), flush=True)
     if arguments.out:

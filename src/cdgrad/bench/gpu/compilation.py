@@ -69,13 +69,14 @@ def _cases(setup: Setup) -> Iterator[tuple[str, _Case]]:
 
 def _distinct(setup: Setup) -> list[str]:
     """A case for each compiled kernel: several networks may need the same."""
-    found: dict[tuple[torch.dtype, int], str] = {}
+    found: dict[tuple[torch.dtype, *tuple[int, ...]], str] = {}
     for name, (layers, dtype, _) in _cases(setup):
         forms = [(layer, torch.empty(layer.shape, device="meta").stride()) for layer in layers]
         columns = [columns_of(layer.shape, strides, 0, layer.groups) for layer, strides in forms]
-        tile = tables.TILES[dtype.itemsize]
         aligned = [(each, True) for each in columns if each]
-        found.setdefault((dtype, tables.records(aligned, False, dtype.itemsize, tile).used), name)
+        tiles = [tables.TILES[type(metric)][dtype.itemsize] for metric in _FAMILIES.values()]
+        used = [tables.records(aligned, sobolev=False, tile=tile).used for tile in tiles]
+        found.setdefault((dtype, *used), name)
     return list(found.values())
 
 

@@ -51,10 +51,11 @@ def directed(
     FAMILY: tl.constexpr,  # 0 re-weighted, 1 Sobolev, 2 mean-weighted Sobolev
     USED: tl.constexpr,  # bit i: there are programs of tile i
     KINDS: tl.constexpr,  # tiles: KINDS / 3 segment counts with aligned, contiguous and strided columns
-    R: tl.constexpr,  # rows of a segment, a quarter as many in the last tile, which is looped over
+    R: tl.constexpr,  # rows of a segment
     W: tl.constexpr,  # segments of the first tile; each next one has twice as many segments
-    C: tl.constexpr,  # and half of the columns
+    C: tl.constexpr,  # and half of the columns; half as many again where they are not aligned
     VECTOR: tl.constexpr,  # columns that a thread loads at once
+    LOOPED: tl.constexpr,  # the size whose tile is looped over where channels exceed all sizes
     ROCM: tl.constexpr,
 ):
     """The operator on all tensors of a dtype."""
@@ -70,9 +71,9 @@ def directed(
                     scratch,
                     DTYPE,
                     FAMILY,
-                    R >> (2 * (i // 3 == KINDS // 3 - 1)),
-                    W << (i // 3 - (i // 3 == KINDS // 3 - 1)),
-                    C >> (i // 3 - (i // 3 == KINDS // 3 - 1)),
+                    R >> (i // 3 == KINDS // 3 - 1),
+                    W << (i // 3 if i // 3 < KINDS // 3 - 1 else LOOPED),
+                    C >> ((i // 3 if i // 3 < KINDS // 3 - 1 else LOOPED) + (i % 3 > 0)),
                     i // 3 == KINDS // 3 - 1,
                     i % 3,
                     VECTOR,
@@ -136,23 +137,28 @@ def _reweighted(
     """mean + (g - mean) / lam."""
     k = tl.arange(0, R)
     scale = tl.load(weights)
-    size = n.to(tl.float64)
+    inverse = 1.0 / n.to(tl.float64)
     if LOOP:
         tiles = tl.cdiv(n, R * W)
         total = tl.zeros((W, C), tl.float64)
-        for tile in range(tiles):
-            g = load(p + tile * (R * W) * step, exists, channels(tile, k, R, W), k, n, step)
+        g = load(p, exists, channels(0, k, R, W), k, n, step)
+        for tile in range(1, tiles):
+            following = load(p + tile * (R * W) * step, exists, channels(tile, k, R, W), k, n, step)
             total += tl.sum(g.to(tl.float64), 0)
-        mean = tl.sum(total, 0) / size
+            g = following
+        mean = tl.sum(total + tl.sum(g.to(tl.float64), 0), 0) * inverse
         for back in range(tiles):
             tile = tiles - 1 - back
-            q, m = p + tile * (R * W) * step, channels(tile, k, R, W)
-            g = load(q, exists, m, k, n, step)
-            store(q + zero, _reweigh(g, mean, scale), exists, m, k, n, step)
+            q = p + tile * (R * W) * step
+            following = g
+            if tile > 0:
+                following = load(q - (R * W) * step, exists, channels(tile - 1, k, R, W), k, n, step)
+            store(q + zero, _reweigh(g, mean, scale), exists, channels(tile, k, R, W), k, n, step)
+            g = following
     else:
         m = channels(0, k, R, W)
         g = load(p, exists, m, k, n, step)
-        mean = tl.sum(tl.sum(g.to(tl.float64), 0), 0) / size
+        mean = tl.sum(tl.sum(g.to(tl.float64), 0), 0) * inverse
         store(p + zero, _reweigh(g, mean, scale), exists, m, k, n, step)
 
 

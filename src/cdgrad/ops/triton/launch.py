@@ -6,8 +6,8 @@ gradients keep their memory writes nothing.
 
 Order: every stream has arrays of its own, allocated, written and read on that stream, so that no event is
 needed, and memory that is freed is not used again before its last reader ran. At new addresses a step costs
-one more copy of eight bytes a tensor; what that takes on a GPU's host was not measured. Only another lam for
-a captured graph waits for the device, since a replay may be under way on any stream.
+one more copy of eight bytes a tensor. Only another lam for a captured graph waits for the device, since a
+replay may be under way on any stream.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Plan:
             if columns:
                 members.setdefault((grad.device, grad.dtype), {})[i] = columns
         for (device, dtype), of_batch in members.items():
-            tile = (tiles or TILES)[dtype.itemsize]
+            tile = (tiles or TILES[type(metric)])[dtype.itemsize]
             self._batches.append(_Batch(device, dtype, metric, tile, of_batch))
 
     @property
@@ -122,10 +122,8 @@ class _Arrays:
         self._device, self._dtype, self._tile = batch.device, batch.dtype, batch.tile
         self.metric, self.aligned = metric, aligned
         self.addresses: dict[bytes, Tensor] = {}
-        sobolev, itemsize = isinstance(metric, Sobolev), self._dtype.itemsize
-        self._records = tables.records(
-            list(zip(batch.columns, aligned, strict=True)), sobolev, itemsize, self._tile
-        )
+        tensors = list(zip(batch.columns, aligned, strict=True))
+        self._records = tables.records(tensors, sobolev=isinstance(metric, Sobolev), tile=self._tile)
         self._table = upload(self._records.table, self._device)
         self._weights = upload(self._values(metric), self._device)
         self._scratch = self._new_scratch()
@@ -273,7 +271,8 @@ def constants_of(metric: Metric, dtype: torch.dtype, used: int, tile: Tile) -> d
         "R": tile.rows,
         "W": tile.segments,
         "C": tile.columns,
-        "VECTOR": tables.vector(dtype.itemsize),
+        "VECTOR": tile.vector,
+        "LOOPED": tile.looped,
         "ROCM": torch.version.hip is not None,
     }
 

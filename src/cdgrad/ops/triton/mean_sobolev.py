@@ -22,19 +22,25 @@ def mean_sobolev(
     down = R - 1 - tl.arange(0, R)
     tiles = tl.cdiv(n, R * W) if LOOP else 1
     size = n.to(tl.float64)
+    inverse = 1.0 / size
+    scale = tl.load(weights) * (inverse * inverse)
     origin = ((W - 1 - tl.arange(0, W)) * R).to(tl.float64)[:, None]  # of segments in falling order
     if LOOP:
         T0 = tl.zeros((W, C), tl.float64)  # sum of g_m
         T1 = tl.zeros((W, C), tl.float64)  # sum of m g_m
         T2 = tl.zeros((W, C), tl.float64)  # sum of m (m + 1) / 2 g_m
+        g = load(p, exists, channels(0, down, R, W), down, n, step)
         for tile in range(tiles):
-            m = channels(tile, down, R, W)
-            g = load(p + tile * (R * W) * step, exists, m, down, n, step)
+            following = g
+            if tile < tiles - 1:
+                m, q = channels(tile + 1, down, R, W), p + (tile + 1) * (R * W) * step
+                following = load(q, exists, m, down, n, step)
             S0, S1, S2 = _moments(g, R)
             top = ((tile * W + tl.arange(0, W)) * R).to(tl.float64)[:, None]
             T0 += S0
             T1 += top * S0 + S1
             T2 += 0.5 * top * (top + 1) * S0 + (top * S1 + S2)
+            g = following
     else:
         g = load(p, exists, channels(0, down, R, W), down, n, step)
         S0, S1, S2 = _moments(g, R)
@@ -42,12 +48,11 @@ def mean_sobolev(
         T2 = 0.5 * origin * (origin + 1) * T0 + (origin * T1 + _falling(S2, W, C))
         T1 += origin * T0
     total, first, second = tl.sum(T0, 0), tl.sum(T1, 0), tl.sum(T2, 0)
-    mean = total / size
-    scale = tl.load(weights) / (size * size)
+    mean = total * inverse
     mean_q = tl.zeros((C,), tl.float64)
     if tl.load(weights + 1) != 0.0:
-        mean_q = first / size - mean * ((size - 1) / 2)
-    mean_r = second / size - mean * ((size * size - 1) / 6) - mean_q * ((size - 1) / 2)
+        mean_q = first * inverse - mean * ((size - 1) / 2)
+    mean_r = second * inverse - mean * ((size * size - 1) / 6) - mean_q * ((size - 1) / 2)
     # At the last row of a tile, of the last one behind the last channel perhaps, and below it.
     slope = -scale * mean_q
     x = mean + scale * mean_r + (tiles * (R * W) - n).to(tl.float64) * slope
@@ -55,7 +60,9 @@ def mean_sobolev(
         tile = tiles - 1 - back
         q, m = p + tile * (R * W) * step, channels(tile, down, R, W)
         if LOOP:
-            g = load(q, exists, m, down, n, step)
+            following = g
+            if tile > 0:
+                following = load(q - (R * W) * step, exists, channels(tile - 1, down, R, W), down, n, step)
             S0, S1, _ = _moments(g, R)
             T0, T1 = _falling(S0, W, C), _falling(S1, W, C)
             T1 += origin * T0
@@ -74,6 +81,8 @@ def mean_sobolev(
         xs, slopes = _falling(xs.to(g.dtype), W, C), _falling(slopes.to(g.dtype), W, C)
         h = _integrate_twice(g, xs, slopes, mean, scale, m < n, R)
         store(q + zero, h, exists, m, down, n, step)
+        if LOOP:
+            g = following
 
 
 @triton.jit

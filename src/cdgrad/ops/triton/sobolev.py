@@ -56,13 +56,17 @@ def sobolev_by_tiles(
     through = to_tile + tiles
     to_end = through + tiles
     f, b = tl.zeros((C,), tl.float64), tl.zeros((C,), tl.float64)  # at the tile's last channel, at the first
+    g = load(p, exists, channels(0, k, R, W), k, n, step)
     for tile in range(tiles):
-        g = load(p + tile * (R * W) * step, exists, channels(tile, k, R, W), k, n, step)
+        following = g
+        if tile < tiles - 1:
+            following = load(p + (tile + 1) * (R * W) * step, exists, channels(tile + 1, k, R, W), k, n, step)
         tl.store(entry + tile * C, f)
         F, B = _sums(g, weights, R)
         onward = tl.load(to_end + tile * W + w) * tl.where(w == last - tile * W, tl.load(weights + 5), 1.0)
         f = tl.load(through + tile) * f + tl.sum(onward[:, None] * F, 0)
         b += tl.load(to_tile + tile) * tl.sum(tl.load(within + w)[:, None] * B, 0)
+        g = following
     near, far = tl.load(weights + 6), tl.load(weights + 7)
     ahead, below = near * b + far * f, near * f + far * b
     tl.debug_barrier()  # what one thread stored another may load
@@ -72,13 +76,16 @@ def sobolev_by_tiles(
     for back in range(tiles):
         tile = tiles - 1 - back
         q = p + tile * (R * W) * step
-        g = load(q, exists, channels(tile, k, R, W), k, n, step)
+        following = g
+        if tile > 0:
+            following = load(q - (R * W) * step, exists, channels(tile - 1, k, R, W), k, n, step)
         F, B, of_ahead = _alone(g, weights, R, W, C)
         ahead = tl.load(entry + tile * C)
         x = _between(g, F, B, of_ahead, ahead, below, weights, to_end + tile * W, tile, last, n, R, W, C)
         below = tl.load(through + tile) * below + tl.sum(tl.where(w[:, None] == W - 1, B, 0.0), 0)
         down = R - 1 - k
         store(q + zero, x, exists, channels(tile, down, R, W), down, n, step)
+        g = following
 
 
 @triton.jit

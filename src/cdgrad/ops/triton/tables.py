@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,8 +18,10 @@ from cdgrad.ops.triton.kernels import RECORD
 class Tile(NamedTuple):
     """What a program holds at once: rows of a segment, segments, columns.
 
-    Where channels need it, segments are doubled and columns halved, up to `doublings` times; a column that is
-    longer still takes several of the last tile, with a quarter of the rows.
+    Where channels need it, segments are doubled and columns halved, up to `doublings` times. A column that is
+    longer still takes several tiles, with segments doubled `looped` times and half of the rows, because the
+    next tile is loaded meanwhile. Columns that are not aligned need more registers for their addresses, so
+    there are half as many of them.
     """
 
     rows: int
@@ -26,6 +29,9 @@ class Tile(NamedTuple):
     columns: int
     doublings: int
     warps: int
+    vector: int = 4
+    """Aligned columns that a thread loads at once."""
+    looped: int = 2
 
     @property
     def kinds(self) -> int:
@@ -37,11 +43,11 @@ class Tile(NamedTuple):
         fitting = (i for i in range(self.doublings + 1) if n <= self.rows * self.segments << i)
         return next(fitting, self.doublings + 1)
 
-    def shape(self, size: int) -> tuple[int, int, int]:
+    def shape(self, size: int, *, aligned: bool = True) -> tuple[int, int, int]:
         """Rows of a segment, segments and columns of a tile of that size."""
-        doublings = min(size, self.doublings)
-        rows = self.rows if size == doublings else self.rows // 4
-        return rows, self.segments << doublings, self.columns >> doublings
+        loops = size > self.doublings
+        doublings = self.looped if loops else size
+        return self.rows >> loops, self.segments << doublings, self.columns >> doublings + (not aligned)
 
     def channels(self, size: int) -> int:
         """Channels that a tile of that size holds."""
@@ -53,22 +59,21 @@ class Tile(NamedTuple):
         return -(-n // self.channels(self.size(n)))
 
 
-# By the bytes of an element. A thread holds 32 elements (of float64 16). Chosen from the compiler's output
-# for 128 registers, with which two programs fit on a multiprocessor.
-TILES = {2: Tile(8, 8, 128, 4, 8), 4: Tile(8, 8, 128, 4, 8), 8: Tile(8, 8, 64, 4, 8)}
+# By the bytes of an element. A thread holds 32 elements (of float64 16), in at most 128 registers, with which
+# two programs fit on a multiprocessor.
+_REWEIGHTED = {2: Tile(8, 8, 128, 2, 8), 4: Tile(8, 8, 128, 2, 8), 8: Tile(8, 8, 64, 4, 8, 2)}
+_SOBOLEV = {2: Tile(16, 4, 128, 4, 8, 2, 3), 4: Tile(16, 4, 128, 4, 8, 2, 3), 8: Tile(8, 8, 64, 4, 8, 2)}
+_MEAN = {2: Tile(16, 4, 128, 3, 8, 2), 4: Tile(16, 4, 128, 3, 8, 2), 8: Tile(8, 8, 64, 4, 8, 2)}
+TILES: dict[type[Metric], dict[int, Tile]] = {
+    ReweightedL2: _REWEIGHTED,
+    Sobolev: _SOBOLEV,
+    MeanSobolev: _MEAN,
+}
 
 
 # Weights: of the metric, and before the others those of a channel count.
 HEAD, SCALARS = 2, 9
 _FINITE = 400  # exponents whose exponential and its square are finite
-
-
-def vector(itemsize: int) -> int:
-    """Columns that a thread loads at once: 16 bytes, of 16-bit elements 8.
-
-    Eight columns a thread have twice the float64 values that cross segments: 500 bytes of them were spilled.
-    """
-    return min(4, 16 // itemsize)
 
 
 class Records(NamedTuple):
@@ -80,24 +85,26 @@ class Records(NamedTuple):
     scratch: int  # float64 values
 
 
-def records(tensors: Sequence[tuple[Columns, bool]], sobolev: bool, itemsize: int, tile: Tile) -> Records:
-    """The programs' records; those that take longest come first, so that none is left over at the end.
+def records(tensors: Sequence[tuple[Columns, bool]], *, sobolev: bool, tile: Tile) -> Records:
+    """The programs' records, in the order in which they begin.
+
+    Loops first, which take longest. Then kinds with few programs before those with many: the first program of
+    a kind on a multiprocessor waits until its instructions come from memory, which the others use meanwhile.
 
     Args:
         tensors: columns of each tensor, and whether its first element lies at a multiple of 16 bytes.
         sobolev: whether the weights depend on the channel count, and a scratch is needed.
-        itemsize: bytes of an element.
         tile: the tile.
     """
     channels = tuple(sorted({columns.n for columns, _ in tensors}))
     offsets = _offsets(channels, tile)
-    table: list[NDArray[np.int64]] = []
-    used = slots = 0
-    for index, (columns, aligned) in sorted(enumerate(tensors), key=lambda job: -job[1][0].n):
-        size = tile.size(columns.n)
-        kind = 3 * size + _access(columns, aligned, vector(itemsize))
-        used |= 1 << kind
-        width = tile.shape(size)[2]
+    table: list[tuple[int, NDArray[np.int64]]] = []
+    number: Counter[int] = Counter()
+    slots = 0
+    for index, (columns, aligned) in enumerate(tensors):
+        size, access = tile.size(columns.n), _access(columns, aligned, tile.vector)
+        kind = 3 * size + access
+        width = tile.shape(size, aligned=not access)[2]
         starts = np.arange(0, columns.number, width)
         programs = np.zeros((len(starts), RECORD), np.int64)
         programs[:, :7] = (index, 0, kind, columns.n, columns.step, columns.number, offsets[columns.n])
@@ -108,8 +115,12 @@ def records(tensors: Sequence[tuple[Columns, bool]], sobolev: bool, itemsize: in
             share = tile.tiles(columns.n) * width
             programs[:, 7] = slots + share * np.arange(len(starts))
             slots += share * len(starts)
-        table.append(programs)
-    return Records(np.concatenate(table), used, channels, slots)
+        table.append((kind, programs))
+        number[kind] += len(starts)
+    first_looped = 3 * (tile.doublings + 1)
+    table.sort(key=lambda part: (part[0] < first_looped, number[part[0]], -part[1][0, 3]))
+    used = sum(1 << kind for kind in number)
+    return Records(np.concatenate([programs for _, programs in table]), used, channels, slots)
 
 
 def _access(columns: Columns, aligned: bool, vector: int) -> int:
