@@ -155,6 +155,34 @@ def test_an_optimizer_whose_step_overwrites_the_directed_gradient_is_noticed(in_
         optimizer.step()
 
 
+class CommunicatingWithMomentum(Communicating):
+    """Adds Nesterov's momentum to the gradient in place, as torch's SGD does on lists of tensors."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for param in self.param_groups[0]["params"]:
+            buffer = self.state[param].setdefault("momentum_buffer", torch.randn_like(param))
+            if param.ndim == 4:
+                param.grad.copy_(self.reduced)
+            param.grad.add_(buffer.mul_(0.9).add_(param.grad), alpha=0.9)
+
+
+def test_momentum_from_before_attach_is_told_from_an_exchanged_gradient():
+    """With `foreach`, the default on a GPU, the step of SGD writes the gradient."""
+    model = nn.Conv2d(3, 8, 3, bias=False)
+    for kind, reduced in ((torch.optim.SGD, None), (CommunicatingWithMomentum, "ordinary")):
+        optimizer = kind(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, foreach=True)
+        for attached in (False, True):
+            optimizer.reduced = backward(model)
+            if attached:
+                attach(optimizer, model, METRIC)
+            if attached and reduced:
+                with pytest.raises(RuntimeError, match=r"replaced the directed gradient of weight by"):
+                    optimizer.step()
+            else:
+                optimizer.step()
+
+
 class Horovod(torch.optim.SGD):
     def synchronize(self):
         pass

@@ -46,10 +46,10 @@ class StepHooks:
         self._gradients.refresh(optimizer, watch=self._foreign_code(optimizer))
         # args[0] is the optimizer itself.
         if callable(closure := kwargs.get("closure")):
-            return args, {**kwargs, "closure": self._directing(closure)}
+            return args, {**kwargs, "closure": self._directing(optimizer, closure)}
         if len(args) > 1 and callable(args[1]):
-            return (args[0], self._directing(args[1]), *args[2:]), kwargs
-        self._direct()
+            return (args[0], self._directing(optimizer, args[1]), *args[2:]), kwargs
+        self._direct(optimizer)
         return None
 
     @outside_graphs
@@ -92,7 +92,7 @@ class StepHooks:
         memory = self._gradients.memory
         memory.forget_changed(dict(memory.records))
 
-    def _directing(self, closure: Callable[..., object]) -> Callable[[], object]:
+    def _directing(self, optimizer: Optimizer, closure: Callable[..., object]) -> Callable[[], object]:
         """The closure, followed by the operator on the gradients that it computed."""
 
         def evaluate() -> object:
@@ -101,12 +101,12 @@ class StepHooks:
             result = closure()
             # What was directed earlier and not computed anew is directed still.
             memory.forget_changed(state, only=before)
-            self._direct()
+            self._direct(optimizer)
             return result
 
         return evaluate
 
-    def _direct(self) -> None:
+    def _direct(self, optimizer: Optimizer) -> None:
         self._gradients.direct()
         if self._gradients.probe is not None:
-            self._gradients.probe.before_update()
+            self._gradients.probe.before_update(optimizer)

@@ -2,7 +2,8 @@
 
 Many optimizers write `param.grad` inside their step, and most may: they add weight decay or clip. One that
 writes what it has reduced over workers there throws the directed gradient away. The smallest gradient tells
-them apart: what the step left derives from the directed gradient and the weight, or it does not.
+them apart: what the step left derives from the directed gradient, the weight and the optimizer's state, as
+Nesterov's momentum does, or it does not.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from cdgrad._torch_private import version
 from cdgrad.dtensors import local_part
@@ -31,6 +33,7 @@ class StepProbe:
 
     def __init__(self) -> None:
         self._target: Target | None = None
+        self._state: list[Tensor] = []
         self._raw = self._directed = self._weight = torch.empty(0)
         self._seen: tuple[Tensor, int] | None = None
 
@@ -40,11 +43,14 @@ class StepProbe:
         self._target, self._raw, self._seen = target, local_part(grad).clone(), None
 
     @torch.no_grad()
-    def before_update(self) -> None:
-        """Copy the same gradient, now directed, and its weight."""
+    def before_update(self, optimizer: Optimizer) -> None:
+        """Copy the same gradient, now directed, its weight and its state, of an earlier step perhaps."""
         if self._target is not None and (grad := self._target.param.grad) is not None:
             self._directed, self._weight = local_part(grad).clone(), local_part(self._target.param).clone()
             self._seen = grad, version(grad)
+            state = cast(dict[Tensor, dict[str, object]], optimizer.state).get(self._target.param, {})
+            same = [each for each in state.values() if isinstance(each, Tensor) and each.shape == grad.shape]
+            self._state = [local_part(each).clone() for each in same]
 
     @torch.no_grad()
     def check_update(self, kind: str) -> bool:
@@ -64,10 +70,10 @@ class StepProbe:
         written = local_part(grad)
         if not written.isfinite().all() or not written.any():
             return False
-        if _is_derived(written, self._directed, self._weight):
+        if _is_derived(written, self._directed, self._weight, *self._state):
             return True
         name = self._target.name
-        if _is_combination(written, self._raw, self._weight):
+        if _is_combination(written, self._raw, self._weight, *self._state):
             raise RuntimeError(
                 f"{kind}.step replaced the directed gradient of {name} by the ordinary one; {_REMEDY}"
             )
@@ -79,10 +85,10 @@ class StepProbe:
         return True
 
 
-def _is_derived(x: Tensor, grad: Tensor, weight: Tensor) -> bool:
-    """Whether x is a gradient that an optimizer decayed, centralized, or scaled as a whole or by element."""
+def _is_derived(x: Tensor, grad: Tensor, *others: Tensor) -> bool:
+    """Whether x is a gradient that an optimizer centralized, scaled (also by element) or added others to."""
     centralized = grad - grad.mean(tuple(range(1, grad.ndim)), keepdim=True) if grad.ndim > 1 else grad
-    if _is_combination(x, grad, weight, centralized):
+    if _is_combination(x, grad, centralized, *others):
         return True
     return any(torch.equal(x.sign(), like.sign()) for like in (grad, -grad, centralized, -centralized))
 
