@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from cdgrad._torch_private import foreach_mul_
 from cdgrad.attachment import attach
 from cdgrad.bench.candidates import FLOOR, METRICS
-from cdgrad.bench.gpu.setup import Setup, alternating, relative_error
+from cdgrad.bench.gpu.setup import Setup, alternating, captured, relative_error
 from cdgrad.bench.shapes import NETWORKS, Conv
 from cdgrad.metrics import Metric, with_lam
 from cdgrad.ops import channel_directed_, eager, prepare
 from cdgrad.ops.local import as_channels
 from cdgrad.ops.triton import launch
 
+PLAIN = "plain torch operations"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _LAMS = (1e-6, 1e-2, 1e3)
 _CHANNELS = (2, 33, 512, 2048, 16384)
@@ -72,10 +73,14 @@ def _parity(setup: Setup, metric: Metric, dtype: torch.dtype) -> dict[str, Any]:
 
 def floor(setup: Setup) -> Items:
     """By network, dtype and memory format, the time of each metric over an in-place multiplication."""
-    return {
+    cases = {
         name: partial(_over_floor, setup, layers, dtype, layout)
         for name, layers, dtype, layout in floor_cases(setup)
     }
+    first, layers, *form = next(floor_cases(setup))
+    # As graphs: launched one by one, the small kernels would wait for the host.
+    plain = partial(_over_floor, setup, layers, *form, backend="eager")
+    return {first: cases.pop(first), f"{first}, {PLAIN}": plain, **cases}
 
 
 def floor_cases(setup: Setup) -> Iterator[tuple[str, list[Conv], torch.dtype, torch.memory_format]]:
@@ -99,7 +104,7 @@ def gradients(
 
 
 def _over_floor(
-    setup: Setup, layers: list[Conv], dtype: torch.dtype, layout: torch.memory_format
+    setup: Setup, layers: list[Conv], dtype: torch.dtype, layout: torch.memory_format, backend: str = "triton"
 ) -> dict[str, Any]:
     grads = gradients(setup, layers, dtype, layout)
     groups = [layer.groups for layer in layers]
@@ -107,8 +112,8 @@ def _over_floor(
     # The second of two metrics of one family would find its kernel's instructions in the GPU's caches: on an
     # H100 it took 7 to 11 microseconds less. In training, other kernels are executed between two steps.
     for metric in alternating(setup.metrics):
-        prepared = prepare(grads, metric, 0, groups, backend="triton")
-        candidates[str(metric)] = partial(prepared.run, grads)
+        run = partial(prepare(grads, metric, 0, groups, backend=backend).run, grads)
+        candidates[str(metric)] = run if backend == "triton" else captured(setup, run)
     times = setup.interleaved(candidates)
     size = sum(grad.nbytes for grad in grads)
     rows = {

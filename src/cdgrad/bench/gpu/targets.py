@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from cdgrad.bench.candidates import FLOOR, METRICS
+from cdgrad.bench.gpu.operator import PLAIN
 from cdgrad.bench.records import GpuRecord, Target
 from cdgrad.metrics import Sobolev
 
@@ -42,6 +43,8 @@ def _operator(rows: _Rows) -> Iterator[Target]:
     yield _most("ResNet-50, float32, Sobolev, over the floor", sobolev, 1.3)
     half = _over_floor(rows, "resnet50 bfloat16").values()
     yield _most("ResNet-50, bfloat16, any metric, over the floor", half, 1.6)
+    plain = _over_floor(rows, f"resnet50 float32, {PLAIN}").values()
+    yield _most("ResNet-50, float32, any metric without Triton, over the floor", plain, 10)
     calls = [
         row["optimizer.step, attached"] - row["optimizer.step, not attached"] for row in rows("host").values()
     ]
