@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
+from cdgrad.bench.candidates import FLOOR
 from cdgrad.bench.page import gpu_tables, tables
 from cdgrad.bench.records import GpuRecord, Record
 from cdgrad.tables import markdown
@@ -25,30 +26,57 @@ def cost() -> str:
 
 
 def gpu() -> str:
-    """The tables of the GPU's record, where there is one."""
-    if not (RESULTS / "gpu.json").exists():
-        return (
-            "The present Triton kernels have not been timed yet. `cdgrad bench --device cuda` times them.\n"
-        )
+    """Every table of the GPU's record."""
     return gpu_tables(cast(GpuRecord, record("gpu")))
 
 
-def _gpu_sentence() -> str:
-    if not (RESULTS / "gpu.json").exists():
-        return "The present GPU kernels have not been timed yet; `cdgrad bench --device cuda` times them.\n"
-    measured = record("gpu")
-    steps = measured["sections"]["training steps"]["rows"]
-    longer = [
-        row["longer_percent"] for way in steps.values() for name, row in way.items() if name != "without"
+_FAMILIES = {"reweighted": "re-weighted", "mean-sobolev": "mean-weighted Sobolev", "sobolev": "Sobolev"}
+
+
+def gpu_ratios() -> dict[str, dict[str, float]]:
+    """By network and dtype, and by family, the operator's time on the GPU over the floor.
+
+    Of a family the larger of the times with free and with periodic boundaries.
+    """
+    rows = record("gpu")["sections"]["floor"]["rows"]
+    return {
+        name: {
+            family: max(
+                of["over_floor"] for metric, of in row["times"].items() if metric.startswith(f"{family}:")
+            )
+            for family in _FAMILIES
+        }
+        for name, row in rows.items()
+    }
+
+
+def gpu_floor() -> str:
+    """The operator's time on the GPU over the floor, as a table."""
+    rows = record("gpu")["sections"]["floor"]["rows"]
+    lines = [
+        [
+            name,
+            f"{1e3 * rows[name]['times'][FLOOR]['ms']:.0f}",
+            *(f"{ratios[family]:.2f}" for family in _FAMILIES),
+        ]
+        for name, ratios in gpu_ratios().items()
     ]
-    return f"On {measured['machine']['device']} a training step of ResNet-18 takes at most {max(longer):.1f} % longer.\n"
+    return "\n".join(markdown(("", "floor, microseconds", *_FAMILIES.values()), lines, "lrrrr")) + "\n"
+
+
+def gpu_steps() -> dict[str, float]:
+    """By metric, how much longer a training step as one CUDA graph takes, in percent."""
+    ways = record("gpu")["sections"]["training steps"]["rows"]["graph"]
+    return {name: row["longer_percent"] for name, row in ways.items() if name != "without"}
 
 
 def cost_sentence() -> str:
     """The cost in percent of a training step, and over the floor."""
+    device, longer = record("gpu")["machine"]["device"], gpu_steps().values()
+    on_gpu = gpu_ratios()["resnet50 float32"].values()
     cost = record("cost")
     shares = [100 * row["operator_over_step"] for row in cost["steps"] if row["operator_over_step"]]
-    ratios = [
+    on_cpu = [
         row["cold_over_floor"]
         for name in ("resnet18-imagenet", "resnet50")
         for metric, backend in cost["networks"][name]["chosen"].items()
@@ -56,9 +84,10 @@ def cost_sentence() -> str:
         if row["name"] == f"{metric} | {backend}"
     ]
     return (
-        f"**What does it cost?** On a CPU the operator takes {min(shares):.2f} to {max(shares):.2f} % of a training step of ResNet-18,\n"
-        f"{min(ratios):.1f} to {max(ratios):.1f} times as long as reading and writing the gradient once. It adds no optimizer state.\n"
-        + _gpu_sentence()
+        f"**What does it cost?** On a GPU ({device}) a training step of ResNet-18 as one CUDA graph takes\n"
+        f"{min(longer):.1f} to {max(longer):.1f} % longer. The operator takes {min(on_gpu):.2f} to {max(on_gpu):.2f} times as long as reading and writing the\n"
+        f"gradients of ResNet-50 once. On a CPU it takes {min(shares):.2f} to {max(shares):.2f} % of a training step, {min(on_cpu):.1f} to {max(on_cpu):.1f} times as long\n"
+        "as reading and writing once. It adds no optimizer state.\n"
     )
 
 

@@ -40,6 +40,7 @@ PARTS = (
     Part("docs/statistics.md", "searches", coverage.searches),
     Part("docs/statistics.md", "bootstrap", coverage.bootstrap),
     Part("docs/cost.md", "gpu", benchmarks.gpu),
+    Part("docs/cost.md", "gpu-floor", benchmarks.gpu_floor),
     Part("docs/theory.md", "accuracy", benchmarks.accuracy),
     Part("docs/optimizers.md", "optimizers", benchmarks.optimizers),
 )

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -217,43 +217,82 @@ def norm(axes: Any, look: Look) -> None:
     axes.xaxis.set_major_locator(LogLocator(base=100, numticks=9))
 
 
-def _cost() -> dict[str, Any]:
-    file = Path(__file__).parents[2] / "benchmarks" / "results" / "cost.json"
+def _record(name: str) -> dict[str, Any]:
+    file = Path(__file__).parents[2] / "benchmarks" / "results" / f"{name}.json"
     return json.loads(file.read_text(encoding="utf-8"))
 
 
 _SHAPES = {"reweighted": "s", "sobolev": "o", "mean-sobolev": "^"}
 
 
+def _free(metrics: Iterable[str]) -> dict[str, str]:
+    """The metric of each family, with free boundaries."""
+    names = [metric for metric in metrics if "periodic" not in metric]
+    return {family: next(m for m in names if m.startswith(f"{family}:")) for family in _SHAPES}
+
+
+def _ratios(axes: Any, look: Look, rows: dict[str, dict[str, float]]) -> None:
+    """Cold time over the floor by family: a row a network."""
+    for y, ratios in enumerate(rows.values()):
+        for (family, shape), color in zip(_SHAPES.items(), look.curves[1:], strict=False):
+            label = family if y == 0 else None
+            axes.plot(ratios[family], y, shape, color=color, markersize=5.5, label=label, linestyle="")
+    axes.plot([1, 1], [-0.6, len(rows)], color=look.ink, linewidth=0.8)  # ends below the legend
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set(xlim=(0, 3), ylim=(len(rows) - 0.5, -1.6 * len(rows) / 4), title="cold time over the floor")
+    axes.set(xlabel="times the floor (1: read and write once)")
+    axes.legend(
+        loc="upper right", ncols=3, columnspacing=0.6, handletextpad=0.1, handlelength=1.0, fontsize=7.2
+    )
+
+
+def _shares(axes: Any, look: Look, shares: dict[str, float], most: float) -> None:
+    """Percent of a training step: a bar a family."""
+    for y, (share, color) in enumerate(zip(shares.values(), look.curves[1:], strict=False)):
+        axes.barh(y, share, color=color, height=0.55)
+        axes.annotate(f" {share:.2f} %", (share, y), va="center", fontsize=8)
+    axes.set_yticks(range(len(shares)), list(shares))
+    axes.set(xlim=(0, most), ylim=(len(shares) - 0.4, -0.6), title="share of a training step")
+    axes.set(xlabel="percent of a step of ResNet-18")
+
+
 @panel
 def cost_floor(axes: Any, look: Look) -> None:
-    """Cold time over the floor: a row a network, a mark a metric."""
-    networks = {name: of for name, of in _cost()["networks"].items() if not name.startswith("wide")}
-    for y, network in enumerate(networks.values()):
-        rows = {row["name"]: row["cold_over_floor"] for row in network["rows"]}
-        for (family, shape), color in zip(_SHAPES.items(), look.curves[1:], strict=False):
-            (metric,) = (m for m in network["chosen"] if m.startswith(f"{family}:") and "periodic" not in m)
-            ratio = rows[f"{metric} | {network['chosen'][metric]}"]
-            label = family if y == 0 else None
-            axes.plot(ratio, y, shape, color=color, markersize=5.5, label=label, linestyle="")
-    axes.plot([1, 1], [-0.6, len(networks)], color=look.ink, linewidth=0.8)  # ends below the legend
-    axes.set_yticks(range(len(networks)), list(networks))
-    axes.set(xlim=(0, 3), ylim=(len(networks) - 0.5, -1.6), title="cold time over the floor")
-    axes.set(xlabel="times the floor (1: read and write once)")
-    axes.legend(loc="upper left", ncols=3, columnspacing=0.6, handletextpad=0.1, handlelength=1.0)
+    """On the CPU, cold time over the floor."""
+    rows: dict[str, dict[str, float]] = {}
+    for name, network in _record("cost")["networks"].items():
+        if not name.startswith("wide"):
+            times = {row["name"]: row["cold_over_floor"] for row in network["rows"]}
+            free = _free(network["chosen"]).items()
+            rows[name] = {family: times[f"{m} | {network['chosen'][m]}"] for family, m in free}
+    _ratios(axes, look, {name.replace("-imagenet", ""): row for name, row in rows.items()})
 
 
 @panel
 def cost_step(axes: Any, look: Look) -> None:
-    """The operator in percent of a training step, a bar a metric."""
-    steps = [row for row in _cost()["steps"] if row["operator_over_step"] and "periodic" not in row["name"]]
-    for y, (row, color) in enumerate(zip(steps, look.curves[1:], strict=False)):
-        share = 100 * row["operator_over_step"]
-        axes.barh(y, share, color=color, height=0.55)
-        axes.annotate(f" {share:.2f} %", (share, y), va="center", fontsize=8)
-    axes.set_yticks(range(len(steps)), [row["name"].partition(":")[0] for row in steps])
-    axes.set(xlim=(0, 0.2), ylim=(len(steps) - 0.4, -0.6), title="share of a training step")
-    axes.set(xlabel="percent of a step of ResNet-18")
+    """On the CPU, the operator in percent of a training step."""
+    steps = {row["name"].split(" ")[0]: row for row in _record("cost")["steps"] if row["operator_over_step"]}
+    _shares(axes, look, {f: 100 * steps[m]["operator_over_step"] for f, m in _free(steps).items()}, 0.27)
+
+
+@panel
+def gpu_floor(axes: Any, look: Look) -> None:
+    """On a GPU, cold time over the floor."""
+    rows: dict[str, dict[str, float]] = {}
+    for name, row in _record("gpu")["sections"]["floor"]["rows"].items():
+        if not name.startswith("wide") and "plain" not in name and "channels-last" not in name:
+            free = _free(row["times"]).items()
+            label = name.replace("resnet18-imagenet", "resnet18").replace("float", "fp").replace("bfp", "bf")
+            rows[label] = {family: row["times"][m]["over_floor"] for family, m in free}
+    _ratios(axes, look, rows)
+
+
+@panel
+def gpu_step(axes: Any, look: Look) -> None:
+    """On a GPU, how much longer a training step as one CUDA graph takes, in percent."""
+    steps = _record("gpu")["sections"]["training steps"]["rows"]["graph"]
+    _shares(axes, look, {f: steps[m]["longer_percent"] for f, m in _free(steps).items()}, 2.5)
+    axes.set(title="a training step takes longer by")
 
 
 def _plain_log(axes: Any) -> None:
