@@ -86,15 +86,15 @@ def _sections(setup: Setup) -> list[tuple[str, float, Callable[[Setup], dict[str
 
     return [
         ("compilation", 42, compilation.items),
-        ("parity", 5, operator.parity),
-        ("checks", 5, checks.items),
-        ("floor", 10, operator.floor),
+        ("parity", 9, operator.parity),
+        ("checks", 6, checks.items),
+        ("floor", 9, operator.floor),
         ("host", 2, operator.host),
         ("graph", 1, training.graphs),
-        ("training steps", 23, training.steps),
+        ("training steps", 19, training.steps),
         ("study loop", 17, study_loop.items),
-        ("jax", 4, jax_rows.items),
-        ("workers", 11, study_loop.workers),
+        ("jax", 2, jax_rows.items),
+        ("workers", 13, study_loop.workers),
     ]
 
 
