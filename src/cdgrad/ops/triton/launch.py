@@ -299,8 +299,8 @@ def directed_(jobs: Sequence[Job], metric: Metric) -> None:
     On one device and for one dtype it is one launch, on the current stream.
 
     Extra memory: the records, 136 bytes per 8,192 elements (per 4,096 where columns are not aligned); for
-    Sobolev 400 bytes and about one per row of each distinct channel count, and beyond 1,024 channels a float64
-    per 256 elements.
+    Sobolev 400 bytes and about one per row of each distinct channel count, and beyond 1,024 channels a
+    float64 per 256 elements.
 
     Raises:
         RuntimeError: a graph is being captured, and these shapes or this metric have not run before.
