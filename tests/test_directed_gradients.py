@@ -183,6 +183,51 @@ def test_momentum_from_before_attach_is_told_from_an_exchanged_gradient():
                 optimizer.step()
 
 
+class KeepsState(torch.optim.SGD):
+    """Writes what it reduced, or decays the gradient, beside any state."""
+
+    kept, reduced = None, None
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for param in self.param_groups[0]["params"]:
+            if self.reduced is not None:
+                param.grad.copy_(self.reduced)
+            param.grad.add_(param, alpha=0.01)
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        torch.zeros(8, 3, 3, 3),
+        [torch.zeros(8, 3, 3, 3)],
+        {"step": 3, "infinite": torch.full((8, 3, 3, 3), torch.inf)},
+        {
+            "elsewhere": torch.zeros(8, 3, 3, 3, device="meta"),
+            "complex": torch.zeros(8, 3, 3, 3, dtype=torch.cfloat),
+        },
+        {"sparse": torch.zeros(8, 3, 3, 3).to_sparse(), "whole": torch.zeros(8, 3, 3, 3, dtype=torch.int64)},
+    ],
+)
+def test_any_state_of_an_optimizer_is_taken(kept):
+    model = nn.Conv2d(3, 8, 3, bias=False)
+    optimizer = KeepsState(model.parameters(), lr=0.1)
+    optimizer.state[model.weight] = kept
+    attach(optimizer, model, METRIC)
+    backward(model)
+    optimizer.step()
+
+
+def test_a_state_that_holds_the_ordinary_gradient_hides_no_exchange():
+    model = nn.Conv2d(3, 8, 3, bias=False)
+    optimizer = KeepsState(model.parameters(), lr=0.1)
+    attach(optimizer, model, METRIC)
+    optimizer.reduced = backward(model)
+    optimizer.state[model.weight]["reduced"] = optimizer.reduced
+    with pytest.raises(RuntimeError, match=r"replaced the directed gradient of weight by"):
+        optimizer.step()
+
+
 class Horovod(torch.optim.SGD):
     def synchronize(self):
         pass

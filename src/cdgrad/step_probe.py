@@ -9,7 +9,7 @@ Nesterov's momentum does, or it does not.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cdgrad._torch_private import version
-from cdgrad.dtensors import local_part
+from cdgrad.dtensors import is_dtensor, local_part
 from cdgrad.selection import Target
 from cdgrad.target_operator import Job
 
@@ -48,9 +48,8 @@ class StepProbe:
         if self._target is not None and (grad := self._target.param.grad) is not None:
             self._directed, self._weight = local_part(grad).clone(), local_part(self._target.param).clone()
             self._seen = grad, version(grad)
-            state = cast(dict[Tensor, dict[str, object]], optimizer.state).get(self._target.param, {})
-            same = [each for each in state.values() if isinstance(each, Tensor) and each.shape == grad.shape]
-            self._state = [local_part(each).clone() for each in same]
+            state = cast(Mapping[Tensor, object], optimizer.state).get(self._target.param)
+            self._state = _similar(state, self._directed)
 
     @torch.no_grad()
     def check_update(self, kind: str) -> bool:
@@ -70,19 +69,38 @@ class StepProbe:
         written = local_part(grad)
         if not written.isfinite().all() or not written.any():
             return False
-        if _is_derived(written, self._directed, self._weight, *self._state):
-            return True
         name = self._target.name
-        if _is_combination(written, self._raw, self._weight, *self._state):
-            raise RuntimeError(
-                f"{kind}.step replaced the directed gradient of {name} by the ordinary one; {_REMEDY}"
-            )
+        # First without the state, which may contain the ordinary gradient.
+        for state in ([], self._state):
+            if _is_derived(written, self._directed, self._weight, *state):
+                return True
+            if _is_combination(written, self._raw, self._weight, *state):
+                raise RuntimeError(
+                    f"{kind}.step replaced the directed gradient of {name} by the ordinary one; {_REMEDY}"
+                )
         warnings.warn(
             f"{kind}.step wrote the gradient of {name} after it was directed, and the update may have used "
             f"the ordinary one; {_REMEDY}",
             stacklevel=4,
         )
         return True
+
+
+def _similar(state: object, grad: Tensor) -> list[Tensor]:
+    """Copies of the finite tensors in an optimizer's state that are like the gradient."""
+    if not isinstance(state, Mapping):
+        return []
+    found: list[Tensor] = []
+    for value in cast(Mapping[object, object], state).values():
+        if isinstance(value, Tensor) and (type(value) is Tensor or is_dtensor(value)):
+            part = local_part(value)
+            if _form(part) == _form(grad) and part.is_floating_point() and part.isfinite().all():
+                found.append(part.clone())
+    return found
+
+
+def _form(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.shape, tensor.device, tensor.layout
 
 
 def _is_derived(x: Tensor, grad: Tensor, *others: Tensor) -> bool:
