@@ -18,7 +18,7 @@ from cdgrad.ops.memory_layout import columns_of
 from cdgrad.reference import directed
 
 pytest.importorskip("triton")
-from cdgrad.ops.triton import launch
+from cdgrad.ops.triton import launch, tables
 from cdgrad.ops.triton.launch import Plan
 from cdgrad.ops.triton.tables import Tile
 
@@ -324,6 +324,24 @@ def test_what_a_graph_reads_stays(capturing, monkeypatch):
     assert len(launch._captured) == 1
 
 
+def test_programs_begin_with_loops_and_then_with_the_kinds_that_have_few():
+    """A kind's first program waits for its instructions; at the end of a launch nothing else is under way."""
+    shapes = [(64, 4096), (8, 64), (30, 512), (1000, 64), (40, 4)]
+    tensors = [(columns_of(shape, (shape[1], 1), 0, 1), True) for shape in shapes]
+    tile = Tile(4, 2, 16, 2, 1)
+    table = tables.records(tensors, sobolev=True, tile=tile).table
+    kinds = [int(kind) for kind in table[:, 2]]
+    order = list(dict.fromkeys(kinds))
+    assert order[0] == 3 * (tile.doublings + 1)
+    counts = [kinds.count(kind) for kind in order[1:]]
+    assert counts == sorted(counts)
+    assert len(counts) > 1
+    for index, (_, number) in enumerate(shapes):
+        rows = table[table[:, 0] == index]
+        width = tile.shape(int(rows[0, 2]) // 3, aligned=rows[0, 2] % 3 == 0)[2]
+        assert rows[:, 1].tolist() == list(range(0, number, width))
+
+
 def test_refusals():
     assert launch.refusal(torch.randn(3, 4), 0, 1) is None
     assert "float8" in launch.refusal(torch.zeros(3, 4, dtype=torch.float8_e5m2), 0, 1)
@@ -398,7 +416,7 @@ OFFLINE = Path(__file__).parents[2] / "benchmarks" / "offline.py"
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton's compiler comes for Linux")
 @pytest.mark.parametrize("arch", ["80", "90", "120", "gfx942"])
 def test_the_kernels_compile_without_a_gpu(arch, tmp_path):
-    """Lanes lie along columns, a segment's rows in one thread; accesses are wide; nothing is spilled."""
+    """Lanes lie along columns, a segment's rows in one thread; accesses are wide; hardly a spill."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
     command = [sys.executable, OFFLINE, "--arch", arch, "--dtype", "float32", "--size", "last", "loop"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -425,8 +443,13 @@ def test_the_kernels_compile_without_a_gpu(arch, tmp_path):
             assert row[f"loads_of_{width}_bytes"] >= height * (1 if row["size"] == "last" else 3)
             assert row[f"stores_of_{width}_bytes"] == height
             assert row["registers"] <= 128
-            assert row["stack_bytes"] <= 64
-            assert row["spill_store_bytes"] <= 64
+            assert row["stack_bytes"] <= most_spilled(row)
+            assert row["spill_store_bytes"] <= most_spilled(row)
+
+
+def most_spilled(row):
+    """Bytes of a thread, as docs/cost.md states them."""
+    return 48 if row["metric"].startswith("sobolev") and row["access"] == "aligned" else 0
 
 
 def test_the_record_of_the_compilers():
@@ -442,4 +465,4 @@ def test_the_record_of_the_compilers():
             assert row["spilled_registers"] == 0
         else:
             assert row["registers"] <= 128
-            assert row["stack_bytes"] <= 64, row
+            assert row["stack_bytes"] <= most_spilled(row), row

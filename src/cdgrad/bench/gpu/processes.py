@@ -298,7 +298,8 @@ def end_all(*, waiting: bool = True) -> None:
         if process.waits and not waiting:
             process.pause()
         else:
-            _running.remove(process)
+            with suppress(ValueError):  # the timer's thread ends it, too
+                _running.remove(process)
             process.end()
 
 
