@@ -367,6 +367,18 @@ def test_targets_have_a_number_and_its_bound():
     assert found["start of a run after the first, s"] == (2.0, True)
     assert found["four workers over one, resnet20, images a second"] == (0.9, False)
     assert found["the benchmark, s"] == (118.0, True)
+    sections["workers"]["1"] = {"images a second": 36.0}  # of the same epochs as the four
+    (ratio,) = [each for each in targets(record) if each["name"].startswith("four workers")]
+    assert (ratio["value"], ratio["holds"]) == (1.25, True)
+
+
+def test_what_is_compiled_in_the_next_section_is_a_row_of_its_own():
+    rows = {"a": {"seconds": 1.0}}
+    skipped = ["a case", "b (not compiled in time)", "c"]
+    section = {"rows": rows, "skipped": skipped, "errors": {}, "seconds": 9.0}
+    recording._add_late(section, {"a": {"seconds": 1.0}, "b": {"seconds": 2.0}, "c": {}})
+    assert rows == {"a": {"seconds": 1.0}, "b": {"seconds": 2.0}}
+    assert section["skipped"] == ["a case", "c"]
 
 
 REHEARSAL = [sys.executable, "-m", "cdgrad", "bench", "--device", "cuda", "--rehearse"]
@@ -418,6 +430,8 @@ def test_the_rehearsal_runs_everything(tmp_path):
     assert all(row["difference"] < 1e-5 for row in checks.values()), checks
     assert set(found["sections"]["training steps"]["rows"]) == {"graph", "eager", "compiled"}
     assert list(found["sections"]["compilation"]["rows"]) == ["resnet50 float32", STEP]
+    assert set(found["sections"]["workers"]["rows"]) == {"1", "2"}
+    assert "commit" in found["machine"]
     # ResNet-18 and four workers are left out.
     open_targets = [target["name"] for target in found["targets"] if target["value"] is None]
     assert len(open_targets) == 3 + 2 * bool(found["sections"]["jax"]["skipped"])

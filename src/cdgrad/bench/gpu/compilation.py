@@ -112,8 +112,8 @@ class _Pool:
             except RuntimeError as error:
                 self._failures[task[0]][task[1]] = str(error)
 
-    def collect(self) -> None:
-        """Take the results that are there, in any order."""
+    def collect(self) -> dict[str, dict[str, float]]:
+        """Take the results that are there, in any order; returns all seconds so far, by case."""
         for (name, task), worker in [*self._workers.items()]:
             if worker.runs:
                 continue
@@ -129,6 +129,7 @@ class _Pool:
                 self._idle.append(worker)
             if len(self._seconds[name]) == len(self._tasks[name]):
                 self._setup.compiled.add(name)
+        return self._seconds
 
     def row(self, name: str) -> dict[str, float]:
         """The seconds of a case's families once all are there, or of those that are when the time is over.

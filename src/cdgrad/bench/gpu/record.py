@@ -18,6 +18,7 @@ from cdgrad.bench.gpu.targets import targets
 from cdgrad.bench.page import gpu_tables
 from cdgrad.bench.records import GpuRecord, Section
 from cdgrad.messages import named
+from cdgrad.study.records.environment import environment
 
 _RESERVE = 0.05  # of the time, in which an item that does not check the clock may still finish
 _LAST = 0.015  # of it, in which such an item is ended and the tables are printed
@@ -67,8 +68,9 @@ def record(
         print(f"measuring {name}", file=sys.stderr, flush=True)
         _measure(setup, section, items, update)
         if name != "compilation":  # the next section, which times nothing, needs what is still compiled
-            setup.collect()
-            setup.collect = _nothing
+            if late := setup.collect():
+                _add_late(result["sections"]["compilation"], late)
+            setup.collect = dict[str, dict[str, float]]
             processes.end_all(waiting=False)
         update()
     processes.end_all()
@@ -76,8 +78,14 @@ def record(
     return result
 
 
-def _nothing() -> None:
-    """Nothing is compiled beside the other sections."""
+def _add_late(compilation: Section, seconds: dict[str, dict[str, float]]) -> None:
+    """Rows of cases that were not compiled in the section's time, but in that of the next."""
+    for name, row in seconds.items():
+        if row and name not in compilation["rows"]:
+            compilation["rows"][name] = row
+            compilation["skipped"] = [
+                each for each in compilation["skipped"] if each != name and not each.startswith(f"{name} (")
+            ]
 
 
 def _sections(setup: Setup) -> list[tuple[str, float, Callable[[Setup], dict[str, Any]]]]:
@@ -164,6 +172,7 @@ def machine(setup: Setup) -> dict[str, Any]:
             "cuda": torch.version.cuda,
             "hip": torch.version.hip,
         }
+    facts["commit"] = environment()["commit"]
     facts["date"] = time.strftime("%Y-%m-%d", time.gmtime())
     for package in ("torch", "triton", "jax", "cdgrad"):
         try:
