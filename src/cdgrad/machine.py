@@ -1,8 +1,11 @@
-"""The name of this machine's CPU, as records have it."""
+"""The system that cdgrad runs on: the CPU's name, as records have it, and the variables of processes."""
 
 from __future__ import annotations
 
+import os
 import platform
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -14,3 +17,18 @@ def cpu_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+@contextmanager
+def environment_variables(variables: Mapping[str, str]) -> Generator[None]:
+    """Processes started inside have `variables`."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -15,11 +15,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
+from cdgrad.machine import environment_variables
 from cdgrad.messages import named
 
 # The compiler, which the first use of the operator imports, takes as long as PyTorch itself.
@@ -37,22 +39,15 @@ def start_server() -> None:
     """
     # The first: the working directory, where a user's file may have a module's name, is not searched. The
     # second: asking whether there is a GPU initializes no CUDA, after which no forked process could use it.
-    environment = {"PYTHONSAFEPATH": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
+    variables = {"PYTHONSAFEPATH": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     try:
         from multiprocessing import forkserver
 
-        forkserver.set_forkserver_preload(_PRELOADED)
-        forkserver.ensure_running()
+        with environment_variables(variables):
+            forkserver.set_forkserver_preload(_PRELOADED)
+            forkserver.ensure_running()
     except (ImportError, OSError, ValueError) as error:
         _give_up(error)
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _give_up(error: BaseException) -> None:
@@ -60,7 +55,39 @@ def _give_up(error: BaseException) -> None:
     _methods[:] = ["spawn"]
 
 
-class Worker:
+class _Stoppable(ABC):
+    """A process that can wait, stopped, for its section.
+
+    Attributes:
+        waits: whether it does.
+    """
+
+    waits: bool
+    _process: Any
+
+    def go(self) -> None:
+        """Let it go on after it has waited; the section that calls this awaits it."""
+        self.waits = False
+        _signal(self._process.pid, signal.SIGCONT)
+        with suppress(OSError):  # it has ended, as its result says
+            self._release()
+
+    def pause(self) -> None:
+        """Stop it until `go`."""
+        if self.runs:
+            _signal(self._process.pid, signal.SIGSTOP)
+
+    @property
+    @abstractmethod
+    def runs(self) -> bool:
+        """Whether it has still to answer."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Answer what it waits for."""
+
+
+class Worker(_Stoppable):
     """A process of its own that calls a function of a module, once and whenever it is asked again.
 
     Args:
@@ -111,17 +138,8 @@ class Worker:
             raise RuntimeError(failure)
         return answer
 
-    def go(self) -> None:
-        """Let it go on after `wait`; the section that calls this awaits it."""
-        self.waits = False
-        _signal(self._process.pid, signal.SIGCONT)
-        with suppress(OSError):  # it has ended, as its result says
-            self._connection.send(None)
-
-    def pause(self) -> None:
-        """Stop it until `go`."""
-        if self.runs:
-            _signal(self._process.pid, signal.SIGSTOP)
+    def _release(self) -> None:
+        self._connection.send(None)
 
     def end(self) -> None:
         """Kill it, if it still runs."""
@@ -217,7 +235,7 @@ def _signal(process: int | None, number: int) -> None:
             os.kill(process, number)
 
 
-class Process:
+class Process(_Stoppable):
     """``python -m MODULE ARGUMENTS``, which prints JSON; files take that, so it never waits for a reader.
 
     One that waits gets a line on standard input when `go` is called, and stays until that.
@@ -264,19 +282,10 @@ class Process:
             raise RuntimeError(f"the process ended with status {status}: {last}")
         return json.loads(texts[0].splitlines()[-1])
 
-    def go(self) -> None:
-        """Let it go on after it has waited; the section that calls this awaits it."""
-        self.waits = False
-        _signal(self._process.pid, signal.SIGCONT)
-        with suppress(OSError):  # it has ended, as its result says
-            if self._process.stdin:
-                self._process.stdin.write("\n")
-                self._process.stdin.flush()
-
-    def pause(self) -> None:
-        """Stop it until `go`."""
-        if self.runs:
-            _signal(self._process.pid, signal.SIGSTOP)
+    def _release(self) -> None:
+        if self._process.stdin:
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
 
     def end(self) -> None:
         """Kill it, if it still runs."""

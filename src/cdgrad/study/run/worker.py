@@ -20,6 +20,7 @@ from multiprocessing.context import SpawnProcess
 from pathlib import Path
 from types import ModuleType
 
+from cdgrad.machine import environment_variables
 from cdgrad.study.files import SAVE_EVERY
 from cdgrad.study.plan.job import Job
 from cdgrad.study.records.environment import environment
@@ -60,7 +61,7 @@ class Worker:
         self._process: SpawnProcess = context.Process(target=serve, args=(child_end, options))
         visible = {} if options.gpu is None else {"CUDA_VISIBLE_DEVICES": options.gpu}
         # Otherwise the interpreter would search the working directory first, for its own modules, too.
-        with _environment({**ONE_THREAD, **visible, "PYTHONSAFEPATH": "1"}), _without_main():
+        with environment_variables({**ONE_THREAD, **visible, "PYTHONSAFEPATH": "1"}), _without_main():
             self._process.start()
         child_end.close()
         self.job: Job | None = None
@@ -167,21 +168,6 @@ def _leave_with_the_driver() -> None:
     assert driver is not None
     wait([driver.sentinel])
     os._exit(1)
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Generator[None]:
-    """Processes started inside have `variables`."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextmanager
