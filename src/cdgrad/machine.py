@@ -1,9 +1,12 @@
-"""The system that cdgrad runs on: the CPU's name, as records have it, and the variables of processes."""
+"""The system that cdgrad runs on: the CPU's name, as records have it; variables and the end of processes."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
+import signal
+import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +32,19 @@ def environment_variables(variables: Mapping[str, str]) -> Generator[None]:
     finally:
         for name, value in before.items():
             if value is None:
-                del os.environ[name]
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_parent() -> None:
+    """From now on the system kills this process when the one that started it ends, however that happens.
+
+    A process that is stopped could notice nothing itself. On Linux alone; elsewhere nothing happens. The
+    parent is the thread that started the process, so a thread that ends earlier must not start one.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))

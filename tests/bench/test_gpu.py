@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 from multiprocessing import forkserver
@@ -32,12 +33,20 @@ from cdgrad.bench.shapes import Conv
 def measured(monkeypatch):
     """Call it with sections and seconds: the record, and what was written after each item."""
 
-    def run(sections, seconds):
+    def run(sections, seconds, *, rehearsal=False, timer=lambda seconds: None):
+        """`timer` is told when the end is set, and does not come."""
+
+        class Timer(threading.Thread):
+            def __init__(self, seconds, *_):
+                super().__init__(target=timer, args=[seconds])
+
+            def cancel(self):
+                self.join()
+
         written = []
         monkeypatch.setattr(recording, "_sections", lambda setup: sections)
-        monkeypatch.setattr(recording.threading, "Timer", lambda *_: recording.threading.Thread())
-        monkeypatch.setattr(recording.threading.Thread, "cancel", lambda self: None, raising=False)
-        setup = Setup(torch.device("cpu"))
+        monkeypatch.setattr(recording.threading, "Timer", Timer)
+        setup = Setup(torch.device("cpu"), rehearsal)
         found = recording.record(setup, seconds, lambda found: written.append(json.dumps(found)))
         return found, [json.loads(text) for text in written]
 
@@ -108,6 +117,16 @@ def test_an_item_that_ignores_the_clock_is_ended_and_the_tables_are_printed(tmp_
     section = json.loads((tmp_path / "record.json").read_text())["sections"]["first"]
     assert section["rows"] == {"quick": {"ms": 1.5}}
     assert section["skipped"] == ["what was under way when the time was over"]
+
+
+def test_a_rehearsal_is_ended_too_if_it_hangs(measured, monkeypatch):
+    """It leaves nothing out, and has ten times as long."""
+    begun = []
+    monkeypatch.setattr(recording, "small_tiles", lambda: None)
+    items = {"a": lambda: time.sleep(0.2), "b": dict}
+    found, _ = measured([("first", 1, lambda setup: items)], 0.1, rehearsal=True, timer=begun.append)
+    assert list(found["sections"]["first"]["rows"]) == ["a", "b"]
+    assert begun == [pytest.approx(1.0, abs=0.05)]
 
 
 def test_what_an_item_lacks_is_no_failure(measured):
@@ -398,6 +417,47 @@ def test_no_process_is_left_when_the_benchmark_is_interrupted(number):
     until = time.perf_counter() + 30
     while _exists(begun.pid) and time.perf_counter() < until:
         time.sleep(0.05)
+    assert not _exists(begun.pid)
+
+
+KILLED = """
+import os, signal, sys, time
+from cdgrad.bench.gpu import processes
+
+def sleep(wait):
+    open("begun", "w").close()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    processes._methods[:] = sys.argv[1:]
+    processes._PRELOADED[1:] = []
+    processes.start_server()
+    worker = processes.Worker(sleep, waits=True)
+    process = processes.Process("cdgrad.bench.gpu.jax_process", waits=True)
+    while process.printed() is None or not os.path.exists("begun"):
+        time.sleep(0.01)
+    processes.end_all(waiting=False)
+    assert worker.runs
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system kills the children of a process")
+@pytest.mark.parametrize("method", ["forkserver", "spawn"])
+def test_no_stopped_process_is_left_when_the_benchmark_is_killed(method, tmp_path):
+    (tmp_path / "killed.py").write_text(KILLED)
+    (tmp_path / "jax.py").write_text("import time\nprint([7], flush=True)\ntime.sleep(600)")
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    begun = subprocess.Popen(
+        [sys.executable, "killed.py", method],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        start_new_session=True,
+    )
+    assert begun.wait(timeout=60) == -signal.SIGKILL
+    until = time.perf_counter() + 10
+    while _exists(begun.pid) and time.perf_counter() < until:
+        time.sleep(0.01)
     assert not _exists(begun.pid)
 
 

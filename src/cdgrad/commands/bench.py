@@ -56,7 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rehearse",
         action="store_true",
-        help="with --device cuda: execute every part on the CPU with tiny sizes, without measuring",
+        help="with --device cuda: execute every part on the CPU with tiny sizes, without measuring; it may "
+        "take ten times --seconds",
     )
     parser.add_argument("--no-jax", action="store_true", help="skip the operator in JAX")
 

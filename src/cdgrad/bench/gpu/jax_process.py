@@ -20,6 +20,8 @@ from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
+from cdgrad.machine import end_with_parent
+
 FLOOR = "multiply"
 # Kernels (h, w, I, O), 73 MB in float32: more than an L2 cache holds.
 _KERNELS = [(3, 3, 512, 512)] * 5 + [(1, 1, 512, 2048)] * 4 + [(3, 3, 256, 256)] * 4
@@ -31,6 +33,7 @@ def main(metrics: Sequence[str], *, rehearsal: bool) -> None:
 
     A row has microseconds and the ratio to the floor, in a loop that is compiled as a whole.
     """
+    end_with_parent()
     # JAX would take most of the memory at its start.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax

@@ -1,4 +1,4 @@
-"""Other processes of the benchmark: none outlives its section.
+"""Other processes of the benchmark: none outlives its section, nor the benchmark, even if that is killed.
 
 Workers are forked from a server that has imported everything and has not initialized CUDA, so each starts in
 a fraction of a second; a new interpreter would import PyTorch for seconds.
@@ -21,11 +21,13 @@ from contextlib import suppress
 from importlib import import_module
 from typing import Any
 
-from cdgrad.machine import environment_variables
+from cdgrad.machine import end_with_parent, environment_variables
 from cdgrad.messages import named
 
-# The compiler, which the first use of the operator imports, takes as long as PyTorch itself.
-_PRELOADED = ["cdgrad.cli", "cdgrad.bench.gpu.compilation", "torch._dynamo"]
+# This module, so that the server ends with the benchmark. The compiler, which the first use of the operator
+# imports, takes as long as PyTorch itself.
+_PRELOADED = [__name__, "cdgrad.cli", "cdgrad.bench.gpu.compilation", "torch._dynamo"]
+_SERVER = "CDGRAD_BENCHMARK_SERVER"  # set where the server imports this module
 _SERVER_SECONDS = 15.0  # in which the server must have forked a first worker
 _methods = ["forkserver", "spawn"]  # how workers start: the first that has not failed
 _proved: list[str] = []  # those that gave a worker which may initialize CUDA
@@ -39,7 +41,7 @@ def start_server() -> None:
     """
     # The first: the working directory, where a user's file may have a module's name, is not searched. The
     # second: asking whether there is a GPU initializes no CUDA, after which no forked process could use it.
-    variables = {"PYTHONSAFEPATH": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    variables = {"PYTHONSAFEPATH": "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1", _SERVER: "1"}
     try:
         from multiprocessing import forkserver
 
@@ -174,10 +176,12 @@ def _begun(method: str, target: Callable[..., None], arguments: tuple[object, ..
         except Exception as error:
             failures[:] = [error]
 
-    # In a thread, since it waits until the server has imported everything, and for ever if that hangs.
-    thread = threading.Thread(target=start, daemon=True)
-    thread.start()
-    thread.join(_SERVER_SECONDS)
+    if method == "spawn":  # by this thread, because the process ends with the one that started it
+        start()
+    else:  # in a thread, since it waits until the server has imported everything, and for ever if that hangs
+        thread = threading.Thread(target=start, daemon=True)
+        thread.start()
+        thread.join(_SERVER_SECONDS)
     if failures:
         raise failures[0]
     return process
@@ -214,6 +218,7 @@ def _tell_whether_usable(connection: Any) -> None:
 
 def _answer(connection: Any, function: Callable[..., Any], arguments: tuple[Any, ...], waits: bool) -> None:
     """What a worker executes."""
+    end_with_parent()
     with open(os.devnull, "w") as nowhere:  # standard output is for the tables
         os.dup2(nowhere.fileno(), 1)
     options = {"wait": connection.recv} if waits else {}
@@ -315,3 +320,5 @@ def end_all(*, waiting: bool = True) -> None:
 # multiprocessing waits for its processes when Python ends; what is registered later is called before that.
 import_module("multiprocessing.util")
 atexit.register(end_all)
+if os.environ.pop(_SERVER, None):
+    end_with_parent()

@@ -22,6 +22,7 @@ from cdgrad.study.records.environment import environment
 
 _RESERVE = 0.05  # of the time, in which an item that does not check the clock may still finish
 _LAST = 0.015  # of it, in which such an item is ended and the tables are printed
+_REHEARSAL = 10  # times as long a rehearsal may take: no item is left out, but a process that hangs ends it
 
 
 def record(
@@ -31,7 +32,7 @@ def record(
 
     Args:
         setup: device and sizes.
-        seconds: how long everything may take, imports and compilation included.
+        seconds: how long everything may take, imports and compilation included; a rehearsal ten times that.
         write: called with the record after every item.
         begun: when the time began, by `time.perf_counter`; now, if it is not given.
     """
@@ -55,10 +56,10 @@ def record(
         small_tiles()
     start, share = time.perf_counter() if begun is None else begun, 0.0
     # Before the end, which may be that of a rented machine, or of whoever waits.
-    timer = threading.Timer(start + seconds * (1 - _LAST) - time.perf_counter(), _stop, [result, update])
+    limit = seconds * (_REHEARSAL if setup.rehearsal else 1 - _LAST)
+    timer = threading.Timer(start + limit - time.perf_counter(), _stop, [result, update])
     timer.daemon = True
-    if not setup.rehearsal:
-        timer.start()
+    timer.start()
     whole = sum(part for _, part, _ in sections)
     for name, part, items in sections:
         share += part / whole
