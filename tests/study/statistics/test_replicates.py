@@ -46,3 +46,9 @@ def test_it_covers_where_the_interval_of_one_search_does_not():
 def test_one_search_has_no_interval_over_searches():
     with pytest.raises(ValueError, match="expected 2 or more searches"):
         compare_replicates([[1.0, 2.0]])
+
+
+def test_equal_means_of_searches_show_nothing():
+    compared = compare_replicates([[-0.1, -0.3], [-0.2, -0.2 + 1e-17]])
+    assert np.ptp(compared.means) == 0
+    assert math.isnan(compared.p)

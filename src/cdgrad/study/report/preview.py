@@ -275,7 +275,7 @@ def _power(spec: Spec, runs: Sequence[Run], sd: float | None) -> Iterator[Table]
     if not _comparisons(spec) or pairs < 2:
         return
     compared = Results.of(spec, runs).comparisons.values()
-    recorded = [c.comparison.sd for c in compared if c.comparison.pairs > 2]
+    recorded = [c.comparison.sd for c in compared if c.comparison.pairs > 2 and c.comparison.sd > 0]
     source = "as stated"
     if sd is None and recorded:
         sd, source = max(recorded), "the largest of the recorded comparisons"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from cdgrad.study.report.changes import changed_later, left_out
 from cdgrad.study.report.split_sizes import split_sizes
+from cdgrad.study.report.verdicts import why_equal
 from cdgrad.study.report.words import counted, words
 from cdgrad.study.shown import published
 from cdgrad.study.spec import ERROR
@@ -263,7 +264,7 @@ def _identical(results: Results) -> Iterator[str]:
             arm, reference = results.spec.contrasts[name]
             yield (
                 f"{arm}{_in(cell)} differs from {reference} by {w.difference(c.mean, '')} in every "
-                f"seed: check that the arm changes the training; nothing is estimated from this."
+                f"{results.sampled}: {why_equal(c)}; nothing is estimated from this."
             )
 
 

@@ -9,7 +9,7 @@ from cdgrad.study.report.document import Table
 from cdgrad.study.report.words import Words, words
 from cdgrad.study.spec import NO_METRIC, OPTIONS, EntrySetting, LoopSetting, Spec
 from cdgrad.study.statistics import paired
-from cdgrad.study.statistics.equivalence import equivalence
+from cdgrad.study.statistics.equivalence import anytime_equivalence, equivalence
 from cdgrad.study.statistics.results import Results
 from cdgrad.study.statistics.sequential import anytime_interval, anytime_p
 
@@ -104,8 +104,10 @@ def certainty(results: Results, cell: str) -> Table:
         d = c.differences
         row = [name, w.interval(anytime_interval(d), "+"), p_value(anytime_p(d))]
         if margin:
-            test = equivalence(d, margin)
-            row += [w.interval(test.interval, "+"), p_value(test.p), "yes" if test.shown else "not shown"]
+            test = (anytime_equivalence if results.spec.until else equivalence)(d, margin)
+            shown = test.shown and c.sd > 0
+            row += [] if results.spec.until else [w.interval(test.interval, "+")]
+            row += [p_value(test.p if c.sd else math.nan), "yes" if shown else "not shown"]
         rows.append(row)
     note = (
         f"anytime: valid after a look at every {results.sampled}, by the mixture sequential t-test "
@@ -113,12 +115,16 @@ def certainty(results: Results, cell: str) -> Table:
     )
     if margin:
         size = f"{margin:g} {w.of_difference}".rstrip()
+        note += f"; equivalence: the mean difference is smaller than the margin of {size}, by "
         note += (
-            f"; equivalence: the mean difference is smaller than the margin of {size}, by two "
-            "one-sided t-tests at 5 %, which hold where neither the margin nor the number of seeds followed "
-            "from the results"
+            "the anytime-valid interval, which lies within the margin where its p is below 0.05"
+            if results.spec.until
+            else "two one-sided t-tests at 5 %, which hold where neither the margin nor the number of seeds "
+            "followed from the results"
         )
-    columns = ("90 % t", "TOST p", "equivalent") if margin else ()
+        note += ", each comparison on its own; equal differences show none"
+    test_columns = ("margin p",) if results.spec.until else ("90 % t", "TOST p")
+    columns = (*test_columns, "equivalent") if margin else ()
     return Table(
         "After any number of looks" + (", and equivalence" if margin else ""),
         (row_name(results), "95 % anytime", "anytime p", *columns),
@@ -138,8 +144,8 @@ def power(results: Results, cell: str) -> Table:
             name,
             w.interval(c.bootstrap, "+"),
             w.number(c.sd),
-            w.number(paired.detectable_difference(c.pairs, c.sd)),
-            *(f"{paired.required_pairs(size, c.sd):,}" for size in sizes),
+            w.number(paired.detectable_difference(c.pairs, c.sd) if c.sd else math.nan),
+            *(f"{paired.required_pairs(size, c.sd):,}" if c.sd else "-" for size in sizes),
         )
         for name, c in compared.items()
     ]
@@ -203,8 +209,12 @@ def mean(numbers: Sequence[float]) -> float:
 
 
 def p_value(value: float) -> str:
-    """A p in three decimals; a dash for nan."""
-    return "-" if math.isnan(value) else f"{value:.3f}" if value >= 0.001 else "<.001"
+    """A p in three decimals, more beside 0.05, on whose side the text is; a dash for nan."""
+    if math.isnan(value):
+        return "-"
+    texts = (f"{value:.{digits}f}" for digits in range(3, 17))
+    beside = (text for text in texts if (float(text) < 0.05) == (value < 1 - paired.LEVEL))
+    return next(beside, repr(value)) if value >= 0.001 else "<.001"
 
 
 def _metric(text: str) -> str:

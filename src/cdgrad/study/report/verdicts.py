@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from cdgrad.study.report.words import Words, words
-from cdgrad.study.statistics.equivalence import Equivalence, equivalence
-from cdgrad.study.statistics.paired import LEVEL, Comparison, is_shown
+from cdgrad.study.report.words import Words, counted, words
+from cdgrad.study.statistics.equivalence import Equivalence, anytime_equivalence, equivalence
+from cdgrad.study.statistics.paired import LEVEL, Comparison, excludes_zero, is_estimated, is_shown
 from cdgrad.study.statistics.results import Results
 from cdgrad.study.statistics.sequential import fewest_pairs
 
@@ -27,37 +27,41 @@ def verdicts(results: Results, cell: str) -> list[str]:
         if name in spec.tested_contrasts
     ]
     if spec.margin:
+        test, kind = (anytime_equivalence, "anytime p") if spec.until else (equivalence, "TOST p")
         sentences += [
-            equivalence_verdict(arm, reference, equivalence(c.differences, spec.margin), w)
+            equivalence_verdict(arm, reference, test(c.differences, spec.margin), w, kind)
             for _, (arm, reference), c, _ in compared
-            if c.pairs > 1
+            if c.pairs > 1 and c.sd > 0
         ]
     return sentences
 
 
 def across_cells(results: Results) -> list[str]:
-    """A sentence a comparison: in which cells the arm was better, worse or neither."""
-    w = words(results)
+    """A sentence a comparison: in which cells the arm was better, worse or neither, or nothing is known."""
+    w, sampled = words(results), "searches" if results.sampled == "search" else "seeds"
     sentences: list[str] = []
     for name, (arm, reference) in results.spec.tested_contrasts.items():
         cells = {cell: compared for (cell, n), compared in results.comparisons.items() if n == name}
         if not cells:
             continue
         shown = {cell: w.is_better(c.mean) for cell, (c, p) in cells.items() if is_shown(c, p)}
+        unknown = [cell for cell, (c, _) in cells.items() if not is_estimated(c)]
         bounds = [
             max(map(abs, c.interval))
             for cell, (c, _) in cells.items()
-            if cell not in shown and math.isfinite(c.interval.low)
+            if cell not in shown and cell not in unknown
         ]
         sentence = (
-            f"{arm} against {reference}, {len(cells)} cells: "
+            f"{arm} against {reference}, {counted(len(cells), 'cell')}: "
             f"better in {_named([cell for cell, better in shown.items() if better])}, "
             f"worse in {_named([cell for cell, better in shown.items() if not better])}, "
-            f"no difference shown in {len(cells) - len(shown)}"
+            f"no difference shown in {len(bounds)}"
         )
         if bounds:
             bound = w.rounded_up(max(bounds))
             sentence += f", where no difference larger than {bound} is supported at 95 %"
+        if unknown:
+            sentence += f"; too few {sampled} or equal differences in {_named(unknown)}"
         sentences.append(f"{sentence}.")
     return sentences
 
@@ -81,26 +85,40 @@ def verdict(
     """
     if comparison.pairs < 2:
         return f"{name} against {baseline}: {comparison.pairs} pair of seeds; a comparison needs at least 2."
-    pairs, mean = comparison.pairs, w.difference(comparison.mean)
-    numbers = (
-        f"mean difference {mean}, 95 % interval {w.interval(comparison.interval, '+')}, {label} = {p:.2g}"
-    )
+    mean = w.difference(comparison.mean)
+    if comparison.sd == 0:
+        return (
+            f"{name} against {baseline}: all {comparison.pairs} differences are {mean}, so that "
+            f"nothing can be estimated; {why_equal(comparison)}."
+        )
+    interval, shown_p = w.interval(comparison.interval, "+"), f"{label} = {p_in_words(p)}"
+    numbers = f"mean difference {mean}, 95 % interval {interval}, {shown_p}"
     if is_shown(comparison, p):
         better = "better" if w.is_better(comparison.mean) else "worse"
         size = w.difference(abs(comparison.mean), "")
         lower = "lower" if comparison.mean < 0 else "higher"
         return f"{name} is {better} than {baseline}: its {w.measure.name} is {size} {lower} ({numbers})."
-    if comparison.sd == 0:
+    sentence = f"{name} against {baseline}: no difference is shown"
+    if excludes_zero(comparison.interval):
         return (
-            f"{name} against {baseline}: all {pairs} differences are {mean}, so that "
-            f"nothing can be estimated; check that the arm changes the training."
+            f"{sentence}: the interval, uncorrected, excludes 0, but {label} is not below 0.05 ({numbers})."
         )
     # If diverged runs widen the interval, the sign-flip test may still reject.
     but = ", although p is below 0.05: the interval includes 0" if p < 1 - LEVEL else ""
-    return (
-        f"{name} against {baseline}: no difference is shown{but} ({numbers}); differences outside the "
-        "interval are not supported."
-    )
+    return f"{sentence}{but} ({numbers}); differences outside the interval are not supported."
+
+
+def why_equal(comparison: Comparison) -> str:
+    """What to check where all differences of a comparison are equal."""
+    if comparison.mean:
+        return "check that every seed trains a network of its own"
+    return "check that the arm changes the training"
+
+
+def p_in_words(p: float) -> str:
+    """Two significant digits, or more where rounding would move p to the other side of 0.05, or onto it."""
+    texts = (f"{p:.{digits}g}" for digits in range(2, 17))
+    return next((text for text in texts if (float(text) < 0.05) == (p < 1 - LEVEL)), repr(p))
 
 
 def verdict_over_searches(
@@ -123,16 +141,18 @@ def verdict_after_looks(
         )
     if is_shown(comparison, p):
         return verdict(name, baseline, comparison, p, label, w)
+    bound = w.rounded_up(max(map(abs, comparison.interval)))
     return (
-        f"{name} against {baseline}: no difference is shown ({label} = {p:.2g}), and no difference larger "
-        f"than {w.rounded_up(max(map(abs, comparison.interval)))} is supported at 95 % after any "
-        f"number of looks; {comparison.pairs} seeds."
+        f"{name} against {baseline}: no difference is shown ({label} = {p_in_words(p)}), and no difference "
+        f"larger than {bound} is supported at 95 % after any number of looks; {comparison.pairs} seeds."
     )
 
 
-def equivalence_verdict(name: str, baseline: str, test: Equivalence, w: Words = IN_PERCENT) -> str:
-    """Whether two arms differ by less than the margin."""
-    margin, p = f"{test.margin:g} {w.of_difference}".rstrip(), f"(TOST p = {test.p:.2g})"
+def equivalence_verdict(
+    name: str, baseline: str, test: Equivalence, w: Words = IN_PERCENT, label: str = "TOST p"
+) -> str:
+    """Whether two arms differ by less than the margin; `label` is what p is."""
+    margin, p = f"{test.margin:g} {w.of_difference}".rstrip(), f"({label} = {p_in_words(test.p)})"
     if test.shown:
         return f"{name} and {baseline} are equivalent within {margin} {p}."
     return f"{name} and {baseline}: equivalence within {margin} is not shown {p}."

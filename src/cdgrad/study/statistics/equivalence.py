@@ -24,6 +24,7 @@ from cdgrad.study.statistics.paired import (
     scipy_stats,
     standard_deviation,
 )
+from cdgrad.study.statistics.sequential import anytime_interval, anytime_p
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class Equivalence:
     Attributes:
         margin: the difference, in the unit of the values, below which two arms count as equivalent.
         p: the larger one of the two one-sided p; nan for fewer than 2 values.
-        interval: the t interval at 1 - 2 alpha, 90 % for alpha = 5 %. It lies within (-margin, margin)
-            exactly where p < alpha.
+        interval: the t interval at 1 - 2 alpha, 90 % for alpha = 5 %; or the anytime-valid one, at 1 - alpha.
+            It lies within (-margin, margin) exactly where p < alpha.
         shown: whether p < alpha.
     """
 
@@ -68,6 +69,25 @@ def equivalence(differences: ArrayLike, margin: float, level: float = LEVEL) -> 
         tails = scipy_stats.t.sf([(mean + margin) / error, (margin - mean) / error], len(d) - 1)
         p = float(max(tails))
     return Equivalence(margin, p, interval, p < alpha)
+
+
+def anytime_equivalence(differences: ArrayLike, margin: float, level: float = LEVEL) -> Equivalence:
+    """As `equivalence`, valid after any number of looks: the anytime-valid interval lies within the margin.
+
+    p is the larger one of `anytime_p` at -margin and at margin, 1 where the mean is not between them. The
+    interval ever excludes the true mean with probability 1 - `level` at most, so arms that differ by the
+    margin or more are called equivalent no more often.
+
+    Raises:
+        ValueError: the margin is not a positive number.
+    """
+    if not (math.isfinite(margin) and margin > 0):
+        raise ValueError(f"expected a positive margin, got {margin}")
+    d, interval = np.asarray(differences, dtype=np.float64), anytime_interval(differences, level)
+    if math.isnan(interval.low):
+        return Equivalence(margin, math.nan, interval, False)
+    p = max(anytime_p(d, -margin), anytime_p(d, margin)) if abs(float(d.mean())) < margin else 1.0
+    return Equivalence(margin, p, interval, -margin < interval.low and interval.high < margin)
 
 
 def equivalence_power(

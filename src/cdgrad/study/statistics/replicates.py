@@ -14,7 +14,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cdgrad.study.statistics.paired import LEVEL, Array, Interval, mean_interval, scipy_stats
+from cdgrad.study.statistics.paired import (
+    LEVEL,
+    Array,
+    Interval,
+    mean_interval,
+    scipy_stats,
+    standard_deviation,
+)
+
+_ROUNDING = 1e-12  # of the mean of a search, relative to the largest difference
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,8 @@ class Replicated:
         means: the mean difference of each search.
         mean: their mean, in points.
         interval: of the true mean difference, over searches and seeds.
-        p: of no difference, by the t-test that belongs to the interval.
+        p: of no difference, by the t-test that belongs to the interval; nan where all means are equal: their
+            standard deviation of 0 says nothing about other searches.
         tuning_sd: estimated standard deviation of u_r.
         seed_sd: standard deviation of e_rs, pooled within searches; nan with one seed per search.
         one_search: the interval as if all seeds came from one search.
@@ -57,9 +67,11 @@ def compare_replicates(differences: Sequence[ArrayLike], level: float = LEVEL) -
     if len(searches) < 2 or any(d.ndim != 1 or not len(d) for d in searches):
         raise ValueError(f"expected 2 or more searches with seeds, got {[d.shape for d in searches]}")
     means = np.array([d.mean() for d in searches])
-    error = float(means.std(ddof=1)) / math.sqrt(len(means))
+    if np.ptp(means) <= _ROUNDING * max(float(np.abs(d).max()) for d in searches):
+        means = np.full_like(means, np.median(means))
+    error = standard_deviation(means) / math.sqrt(len(means))
     mean = float(means.mean())
-    p = 2 * float(scipy_stats.t.sf(abs(mean) / error, len(means) - 1)) if error else float(mean == 0)
+    p = 2 * float(scipy_stats.t.sf(abs(mean) / error, len(means) - 1)) if error else math.nan
     tuning_sd, seed_sd = _components(searches, means)
     return Replicated(
         means=means,

@@ -249,8 +249,10 @@ class Results:
     def _by_search(self, cell: str, name: str) -> list[list[float]]:
         """The paired differences of each search, of those that have any."""
         groups: dict[int, list[float]] = {}
-        for seed, of_arm, of_reference in zip(*self.pairs(cell, name), strict=True):
-            groups.setdefault(self.spec.replicate(seed), []).append(of_arm - of_reference)
+        seeds, of_arm, of_reference = self.pairs(cell, name)
+        differences = paired.differences_of(of_arm, of_reference) if seeds else ()
+        for seed, difference in zip(seeds, differences, strict=True):
+            groups.setdefault(self.spec.replicate(seed), []).append(float(difference))
         return list(groups.values())
 
     @property

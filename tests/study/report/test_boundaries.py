@@ -1,0 +1,94 @@
+"""What a report says where a comparison is degenerate, or lies on a boundary."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from cdgrad.study.report.tables import certainty, p_value, power
+from cdgrad.study.report.verdicts import across_cells, p_in_words, verdict, verdicts
+from cdgrad.study.spec import parse
+from cdgrad.study.statistics import paired as stats
+from cdgrad.study.statistics.equivalence import anytime_equivalence
+from cdgrad.study.statistics.results import Results
+from cdgrad.study.statistics.sequential import anytime_interval
+
+CELLS = "[cells.one]\n[cells.two]\n"
+
+
+@pytest.fixture
+def results(tiny_text, make_run):
+    """Results of the tiny study with the given differences of each seed, in one cell or several."""
+
+    def make(*differences, head="", cells=("",), more=""):
+        seeds = max(map(len, differences))
+        first, _, rest = tiny_text.partition("[task]")
+        text = f"{first.replace('seeds = 2', f'seeds = {seeds}')}{head}\n[task]{rest}{more}"
+        spec = parse(text, "tiny")
+        runs = [
+            dataclasses.replace(make_run(arm, seed, error + d * (arm == "directed")), cell=cell)
+            for cell, of_cell in zip(cells, differences, strict=True)
+            for seed, (error, d) in enumerate(zip(range(3, 40), of_cell, strict=False))
+            for arm in ("sgd", "directed")
+        ]
+        return Results.of(spec, runs)
+
+    return make
+
+
+def test_differences_that_are_equal_but_for_rounding_show_nothing(results):
+    arm, reference = np.array([5.3, 4.3, 3.3, 6.3, 7.3, 8.3]), np.array([5.2, 4.2, 3.2, 6.2, 7.2, 8.2])
+    assert np.ptp(arm - reference) > 0
+    compared = stats.compare(arm, reference)
+    assert compared.sd == 0
+    assert compared.p < 0.05
+    assert not stats.is_shown(compared, compared.p)
+    sentence = verdict("a", "b", compared, compared.p)
+    assert (
+        "all 6 differences are +0.10 points, so that nothing can be estimated; check that every seed"
+        in sentence
+    )
+    found = results([0.1] * 6, head="margin = 0.5")
+    assert power(found, "").rows[0][3:] == ("-", "-", "-", "-")
+    assert [sentence for sentence in verdicts(found, "") if "equivalent" in sentence] == []
+    assert certainty(found, "").rows[0][-1] == "not shown"
+
+
+def test_a_value_that_differs_by_rounding_alone_is_a_tie():
+    assert stats.compare([0.1 + 0.2, 1.0], [0.3, 2.0]).win_rate == 0.75
+
+
+def test_the_bound_over_cells_is_not_of_cells_without_an_interval(results):
+    (sentence,) = across_cells(results([0.1, -0.2, 0.1], [0.3], cells=("one", "two"), more=CELLS))
+    assert "no difference shown in 1, where no difference larger than 0.44 points is supported" in sentence
+    assert sentence.endswith("; too few seeds or equal differences in 1 (two).")
+    (sentence,) = across_cells(results([0.1], [0.3], cells=("one", "two"), more=CELLS))
+    assert "no difference shown in 0; too few" in sentence
+
+
+def test_an_interval_without_zero_and_a_large_p_are_said_together(results):
+    (sentence,) = verdicts(results([-0.5, -0.6, -0.4, -0.5, -0.55]), "")
+    assert (
+        "no difference is shown: the interval, uncorrected, excludes 0, but p is not below 0.05" in sentence
+    )
+    assert "not supported" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("p", "words", "cell"), [(0.0496, "0.0496", "0.0496"), (0.0504, "0.05", "0.050"), (0.2, "0.2", "0.200")]
+)
+def test_a_rounded_p_stays_on_its_side_of_5_percent(p, words, cell):
+    assert (p_in_words(p), p_value(p)) == (words, cell)
+
+
+def test_equivalence_after_looks_is_that_of_the_anytime_interval(results):
+    d = np.random.default_rng(1).normal(0, 0.05, size=20)
+    for margin in (0.02, 0.05, 0.06, 0.1, 0.3):
+        test, (low, high) = anytime_equivalence(d, margin), anytime_interval(d)
+        assert test.shown == (-margin < low and high < margin) == (test.p < 0.05)
+    assert math.isnan(anytime_equivalence(d[:5], 0.3).p)
+    found = results(d, head="margin = 0.3")
+    found = Results.of(dataclasses.replace(found.spec, until=1e-6), found.runs)
+    assert "equivalent within 0.3 points (anytime p =" in verdicts(found, "")[-1]
+    assert certainty(found, "").header[-2:] == ("margin p", "equivalent")
