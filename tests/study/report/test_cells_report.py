@@ -19,6 +19,7 @@ import cdgrad
 from cdgrad.study.records import Run, Store, parquet
 from cdgrad.study.report import compose as report
 from cdgrad.study.report import html_page as page
+from cdgrad.study.report import paper
 from cdgrad.study.report import text as render
 from cdgrad.study.report.figures import curves
 from cdgrad.study.report.figures import differences as plots
@@ -144,6 +145,16 @@ def test_holm_corrects_over_all_cells_and_arms(spec, runs):
     text = shown(results)
     assert "corrected for all 4 comparisons" in words(text)
     assert "re against sgd, 2 cells: better in 1 (one), worse in 0, no difference shown in 1" in words(text)
+
+
+def test_an_export_has_a_file_for_every_table_of_every_cell(spec, runs):
+    document = report.document(Results.of(spec, runs))
+    files = paper.table_files(document.sections)
+    tables = [table for section in document.sections for table in section.tables]
+    assert list(map(id, files.values())) == list(map(id, tables))
+    assert {"one-error-on-the-test-images", "every-run-trials-of-re-one"} <= files.keys()
+    twice = paper.table_files([document.sections[-1]] * 2)
+    assert len(twice) == 2 * len(document.sections[-1].tables)
 
 
 def test_the_order_of_the_records_does_not_matter(spec, runs):

@@ -14,7 +14,7 @@ from pathlib import Path
 from cdgrad.study import StudyError
 from cdgrad.study.records import csv_text, to_parquet
 from cdgrad.study.report import across
-from cdgrad.study.report.document import Document, Table
+from cdgrad.study.report.document import Document, Section, Table
 from cdgrad.study.report.references import bibtex, cites
 from cdgrad.study.report.remarks import environments
 from cdgrad.study.report.text import markdown_rows
@@ -49,11 +49,9 @@ def write(results: Results, document: Document, folder: Path) -> list[Path]:
     }
     if results.searches:
         texts["trials.csv"] = csv_text(results.trial_runs, measure)
-    for section in document.sections:
-        for table in section.tables:
-            name = "-".join(filter(None, [_slug(section.title), _slug(table.title.partition(",")[0])]))
-            texts[f"tables/{name}.tex"] = latex_table(table)
-            texts[f"tables/{name}.md"] = "\n".join([*markdown_rows(table), "", table.note, ""])
+    for name, table in table_files(document.sections).items():
+        texts[f"tables/{name}.tex"] = latex_table(table)
+        texts[f"tables/{name}.md"] = "\n".join([*markdown_rows(table), "", table.note, ""])
     figures = {f"figures/{d.name}.{kind}": d for d in document.figures for kind in ("svg", "pdf")}
     names = [*texts, *figures, "runs.parquet"]
     if existing := [name for name in names if os.path.lexists(folder / name)]:
@@ -69,6 +67,17 @@ def write(results: Results, document: Document, folder: Path) -> list[Path]:
     except OSError as error:
         raise StudyError(f"cannot write in {folder}: {error.strerror}; choose another --to") from error
     return [folder / name for name in names]
+
+
+def table_files(sections: Sequence[Section]) -> dict[str, Table]:
+    """Every table under a name of its own: section and title, the latter up to a comma where that will do."""
+    placed = [(section.title, table) for section in sections for table in section.tables]
+    short = [_slug(f"{place} {table.title.partition(',')[0]}") for place, table in placed]
+    files: dict[str, Table] = {}
+    for name, (place, table) in zip(short, placed, strict=True):
+        unique = name if short.count(name) == 1 else _slug(f"{place} {table.title}")
+        files[unique if unique not in files else f"{unique}-{len(files)}"] = table
+    return files
 
 
 def methods(results: Results) -> str:
@@ -279,4 +288,4 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60]
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
