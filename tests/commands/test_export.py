@@ -79,6 +79,20 @@ def test_methods_count_the_images_that_were_recorded(tiny, make_run):
     assert "was trained on 1,048 training, 32 validation and 320 test images of fake" in text
 
 
+def test_methods_state_all_that_changes_the_training_and_the_device(tiny_text, make_run):
+    schedule = 'batch = 16\nwarmup = 1\nema = 0.9\nprecision = "bfloat16"\ndecay = "steps"\nstep_epochs = 2'
+    text = tiny_text.replace("batch = 16", schedule).replace("epochs = 1\n", "epochs = 4\n")
+    text = text.replace("train = 48", "train = 48\nlabel_noise = 0.4")
+    gpu = {"device": "H100, CUDA 13.0", "cpu": "EPYC", "torch": "2.9"}
+    runs = [make_run(arm, 0, 3.0, environment=gpu, status="diverged") for arm in ("sgd", "directed")]
+    said = paper.methods(Results.of(parse(text, "tiny"), runs[:1]))
+    assert "a decay by the factor 0.1 every 2 epochs, wrong labels for 40 % of the training images" in said
+    assert "warmup 1, ema 0.9, precision bfloat16, momentum 0.9" in said
+    assert "The network small-cnn (width 2)" in said
+    assert said.endswith("Hardware: H100, CUDA 13.0 and EPYC.")
+    assert "1 run diverged; it is included" in said
+
+
 def test_methods_of_a_study_that_adds_seeds_name_its_own_interval_and_test(tiny_text, make_run):
     adding = parse(tiny_text.replace("seeds = 2", "seeds = { until = 0.5, most = 30 }"), "tiny")
     runs = [make_run(arm, seed, 3.0 + seed % 3) for arm in ("sgd", "directed") for seed in range(6)]
@@ -139,15 +153,15 @@ def test_trials_that_a_specification_lists_are_no_sequence(tiny_text, make_run):
     listed = TUNING.replace("space.", 'points.sgd = [{ "optimizer.lr" = 0.1 }]\narms.sgd.')
     text = tiny_text.partition("[arms.directed]")[0].replace("[arms.sgd]", f"{listed}[arms.sgd]")
     described = paper.methods(Results.of(parse(text, "tiny"), [make_run("sgd", 0, 3.0)]))
-    assert "1 trials listed in the specification were executed" in described
+    assert "1 trial listed in the specification was executed" in described
     assert "Sobol" not in described
 
 
 def test_methods_state_design_search_tests_and_software(study):
     text = paper.methods(compose.read(study))
     assert "We compared directed_1 with sgd over 2 paired seeds." in text
-    assert "The test split was read once per run, after its last epoch." in text
-    assert "small-cnn was trained on 50 training, 50 validation and 300 test images of fake" in text
+    assert "The test split was read by the runs once each, at their end." in text
+    assert "small-cnn (width 4) was trained on 50 training, 50 validation and 300 test images of fake" in text
     assert "2 trials of a scrambled Sobol sequence were executed on 1 seed that no final run uses" in text
     assert "The search space of sgd was optimizer.lr from 0.01 to 1 (logarithmic)." in text
     assert "by torch.optim:SGD with a searched initial learning rate (batch size 50" in text

@@ -10,7 +10,7 @@ from rich.console import Console
 from cdgrad.study import StudyError
 from cdgrad.study.records import Store
 from cdgrad.study.report import compose as report
-from cdgrad.study.report import costs
+from cdgrad.study.report import costs, paper
 from cdgrad.study.report import text as render
 from cdgrad.study.report.remarks import remarks
 from cdgrad.study.spec import parse
@@ -155,6 +155,17 @@ def test_a_study_that_chooses_settings_says_that_no_test_image_was_read(study, t
     assert "No test image was read: all 24 recorded runs were evaluated on validation images" in " ".join(
         text.split()
     )
+
+
+def test_a_test_split_that_is_read_after_every_epoch_is_not_called_read_once(tiny, make_run):
+    every = {"schedule": {"test_every_epoch": True}}
+    runs = [make_run(arm, seed, 5.0 + seed, config=every) for arm in tiny.arms for seed in (0, 1)]
+    results = Results.of(tiny, runs)
+    last = "after every epoch, with the last one as the result"
+    assert f"The test images were read by 4 runs, {last}." in remarks(results)
+    assert f"The test split was read by the runs {last}." in paper.methods(results)
+    mixed = Results.of(tiny, [runs[0], *(dataclasses.replace(run, config={}) for run in runs[1:])])
+    assert f"by 4 runs, 1 of them {last}, the others once, at their end." in " ".join(remarks(mixed))
 
 
 def test_an_arm_shows_when_and_with_what_its_runs_were_made(tiny, make_run):

@@ -16,11 +16,11 @@ from cdgrad.study.records import csv_text, to_parquet
 from cdgrad.study.report import across
 from cdgrad.study.report.document import Document, Section, Table
 from cdgrad.study.report.references import bibtex, cites
-from cdgrad.study.report.remarks import environments
+from cdgrad.study.report.remarks import environments, when_tested
 from cdgrad.study.report.text import markdown_rows
-from cdgrad.study.report.words import words
+from cdgrad.study.report.words import counted, words
 from cdgrad.study.shown import one_line
-from cdgrad.study.spec import ERROR, NO_METRIC, Setting, Spec
+from cdgrad.study.spec import ERROR, NO_METRIC, Schedule, Setting, Spec
 from cdgrad.study.statistics import Results
 from cdgrad.study.statistics import paired as stats
 
@@ -117,12 +117,15 @@ def _design(results: Results) -> Iterator[str]:
         direction = "lower" if measure.direction == "min" else "higher"
         yield f"The measure is {measure.name}{words(results).in_unit}; {direction} values are better."
     if spec.evaluate == "test":
-        yield "The test split was read once per run, after its last epoch."
+        yield f"The test split was read by the runs {when_tested(results)}."
     else:
-        yield "All runs were evaluated on validation data; no test data was read."
+        yield (
+            "All runs were evaluated on validation data" + "; no test data was read" * (not spec.entry) + "."
+        )
     diverged = sum(run.status == "diverged" for runs in results.finished.values() for run in runs.values())
     if diverged:
-        yield f"{diverged} runs diverged; they are included with the value that they ended with."
+        are = "it is" if diverged == 1 else "they are"
+        yield f"{counted(diverged, 'run')} diverged; {are} included with the value at the end."
 
 
 def _arms(spec: Spec) -> Iterator[str]:
@@ -167,13 +170,34 @@ def _trained(setting: Setting, counts: Mapping[str, str], rate: str, *, first: b
     task, model, schedule, optimizer = setting.tables()
     train, validation, test = (counts.get(k, getattr(task, k)) for k in ("train", "validation", "test"))
     data = f"{train} training, {validation} validation and {test} test images of {task.data}"
-    options = [f"batch size {schedule.batch}", f"{schedule.epochs} epochs", f"{schedule.decay} decay"]
+    decay = {
+        "cosine": "cosine decay",
+        "steps": f"a decay by the factor {schedule.step_factor:g} every {schedule.step_epochs} epochs",
+        "none": "no decay",
+    }
+    options = [f"batch size {schedule.batch}", f"{schedule.epochs} epochs", decay[schedule.decay]]
     options += [f"augmentation by {_listed(task.augment)}"] if task.augment else []
+    options += [f"wrong labels for {100 * task.label_noise:g} % of the training images"] * bool(
+        task.label_noise
+    )
+    options += [f"images of {task.size} x {task.size} pixels"] * bool(task.size)
+    options += [f"{name} {value}" for name, value in _changed(schedule)]
     options += [f"{key} {value}" for key, value in optimizer.arguments.items()]
+    built = [f"{key} {value}" for key, value in model.arguments.items()]
+    built += [f"{model.initialization} initialization"] * (model.initialization != "default")
+    network = model.name + f" ({', '.join(built)})" * bool(built)
     return (
-        f"{'The' if first else 'the'} network {model.name} was trained on {data} by {optimizer.name} {rate} "
+        f"{'The' if first else 'the'} network {network} was trained on {data} by {optimizer.name} {rate} "
         f"({', '.join(options)})."
     )
+
+
+def _changed(schedule: Schedule) -> Iterator[tuple[str, object]]:
+    """What a schedule sets beyond epochs, batch and decay, and that changes the training."""
+    for key in ("warmup", "label_smoothing", "ema", "accumulate", "clip", "precision"):
+        value: object = getattr(schedule, key)
+        if value != getattr(Schedule, key):
+            yield key.replace("_", " "), value
 
 
 def _budget(spec: Spec) -> Iterator[str]:
@@ -188,9 +212,9 @@ def _budget(spec: Spec) -> Iterator[str]:
     searched = [arm for arm in tuned if arm not in listed]
     source = "of a scrambled Sobol sequence" if searched else "listed in the specification"
     yield (
-        f"For each of {_listed(tuned)}, {often}{spec.tuning.trials} trials {source} "
-        f"were executed on {seeds} seed{'s' * (seeds > 1)} that no final run uses, and the trial with the "
-        f"{best} mean validation {spec.measure.name} was chosen."
+        f"For each of {_listed(tuned)}, {often}{counted(spec.tuning.trials, 'trial')} {source} "
+        f"{'was' if spec.tuning.trials == 1 else 'were'} executed on {counted(seeds, 'seed')} that no final "
+        f"run uses, and the trial with the {best} mean validation {spec.measure.name} was chosen."
     )
     if searched:
         yield "Such a sequence covers the search space evenly [sobol1967distribution]."
@@ -242,8 +266,9 @@ def _software(results: Results) -> Iterator[str]:
     software = [
         f"{key} {' and '.join(versions[key])}" for key in ("python", "torch", "cdgrad") if key in versions
     ]
-    hardware = [" and ".join(versions[key]) for key in ("cpu",) if key in versions]
-    yield f"Software: {', '.join(software)}." + (f" Hardware: {', '.join(hardware)}." if hardware else "")
+    devices = [device for device in versions.get("device", ()) if device != "cpu"]
+    hardware = [*devices, *versions.get("cpu", ())]
+    yield f"Software: {', '.join(software)}." + (f" Hardware: {_listed(hardware)}." if hardware else "")
 
 
 def references(results: Results) -> str:

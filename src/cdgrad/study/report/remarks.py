@@ -54,22 +54,39 @@ def environments(results: Results) -> dict[str, list[str]]:
 def _evaluated(results: Results) -> Iterator[str]:
     """Who read the test data: from the records of all runs, not from the specification."""
     data = words(results).data
-    none, were = ("No test image", "images were") if data == "images" else ("No test data", "data was")
+    none, were = "No test image was read", "images were"
+    if data != "images":  # the user's own code, which may have read what it was not asked for
+        none, were = "No result on test data was asked for", "data was"
     ended = [run for run in results.runs if run.status != "failed"]
     read = [run for run in ended if run.evaluated == "test"]
     trials = [run for run in ended if run.trial is not None]
     if not read:
-        yield f"{none} was read: all {len(ended)} recorded runs were evaluated on validation {data}."
+        yield f"{none}: all {len(ended)} recorded runs were evaluated on validation {data}."
     elif wrong := [run for run in read if run.trial is not None]:
         what = "test errors" if results.spec.measure == ERROR else "results on test data"
         yield f"The test {were} read by {len(wrong)} trials: this study's {what} are not valid."
-    elif trials:
-        yield (
-            f"The test {were} read by {len(read)} final runs, once each, at their end; the "
-            f"{len(trials)} runs of trials were evaluated on validation {data}."
-        )
     else:
-        yield f"The test {were} read by {len(read)} runs, once each, at their end."
+        final, of_trials = "", ""
+        if trials:
+            final, of_trials = (
+                "final ",
+                f"; the {len(trials)} runs of trials were evaluated on validation {data}",
+            )
+        yield f"The test {were} read by {len(read)} {final}runs, {when_tested(results)}{of_trials}."
+
+
+def when_tested(results: Results) -> str:
+    """When the runs read the test data; the user's own training code may read it whenever it likes."""
+    if results.spec.entry:
+        return f"when {results.spec.entry} chose to"
+    read = [run for run in results.runs if run.status != "failed" and run.evaluated == "test"]
+    schedules: list[dict[str, object]] = [run.config.get("schedule") or {} for run in read]
+    often = sum(schedule.get("test_every_epoch") is True for schedule in schedules)
+    if not often:
+        return "once each, at their end"
+    which = "" if often == len(read) else f"{often} of them "
+    others = "" if often == len(read) else ", the others once, at their end"
+    return f"{which}after every epoch, with the last one as the result{others}"
 
 
 def _reference(results: Results) -> Iterator[str]:
