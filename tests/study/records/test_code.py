@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from cdgrad.study.records.environment import folder_commit
 from cdgrad.study.report.remarks import remarks
 from cdgrad.study.report.verdicts import verdict
 from cdgrad.study.spec import parse
@@ -113,3 +114,21 @@ def test_errors_that_look_like_shares_are_asked_about(make_run, errors, said):
     runs = [make_run("sgd", seed, error) for seed, error in enumerate(errors)]
     asked = any("a share from 0 to 1?" in remark for remark in remarks(Results.of(spec, runs)))
     assert asked is said
+
+
+def test_the_commit_of_a_folder_is_read_whatever_its_files_are_called_and_changes_nothing(tmp_path):
+    def git(*arguments):
+        subprocess.run(["git", "-C", tmp_path, *arguments], check=True, capture_output=True)
+
+    odd, same = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.py")), tmp_path / "same.py"
+    odd.write_text("1")
+    same.write_text("1")
+    git("init", "-q")
+    git("config", "core.quotePath", "false")
+    git("add", ".")
+    git("-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "first")
+    odd.write_text("22")
+    os.utime(same, (1, 1))  # a status with locks would write this into the index
+    index = (tmp_path / ".git" / "index").read_bytes()
+    assert (folder_commit(str(tmp_path)) or "").endswith(" with changes")
+    assert (tmp_path / ".git" / "index").read_bytes() == index

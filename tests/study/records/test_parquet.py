@@ -1,9 +1,10 @@
+import errno
 import math
 
 import pytest
 
-from cdgrad.study import StudyError
-from cdgrad.study.records import Store
+from cdgrad.study import StudyError, files
+from cdgrad.study.records import Store, csv_text
 from cdgrad.study.records.parquet import from_parquet, to_parquet
 
 
@@ -76,3 +77,30 @@ def test_what_cannot_be_written_or_read_is_said_in_a_line(runs, tmp_path):
         from_parquet(tmp_path / "text")
     with pytest.raises(StudyError, match="cannot be read as the runs of a study"):
         from_parquet(tmp_path / "none")
+
+
+def test_a_full_disk_leaves_the_earlier_file_whole(runs, tmp_path, monkeypatch):
+    file = tmp_path / "runs.parquet"
+    to_parquet(runs, file)
+    before = file.read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(StudyError, match=r"cannot write .*No space left"):
+        to_parquet(runs[:2], file)
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_measure_may_have_the_name_of_a_column_of_costs(make_run, tmp_path):
+    import pyarrow.parquet as pq
+
+    runs = [make_run("sgd", seed, 12.5 + seed, memory=2**20, parameters=100) for seed in (0, 1)]
+    to_parquet(runs, tmp_path / "runs.parquet", "memory")
+    assert pq.read_table(tmp_path / "runs.parquet").column("memory").to_pylist() == [12.5, 13.5]
+    header, *rows = (line.split(",") for line in csv_text(runs, "memory").splitlines())
+    assert header.count("memory") == 1
+    assert [row[header.index("memory")] for row in rows] == ["12.5", "13.5"]
+    assert "error" not in header

@@ -25,7 +25,7 @@ def csv_text(runs: Sequence[Run], measure: str = "error") -> str:
     first = [measure if name == "error" else name for name in _FIRST]
     rows = [_row(run, measure) for run in runs]
     unused = left_out(runs, measure)
-    last = ["epochs", *(name for name in reversed(_PLAIN) if name not in (*_FIRST, *unused))]
+    last = ["epochs", *(name for name in reversed(_PLAIN) if name not in (*_FIRST, *unused, measure))]
     others = {key for row in rows for key in row} - {*first, *last, *OPTIONAL}
     kinds = ("value.", "measure.")
     middle = sorted(others, key=lambda key: ([not key.startswith(kind) for kind in kinds], key))
@@ -42,9 +42,10 @@ def _row(run: Run, measure: str) -> dict[str, object]:
         **{str(_text(key)): _exact(value) for key, value in ended.items()},
         **{one_line(f"value.{key}"): _exact(value) for key, value in run.values.items()},
         **{one_line(f"measure.{key}"): _exact(value) for key, value in run.measures.items()},
-        **{measure if name == "error" else name: _exact(getattr(run, name)) for name in _PLAIN},
+        **{name: _exact(getattr(run, name)) for name in _PLAIN if name != "error"},
         "epochs": len(run.epochs),
         "message": _text(published(run.message)),
+        measure: _exact(run.error),  # last: a measure may be called "memory", which is a column, too
     }
 
 

@@ -35,9 +35,10 @@ def environment(device: str = "cpu") -> dict[str, Any]:
 def _gpu() -> str:
     import torch
 
-    if not torch.cuda.is_available():  # the run failed for that
+    try:
+        return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
+    except (AssertionError, RuntimeError):  # for which the run fails, too: its record needs an environment
         return "no GPU"
-    return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"
 
 
 def _version(package: str) -> str | None:
@@ -76,6 +77,7 @@ def renamed(environment: dict[str, Any]) -> dict[str, Any]:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    command = ["git", "-C", str(folder), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-    return done.stdout.strip()
+    # Without optional locks: a status that refreshes the index could stop a commit that the user makes.
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=10)
+    return done.stdout.decode(errors="replace").strip()  # names of files may be of any encoding

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from cdgrad.study import StudyError
+from cdgrad.study.files import replace as replace_file
 from cdgrad.study.records.environment import renamed
 from cdgrad.study.records.run import COLUMNS, Run, Status, left_out, order, to_json, with_nan
 from cdgrad.study.shown import published, published_values
@@ -31,7 +32,7 @@ def to_parquet(runs: Iterable[Run], path: Path, measure: str = "error") -> None:
     With another name, columns are left out that say nothing of these runs.
 
     Raises:
-        StudyError: the file cannot be written.
+        StudyError: the file cannot be written; what was there is still whole.
     """
     pa, pq = _pyarrow()
     rows = [
@@ -42,7 +43,7 @@ def to_parquet(runs: Iterable[Run], path: Path, measure: str = "error") -> None:
     columns: dict[str, Any] = {}
     unused = left_out(rows, measure)
     for column in COLUMNS:
-        if column.name in unused:
+        if column.name in (*unused, measure) and column.name != "error":  # a measure may be called "memory"
             continue
         values = [getattr(run, column.name) for run in rows]
         values = list(map(to_json, values)) if column.json else values
@@ -51,8 +52,10 @@ def to_parquet(runs: Iterable[Run], path: Path, measure: str = "error") -> None:
     for name in sorted({name for run in rows for epoch in run.epochs for name in epoch}):
         curves = [[epoch.get(name) for epoch in run.epochs] for run in rows]
         columns[_CURVE + name] = pa.array(curves, pa.list_(pa.float64()))
+    content = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), content, compression="zstd", write_page_checksum=True)
     try:
-        pq.write_table(pa.table(columns), path, compression="zstd", write_page_checksum=True)
+        replace_file(path, memoryview(content.getvalue()))
     except OSError as error:
         raise StudyError(f"cannot write {path}: {error.strerror or error}; name another file") from error
 
