@@ -12,12 +12,13 @@ import torch
 
 from cdgrad.study import StudyError
 from cdgrad.study.plan.job import Job
-from cdgrad.study.records import Run
+from cdgrad.study.records import Run, environment
 from cdgrad.study.records.run import FailedRun
 from cdgrad.study.run import local_engine, worker
 from cdgrad.study.run.engine import RunDone
 from cdgrad.study.run.execute import execute
 from cdgrad.study.run.worker import WorkerOptions
+from cdgrad.study.spec import parse
 from cdgrad.study.train import device, loop
 
 
@@ -94,13 +95,40 @@ def test_a_gpu_that_fails_is_one_failed_run_with_what_to_do(tiny, monkeypatch, e
     assert type(run) is FailedRun
 
 
+def full(seed, arm):
+    raise FULL
+
+
+def test_a_gpu_that_fails_in_the_users_code_is_no_error_of_that_code(monkeypatch):
+    setting = parse(f'baseline = "a"\nentry = "{__name__}:full"\nseeds = 1\n[arms.a]', "own").setting("", "a")
+    run = execute(Job("", "a", None, 0, setting), lambda epoch, measured: None)
+    assert type(run) is Run
+    assert run.message.startswith("the GPU's memory is full (Tried to allocate 2.00 GiB)")
+
+
+def test_a_gpu_that_cannot_be_asked_for_its_name_is_a_failed_run(tiny, monkeypatch):
+    def broken(*_):
+        raise BROKEN
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", broken)
+    monkeypatch.setattr(torch.cuda, "init", broken)
+    monkeypatch.setattr(loop, "the_device", lambda name: torch.device("cuda"))
+    environment.cache_clear()
+    run = execute(Job("", "sgd", None, 0, tiny.setting("", "sgd")), lambda *_: None, device="cuda")
+    assert run.message.startswith("the GPU failed during the run")
+    assert run.environment["device"] == "no GPU"
+    environment.cache_clear()
+
+
 def failed(job, error):
     return job.lost(datetime.now(UTC), {}, error)
 
 
+@pytest.mark.parametrize("gpu", ["0", None])
 @pytest.mark.parametrize(("lost", "sent"), [(False, ["Run", "Run"]), (True, ["LastRun"])])
-def test_a_worker_ends_after_its_gpu_failed_and_keeps_to_its_share(tiny, monkeypatch, lost, sent):
-    """The worker's side of the pipe, in this process."""
+def test_a_worker_ends_after_its_gpu_failed_and_keeps_to_its_share(tiny, monkeypatch, lost, sent, gpu):
+    """The worker's side of the pipe, in this process; without `gpu`, an entry's own code uses one."""
 
     def synchronize():
         if lost:
@@ -108,6 +136,10 @@ def test_a_worker_ends_after_its_gpu_failed_and_keeps_to_its_share(tiny, monkeyp
 
     def leave(status):
         raise EOFError
+
+    def limit(share):
+        shares.append(share)
+        synchronize()
 
     jobs = [Job("", "sgd", None, seed, tiny.setting("", "sgd")) for seed in (0, 1)]
     messages, shares = [], []
@@ -128,11 +160,12 @@ def test_a_worker_ends_after_its_gpu_failed_and_keeps_to_its_share(tiny, monkeyp
     monkeypatch.setattr(worker.threading.Thread, "start", lambda thread: None)
     monkeypatch.setattr(worker.os, "_exit", leave)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", shares.append)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limit)
     monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    worker.serve(Driver(), WorkerOptions(gpu="0", sharing=4))
-    assert shares == [0.95 / 4]
+    worker.serve(Driver(), WorkerOptions(gpu=gpu, sharing=4))
+    assert shares == ([0.95 / 4] if gpu else [])
     assert [type(message).__name__ for message in messages] == sent
 
 

@@ -137,7 +137,8 @@ def serve(pipe: Connection, options: WorkerOptions) -> None:
     torch.set_num_threads(1)
     on_gpu = options.gpu is not None
     if on_gpu:
-        device.limit_memory(options.sharing)
+        with suppress(RuntimeError):  # a GPU that fails now fails the first run, too, which says so
+            device.limit_memory(options.sharing)
 
     def report(epoch: int, _: Mapping[str, float]) -> None:
         try:
@@ -155,7 +156,9 @@ def serve(pipe: Connection, options: WorkerOptions) -> None:
                 save_every=options.save_every,
                 tensorboard=options.tensorboard,
             )
-            lost = on_gpu and run.status == "failed" and device.is_lost()
+            # The user's own training code chooses its device: without the option it may use a GPU, too.
+            used_gpu = on_gpu or torch.cuda.is_initialized()
+            lost = used_gpu and run.status == "failed" and device.is_lost()
             pipe.send(LastRun(run) if lost else run)
             if lost:
                 os._exit(1)  # an orderly exit would free memory on the failed GPU
