@@ -1,6 +1,7 @@
 """Captured steps, with the capture simulated: launches are recorded, and replayed on the same memory."""
 
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,6 +81,26 @@ def test_replays_see_another_lam(capture, metric, other):
         torch.testing.assert_close(grad, expected.float(), rtol=1e-5, atol=1e-6)
     with pytest.raises(RuntimeError, match=r"handle\.enabled was changed after a CUDA graph captured a step"):
         handle.enabled = False
+
+
+def test_another_lam_waits_for_the_device_once(capture, monkeypatch):
+    """For replays on any stream, then for its own copy alone; not where another part's lam changes."""
+    _, handle, _ = captured_step(capture, "sobolev:lam=0.1")
+    (plan,) = launch._captured
+    (batch,) = plan._batches
+    waits = []
+    stream = SimpleNamespace(synchronize=lambda: waits.append("copy"))
+    monkeypatch.setattr(batch, "device", torch.device("cuda:0"))
+    monkeypatch.setattr(launch, "capturing_on", lambda device: False)
+    monkeypatch.setattr(launch, "stream_handle", lambda device: 7)
+    monkeypatch.setattr(launch, "write", lambda *_: waits.append("write"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: waits.append("device"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    handle.metric = "sobolev:lam=2"
+    assert waits == ["device", "write", "copy"]
+    (its_plan,) = handle._gradients._operate._captured
+    its_plan.follow(its_plan.metrics)
+    assert len(waits) == 3
 
 
 @pytest.mark.parametrize("metric", ["reweighted:lam=3", "sobolev:lam=0.1"])

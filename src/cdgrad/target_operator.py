@@ -163,7 +163,9 @@ class _Plan:
     def follow(self, metrics: tuple[Metric, ...]) -> None:
         """Take over metrics that differ in lam only."""
         for part in self._parts:
-            part.prepared.metric = next(compress(metrics, part.chosen))
+            metric = next(compress(metrics, part.chosen))
+            if metric != part.prepared.metric:  # for a captured graph it is a wait for the device
+                part.prepared.metric = metric
         self.metrics = metrics
 
     def run(self, grads: Sequence[Tensor]) -> None:

@@ -6,8 +6,8 @@ gradients keep their memory writes nothing.
 
 Order: every stream has arrays of its own, allocated, written and read on that stream, so that no event is
 needed, and memory that is freed is not used again before its last reader ran. At new addresses a step costs
-one more copy of eight bytes a tensor. Only another lam for a captured graph waits for the device, since a
-replay may be under way on any stream.
+one more copy of eight bytes a tensor. Only another lam for a captured graph waits for the device, once, since
+a replay may be under way on any stream.
 """
 
 from __future__ import annotations
@@ -89,8 +89,15 @@ class Plan:
                 "change and the capture, or change it between two replays"
             )
         self._metric = metric
+        devices = {
+            batch.device for batch in self._batches if batch.read_by_graphs and batch.device.type == "cuda"
+        }
+        for device in devices:  # a replay may be under way on any stream
+            torch.cuda.synchronize(device)
         for batch in self._batches:
             batch.set_metric(metric)
+        for device in devices:  # and the next one may be on another stream than the new weights
+            torch.cuda.current_stream(device).synchronize()
 
     def run(self, grads: Sequence[Tensor]) -> None:
         """The operator in place, one launch per device and dtype, on the current stream.
@@ -183,17 +190,18 @@ class _Batch:
         """Whether a graph is being captured."""
         return capturing_on(self.device)
 
+    @property
+    def read_by_graphs(self) -> bool:
+        """Whether replays of captured graphs read its arrays."""
+        return bool(self._graphs)
+
     def set_metric(self, metric: Metric) -> None:
         self._metric = metric
         here = self._on_stream.get(self._current_stream())
         if here is not None and here not in self._graphs:
             here.write(metric)  # those on other streams are written there, in their next step
-        if self._graphs:
-            # A replay may be under way on any stream.
-            self._wait()
-            for arrays in self._graphs:
-                arrays.write(metric)
-            self._wait()
+        for arrays in self._graphs:
+            arrays.write(metric)
 
     def run(self, addresses: bytes) -> bool:
         """Launch on the current stream; returns whether a graph captured it."""
@@ -249,10 +257,6 @@ class _Batch:
 
     def _current_stream(self) -> int:
         return stream_handle(self.device) if self.device.type == "cuda" else 0
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
     def _alignment(self, addresses: bytes) -> tuple[bool, ...]:
         """Of each tensor, whether it begins at a multiple of 16 bytes."""
@@ -311,7 +315,7 @@ def directed_(jobs: Sequence[Job], metric: Metric) -> None:
     if plan is None:
         plan = _plans[key] = Plan(jobs, metric)
         while len(_plans) > _PLANS:
-            del _plans[next(iter(_plans))]
+            _plans.pop(next(iter(_plans)), None)  # another thread may have been there first
     plan.run(grads)
 
 
