@@ -58,8 +58,7 @@ class Row:
     @property
     def differs(self) -> bool:
         """Whether a difference is shown, as `cdgrad.study.stats.verdict` has it."""
-        low, high = self.comparison.interval
-        return self.p < 1 - stats.LEVEL and (low > 0 or high < 0)
+        return stats.is_shown(self.comparison, self.p)
 
     @property
     def better(self) -> bool:

@@ -6,6 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from cdgrad.study.report import compose, paper
+from cdgrad.study.report.figures.differences import overview
+from cdgrad.study.report.remarks import remarks
 from cdgrad.study.report.tables import certainty, p_value, power
 from cdgrad.study.report.verdicts import across_cells, p_in_words, verdict, verdicts
 from cdgrad.study.spec import parse
@@ -92,3 +95,38 @@ def test_equivalence_after_looks_is_that_of_the_anytime_interval(results):
     found = Results.of(dataclasses.replace(found.spec, until=1e-6), found.runs)
     assert "equivalent within 0.3 points (anytime p =" in verdicts(found, "")[-1]
     assert certainty(found, "").header[-2:] == ("margin p", "equivalent")
+
+
+def test_an_export_has_every_table_though_names_differ_in_punctuation_alone(results, tmp_path):
+    cells = ("lr+1", "lr-1", "lr=1")
+    more = "".join(f'[cells."{cell}"]\n' for cell in cells)
+    found = results([0.1, 0.3], [0.2, 0.1], [0.3, 0.5], cells=cells, more=more)
+    document = compose.document(found)
+    paper.write(found, dataclasses.replace(document, sections=_without_figures(document)), tmp_path / "paper")
+    tables = [table for section in document.sections for table in section.tables]
+    written = {path.read_text(encoding="utf-8") for path in (tmp_path / "paper/tables").glob("*.tex")}
+    assert len(written) == len({paper.latex_table(table) for table in tables}) > 15
+    assert {paper.latex_table(table) for table in tables} == written
+
+
+def _without_figures(document):
+    return [dataclasses.replace(section, parts=section.tables) for section in document.sections]
+
+
+def test_failed_runs_are_counted_by_arm_because_survivors_look_better(results):
+    found = results([0.1, 0.3, 0.2])
+    runs = [
+        dataclasses.replace(run, status="failed", error=None, message="no")
+        if (run.arm, run.seed) in {("directed", 1), ("directed", 2)}
+        else run
+        for run in found.runs
+    ]
+    assert "Failed final runs by arm: directed (2). Comparisons leave out the seeds" in " ".join(
+        remarks(Results.of(found.spec, runs))
+    )
+
+
+def test_a_mean_without_an_interval_lies_within_the_axis_of_the_overview(results):
+    (axes, *_) = overview(results([-5.0], [-4.0], cells=("one", "two"), more=CELLS)).figure.axes
+    low, high = axes.get_xlim()
+    assert low < -5 < 0 < high

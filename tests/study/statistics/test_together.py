@@ -6,6 +6,7 @@ import pytest
 
 from cdgrad.study import StudyError
 from cdgrad.study.report import compose
+from cdgrad.study.report.tables import what
 from cdgrad.study.spec import Measure, parse
 from cdgrad.study.statistics import Results
 from cdgrad.study.statistics import paired as stats
@@ -83,3 +84,17 @@ def test_cells_that_would_have_one_name_are_refused(studies, tiny_text, make_run
     runs = [make_run(arm, 0, 3.0, cell="b") for arm in spec.arms]
     with pytest.raises(StudyError, match="one, one b have cells of one name; rename a folder of records"):
         together({"one": Results.of(spec, runs), "one b": studies["two"]})
+
+
+def test_arms_keep_the_options_of_their_study_and_margins_must_agree(studies, tiny_text, make_run):
+    text = tiny_text.replace("lr = 0.3", "lr = 0.7")
+    spec = parse(text.replace("seeds = 2", "seeds = 6"), "two")
+    other = dataclasses.replace(studies["two"], spec=dataclasses.replace(spec, margin=0.5))
+    stated = dataclasses.replace(studies["one"], spec=dataclasses.replace(studies["one"].spec, margin=0.5))
+    results = together({"one": stated, "two": other})
+    assert [what(results, cell, "directed") for cell in ("one", "two")] == [
+        "reweighted, lam 3, lr 0.3",
+        "reweighted, lam 3, lr 0.7",
+    ]
+    assert results.spec.margin == 0.5
+    assert together(studies | {"two": other}).spec.margin == 0

@@ -66,7 +66,9 @@ def _table(results: Results) -> Table:
         rows,
         "each cell counts the same; P(better): that a run of the arm is better than a run of its reference, "
         "each of a random seed; intervals by the bootstrap of seeds within their cell, too short with few "
-        "seeds, and of these cells alone: they do not extend to others (arXiv 2108.13264)",
+        "seeds, and of these cells alone: they do not extend to others (arXiv 2108.13264)"
+        + "; they do not contain the noise of tuning"
+        * (results.spec.replicates > 1),
         align="lrrrrr",
     )
 
@@ -102,5 +104,5 @@ def _profile(results: Results) -> Drawing:
         f"Share of the pairs with a difference{to} of at most the value on the axis, averaged over cells.",
         f"Performance profile: share of the pairs whose difference{to} is at most the value on the axis; "
         "each cell counts the same; bands are pointwise 95 % intervals by the bootstrap of seeds within "
-        "their cell. A line above 50 % at 0: most differences are below zero.",
+        "their cell. A line above 50 % just left of 0: most differences are below zero.",
     )

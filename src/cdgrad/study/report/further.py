@@ -49,8 +49,9 @@ def further_table(results: Results, cell: str) -> Table | None:
         "Further measures, not tested",
         ("measure", row_name(results), "mean", "difference", "95 % t", "pairs"),
         rows,
-        "mean: of the arm; difference: paired, with its uncorrected interval. These numbers are "
-        "descriptive: no hypothesis about them is tested",
+        "mean: of the arm; difference: paired, with its uncorrected interval; pairs: seeds on which both "
+        "arms have a finite number, which diverged runs may lack. These numbers are descriptive: no "
+        "hypothesis about them is tested",
         align="llrrrr",
         grouped=True,
     )

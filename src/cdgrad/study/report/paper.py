@@ -250,10 +250,12 @@ def _tests(results: Results) -> Iterator[str]:
     )
     if margin := results.spec.margin:
         unit = words(results).of_difference
-        yield (
-            f"Equivalence within a margin of {f'{margin:g} {unit}'.rstrip()} was tested by two one-sided "
-            "t-tests [schuirmann1987comparison]."
+        how = (
+            "shown where that interval lies within it"
+            if results.spec.until
+            else "tested by two one-sided t-tests [schuirmann1987comparison]"
         )
+        yield f"Equivalence within a margin of {f'{margin:g} {unit}'.rstrip()} was {how}."
     if across.has_parts(results):
         yield (
             "Over all settings we report the mean difference, the probability of improvement and the "

@@ -170,7 +170,9 @@ def _diverged(results: Results) -> Iterator[str]:
         sentence = (
             f"{arm}{_in(cell)}: {len(seeds)} of {counted(len(runs), 'run')} diverged (seed {listed}) and "
             f"{'is' if len(seeds) == 1 else 'are'} included with the final {measure.name}"
-            + ("; predictions that are not finite count as errors." if measure == ERROR else ".")
+            + "; predictions that are not finite count as errors"
+            * (measure == ERROR and not results.spec.entry)
+            + "."
         )
         compared = results.comparisons.get((cell, arm))
         if compared and compared.comparison.pairs > 1:
@@ -318,6 +320,13 @@ def _unfinished(results: Results) -> Iterator[str]:
             f"{counted(len(failed), 'run')} failed and {'is' if len(failed) == 1 else 'are'} left out, the "
             f"first {which}: {published(first.message)}; run the same command to try again."
         )
+        if final := [run for run in failed if run.trial is None]:
+            arms = dict.fromkeys(run.arm for run in final)
+            listed = ", ".join(f"{arm} ({sum(run.arm == arm for run in final)})" for arm in arms)
+            yield (
+                f"Failed final runs by arm: {listed}. Comparisons leave out the seeds on which one of their "
+                "arms failed, so an arm that fails where it would have a bad result looks better than it is."
+            )
     planned = results.total + results.trials_total
     if left := planned - results.count - results.trials_finished - len(failed):
         runs = counted(left, "run")

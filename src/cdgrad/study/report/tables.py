@@ -231,11 +231,11 @@ def what(results: Results, cell: str, arm: str) -> str:
     spec = results.spec
     chosen = results.values(cell, arm)
     setting = spec.setting(cell, arm, chosen)
-    metric = setting.metric if spec.replicates == 1 else spec.arms[arm].metric
+    metric = setting.metric if spec.replicates == 1 else spec.arms_in(cell)[arm].metric
     parts = [_metric(metric)] if metric != NO_METRIC else []
     parts += ["no metric"] if not parts and words(results).metrics else []
     parts += setting.words()
-    own = {f"optimizer.{key}": value for key, value in spec.arms[arm].optimizer.items()}
+    own = {f"optimizer.{key}": value for key, value in spec.arms_in(cell)[arm].optimizer.items()}
     own |= setting.values if isinstance(setting, EntrySetting) else {}
     own |= {key: value for key, value in chosen.items() if key not in ("lam", *OPTIONS)}
     if isinstance(setting, LoopSetting):

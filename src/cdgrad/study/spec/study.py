@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import combinations
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -59,6 +59,8 @@ class Spec:
         measure: what the runs' results are.
         reference: the arm that the others are compared with; empty: the baseline.
         all_pairs: whether every two arms are compared.
+        arms_of_cells: arms whose options differ between the cells, by cell; only of several studies reported
+            as one.
     """
 
     name: str
@@ -79,6 +81,11 @@ class Spec:
     measure: Measure = ERROR
     reference: str = ""
     all_pairs: bool = False
+    arms_of_cells: Mapping[str, Mapping[str, Arm]] = field(default_factory=dict[str, Mapping[str, Arm]])
+
+    def arms_in(self, cell: str) -> Mapping[str, Arm]:
+        """The arms with their options in a cell."""
+        return self.arms_of_cells.get(cell, self.arms)
 
     @property
     def reference_arm(self) -> str:
@@ -137,7 +144,7 @@ class Spec:
         Raises:
             StudyError: a value is not allowed, or its key names nothing.
         """
-        options = self.arms[arm]
+        options = self.arms_in(cell)[arm]
         tables = (
             self.cells[cell] if self.entry else changed(self.cells[cell], {"optimizer": options.optimizer})
         )

@@ -13,7 +13,8 @@ from cdgrad.study.statistics.results import Results
 def together(studies: Mapping[str, Results]) -> Results:
     """One result of several studies, by their names: their cells are cells of it, named after the study.
 
-    Holm's correction then runs over the comparisons of all of them.
+    Holm's correction then runs over the comparisons of all of them. Arms of one name keep the options that
+    each study gives them. Equivalence is tested where all state the same margin.
 
     Raises:
         StudyError: their results are of different measures or splits, arms of one name have different
@@ -44,7 +45,12 @@ def together(studies: Mapping[str, Results]) -> Results:
         seeds=tuple(dict.fromkeys(seed for spec in specs for seed in spec.seeds)),
         cells={place: studies[name].spec.cells[cell] for (name, cell), place in cells.items()},
         arms={name: replace(arm, tuning="own") for name, arm in shared.items()},
+        arms_of_cells={
+            place: {arm: replace(studies[name].spec.arms_in(cell)[arm], tuning="own") for arm in shared}
+            for (name, cell), place in cells.items()
+        },
         tuning=None,
+        margin=first.margin if len({spec.margin for spec in specs}) == 1 else 0.0,
         text="\n".join(f"# {name}\n{spec.text}" for name, spec in zip(names, specs, strict=True)),
     )
     finished = {
@@ -87,6 +93,7 @@ def _kinds(spec: Spec) -> dict[str, object]:
         "what they measure": f"{measure.name}{measure.unit and f', {measure.unit}'}{', %' * measure.percent}",
         "the better direction": measure.direction,
         "the arm that others are compared with": spec.reference_arm,
+        "what is compared": "all pairs of arms" if spec.all_pairs else "arms with one",
         "the split": spec.evaluate,
         "seeds.until": spec.until,
         "entry": "an entry" if spec.entry else "none",

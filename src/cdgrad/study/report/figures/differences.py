@@ -101,7 +101,7 @@ def _ends(results: Results, places: Iterable[Place], *, seeds_too: bool) -> tupl
             _, of_arm, of_reference = results.pairs(*place)
             shown += [a - b for a, b, kept in zip(of_arm, of_reference, ok, strict=True) if kept]
         if all(ok):
-            shown += comparison.interval
+            shown += [comparison.mean, *comparison.interval]
     low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
     reach = max(-low, high) or 1.0
     # Both directions are seen, whichever of them the differences take.
