@@ -46,3 +46,15 @@ def test_compiled_steps_give_the_same_numbers_and_lam_does_not_recompile(compile
     got, counts = train(compiled)
     assert counts == graphs
     assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("metric", ["reweighted:lam=3", "sobolev:lam=0.1,boundary=periodic"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")
+def test_a_compiled_function_that_directs_has_its_value_and_derivative(metric):
+    g, v = torch.randn(2, 9, 4)
+    g.requires_grad_()
+    compiled = torch.compile(lambda x: 2 * cdgrad.channel_directed(x, metric) + 1, backend="aot_eager")
+    value = compiled(g)
+    value.backward(v)
+    torch.testing.assert_close(value, 2 * cdgrad.channel_directed(g, metric) + 1)
+    torch.testing.assert_close(g.grad, cdgrad.channel_directed(2 * v, metric))

@@ -1,13 +1,17 @@
 """Gradients of every kind are directed in place, left alone with a reason, or refused by name."""
 
+import warnings
+
 import pytest
 import torch
 from optimizer_catalogue import IMAGES, LABELS, METRIC, network
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.testing._internal.two_tensor import TwoTensor
 
 from cdgrad import attach, channel_directed, channel_directed_, select
+from cdgrad.ops.local import choose
 
 every_rescale = pytest.mark.parametrize("rescale", ["none", "norm"])
 
@@ -156,6 +160,31 @@ def test_in_place_under_the_transforms_of_torch_func():
     expected = torch.stack([channel_directed(gradient, METRIC) for gradient in batch])
     torch.testing.assert_close(torch.func.vmap(in_place)(batch), expected)
     torch.testing.assert_close(torch.func.functionalize(in_place)(batch[0]), expected[0])
+
+
+def test_no_fused_kernel_takes_the_address_of_what_has_none(monkeypatch):
+    kernels = pytest.importorskip("cdgrad.ops.triton.kernels")
+    monkeypatch.setattr(kernels, "INTERPRETED", True)
+    plain = torch.ones(4, 3)
+    for backend in ("cpu", "triton"):
+        assert choose(backend, METRIC, plain, 0, 1)[0] == backend
+        with pytest.raises(ValueError, match="a TwoTensor may not be plain memory"):
+            choose(backend, METRIC, TwoTensor(plain, plain), 0, 1)
+        with pytest.raises(ValueError, match=r"under torch\.func's transforms a tensor has no memory"):
+            torch.func.vmap(lambda g, name=backend: choose(name, METRIC, g, 0, 1))(torch.ones(2, 4, 3))
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_steps_of_fake_tensors_estimate_without_a_warning(backend):
+    """As tools do that estimate the memory of a training step."""
+    with FakeTensorMode(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        conv = nn.Conv2d(2, 4, 3)
+        optimizer = sgd(conv)
+        attach(optimizer, conv, METRIC, rescale="norm", backend=backend)
+        for _ in range(2):
+            conv(torch.ones(1, 2, 5, 5)).square().sum().backward()
+            optimizer.step()
 
 
 def test_a_wrapper_subclass_is_directed_through_what_it_holds():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from operator import attrgetter
 from types import FrameType
 from typing import Any, TypeGuard, TypeVar, cast
@@ -14,8 +15,10 @@ from typing import Any, TypeGuard, TypeVar, cast
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_pre_hooks  # pyright: ignore[reportPrivateUsage]
+from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
 
 from cdgrad.dtensors import local_part
 
@@ -104,6 +107,30 @@ def _is_hooked_step(frame: FrameType) -> bool:
 def is_functorch_wrapped(tensor: Tensor) -> bool:
     """Whether `torch.func` wraps the tensor, whose memory then cannot be read. No public function tells."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownVariableType]
+
+
+def outside_modes() -> AbstractContextManager[object]:
+    """No mode of torch's dispatch, so that tensors which outlive it are ordinary ones.
+
+    A mode of fake tensors, as of tracing and of estimates of memory, would give tensors without values.
+    """
+    return cast(AbstractContextManager[object], _disable_current_modes())
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether it has a shape and no values, as in tracing; torch warns where its address is asked for."""
+    return isinstance(tensor, FakeTensor)
+
+
+def as_like(tensors: list[Tensor], like: Tensor) -> list[Tensor]:
+    """The tensors; where `like` is a fake one, which no operation combines with others, fake ones.
+
+    A program that is being traced holds them as constants, as it does what torch.tensor returns.
+    """
+    if not isinstance(like, FakeTensor):
+        return tensors
+    lifted = [torch.ops.aten.lift_fresh_copy.default(tensor) for tensor in tensors]
+    return [t if isinstance(t, FakeTensor) else like.fake_mode.from_tensor(t) for t in lifted]
 
 
 def stream_handle(device: torch.device) -> int:

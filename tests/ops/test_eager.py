@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 from every_metric import METRICS, every_metric
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cdgrad import MeanSobolev, ReweightedL2, Sobolev, channel_directed, channel_directed_
@@ -121,6 +123,54 @@ def test_the_default_dtype_does_not_matter(metric):
         torch.set_default_dtype(torch.float32)
         eager._weights.cache_clear()
     assert all(map(torch.equal, got, want))
+
+
+@every_metric
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+def test_autocast_does_not_reach_the_products(metric, backend):
+    """A step inside the context of autocast, where products of float32 are products of bfloat16."""
+    grad = torch.randn(256, 20)
+    want, got = channel_directed(grad, metric), grad.clone()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(channel_directed(grad, metric), want)
+        channel_directed_([got], metric, backend=backend)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
+def first_on_the_meta_device(grad, metric):
+    with torch.device("meta"):
+        return channel_directed(grad, metric)
+
+
+def first_with_fake_tensors(grad, metric):
+    with FakeTensorMode():
+        channel_directed(torch.ones(grad.shape), metric)
+    return channel_directed(grad, metric)
+
+
+def first_traced(grad, metric):
+    traced = make_fx(lambda g: channel_directed(g, metric), tracing_mode="fake")(torch.ones(grad.shape))
+    return traced(grad)
+
+
+@every_metric
+@pytest.mark.parametrize(
+    ("first", "n"),
+    [
+        (first_on_the_meta_device, 300),
+        (first_with_fake_tensors, 300),
+        (first_with_fake_tensors, 16385),
+        (first_traced, 6),
+        (first_traced, 300),
+    ],
+)
+def test_weights_that_are_kept_have_values_whatever_needed_them_first(metric, first, n):
+    grad = torch.randn(n, 2)
+    want = channel_directed(grad, metric)
+    eager._weights.cache_clear()
+    cyclic_reduction._weights.cache_clear()
+    assert torch.equal(first(grad, metric), want)
+    assert torch.equal(channel_directed(grad, metric), want)
 
 
 @every_metric

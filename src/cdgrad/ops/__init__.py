@@ -15,6 +15,9 @@ from cdgrad.ops.prepared import Prepared
 from cdgrad.ops.sharded import operator as sharded
 
 
+# torch.compile leaves the calls as they are, between two graphs: the kernels gain nothing from it, and a
+# graph would hold the metric as a constant.
+@outside_graphs
 def channel_directed(grad: torch.Tensor, metric: Metric | str, dim: int = 0, groups: int = 1) -> torch.Tensor:
     """The gradient in `metric` along axis `dim`, from the ordinary gradient: a new tensor.
 
@@ -66,8 +69,6 @@ def channel_directed(grad: torch.Tensor, metric: Metric | str, dim: int = 0, gro
     return eager.directed(x, metric).flatten(0, 1).movedim(0, dim)
 
 
-# torch.compile leaves the call as it is, between two graphs: the kernels gain nothing from it, and a graph
-# would hold the metric as a constant.
 @outside_graphs
 def channel_directed_(
     grads: Sequence[torch.Tensor],

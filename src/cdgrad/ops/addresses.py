@@ -12,11 +12,23 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from cdgrad._torch_private import is_fake, is_functorch_wrapped
 from cdgrad.ops.overlaps import are_disjoint, bytes_spanned, refuse_overlaps
 
 _T = TypeVar("_T")
 REMEMBERED = 16
 """Steps whose addresses are remembered: an allocator returns the blocks of a step after one or a few."""
+
+
+def without_address(tensor: torch.Tensor) -> str | None:
+    """Why no kernel may read and write the tensor at its address, as a sentence; None if one may."""
+    if type(tensor) is not torch.Tensor and type(tensor) is not torch.nn.Parameter:
+        return f"a {type(tensor).__name__} may not be plain memory"
+    if is_functorch_wrapped(tensor):
+        return "under torch.func's transforms a tensor has no memory of its own"
+    if tensor.layout is not torch.strided or tensor.is_neg():
+        return "sparse, packed and lazily negated tensors are not plain memory"
+    return None
 
 
 def addresses_of(tensors: Sequence[torch.Tensor]) -> bytes:
@@ -47,14 +59,17 @@ class DistinctAddresses:
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
         self._spans = np.array([bytes_spanned(tensor) for tensor in tensors], np.int64)
+        self._fake = any(map(is_fake, tensors))
         self._known: dict[bytes, None] = {}  # without overlaps, the oldest first
 
     def __call__(self, tensors: Sequence[torch.Tensor]) -> bytes:
-        """The addresses; empty for tensors without any, such as those of `torch.func`'s transforms.
+        """The addresses; empty for tensors without any: fake ones, and those of `torch.func`'s transforms.
 
         Raises:
             ValueError: two tensors overlap.
         """
+        if self._fake:
+            return b""
         try:
             starts = np.fromiter(map(torch.Tensor.data_ptr, tensors), np.int64, len(tensors))
         except RuntimeError:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cdgrad._torch_private import as_like, outside_modes
 from cdgrad.metrics import Array, MeanSobolev, Sobolev
 from cdgrad.ops import graphs, sobolev_weights
 from cdgrad.ops.byte_cache import cached_by_bytes
@@ -147,13 +148,14 @@ def _weights(n: int, lam: float, dtype: torch.dtype, device: torch.device) -> li
     graphs.refuse_upload(device, f"lam={lam} for {n} channels")
     levels, last_pivot = _reduction(n, lam)
     rest = [last_pivot, sobolev_weights.sobolev(n, lam).wrap]
-    return [[torch.tensor(w, dtype=dtype, device=device) for w in each] for each in [*levels, rest]]
+    with outside_modes():
+        return [[torch.tensor(w, dtype=dtype, device=device) for w in each] for each in [*levels, rest]]
 
 
 def _on_device(n: int, lam: float, x: Tensor) -> list[list[Tensor]]:
     weights = _weights(n, lam, x.dtype, x.device)
     graphs.keep_for_replays(x.device, chain.from_iterable(weights))
-    return weights
+    return [as_like(each, x) for each in weights]
 
 
 def _column(weights: Tensor, like: Tensor) -> Tensor:

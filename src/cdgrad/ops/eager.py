@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdgrad._torch_private import foreach_copy_
+from cdgrad._torch_private import as_like, foreach_copy_, outside_modes
 from cdgrad.metrics import L2, Array, MeanSobolev, Metric, ReweightedL2, Sobolev
 from cdgrad.ops import cyclic_reduction, graphs
 from cdgrad.ops.byte_cache import cached_by_bytes
@@ -243,13 +243,14 @@ def _weights(metric: Sobolev | MeanSobolev, n: int, dtype: torch.dtype, device: 
     largest = torch.finfo(dtype).max / 16
     exact = dtype if device.type == "mps" else torch.float64
     arrays = [_deviation_kernel(metric, n)] if n <= _DENSE else [*_pieces(metric, n)]
-    return [
-        torch.tensor(array.clip(-largest, largest)).to(device, exact if i == _ROWS else dtype)
-        for i, array in enumerate(arrays)
-    ]
+    with outside_modes():  # and from numpy, which no default device concerns: the weights are used again
+        return [
+            torch.from_numpy(array.clip(-largest, largest)).to(device, exact if i == _ROWS else dtype)
+            for i, array in enumerate(arrays)
+        ]
 
 
 def _on_device(metric: Sobolev | MeanSobolev, x: Tensor) -> list[Tensor]:
     weights = _weights(metric, len(x), x.dtype, x.device)
     graphs.keep_for_replays(x.device, weights)
-    return weights
+    return as_like(weights, x)

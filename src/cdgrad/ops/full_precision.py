@@ -1,4 +1,7 @@
-"""Matrix products in full float32, whatever precision the program has chosen for its own."""
+"""Matrix products in full float32, whatever precision the program has chosen for its own.
+
+Autocast, TF32 and bfloat16 products would each leave three digits.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,9 @@ _before: list[tuple[Any, str, Any]] = []
 
 @contextmanager
 def full_precision(device: str) -> Generator[None]:
-    """No TF32 and no bfloat16 inside float32 products on that device: either would leave three digits.
+    """No autocast, TF32 or bfloat16 in products of float32 tensors on that device.
 
-    The settings are torch's globals, restored when the last thread leaves.
+    The settings of TF32 and bfloat16 are torch's globals, restored when the last thread leaves.
     """
     global _depth
     backends: Any = torch.backends
@@ -32,7 +35,11 @@ def full_precision(device: str) -> Generator[None]:
             setattr(switch, name, full)
         _depth += 1
     try:
-        yield
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                yield
+        else:
+            yield
     finally:
         with _lock:
             _depth -= 1

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cdgrad._torch_private import is_fake
+
 _Layout = tuple[tuple[int, int], ...]  # (size, stride) of the axes with more than one element of their own
 _Integers = NDArray[np.int64]
 
@@ -78,11 +80,11 @@ def elements_in_one_piece(grad: Tensor) -> int | None:
 
 def _address(grad: Tensor) -> int | None:
     """Where its first element is; None for what has no memory of its own, and for no elements."""
-    if grad.layout is not torch.strided:
+    if grad.layout is not torch.strided or is_fake(grad):
         return None
     try:
         return grad.data_ptr() or None
-    except RuntimeError:  # tensors of torch.func's transforms, and fake ones
+    except RuntimeError:  # tensors of torch.func's transforms
         return None
 
 

@@ -17,10 +17,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdgrad._torch_private import is_functorch_wrapped
 from cdgrad.messages import brief
 from cdgrad.metrics import Array, MeanSobolev, Metric, ReweightedL2, Sobolev
 from cdgrad.ops import sobolev_weights
+from cdgrad.ops.addresses import without_address
 from cdgrad.ops.byte_cache import cached_by_bytes
 from cdgrad.ops.cpu import chunks, threads
 from cdgrad.ops.memory_layout import Columns, columns_of
@@ -52,12 +52,8 @@ def refusal(grad: Tensor, metric: Metric, dim: int, groups: int) -> str | None:
     """Why the kernels cannot take this gradient, as a sentence; None if they can."""
     if grad.device.type != "cpu":
         return f"the fused CPU kernels cannot reach a tensor on {grad.device.type}"
-    if type(grad) is not Tensor and type(grad) is not torch.nn.Parameter:
-        return f"a {type(grad).__name__} may not be plain memory"
-    if is_functorch_wrapped(grad):
-        return "under torch.func's transforms a tensor has no memory of its own"
-    if grad.layout is not torch.strided or grad.is_neg():
-        return "sparse, packed and lazily negated tensors are not plain memory"
+    if (reason := without_address(grad)) is not None:
+        return reason
     if grad.dtype not in _STORED:
         return f"the fused CPU kernels do not support {grad.dtype}"
     if type(metric) not in _FAMILIES:

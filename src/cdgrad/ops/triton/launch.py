@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cdgrad._torch_private import stream_handle
 from cdgrad.metrics import Array, MeanSobolev, Metric, ReweightedL2, Sobolev
-from cdgrad.ops.addresses import addresses_of, chosen, integers, remember
+from cdgrad.ops.addresses import addresses_of, chosen, integers, remember, without_address
 from cdgrad.ops.graphs import capturing_on
 from cdgrad.ops.memory_layout import Columns, columns_of
 from cdgrad.ops.triton import kernels, tables
@@ -36,8 +36,8 @@ def refusal(grad: Tensor, dim: int, groups: int) -> str | None:
     """Why `directed_` cannot take this gradient, as a sentence; None if it can."""
     if grad.device.type != "cuda" and not (grad.device.type == "cpu" and kernels.INTERPRETED):
         return f"the Triton kernels run on CUDA and ROCm devices, and this gradient is on {grad.device}"
-    if grad.layout is not torch.strided or grad.is_neg():
-        return "sparse, packed and lazily negated tensors are not plain memory"
+    if (reason := without_address(grad)) is not None:
+        return reason
     if grad.dtype not in kernels.DTYPES:
         return f"the Triton kernels do not support {grad.dtype}"
     columns = columns_of(grad.shape, grad.stride(), dim, groups)
