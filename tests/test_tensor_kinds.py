@@ -150,16 +150,19 @@ class Tagged(torch.Tensor):
     """A subclass without methods of its own; every result is one again."""
 
 
-def test_in_place_under_the_transforms_of_torch_func():
+@pytest.mark.parametrize("channels", [4, 256, 300])
+@pytest.mark.parametrize("metric", ["reweighted:lam=3", "sobolev:lam=0.1"])
+def test_in_place_under_the_transforms_of_torch_func(metric, channels):
     def in_place(gradient):
         copy = gradient.clone()
-        channel_directed_([copy], METRIC)
+        channel_directed_([copy], metric)
         return copy
 
-    batch = torch.randn(3, 4, 2, 3, generator=torch.Generator().manual_seed(0))
-    expected = torch.stack([channel_directed(gradient, METRIC) for gradient in batch])
+    batch = torch.randn(3, channels, 2, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([channel_directed(gradient, metric) for gradient in batch])
     torch.testing.assert_close(torch.func.vmap(in_place)(batch), expected)
     torch.testing.assert_close(torch.func.functionalize(in_place)(batch[0]), expected[0])
+    torch.testing.assert_close(torch.func.jvp(in_place, (batch[0],), (batch[1],))[1], expected[1])
 
 
 def test_no_fused_kernel_takes_the_address_of_what_has_none(monkeypatch):

@@ -25,7 +25,6 @@ from cdgrad.dtensors import local_part
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 # torch.optim's operations on lists of tensors: one kernel for many tensors on a GPU.
-foreach_copy_: Callable[[list[Tensor], list[Tensor]], None] = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
 foreach_lerp_: Callable[[list[Tensor], list[Tensor], list[Tensor]], None] = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
 foreach_mul_: Callable[[list[Tensor], float], None] = torch._foreach_mul_  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
 foreach_norm: Callable[[list[Tensor], float, torch.dtype], tuple[Tensor, ...]] = torch._foreach_norm  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
@@ -131,6 +130,11 @@ def as_like(tensors: list[Tensor], like: Tensor) -> list[Tensor]:
         return tensors
     lifted = [torch.ops.aten.lift_fresh_copy.default(tensor) for tensor in tensors]
     return [t if isinstance(t, FakeTensor) else like.fake_mode.from_tensor(t) for t in lifted]
+
+
+def is_differentiated_or_mapped(tensor: Tensor) -> bool:
+    """Whether a transform of `torch.func` but `functionalize` wraps the tensor. No public function tells."""
+    return is_functorch_wrapped(tensor) and not torch._is_functional_tensor(tensor)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
 
 
 def stream_handle(device: torch.device) -> int:

@@ -4,7 +4,7 @@ g~ = mean(g) + K (g - mean(g)) with K = P - 1 1^T / n, a small symmetric matrix 
 in the metric's eigenbasis. Up to `_DENSE` channels, a product with K is all. Beyond, the axis is cut into
 pieces of about `_PIECE` channels: each piece is solved alone, by a product with its own K, and an interface
 system over three numbers a piece (`cdgrad.ops.sharded.interface_system`) couples them. So there is no loop
-over channels, and a tensor takes five to nine operations.
+over channels. A tensor takes five to ten operations, the last of which writes to the gradient.
 
 The weights are computed in float64 on the host, once per channel count and metric, and stay on the device,
 so a CUDA graph can hold the operations once they have run outside it.
@@ -18,13 +18,14 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple, cast
+from itertools import accumulate
+from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cdgrad._torch_private import as_like, foreach_copy_, outside_modes
+from cdgrad._torch_private import as_like, is_differentiated_or_mapped, outside_modes
 from cdgrad.metrics import L2, Array, MeanSobolev, Metric, ReweightedL2, Sobolev
 from cdgrad.ops import cyclic_reduction, graphs
 from cdgrad.ops.byte_cache import cached_by_bytes
@@ -56,7 +57,9 @@ def directed_(xs: Sequence[Tensor], metric: Metric) -> None:
     """
     batches: dict[object, list[Tensor]] = defaultdict(list)
     for i, x in enumerate(xs):
-        if x.numel() and x.shape[1] > 1:
+        if is_differentiated_or_mapped(x):
+            x.copy_(directed(x, metric))  # operations with an output have neither derivative nor vmap
+        elif x.numel() and x.shape[1] > 1:
             batches[i if x.device.type == "cpu" else (x.device, x.dtype, x.shape[1])].append(x)
     for batch in batches.values():
         while batch:
@@ -68,16 +71,19 @@ def directed_(xs: Sequence[Tensor], metric: Metric) -> None:
 
 
 def _directed_batch_(xs: list[Tensor], metric: Metric) -> None:
-    if len(xs) == 1:
-        xs[0].copy_(_operator(xs[0], metric))
+    shaped = [_channels_first(x) for x in xs]
+    matrices = [x.reshape(x.shape[0], -1) for x in shaped]
+    solved = _prepared(matrices[0] if len(xs) == 1 else torch.cat(matrices, 1), metric)
+    widths: Any = [matrix.shape[1] for matrix in matrices]  # torch types them as one number
+    if solved.takes_out and all(x.is_contiguous() and x.dtype == solved.dtype for x in shaped):
+        # The last operation writes to each gradient: fewer bytes than one result and a copy of it.
+        ends = accumulate(widths)
+        for matrix, end in zip(matrices, ends, strict=True):
+            solved.columns(end - matrix.shape[1], end, matrix)
         return
-    # (groups, n, ...) as (n, columns)
-    columns = [x.transpose(0, 1).reshape(x.shape[1], -1) for x in xs]
-    widths: Any = [c.shape[1] for c in columns]  # torch types them as one number
-    out = torch.split(_operator(torch.cat(columns, 1)[None], metric)[0], widths, 1)
-    views = [x.transpose(0, 1) for x in xs]
-    shaped = [part.reshape(x.shape) for part, x in zip(out, views, strict=True)]
-    foreach_copy_(views, shaped)
+    parts = torch.split(solved.columns(0, sum(widths)), widths, 1)
+    for x, part in zip(shaped, parts, strict=True):
+        x.copy_(part.reshape(x.shape))
 
 
 class _Directed(torch.autograd.Function):
@@ -107,66 +113,117 @@ class _Directed(torch.autograd.Function):
 
 
 def _operator(x: Tensor, metric: Metric) -> Tensor:
-    n = x.shape[1]
-    wide = x.to(torch.float32) if x.dtype.itemsize < 4 else x
-    if isinstance(metric, Sobolev | MeanSobolev) and n > _MOST:
-        return cyclic_reduction.directed(wide, metric).to(x.dtype)
-    columns = wide.transpose(0, 1)
-    shape = columns.shape
-    with full_precision(x.device.type):
-        match metric:
-            case ReweightedL2(lam=lam):
-                out = _reweighted(columns.reshape(n, -1), lam)
-            case Sobolev() | MeanSobolev() if n <= _DENSE:
-                out = _dense(columns.reshape(n, -1), metric)
-            case Sobolev() | MeanSobolev():
-                out = _by_pieces(columns.reshape(n, -1), metric)
-            case _:
-                raise TypeError(f"no operator is known for {metric!r}")
-    return out.view(shape).transpose(0, 1).to(x.dtype)
+    shaped = _channels_first(x)
+    matrix = shaped.reshape(shaped.shape[0], -1)
+    out = _prepared(matrix, metric).columns(0, matrix.shape[1]).to(x.dtype)
+    order = _order(x)
+    return out.view(shaped.shape).permute([order.index(d) for d in range(x.dim())])
 
 
-def _reweighted(x: Tensor, lam: float) -> Tensor:
-    coarse, rest, deviation = _split(x)
-    factor = min(1 / lam, torch.finfo(x.dtype).max / 16)
-    row = coarse + (rest - rest * factor).to(x.dtype)
-    return torch.add(row, deviation, alpha=factor / _SHRINK, out=deviation)
+def _channels_first(x: Tensor) -> Tensor:
+    """A view: the channels first, then the other axes as memory has them, so that a matrix needs no copy."""
+    return x.permute(_order(x))
 
 
-def _dense(x: Tensor, metric: Sobolev | MeanSobolev) -> Tensor:
-    """mean + K x."""
-    coarse, rest, deviation = _split(x)
-    (weights,) = _on_device(metric, x)
-    return torch.addmm((coarse + rest.to(x.dtype)) * _SHRINK, weights, deviation).mul_(1 / _SHRINK)
+def _order(x: Tensor) -> list[int]:
+    return [1, *sorted({*range(x.dim())} - {1}, key=lambda d: (-x.stride(d), d))]
 
 
-def _by_pieces(x: Tensor, metric: Sobolev | MeanSobolev) -> Tensor:
-    """Each piece alone and three numbers of it, the interface system, then all at once."""
-    n = len(x)
-    ends, rows, weights = _on_device(metric, x)
-    pieces, length = weights.shape[0], weights.shape[1]
-    coarse, rest, _ = _split(x, subtract=False)
-    buffer = x.new_empty(pieces, length + 4, x.shape[1])
-    whole = n // length
-    torch.add(
-        coarse * -_SHRINK,
-        x[: whole * length].view(whole, length, -1),
-        alpha=_SHRINK,
-        out=buffer[:whole, :length],
-    )
-    if whole < pieces:
-        left = n - whole * length
-        torch.add(coarse * -_SHRINK, x[whole * length :], alpha=_SHRINK, out=buffer[whole, :left])
-        buffer[whole, left:length].zero_()
-    numbers = torch.bmm(ends, buffer[:, :length]).to(rows.dtype)
-    coupled = rows @ numbers.view(3 * pieces, -1)
-    buffer[:, length : length + 3] = coupled.view(pieces, 3, -1)
-    buffer[:, length + 3] = (coarse + rest.to(x.dtype)) * _SHRINK
-    return torch.bmm(weights, buffer).view(pieces * length, -1)[:n].mul_(1 / _SHRINK)
+class _Solved(Protocol):
+    """All but the last operation, which gives the result of any range of columns."""
+
+    dtype: torch.dtype
+    takes_out: bool
+    """Whether the last operation writes to a contiguous matrix that it is given."""
+
+    def columns(self, first: int, end: int, out: Tensor | None = None) -> Tensor:
+        """The result (n, end - first), in `out` if given."""
+        ...
 
 
-def _split(x: Tensor, *, subtract: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean along axis 0 in x's dtype, what rounding left over of it, and the shrunk deviation.
+def _prepared(x: Tensor, metric: Metric) -> _Solved:
+    """The operator on the columns of a matrix (n, columns), which stays as it is."""
+    x = x.to(torch.float32) if x.dtype.itemsize < 4 else x
+    match metric:
+        case ReweightedL2(lam=lam):
+            return _Reweighted(x, lam)
+        case Sobolev() | MeanSobolev() if len(x) > _MOST:
+            return _Whole(cyclic_reduction.directed(x[None], metric)[0])
+        case Sobolev() | MeanSobolev():
+            return _InPieces(x, metric)
+        case _:
+            raise TypeError(f"no operator is known for {metric!r}")
+
+
+class _Whole:
+    """A result."""
+
+    takes_out = False
+
+    def __init__(self, result: Tensor) -> None:
+        self._result, self.dtype = result, result.dtype
+
+    def columns(self, first: int, end: int, out: Tensor | None = None) -> Tensor:
+        return self._result[:, first:end]
+
+
+class _Reweighted:
+    """mean + (x - mean) / lam."""
+
+    takes_out = True
+
+    def __init__(self, x: Tensor, lam: float) -> None:
+        self.dtype = x.dtype
+        negative, rest = _mean(x)
+        factor = min(1 / lam, torch.finfo(x.dtype).max / 16)
+        self._scale = factor / _SHRINK
+        self._row = torch.add(
+            rest * (1 - factor), negative, alpha=-1 / _SHRINK, out=torch.empty_like(negative)
+        )
+        self._deviation = torch.add(negative, x, alpha=_SHRINK)
+
+    def columns(self, first: int, end: int, out: Tensor | None = None) -> Tensor:
+        deviation = self._deviation[:, first:end]
+        return torch.add(
+            self._row[:, first:end], deviation, alpha=self._scale, out=deviation if out is None else out
+        )
+
+
+class _InPieces:
+    """mean + K x: each piece alone and three numbers of it, the interface system, then all at once."""
+
+    def __init__(self, x: Tensor, metric: Sobolev | MeanSobolev) -> None:
+        self.dtype, self._device, self._n = x.dtype, x.device.type, len(x)
+        *coupling, self._weights = _on_device(metric, x)
+        pieces, length, rows = self._weights.shape
+        whole, left = divmod(len(x), length)
+        self.takes_out = not left
+        negative, rest = _mean(x)
+        self._buffer = buffer = x.new_empty(pieces, rows, x.shape[1])
+        together = x[: whole * length].view(whole, length, -1)
+        torch.add(negative, together, alpha=_SHRINK, out=buffer[:whole, :length])
+        if left:
+            torch.add(negative, x[whole * length :], alpha=_SHRINK, out=buffer[whole, :left])
+            buffer[whole, left:length].zero_()
+        if coupling:
+            ends, interface_rows = coupling
+            with full_precision(self._device):
+                numbers = torch.bmm(ends, buffer[:, :length]).to(interface_rows.dtype)
+                coupled = interface_rows @ numbers.view(3 * pieces, -1)
+            buffer[:, length : length + 3] = coupled.view(pieces, 3, -1)
+        torch.sub(negative.expand(pieces, -1), rest, alpha=_SHRINK, out=buffer[:, -1])
+
+    def columns(self, first: int, end: int, out: Tensor | None = None) -> Tensor:
+        pieces, length, _ = self._weights.shape
+        part = self._buffer[:, :, first:end]
+        out = part.new_empty(pieces, length, end - first) if out is None else out.view(pieces, length, -1)
+        with full_precision(self._device):
+            out.baddbmm_(self._weights, part, beta=0, alpha=1 / _SHRINK)
+        return out.view(pieces * length, -1)[: self._n]
+
+
+def _mean(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean along axis 0 in x's dtype, shrunk and negative, and what rounding left over of it.
 
     Every metric passes the mean unchanged, so only the deviation is solved for. Where lam mu is large the
     result is all mean; where it is small, a rounding error of the mean is amplified like a deviation. Both
@@ -174,13 +231,12 @@ def _split(x: Tensor, *, subtract: bool = True) -> tuple[Tensor, Tensor, Tensor]
     """
     if x.dtype == torch.float32 and x.device.type != "mps":
         mean = x.mean(0, keepdim=True, dtype=torch.float64)
-        coarse = mean.to(x.dtype)
-        rest = mean - coarse
-    else:
-        coarse = (x * (1 / len(x))).sum(0, keepdim=True)  # a sum of the elements could overflow
-        shrink = _SHRINK / 2.0 ** len(x).bit_length()  # as could that of their deviations
-        rest = torch.add(coarse * -shrink, x, alpha=shrink).mean(0, keepdim=True) / shrink
-    return coarse, rest, torch.add(coarse * -_SHRINK, x, alpha=_SHRINK) if subtract else x
+        negative = torch.mul(mean, -_SHRINK, out=x.new_empty(1, x.shape[1]))
+        return negative, torch.add(mean, negative, alpha=1 / _SHRINK)
+    coarse = (x * (1 / len(x))).sum(0, keepdim=True)  # a sum of the elements could overflow
+    shrink = _SHRINK / 2.0 ** len(x).bit_length()  # as could that of their deviations
+    rest = torch.add(coarse * -shrink, x, alpha=shrink).mean(0, keepdim=True) / shrink
+    return coarse * -_SHRINK, rest
 
 
 def _deviation_kernel(metric: Sobolev | MeanSobolev, n: int) -> Array:
@@ -195,12 +251,17 @@ def _deviation_kernel(metric: Sobolev | MeanSobolev, n: int) -> Array:
     return (basis * factors) @ basis.T
 
 
+def _whole(metric: Sobolev | MeanSobolev, n: int) -> Array:
+    """(1, n, n + 1): from the deviation and -mean."""
+    return np.hstack([_deviation_kernel(metric, n), np.full((n, 1), -1.0)])[None]
+
+
 class _Pieces(NamedTuple):
     """Weights for an axis cut into pieces of equal length, the last one perhaps shorter and filled up."""
 
     ends: Array  # (pieces, 3, length): mean, first and last value of a piece alone
     rows: Array  # (3 pieces, 3 pieces): v, theta_right, theta_left of every piece from these
-    weights: Array  # (pieces, length, length + 4): from the deviation, v, the two thetas and the mean
+    weights: Array  # (pieces, length, length + 4): from the deviation, v, the two thetas and -mean
 
 
 def _pieces(metric: Sobolev | MeanSobolev, n: int) -> _Pieces:
@@ -228,7 +289,7 @@ def _pieces(metric: Sobolev | MeanSobolev, n: int) -> _Pieces:
         weights[i, :size, length] = 1.0
         weights[i, :size, length + 1] = response
         weights[i, :size, length + 2] = -response[::-1]
-        weights[i, :size, length + 3] = 1.0
+        weights[i, :size, length + 3] = -1.0
     return _Pieces(ends, rows, weights)
 
 
@@ -242,7 +303,7 @@ def _weights(metric: Sobolev | MeanSobolev, n: int, dtype: torch.dtype, device: 
     graphs.refuse_upload(device, f"{metric} for {n} channels")
     largest = torch.finfo(dtype).max / 16
     exact = dtype if device.type == "mps" else torch.float64
-    arrays = [_deviation_kernel(metric, n)] if n <= _DENSE else [*_pieces(metric, n)]
+    arrays = [_whole(metric, n)] if n <= _DENSE else [*_pieces(metric, n)]
     with outside_modes():  # and from numpy, which no default device concerns: the weights are used again
         return [
             torch.from_numpy(array.clip(-largest, largest)).to(device, exact if i == _ROWS else dtype)
