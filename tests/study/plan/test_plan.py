@@ -7,6 +7,7 @@ import pytest
 from cdgrad.study import StudyError
 from cdgrad.study.plan.plan import Plan
 from cdgrad.study.report.remarks import remarks
+from cdgrad.study.run import run_study
 from cdgrad.study.spec import parse
 from cdgrad.study.statistics.results import Results
 
@@ -230,3 +231,30 @@ def test_a_report_leaves_out_the_final_runs_that_a_shorter_search_led_to(text, s
     assert compared > 0
     assert results.count < len([run for run in recorded if run.trial is None])
     assert any("tuning.trials grew from 3 to 4" in remark for remark in remarks(results))
+
+
+TOGETHER = """
+[tuning]
+trials = 8
+seeds = [7]
+space."schedule.batch" = { choices = [4, 16] }
+space."schedule.accumulate" = { choices = [1, 8] }
+"""
+
+
+def test_values_that_are_not_possible_together_are_refused_before_the_first_run(tiny_text):
+    message = r"trial \d are not possible together for arm sgd: schedule.accumulate must be at most batch = 4"
+    with pytest.raises(StudyError, match=message):
+        Plan(parse(tiny_text + TOGETHER, "tiny"), [], "out")
+
+
+def test_the_settings_of_a_plan_are_those_of_its_trials_too(tiny_text, tmp_path):
+    names = ["torch.optim:SGD", "absent:Adam"]
+    chosen = f'space."optimizer.name".choices = {names}\nspace."optimizer.lr" = {{ low = 0.1, high = 1.0 }}'
+    alone = tiny_text.replace(", lr = 0.3", "").replace("optimizer = { lr = 0.3 }", "")
+    spec = parse(f"{alone}\n[tuning]\ntrials = 4\nseeds = [7]\n{chosen}", "tiny")
+    plan = Plan(spec, [], "out")
+    assert len(plan.settings) == 2 * 4
+    assert {setting.optimizer.name for setting in plan.settings} == {*names}
+    with pytest.raises(StudyError, match="absent:Adam: there is no module absent"):
+        run_study(spec, tmp_path, 1)

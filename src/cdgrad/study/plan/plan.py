@@ -5,7 +5,7 @@ Everything is derived from the specification and the records; nothing here train
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -16,7 +16,7 @@ from cdgrad.study.plan.job import Job
 from cdgrad.study.plan.search import Choice, best_trial, ranked_error
 from cdgrad.study.records.run import Key, Run
 from cdgrad.study.shown import published_values
-from cdgrad.study.spec import Spec, as_json, first_difference
+from cdgrad.study.spec import Setting, Spec, as_json, first_difference
 from cdgrad.study.spec.space import Values
 
 _AHEAD = 2  # seeds that may start before the decision about the seeds before them, so that no worker waits
@@ -32,8 +32,12 @@ class Plan:
         enough: whether a cell's differences, those of each arm other than the baseline, need no more seeds;
             asked where the study has ``seeds = { until, most }``. None: all seeds run.
 
+    Attributes:
+        settings: every setting that a run can have, each arm's in each cell and with each trial's values.
+
     Raises:
-        StudyError: a recorded run was executed under another specification than `spec`.
+        StudyError: a recorded run was executed under another specification than `spec`, or the values of a
+            trial are not possible together.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Plan:
         enough: Callable[[Spec, Sequence[Sequence[float]]], bool] | None = None,
     ) -> None:
         self.spec = spec
+        self.settings = list(self._settings())
         self._enough = enough if spec.until else None
         self.place = place
         self._done = {run.key: run for run in runs if run.status != "failed" and self._is_part(run)}
@@ -144,6 +149,24 @@ class Plan:
             return {}
         own = [arm for arm in self.spec.arms if self._searched(arm) == arm]
         return {(arm, r): tuning.points(arm, r) for arm, r in product(own, range(tuning.replicates))}
+
+    def _settings(self) -> Iterator[Setting]:
+        for cell, arm in product(self.spec.cells, self.spec.arms):
+            searched = self._searched(arm)
+            if searched is None:
+                yield self.spec.setting(cell, arm)
+                continue
+            of_search = [points for (name, _), points in self._points.items() if name == searched]
+            for trial, values in (each for points in of_search for each in enumerate(points)):
+                try:
+                    yield self.spec.setting(cell, arm, values)
+                except StudyError as error:
+                    where, name = f" in cell {cell}" if cell else "", self.spec.name
+                    raise StudyError(
+                        f"{name}: the values of trial {trial} are not possible together for arm {arm}"
+                        f"{where}: {str(error).removeprefix(f'{name}: ')}; change the search space, or "
+                        "list the trials as tuning.points"
+                    ) from None
 
     def _searched(self, arm: str) -> str | None:
         """The arm whose trials decide the setting of `arm`; None where no trials do."""

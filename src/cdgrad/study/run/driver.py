@@ -61,7 +61,7 @@ def run_study(
         recorded = store.runs()
         plan = Plan(spec, recorded, str(folder), enough)
         if plan.done < plan.total and _is_local(engine):
-            _check_importable(spec)
+            _check_importable(plan)
         if plan.done < plan.total and not allow_code_change:
             _check_code(spec, [run for run in recorded if run.status != "failed"], folder)
         spec_hash = store.use_spec(spec.name, spec.text)
@@ -95,11 +95,10 @@ def _is_local(engine: Engine | None) -> bool:
     return engine is None or getattr(engine, "func", engine) is run_all
 
 
-def _check_importable(spec: Spec) -> None:
+def _check_importable(plan: Plan) -> None:
     """Refuse a network, optimizer or entry that workers cannot import, before one of them is started."""
-    settings = [spec.setting(cell, arm) for cell in spec.cells for arm in spec.arms]
-    with modules_beside(spec.folder):
-        for name in dict.fromkeys(name for setting in settings for name in users_callables(setting)):
+    with modules_beside(plan.spec.folder):
+        for name in dict.fromkeys(name for setting in plan.settings for name in users_callables(setting)):
             check_importable(name)
 
 

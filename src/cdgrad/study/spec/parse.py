@@ -10,6 +10,7 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
@@ -30,10 +31,7 @@ from cdgrad.study.spec.rules import (
     seeds,
     within,
 )
-from cdgrad.study.spec.setting import (
-    NO_METRIC,
-    Arm,
-)
+from cdgrad.study.spec.setting import NO_METRIC, Arm
 from cdgrad.study.spec.space import Tuning, read_tuning
 from cdgrad.study.spec.study import TABLES, Spec, Tables, changed, read_tables
 
@@ -238,11 +236,16 @@ def _check_settings(spec: Spec) -> None:
 
 
 def _check_space(spec: Spec, tuning: Tuning, cell: str, arm: str, searched: str) -> None:
-    for key, dimension in tuning.of(searched).items():
+    space = tuning.of(searched)
+    for key, dimension in space.items():
         for value in dimension.corners:
             try:
                 spec.setting(cell, arm, {key: value})
             except StudyError as error:
+                # Another optimizer may need a key that is searched, too, such as its learning rate.
+                with suppress(StudyError):
+                    spec.setting(cell, arm, {k: d.corners[0] for k, d in space.items()} | {key: value})
+                    continue
                 table = f"arms.{searched}" if key in tuning.arms.get(searched, {}) else "space"
                 place = f" in cell {cell}" if cell else ""
                 raise StudyError(
