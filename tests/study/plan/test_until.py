@@ -9,6 +9,8 @@ from cdgrad.study import StudyError
 from cdgrad.study.plan.plan import Plan
 from cdgrad.study.records.run import Run
 from cdgrad.study.report.compose import document
+from cdgrad.study.report.preview import warnings
+from cdgrad.study.report.remarks import remarks
 from cdgrad.study.report.text import markdown
 from cdgrad.study.run.driver import run_study
 from cdgrad.study.run.engine import RunDone
@@ -105,6 +107,22 @@ def test_the_report_of_an_ended_study_is_not_provisional_and_says_how_it_ended(s
     assert "95 % t " not in text
     few = markdown(document(Results.of(spec, runs[:4])))
     assert "an anytime-valid interval needs 6 or more" in few
+
+
+def test_a_failed_run_that_an_ended_cell_does_not_need_is_not_left(spec):
+    runs = driven(spec, lambda arm, seed: 10 + 0.1 * noise(arm, seed))
+    beyond = dataclasses.replace(runs[0], seed=39, status="failed", error=None, message="lost")
+    assert not [
+        said for said in remarks(Results.of(spec, [*runs, beyond])) if "remain" in said or "lost" in said
+    ]
+
+
+def test_a_plan_that_adds_seeds_speaks_of_the_test_that_it_uses(tiny_text):
+    for most, said in ((5, ["With at most 5 seeds there is no anytime-valid interval"]), (6, [])):
+        text = tiny_text.replace("seeds = 2", f"seeds = {{ until = 0.5, most = {most} }}")
+        text += "rescale = 'norm'\n[arms.third]\nmetric = 'reweighted:lam=2'\nrescale = 'norm'\n"
+        found = list(warnings(parse(text, "tiny")))
+        assert [each[: len(s)] for each, s in zip(found, said, strict=True)] == said
 
 
 @pytest.mark.parametrize(

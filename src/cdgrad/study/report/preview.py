@@ -19,11 +19,12 @@ from cdgrad.study import StudyError
 from cdgrad.study.plan import Plan
 from cdgrad.study.records import Run
 from cdgrad.study.report.document import Document, Section, Table
-from cdgrad.study.report.tables import true_differences
+from cdgrad.study.report.tables import FIXED, true_differences
 from cdgrad.study.report.words import words_of
 from cdgrad.study.spec import Dimension, Setting, Spec
 from cdgrad.study.statistics import Results
 from cdgrad.study.statistics import paired as stats
+from cdgrad.study.statistics.sequential import fewest_pairs
 
 _LONG = 60.0  # seconds of a first epoch, after which no second one is timed
 _SHORT = 1.0  # seconds of an epoch, beside which the rest of a run counts
@@ -143,10 +144,11 @@ def preview(
         remarks.append(f"The data cannot be read on this machine: {error}")
     tables = [_runs(plan), *splits, *_time(plan, workers, seconds)]
     tables += [*_power(spec, runs, sd), *_search(spec)]
-    remaining = len(plan.keys) - plan.done
+    remaining, most = len(plan.keys) - plan.done, "at most " * bool(spec.until)
     return Document(
         title=f"Plan of {spec.title}",
-        summary=f"{len(plan.keys)} runs, {plan.done} of them recorded in {plan.place}, {remaining} remain",
+        summary=f"{most}{len(plan.keys)} runs, {plan.done} of them recorded in {plan.place}, "
+        f"{remaining} remain",
         verdicts=[],
         remarks=remarks,
         sections=[Section("", (), tables)],
@@ -162,6 +164,11 @@ def warnings(spec: Spec) -> Iterator[str]:
         yield f"{spec.baseline} is the only arm: there is nothing to compare; add another arm."
     elif pairs < 2:
         yield "With 1 seed no interval and no p can be computed: use at least 6 seeds."
+    elif spec.until and pairs < fewest_pairs():
+        yield (
+            f"With at most {pairs} seeds there is no anytime-valid interval, and nothing can be decided: set "
+            f"seeds.most to at least {fewest_pairs()}."
+        )
     elif (smallest := _smallest_p(spec)) >= 1 - stats.LEVEL:
         enough = next(n for n in range(2, 64) if 2.0 ** (1 - n) * comparisons < 1 - stats.LEVEL)
         yield (
@@ -189,8 +196,8 @@ def _comparisons(spec: Spec) -> int:
 
 
 def _smallest_p(spec: Spec) -> float:
-    """The smallest p that Holm's correction leaves, where every comparison is as clear as it can be."""
-    if spec.replicates > 1:  # a t-test over the searches
+    """The smallest p that Holm's correction leaves the sign-flip test; 0 where another test is used."""
+    if spec.replicates > 1 or spec.until:
         return 0.0
     return min(1.0, stats.smallest_p(len(spec.seeds)) * _comparisons(spec))
 
@@ -198,9 +205,7 @@ def _smallest_p(spec: Spec) -> float:
 def _runs(plan: Plan) -> Table:
     spec = plan.spec
     final = len(spec.cells) * len(spec.arms) * len(spec.seeds)
-    rows = [
-        ("final runs", f"{len(spec.cells)} x {len(spec.arms)} x {len(spec.seeds)}", str(final)),
-    ]
+    rows = [("final runs", f"{len(spec.cells)} x {len(spec.arms)} x {len(spec.seeds)}", str(final))]
     if spec.tuning:
         searched = (len(plan.keys) - final) // (len(spec.cells) * spec.tuning.trials * len(spec.tuning.seeds))
         product = f"{len(spec.cells)} x {searched} x {spec.tuning.trials} x {len(spec.tuning.seeds)}"
@@ -281,7 +286,7 @@ def _power(spec: Spec, runs: Sequence[Run], sd: float | None) -> Iterator[Table]
         sd, source = max(recorded), "the largest of the recorded comparisons"
     w = words_of(spec, sd)
     sizes = true_differences(w, math.nan if sd is None else sd, _SIZES)
-    row = [f"{pairs}", f"{_comparisons(spec)}", f"{_smallest_p(spec):.2g}" if not several else "-"]
+    row = [f"{pairs}", f"{_comparisons(spec)}", f"{smallest:.2g}" if (smallest := _smallest_p(spec)) else "-"]
     if sd is None:
         row += ["-"] * (2 + len(sizes))
         source = "not known yet; set it with --sd"
@@ -296,7 +301,7 @@ def _power(spec: Spec, runs: Sequence[Run], sd: float | None) -> Iterator[Table]
         [row],
         f"smallest p: after Holm's correction; SD: of {sampled}{unit}, {source}; MDD: minimum "
         f"detectable difference, detected in {100 * stats.POWER:.0f} % of studies by a two-sided t-test on "
-        f"the paired differences at 5 %, uncorrected{needs}",
+        f"the paired differences at 5 %, uncorrected{needs}" + FIXED * bool(spec.until),
         align="rrrrr" + "r" * len(sizes),
     )
 

@@ -311,7 +311,8 @@ def _shares(results: Results) -> Iterator[str]:
 
 
 def _unfinished(results: Results) -> Iterator[str]:
-    failed = results.failed
+    """What is left to execute; a failed run of a cell that ended without it is not."""
+    failed = [run for run in results.failed if run.trial is not None or run.cell not in results.ended]
     if failed:
         first = failed[0]
         kind = "" if first.trial is None else f", trial {first.trial}"

@@ -14,6 +14,7 @@ from cdgrad.study.statistics.results import Results
 from cdgrad.study.statistics.sequential import anytime_interval, anytime_p
 
 _SIZES = (0.1, 0.2, 0.5)  # points, for the number of seeds needed
+FIXED = "; all of a fixed number of seeds: the anytime-valid interval needs more"
 
 
 def errors(results: Results, cell: str) -> Table:
@@ -157,7 +158,9 @@ def power(results: Results, cell: str) -> Table:
         "BCa: bootstrap interval of the mean difference, too narrow below about 30 pairs; SD: standard "
         f"deviation of a difference; MDD: the smallest true difference{unit} shown with "
         f"{100 * paired.POWER:.0f} % power by a two-sided paired t-test at 5 %; for x: {plural} that would "
-        f"detect {f'x {w.of_difference}'.rstrip()} with that power, at this SD",
+        f"detect {f'x {w.of_difference}'.rstrip()} with that power, at this SD"
+        + FIXED
+        * bool(results.spec.until),
         align="lrrr" + "r" * len(sizes),
     )
 
