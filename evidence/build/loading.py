@@ -57,7 +57,7 @@ class Row:
 
     @property
     def differs(self) -> bool:
-        """Whether a difference is shown, as `cdgrad.study.stats.verdict` has it."""
+        """Whether a difference is shown."""
         return stats.is_shown(self.comparison, self.p)
 
     @property

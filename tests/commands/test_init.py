@@ -51,7 +51,7 @@ def test_an_existing_file_is_left_alone_and_nothing_else_is_written(here, taken,
 
 
 @pytest.mark.parametrize(
-    "name", ["../x", "my study", "class", "random", "cdgrad", "", "9lives", "na\u00efve"]
+    "name", ["../x", "my study", "class", "random", "cdgrad", "numpy", "__main__", "", "9lives", "na\u00efve"]
 )
 def test_a_name_that_cannot_be_a_module_is_refused(here, name, capsys):
     assert cli.main(["init", name]) == 2

@@ -6,6 +6,7 @@ import argparse
 import keyword
 import sys
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 from cdgrad.commands.arguments import UsageError
@@ -39,11 +40,12 @@ def run(options: argparse.Namespace) -> int:
     name: str = options.name
     if not (name.isidentifier() and name.isascii()) or keyword.iskeyword(name):
         raise UsageError(f"NAME must be a module name (letters, digits and underscores); got {name!r}")
-    if name in sys.stdlib_module_names or name == "cdgrad":
-        raise UsageError(f"{name!r} is the name of an installed module; choose another NAME")
     files = [Path(f"{name}.toml"), Path(f"{name}.py")]
     if existing := [str(file) for file in files if file.exists() or file.is_symlink()]:
         raise StudyError(f"{' and '.join(existing)} exists already; choose another NAME, or move it away")
+    # A folder without code is a module, too, and has no origin.
+    if name in (*sys.stdlib_module_names, "__main__") or ((found := find_spec(name)) and found.origin):
+        raise UsageError(f"{name!r} is the name of an installed module; choose another NAME")
     folder = resources.files("cdgrad.commands") / "templates"
     for file in files:
         text = (folder / f"{options.template}{file.suffix}").read_text(encoding="utf-8")

@@ -125,8 +125,12 @@ def _page(folder: Path, serve: bool) -> Generator[None]:
 
 def _failure(folder: Path, run: Run) -> str:
     from cdgrad.study.plan.job import run_name
+    from cdgrad.study.records.run import FailedRun
 
-    return f"{run_name(run)} failed: {run.message}; cdgrad log {folder} {run_name(run)} prints its traceback"
+    failure = f"{run_name(run)} failed: {run.message}"
+    if isinstance(run, FailedRun):  # a worker that was killed leaves no traceback
+        failure += f"; cdgrad log {folder} {run_name(run)} prints its traceback"
+    return failure
 
 
 def _engine(options: argparse.Namespace, folder: Path) -> Engine:

@@ -142,10 +142,14 @@ def test_records_of_another_schema_are_refused(tmp_path):
         Store(tmp_path, write=False)
 
 
-def test_a_file_that_is_no_store_is_reported(tmp_path):
+def test_a_file_that_is_no_store_is_reported_and_closed(tmp_path, monkeypatch):
+    connect, opened = schema.connect, []
+    monkeypatch.setattr(schema, "connect", lambda *place: opened.append(connect(*place)) or opened[-1])
     (tmp_path / FILE).write_text("not a database, but long enough to have a header " * 10)
     with pytest.raises(StudyError, match="file is not a database; the file is damaged"):
         Store(tmp_path, write=False)
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        opened[0].execute("SELECT 1")
 
 
 def test_a_full_disk_is_reported_and_keeps_what_was_there(tmp_path, make_run, monkeypatch):

@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from cdgrad import cli
+from cdgrad.commands import study
 from cdgrad.study.files import LOGS
 from cdgrad.study.plan.job import Job
 from cdgrad.study.records import Store
@@ -100,6 +101,15 @@ def last(engine, take):
     """The failed run of an engine alone."""
     with contextlib.closing(engine(take, 1)) as events:
         yield next(event for event in events if event.run.status == "failed")
+
+
+def test_no_traceback_is_promised_of_a_worker_that_was_killed(make_run, tmp_path):
+    run = make_run("sgd", 0, None, status="failed", message="the worker process was killed")
+    assert study._failure(tmp_path, run) == "sgd, seed 0 failed: the worker process was killed"
+    raised = FailedRun(**vars(run), traceback="Traceback")
+    assert study._failure(tmp_path, raised).endswith(
+        f"cdgrad log {tmp_path} sgd, seed 0 prints its traceback"
+    )
 
 
 def test_a_run_that_then_ends_well_takes_its_traceback_away(folder):

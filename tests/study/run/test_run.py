@@ -1,5 +1,6 @@
 """The study as a whole, in worker processes; each start of them costs seconds, so few tests do."""
 
+import contextlib
 import dataclasses
 import itertools
 import os
@@ -16,7 +17,7 @@ from cdgrad.study.plan.plan import Plan
 from cdgrad.study.records import Store
 from cdgrad.study.records.environment import environment
 from cdgrad.study.run import execute as workers
-from cdgrad.study.run import worker
+from cdgrad.study.run import local_engine, worker
 from cdgrad.study.run.driver import run_study
 from cdgrad.study.run.engine import RunDone
 from cdgrad.study.run.local_engine import run_all
@@ -132,6 +133,38 @@ def test_no_run_is_lost_where_workers_die_at_the_same_time(tiny, monkeypatch):
     assert {(run.status, run.message) for run in runs} == {
         ("failed", "the worker process ended during the run with exit status 0")
     }
+
+
+def test_all_workers_are_asked_to_end_before_one_is_waited_for(tiny, monkeypatch):
+    calls = []
+
+    class Idle:
+        """Takes a job and never answers."""
+
+        def __init__(self, options):
+            self.job, self.alive = None, True
+            (self.pipe, other), (self.sentinel, self._other) = os.pipe(), os.pipe()
+            os.close(other)  # so that the pipe is ready, and the sentinel is not
+
+        def take(self, job):
+            self.job = job
+
+        def receive(self, index):
+            return index
+
+        def ask_to_end(self):
+            calls.append("ask")
+
+        def end(self):
+            calls.append("end")
+            for end in (self.pipe, self.sentinel, self._other):
+                os.close(end)
+
+    monkeypatch.setattr(local_engine, "Worker", Idle)
+    jobs = [Job("", "sgd", None, seed, tiny.setting("", "sgd")) for seed in range(2)]
+    with contextlib.closing(run_all(lambda: jobs.pop() if jobs else None, 2)) as events:
+        next(events)
+    assert calls == ["ask", "ask", "end", "end"]
 
 
 def test_an_interrupt_while_a_worker_starts_reaches_the_driver(tiny, monkeypatch):

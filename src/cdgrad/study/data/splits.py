@@ -49,12 +49,12 @@ class Split:
         return self.pixels.device
 
     def images(self, chosen: Tensor | slice = slice(None)) -> Tensor:
-        """Images `some` of the split, normalized: float32 of shape (count, channels, height, width)."""
+        """The `chosen` images of the split, normalized: float32 of shape (count, channels, height, width)."""
         images = self.pixels.index_select(0, self.rows[chosen]).to(torch.float32)
         return images.sub_(self.mean).div_(self.std).contiguous(memory_format=self.layout)
 
     def to(self, device: torch.device, layout: torch.memory_format = torch.contiguous_format) -> Split:
-        """The split on a device; `self` where it is there already.
+        """The split on a device; the same arrays where they are there already.
 
         Pixels of the cache stay on the device for the next run; others are copied, those of the split alone.
         """

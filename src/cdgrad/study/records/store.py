@@ -59,22 +59,30 @@ class Store:
                 schema.create(self.path)
             # A reader, too, must be able to roll back what a killed writer left half-written.
             db = schema.connect(self.path, "rw")
-            version: int = db.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                raise sqlite3.DatabaseError("malformed: it has no tables")
-            if version > schema.VERSION:
-                raise StudyError(
-                    f"{self.path} has schema version {version}, this cdgrad reads 1 to {schema.VERSION}; "
-                    f"use the cdgrad that wrote it, or another --out"
-                )
-            missing = schema.size(db) - self.path.stat().st_size
-            if missing > 0:
-                raise sqlite3.DatabaseError(f"malformed: {missing} bytes are missing at its end")
-            schema.check(db, version)
-            if write and version < schema.VERSION:
-                schema.update(db)
-                version = schema.VERSION
-        return db, version
+            try:
+                return db, self._checked(db, write)
+            except BaseException:
+                db.close()  # else an update that failed would keep the file locked, and on Windows in use
+                raise
+
+    def _checked(self, db: sqlite3.Connection, write: bool) -> int:
+        """The version of the file, if it is whole; a writer brings an older one up to date."""
+        version: int = db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            raise sqlite3.DatabaseError("malformed: it has no tables")
+        if version > schema.VERSION:
+            raise StudyError(
+                f"{self.path} has schema version {version}, this cdgrad reads 1 to {schema.VERSION}; "
+                f"use the cdgrad that wrote it, or another --out"
+            )
+        missing = schema.size(db) - self.path.stat().st_size
+        if missing > 0:
+            raise sqlite3.DatabaseError(f"malformed: {missing} bytes are missing at its end")
+        schema.check(db, version)
+        if write and version < schema.VERSION:
+            schema.update(db)
+            return schema.VERSION
+        return version
 
     def __enter__(self) -> Store:
         return self

@@ -56,12 +56,13 @@ def recorded_seconds(spec: Spec, runs: Sequence[Run]) -> Seconds | None:
     return Seconds(means, f"the mean of {sum(map(len, seconds.values()))} recorded runs")
 
 
-def start_seconds() -> float:
-    """How long a new process of this machine takes until it can train."""
+def start_seconds() -> float | None:
+    """How long a new process of this machine takes until it can train; None where that fails."""
     clock = time.perf_counter()
-    command = [sys.executable, "-c", "import cdgrad.study.train.loop"]
-    subprocess.run(command, check=True, stdin=subprocess.DEVNULL, capture_output=True)
-    return time.perf_counter() - clock
+    # Without the working directory, as a worker: a file of the user's there may be called random.py.
+    command = [sys.executable, "-P", "-c", "import cdgrad.study.train.loop"]
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+    return None if ended.returncode else time.perf_counter() - clock
 
 
 def timed_seconds(spec: Spec, device: str) -> Seconds:

@@ -63,6 +63,8 @@ def run_all(
                 if worker.pipe in ready or worker.sentinel in ready:
                     yield worker.receive(index)
     finally:
+        for worker in pool.values():  # all at once: one that catches the signal costs seconds
+            worker.ask_to_end()
         for worker in pool.values():
             worker.end()
 

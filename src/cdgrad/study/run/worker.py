@@ -107,9 +107,13 @@ class Worker:
         self.job = None
         return RunDone(index, job, message)
 
+    def ask_to_end(self) -> None:
+        """Send SIGTERM, which training code may catch; does not wait."""
+        self._process.terminate()
+
     def end(self) -> None:
         """End the process, whatever it does."""
-        self._process.terminate()
+        self.ask_to_end()
         self._process.join(_GRACE)
         self._process.kill()  # for training code that catches the first signal
         self._process.join()

@@ -48,7 +48,8 @@ class MovingAverage:
         moved: list[Tensor] = []
         for average, value in pairs:
             if average.is_floating_point():
-                weights.setdefault(average.dtype, self._weight.to(average.dtype))
+                if average.dtype not in weights:  # a conversion is a kernel on a GPU
+                    weights[average.dtype] = self._weight.to(average.dtype)
                 averages.append(average)
                 moved.append(value.detach())
             else:

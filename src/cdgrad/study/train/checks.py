@@ -55,7 +55,8 @@ def check_small_batches(model: nn.Module, split: Split, schedule: Schedule) -> N
         isinstance(m, _BATCH_NORMS) for m in model.modules()
     ):
         return
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    devices = [split.device] if split.device.type == "cuda" else []  # dropout draws from its generator
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
         try:
             copy.deepcopy(model).train()(split.images(slice(1)))
         except ValueError as error:
