@@ -4,7 +4,7 @@ import pytest
 from parquet_folder import parquet, pictures
 
 from cdgrad.study import data
-from cdgrad.study.report.split_sizes import split_sizes
+from cdgrad.study.report.split_sizes import repeated_images, split_sizes
 from cdgrad.study.run.driver import run_study
 from cdgrad.study.run.engine import RunDone
 from cdgrad.study.run.execute import execute
@@ -48,3 +48,25 @@ def test_the_recorded_sizes_are_those_that_a_run_is_given(train, test):
         len(loaded.validation),
         len(loaded.test),
     ]
+
+
+def test_test_images_that_training_draws_from_are_counted(tiny_text, tmp_path, monkeypatch):
+    monkeypatch.setenv("CDGRAD_CACHE", str(tmp_path / "cache"))
+    train, test = pictures(12, 0), pictures(6, 1)
+    both = [*test[:4], *train[3:5]]
+    assert data.repeated(Task(str(parquet(tmp_path / "apart", train=train, test=test)), 8, 4)) == 0
+    folder = parquet(tmp_path / "set", train=train, test=both)
+    text = tiny_text.replace('"fake"', f"'{folder}'").replace("train = 48", "train = 8")
+    text = text.replace("validation = 32", "validation = 4").replace("seeds = 2", "seeds = 1")
+    run_study(parse(text.replace("batch = 16", "batch = 4"), "tiny"), tmp_path / "out", 1, here)
+    assert list(repeated_images(read(tmp_path / "out"))) == [
+        "2 test images are also in the split train, from which the seed draws the training images: the error "
+        "is partly that of images which the network may have seen."
+    ]
+
+
+def test_images_that_occur_twice_are_counted_where_the_seed_draws_the_test(tmp_path, monkeypatch):
+    monkeypatch.setenv("CDGRAD_CACHE", str(tmp_path / "cache"))
+    images = pictures(12, 0)
+    folder = parquet(tmp_path / "set", train=[*images, *images[:3], images[0]])
+    assert data.repeated(Task(str(folder), 4, 4)) == 7

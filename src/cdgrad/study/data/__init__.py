@@ -12,6 +12,7 @@ from cdgrad.study.data import decoding
 from cdgrad.study.data.augment import TRANSFORMS, augment
 from cdgrad.study.data.builtin import SOURCES
 from cdgrad.study.data.cache import Decoded
+from cdgrad.study.data.copies import repeated_images
 from cdgrad.study.data.splits import Split, channel_statistics, take, with_label_noise
 from cdgrad.study.spec import Task
 
@@ -24,8 +25,11 @@ __all__ = [
     "has_test_split",
     "identity",
     "load",
+    "repeated",
     "split_sizes",
 ]
+
+_REPEATED: dict[str, int | None] = {}  # by the identity of the data: runs of a process have few data sets
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,13 @@ def split_sizes(task: Task) -> dict[str, Any]:
     train, validation, test = _sizes(task, len(decoded.train.labels), official)
     titles = dict(decoded.description.titles)
     return {"train": train, "validation": validation, "test": test, "titles": titles}
+
+
+def repeated(task: Task) -> int | None:
+    """How many test images are among those that training draws from, too; see `repeated_images`."""
+    if (name := identity(task)) not in _REPEATED:
+        _REPEATED[name] = repeated_images(_decoded(task))
+    return _REPEATED[name]
 
 
 def identity(task: Task) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cdgrad.study.report.changes import changed_later, left_out
-from cdgrad.study.report.split_sizes import split_sizes
+from cdgrad.study.report.split_sizes import repeated_images, split_sizes
 from cdgrad.study.report.verdicts import why_equal
 from cdgrad.study.report.words import counted, words
 from cdgrad.study.shown import published
@@ -22,6 +22,7 @@ def remarks(results: Results) -> list[str]:
         *_shares(results),
         *_evaluated(results),
         *split_sizes(results),
+        *repeated_images(results),
         *_reference(results),
         *_unreachable(results),
         *_diverged(results),

@@ -1,4 +1,7 @@
-"""How many images train, validate and test, in sentences: from the records, not from the specification."""
+"""How many images train, validate and test, and how many repeat, in sentences.
+
+From the records, not from the specification.
+"""
 
 from __future__ import annotations
 
@@ -33,4 +36,31 @@ def _sentence(sizes: dict[str, Any], test_split: str | None) -> str:
     return (
         f"{drawn}, and {sizes['test']:,} for the test, all drawn by the seed from one set of images: the "
         "data has no test split of its own."
+    )
+
+
+def repeated_images(results: Results) -> Iterator[str]:
+    """Whether test images are also among those that training draws from."""
+    for cell in results.spec.cells:
+        runs = [run for run in results.runs if run.cell == cell and run.status != "failed"]
+        most = max((_repeated(run.environment) for run in runs), default=(0, ""))
+        if most[0]:
+            where = f" in {cell}" if cell else ""
+            yield f"{most[1]}{where}: the error is partly that of images which the network may have seen."
+
+
+def _repeated(environment: dict[str, Any]) -> tuple[int, str]:
+    """How many images repeat in the data of a run, and a clause that says so."""
+    sizes: dict[str, Any] = environment.get("splits") or {}
+    count: int = sizes.get("repeated") or 0
+    if environment.get("test_split") != "official":
+        return (
+            count,
+            f"{count:,} images of the data equal another one, so that test images may equal training images",
+        )
+    split = published(str(sizes["titles"]["train"])) if count else ""
+    are = "image is" if count == 1 else "images are"
+    return (
+        count,
+        f"{count:,} test {are} also in the split {split}, from which the seed draws the training images",
     )

@@ -131,4 +131,5 @@ def _data(setting: Setting) -> dict[str, Any]:
         return {}
     task = setting.tables()[0]
     test = "official" if data.has_test_split(task) else "drawn"
-    return {"data": data.identity(task), "test_split": test, "splits": data.split_sizes(task)}
+    sizes = data.split_sizes(task) | {"repeated": data.repeated(task)}
+    return {"data": data.identity(task), "test_split": test, "splits": sizes}
