@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -136,6 +137,18 @@ def test_the_stream_that_counts_is_that_of_the_gradients_device(monkeypatch, cur
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: devices[-1] == 1)
     assert [graphs.capturing_on(torch.device(name)) for name in ("cuda:0", "cuda:1", "cpu")] == [0, 1, 0]
     assert devices == [current]
+
+
+@pytest.mark.parametrize("capturing", [False, True])
+def test_cached_weights_outlive_what_another_stream_reads(monkeypatch, capturing):
+    """torch's allocator is told of the stream that reads; of a captured graph they are kept for good."""
+    read = []
+    weights = [Mock(record_stream=read.append) for _ in range(2)]
+    monkeypatch.setattr(graphs, "_kept", kept := set())
+    monkeypatch.setattr(graphs, "capturing_on", lambda device: capturing)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
+    graphs.keep_for_replays(torch.device("cuda:1"), iter(weights))
+    assert (kept, read) == (({*weights}, []) if capturing else (set(), ["the stream of cuda:1"] * 2))
 
 
 @pytest.mark.parametrize("other", ["l2", "reweighted:lam=3", "sobolev:lam=0.1,boundary=periodic"])

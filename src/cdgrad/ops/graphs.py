@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +37,14 @@ def refuse_upload(device: torch.device, weights: str) -> None:
 
 
 def keep_for_replays(device: torch.device, weights: Iterable[Tensor]) -> None:
-    """Keep weights on `device` for good while a CUDA graph is being captured."""
+    """Let weights in a cache outlive what the current stream reads them for: a captured CUDA graph for good.
+
+    The cache may drop them at any time, and an allocator knows of their own stream alone: it would give the
+    memory away while another stream still reads it.
+    """
     if capturing_on(device):
         _kept.update(weights)
+    elif device.type in ("cuda", "xpu"):
+        stream: Any = torch.get_device_module(device).current_stream(device)
+        for tensor in weights:
+            tensor.record_stream(stream)
