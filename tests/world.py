@@ -55,3 +55,15 @@ class Traffic(TorchDispatchMode):
             tensors = [x for x in torch.utils._pytree.tree_leaves(args[0]) if isinstance(x, torch.Tensor)]
             self.calls.append((func.__name__, sum(x.numel() * x.itemsize for x in tensors)))
         return func(*args, **(kwargs or {}))
+
+
+class Operations(TorchDispatchMode):
+    """Lists the operations dispatched inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))

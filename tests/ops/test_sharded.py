@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
-from world import Traffic, in_worlds
+from world import Operations, Traffic, in_worlds
 
 from cdgrad import (
     L2,
@@ -80,7 +80,7 @@ def by_pieces(g, metric, lengths):
     mean = g.mean(0)
     told[:, 0] -= mean
     for i, a in enumerate(out):
-        rows, w = map(torch.tensor, coupling(metric, tuple(lengths), i))
+        rows, w, _ = map(torch.tensor, coupling(metric, tuple(lengths), i))
         v, right, left = rows @ told.flatten(0, 1)
         a += mean + v + w[:, None] * right - w.flip(0)[:, None] * left
     return torch.cat(out)
@@ -274,6 +274,29 @@ def check_values_near_the_largest_float():
             assert float((got - part).norm()) <= tolerance * float(want.norm()), (metric, dtype)
 
 
+def check_the_smallest_and_the_largest_lam():
+    """The identity and the mean; what overflows is no error that would leave gradients half changed."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for dtype in (torch.float32, torch.float64):
+        full = randn(13, 3).to(dtype)
+        channel_directed_([shard(full, mesh, Shard(0))], ReweightedL2(1e-308))
+        for metric in (ReweightedL2(1e308), Sobolev(1e-308), Sobolev(1e308), MeanSobolev(1e308, "periodic")):
+            grad = shard(full, mesh, Shard(0))
+            channel_directed_([grad], metric)
+            assert off(grad, channel_directed(full, metric)) < 1e-6, metric
+
+
+def check_the_second_step_takes_nothing_from_the_host():
+    """So that a CUDA graph can hold it."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for metric in (ReweightedL2(3), Sobolev(0.1), MeanSobolev(0.1, "periodic")):
+        grad = shard(randn(30, 2), mesh, Shard(0))
+        channel_directed_([grad], metric)
+        with Operations() as seen:
+            channel_directed_([grad], metric)
+        assert not {"lift_fresh", "index", "_to_copy"} & {name.split(".")[1] for name in seen.names}, metric
+
+
 def check_blocks_equal_the_split_tensor():
     """A fused projection of three blocks, attached, with its channels cut over the ranks."""
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
@@ -347,6 +370,13 @@ def check_refusals():
             channel_directed_([plain, grad], ReweightedL2(3), dim)
         assert all(word in str(caught.value) for word in words), caught.value
         assert relative(plain, randn(4, 3)) == 0
+    for metric in (Sobolev(0.1), MeanSobolev(0.1)):
+        sparse = randn(2, 4, 4, 4, 4)[:, ::2, ::2, ::2, ::2]
+        grads = [plain, DTensor.from_local(sparse, line, [Shard(0)])]
+        with pytest.raises(ValueError, match=r"backend=.cpu. cannot take .* more than three axes"):
+            channel_directed_(grads, metric, backend="cpu")
+        assert torch.equal(plain, randn(4, 3))
+        assert torch.equal(sparse, randn(2, 4, 4, 4, 4)[:, ::2, ::2, ::2, ::2])
     if size == 4:
         square = init_device_mesh("cpu", (2, 2))
         twice = shard(randn(8, 3), square, Shard(0), Shard(0))

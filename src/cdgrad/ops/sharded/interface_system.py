@@ -28,6 +28,7 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from cdgrad.metrics import Array, MeanSobolev, Sobolev
@@ -51,6 +52,7 @@ class Coupling(NamedTuple):
 
     rows: Array  # (3, pieces * NUMBERS): v, theta_right, theta_left from every piece's mu - M, first, last
     response: Array  # (length,): c w
+    shares: Array  # (pieces, 1): their parts of the interval
 
 
 @lru_cache(maxsize=512)
@@ -91,7 +93,7 @@ def coupling(metric: Sobolev | MeanSobolev, lengths: tuple[int, ...], index: int
     n = sum(lengths)
     responses = [_response(metric, n, length) for length in lengths]
     rows = interface(metric, lengths, responses)[index].reshape(NUMBERS, -1)
-    return Coupling(rows, responses[index])
+    return Coupling(rows, responses[index], np.array(lengths)[:, None] / n)
 
 
 @cached_by_bytes(32 * 2**20)

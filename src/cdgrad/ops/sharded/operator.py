@@ -22,10 +22,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from math import prod
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -33,7 +34,8 @@ from torch import Tensor
 
 from cdgrad.dtensors import channel_mesh_dim, is_dtensor, local_part
 from cdgrad.metrics import L2, MeanSobolev, Metric, ReweightedL2, Sobolev
-from cdgrad.ops import local
+from cdgrad.ops import graphs, local
+from cdgrad.ops.byte_cache import cached_by_bytes
 from cdgrad.ops.pieces import NUMBERS
 from cdgrad.ops.sharded.interface_system import Piece, coupling, cut, standalone
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 _SHRINK = 0.125
+_Group = tuple[dist.ProcessGroup, str]  # ranks that share channel axes, and the type of their devices
 
 
 def directed_(
@@ -58,10 +61,11 @@ def directed_(
         backend: that of the parts on this rank, see `cdgrad.ops.local`.
 
     Raises:
-        ValueError: a placement or a shard that the operator does not know; nothing is written then.
+        ValueError: a placement or a shard that the operator does not know, or that the backend cannot take;
+            nothing is written then.
     """
     whole: list[tuple[Tensor, int, int]] = []
-    cuts: dict[tuple[dist.ProcessGroup, str], list[_Cut]] = defaultdict(list)
+    cuts: dict[_Group, list[_Cut]] = defaultdict(list)
     for i, (grad, dim, count) in enumerate(zip(grads, dims, groups, strict=True)):
         mesh_dim = channel_mesh_dim(grad, dim, f"grads[{i}]") if is_dtensor(grad) else None
         if not is_dtensor(grad) or mesh_dim is None:
@@ -73,16 +77,22 @@ def directed_(
                 cuts[grad.device_mesh.get_group(mesh_dim), grad.device_mesh.device_type].append(shard)
     if metric == L2():
         return
-    local.directed_(whole, metric, backend)
     with torch.no_grad():
-        for (process_group, device), shards in cuts.items():
-            match metric:
-                case ReweightedL2(lam=lam):
-                    _reweight(shards, lam, process_group, device)
-                case Sobolev() | MeanSobolev():
-                    _solve(shards, metric, process_group, device, backend)
-                case _:
-                    raise TypeError(f"no sharded operator is known for {metric!r}")
+        match metric:
+            case ReweightedL2(lam=lam):
+                local.directed_(whole, metric, backend)
+                for group, shards in cuts.items():
+                    _reweight(shards, lam, group)
+            case Sobolev() | MeanSobolev():
+                # Beyond, the result is the identity, the mean to 1e-20 of the gradient, or it overflows;
+                # within, lam n^2 times a rounding error is finite in float32.
+                bounded = replace(metric, lam=min(max(metric.lam, 1e-200), 1e20))
+                parts = [_subdomains(shards, bounded, backend) for shards in cuts.values()]
+                local.directed_(whole, metric, backend)
+                for (group, shards), own in zip(cuts.items(), parts, strict=True):
+                    _solve(shards, own, bounded, group, backend)
+            case _:
+                raise TypeError(f"no sharded operator is known for {metric!r}")
 
 
 def directed(grad: Tensor, metric: Metric, dim: int, groups: int) -> Tensor:
@@ -154,8 +164,9 @@ class _Cut(NamedTuple):
         return values.view(self.x.shape[1:]).to(self.x.device, dtype)
 
 
-def _reweight(shards: list[_Cut], lam: float, process_group: dist.ProcessGroup, device: str) -> None:
+def _reweight(shards: list[_Cut], lam: float, group: _Group) -> None:
     """mean + (x - mean) / lam, the means from all-reduced sums."""
+    process_group, device = group
     shapes = [(shard.intervals, shard.columns) for shard in shards]
     sums = torch.zeros(sum(map(prod, shapes)), dtype=torch.float64, device=device)
     blocks = _blocks(sums, shapes)
@@ -166,41 +177,55 @@ def _reweight(shards: list[_Cut], lam: float, process_group: dist.ProcessGroup, 
     for shard, block in zip(shards, blocks, strict=True):
         for piece in shard.own:
             x, mean = shard.part(piece), block[piece.interval]
+            factor = min(1 / lam, torch.finfo(x.dtype).max / 16)
             coarse = shard.row(mean)
             # What rounding the mean to x's dtype left over would be amplified by a small lam.
             left_over = coarse.flatten().to(mean) - mean
             _subtract_shrunk(x, coarse)
-            torch.add(shard.row(mean + left_over / lam), x, alpha=1 / lam, out=x).mul_(1 / _SHRINK)
+            torch.add(shard.row(mean + left_over * factor), x, alpha=factor, out=x).mul_(1 / _SHRINK)
             shard.store(piece, x)
 
 
 class _Subdomain(NamedTuple):
-    """A piece and its standalone solve, in place: x is a up to the constant `rest`."""
+    """A piece, solved by itself in the metric of its own, in place."""
 
     shard: _Cut
     block: int
     piece: Piece
     x: Tensor
-    mean: Tensor
+    metric: Metric
+
+
+def _subdomains(shards: list[_Cut], metric: Sobolev | MeanSobolev, backend: str) -> list[_Subdomain]:
+    """The pieces on this rank; nothing is written.
+
+    Raises:
+        ValueError: the backend cannot take one.
+    """
+    parts = [
+        _Subdomain(shard, block, piece, shard.part(piece), standalone(metric, shard.n, piece.length))
+        for block, shard in enumerate(shards)
+        for piece in shard.own
+    ]
+    for part in parts:
+        local.choose(backend, part.metric, part.x, 0, 1)
+    return parts
 
 
 def _solve(
     shards: list[_Cut],
+    parts: list[_Subdomain],
     metric: Sobolev | MeanSobolev,
-    process_group: dist.ProcessGroup,
-    device: str,
+    group: _Group,
     backend: str,
 ) -> None:
-    """The standalone solve of every piece, then the correction by the interface system."""
-    parts: list[_Subdomain] = []
+    """The standalone solve of every piece, up to a constant, then the correction by the interface system."""
+    process_group, device = group
+    means = [_shrunk_sum(part.x, len(part.x)) for part in parts]
     by_metric: dict[Metric, list[Tensor]] = defaultdict(list)
-    for block, shard in enumerate(shards):
-        for piece in shard.own:
-            x = shard.part(piece)
-            mean = _shrunk_sum(x, len(x))
-            _subtract_shrunk(x, mean.to(x.dtype))
-            parts.append(_Subdomain(shard, block, piece, x, mean.flatten()))
-            by_metric[standalone(metric, shard.n, piece.length)].append(x)
+    for part, mean in zip(parts, means, strict=True):
+        _subtract_shrunk(part.x, mean.to(part.x.dtype))
+        by_metric[part.metric].append(part.x)
     for own_metric, xs in by_metric.items():
         local.directed_([(x, 0, 1) for x in xs], own_metric, backend)
 
@@ -208,9 +233,9 @@ def _solve(
     local_numbers = torch.zeros(sum(map(prod, shapes)), dtype=torch.float64, device=device)
     blocks = _blocks(local_numbers, shapes)
     rests = [part.x.mean(0, dtype=torch.float64).flatten() for part in parts]
-    for part, rest in zip(parts, rests, strict=True):
+    for part, mean, rest in zip(parts, means, rests, strict=True):
         ends = [part.x[i].flatten().double() - rest for i in (0, -1)]
-        blocks[part.block][part.piece.slot] = torch.stack([part.mean, *ends])
+        blocks[part.block][part.piece.slot] = torch.stack([mean.flatten(), *ends])
     gathered = local_numbers.new_empty(shards[0].shards, len(local_numbers))
     _all_gather(gathered.view(-1), local_numbers, process_group)
     numbers_of_all = _blocks(gathered, shapes)
@@ -218,21 +243,58 @@ def _solve(
     for part, rest in zip(parts, rests, strict=True):
         shard, piece, x = part.shard, part.piece, part.x
         family = [other for other in shard.pieces if other.interval == piece.interval]
-        lengths = tuple(other.length for other in family)
-        values = numbers_of_all[part.block][
-            [other.rank for other in family], [other.slot for other in family]
-        ]
-        means = values[:, 0]
-        mean = (means * means.new_tensor(lengths)[:, None]).sum(0) / shard.n
+        values = _of_interval(numbers_of_all[part.block], family)
+        its = metric, tuple(other.length for other in family), family.index(piece)
+        shares, rows = (_weights(name, *its, torch.float64, values.device) for name in ("shares", "rows"))
+        response = _weights("response", *its, x.dtype, x.device)
+        mean = (values[:, 0] * shares).sum(0)
         values[:, 0] -= mean
-        correction = coupling(metric, lengths, family.index(piece))
-        rows = torch.as_tensor(correction.rows, device=values.device)
         v, right, left = rows @ values.flatten(0, 1)
-        response = torch.as_tensor(correction.response, dtype=x.dtype, device=x.device)
         response = response.view(-1, *[1] * (x.ndim - 1))
         x.addcmul_(response, shard.row(right)).addcmul_(response.flip(0), shard.row(left), value=-1)
         x.add_(shard.row(mean + v - rest.to(v.device))).mul_(1 / _SHRINK)
         shard.store(piece, x)
+
+
+def _of_interval(numbers: Tensor, family: Sequence[Piece]) -> Tensor:
+    """What the pieces of an interval told, a copy of shape (pieces, NUMBERS, columns).
+
+    They lie on consecutive ranks, and all but the first of them are the first of their rank.
+
+    Args:
+        numbers: of all ranks and slots, (shards, slots, NUMBERS, columns).
+        family: the pieces, in order.
+    """
+    first = family[0]
+    others = numbers[first.rank + 1 : family[-1].rank + 1, 0]
+    return torch.cat([numbers[first.rank, first.slot][None], others])
+
+
+def _weights(
+    name: Literal["rows", "shares", "response"],
+    metric: Sobolev | MeanSobolev,
+    lengths: tuple[int, ...],
+    index: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """A part of `coupling` on the device, where it stays, so that a CUDA graph can hold a step."""
+    weights = _uploaded(name, metric, lengths, index, dtype, device)
+    graphs.keep_for_replays(device, [weights])
+    return weights
+
+
+@cached_by_bytes(32 * 2**20)
+def _uploaded(
+    name: str,
+    metric: Sobolev | MeanSobolev,
+    lengths: tuple[int, ...],
+    index: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    graphs.refuse_upload(device, f"{metric} for {sum(lengths)} channels over several ranks")
+    return torch.tensor(getattr(coupling(metric, lengths, index), name), dtype=dtype, device=device)
 
 
 def _shrunk_sum(x: Tensor, n: int) -> Tensor:
