@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import accumulate
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
@@ -73,15 +72,17 @@ def directed_(xs: Sequence[Tensor], metric: Metric) -> None:
 def _directed_batch_(xs: list[Tensor], metric: Metric) -> None:
     shaped = [_channels_first(x) for x in xs]
     matrices = [x.reshape(x.shape[0], -1) for x in shaped]
-    solved = _prepared(matrices[0] if len(xs) == 1 else torch.cat(matrices, 1), metric)
     widths: Any = [matrix.shape[1] for matrix in matrices]  # torch types them as one number
-    if solved.takes_out and all(x.is_contiguous() and x.dtype == solved.dtype for x in shaped):
-        # The last operation writes to each gradient: fewer bytes than one result and a copy of it.
-        ends = accumulate(widths)
-        for matrix, end in zip(matrices, ends, strict=True):
-            solved.columns(end - matrix.shape[1], end, matrix)
-        return
-    parts = torch.split(solved.columns(0, sum(widths)), widths, 1)
+    with full_precision(xs[0].device.type):
+        solved = _prepared(matrices[0] if len(xs) == 1 else torch.cat(matrices, 1), metric)
+        if solved.takes_out and all(x.is_contiguous() and x.dtype == solved.dtype for x in shaped):
+            # The last operation writes to each gradient: fewer bytes than one result and a copy of it.
+            first = 0
+            for matrix in matrices:
+                solved.columns(first, first + matrix.shape[1], matrix)
+                first += matrix.shape[1]
+            return
+        parts = torch.split(solved.columns(0, sum(widths)), widths, 1)
     for x, part in zip(shaped, parts, strict=True):
         x.copy_(part.reshape(x.shape))
 
@@ -115,9 +116,10 @@ class _Directed(torch.autograd.Function):
 def _operator(x: Tensor, metric: Metric) -> Tensor:
     shaped = _channels_first(x)
     matrix = shaped.reshape(shaped.shape[0], -1)
-    out = _prepared(matrix, metric).columns(0, matrix.shape[1]).to(x.dtype)
+    with full_precision(x.device.type):
+        out = _prepared(matrix, metric).columns(0, matrix.shape[1])
     order = _order(x)
-    return out.view(shaped.shape).permute([order.index(d) for d in range(x.dim())])
+    return out.to(x.dtype).view(shaped.shape).permute([order.index(d) for d in range(x.dim())])
 
 
 def _channels_first(x: Tensor) -> Tensor:
@@ -142,7 +144,7 @@ class _Solved(Protocol):
 
 
 def _prepared(x: Tensor, metric: Metric) -> _Solved:
-    """The operator on the columns of a matrix (n, columns), which stays as it is."""
+    """The operator on the columns of a matrix (n, columns), which stays as it is; within `full_precision`."""
     x = x.to(torch.float32) if x.dtype.itemsize < 4 else x
     match metric:
         case ReweightedL2(lam=lam):
@@ -193,7 +195,7 @@ class _InPieces:
     """mean + K x: each piece alone and three numbers of it, the interface system, then all at once."""
 
     def __init__(self, x: Tensor, metric: Sobolev | MeanSobolev) -> None:
-        self.dtype, self._device, self._n = x.dtype, x.device.type, len(x)
+        self.dtype, self._n = x.dtype, len(x)
         *coupling, self._weights = _on_device(metric, x)
         pieces, length, rows = self._weights.shape
         whole, left = divmod(len(x), length)
@@ -207,9 +209,8 @@ class _InPieces:
             buffer[whole, left:length].zero_()
         if coupling:
             ends, interface_rows = coupling
-            with full_precision(self._device):
-                numbers = torch.bmm(ends, buffer[:, :length]).to(interface_rows.dtype)
-                coupled = interface_rows @ numbers.view(3 * pieces, -1)
+            numbers = torch.bmm(ends, buffer[:, :length]).to(interface_rows.dtype)
+            coupled = interface_rows @ numbers.view(3 * pieces, -1)
             buffer[:, length : length + 3] = coupled.view(pieces, 3, -1)
         torch.sub(negative.expand(pieces, -1), rest, alpha=_SHRINK, out=buffer[:, -1])
 
@@ -217,8 +218,7 @@ class _InPieces:
         pieces, length, _ = self._weights.shape
         part = self._buffer[:, :, first:end]
         out = part.new_empty(pieces, length, end - first) if out is None else out.view(pieces, length, -1)
-        with full_precision(self._device):
-            out.baddbmm_(self._weights, part, beta=0, alpha=1 / _SHRINK)
+        out.baddbmm_(self._weights, part, beta=0, alpha=1 / _SHRINK)
         return out.view(pieces * length, -1)[: self._n]
 
 
