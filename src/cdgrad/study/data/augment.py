@@ -52,7 +52,7 @@ def flip(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def cutout(images: Tensor, generator: torch.Generator) -> Tensor:
-    """A square of half the side, centred anywhere and cut at the border, set to 0 in each image.
+    """A square of half the side, centered anywhere and cut at the border, set to 0 in each image.
 
     For 32 x 32 pixels 16 x 16 (DeVries and Taylor 2017, arXiv 1708.04552, section 4.1).
     """

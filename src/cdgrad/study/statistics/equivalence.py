@@ -108,8 +108,8 @@ def equivalence_power(
     # s / sd at the midpoints of 2,000 intervals of equal probability
     s = np.sqrt(scipy_stats.chi2.ppf((np.arange(2000) + 0.5) / 2000, freedom) / freedom)
     room = margin / sd * root - t * s
-    centre = difference / sd * root
-    inside = scipy_stats.norm.cdf(room - centre) - scipy_stats.norm.cdf(-room - centre)
+    center = difference / sd * root
+    inside = scipy_stats.norm.cdf(room - center) - scipy_stats.norm.cdf(-room - center)
     return float(np.mean(np.where(room > 0, inside, 0)))
 
 

@@ -92,8 +92,8 @@ def skewness(values: ArrayLike) -> Array:
     m_k is the k-th central moment of the sample. 0 where all values are equal.
     """
     x = np.asarray(values, dtype=np.float64)
-    n, centred = x.shape[-1], x - x.mean(-1, keepdims=True)
-    m2, m3 = np.square(centred).mean(-1), (centred**3).mean(-1)
+    n, centered = x.shape[-1], x - x.mean(-1, keepdims=True)
+    m2, m3 = np.square(centered).mean(-1), (centered**3).mean(-1)
     with np.errstate(divide="ignore", invalid="ignore"):
         skew = m3 / m2**1.5 * math.sqrt(n * (n - 1)) / max(n - 2, 1)
     return np.where(m2 > 0, skew, 0.0)

@@ -35,7 +35,7 @@ def paired_differences(results: Results, cell: str) -> Drawing:
         figure,
         f"Paired differences in {spec.evaluate} {spec.measure.name}{reference_words(spec)}, and their means.",
         f"Paired differences{reference_words(spec)}{w.in_points}, {w.better_sign}: a mark is a "
-        f"{results.sampled}; bars and the numbers on the right are the mean and its 95 % interval; grey: the "
+        f"{results.sampled}; bars and the numbers on the right are the mean and its 95 % interval; gray: the "
         "minimum detectable difference around 0."
         f"{_of_arrows(compared.values(), ends, seeds_too=True)}",
     )
