@@ -77,3 +77,12 @@ def test_one_comparison_has_p_and_several_have_the_p_of_holm(tiny, make_run):
     three = dataclasses.replace(tiny, arms=tiny.arms | {"more": tiny.arms["sgd"]})
     runs += [dataclasses.replace(make_run("sgd", seed, 4.0 + seed / 3), arm="more") for seed in (0, 1)]
     assert all(", Holm p = " in sentence for sentence in verdicts(Results.of(three, runs), ""))
+
+
+def test_what_was_planned_is_the_first_specification_though_it_was_used_again(tmp_path, make_run):
+    with Store(tmp_path, write=True) as store:
+        store.add(make_run("sgd", 0, 3.0), store.use_spec("tiny", "planned"))
+        store.add(make_run("sgd", 1, 3.0), store.use_spec("tiny", "extended"))
+        store.use_spec("tiny", "planned")
+        store.use_spec("tiny", "extended, with a comment")
+        assert [text for _, text in store.earlier_specs()] == ["planned", "extended"]

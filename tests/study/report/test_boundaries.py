@@ -8,9 +8,11 @@ import pytest
 
 from cdgrad.study.report import compose, paper
 from cdgrad.study.report.figures.differences import overview
+from cdgrad.study.report.figures.drawing import look
 from cdgrad.study.report.remarks import remarks
 from cdgrad.study.report.tables import certainty, p_value, power
 from cdgrad.study.report.verdicts import across_cells, p_in_words, verdict, verdicts
+from cdgrad.study.report.words import Words
 from cdgrad.study.spec import parse
 from cdgrad.study.statistics import paired as stats
 from cdgrad.study.statistics.equivalence import anytime_equivalence
@@ -130,3 +132,41 @@ def test_a_mean_without_an_interval_lies_within_the_axis_of_the_overview(results
     (axes, *_) = overview(results([-5.0], [-4.0], cells=("one", "two"), more=CELLS)).figure.axes
     low, high = axes.get_xlim()
     assert low < -5 < 0 < high
+
+
+def test_a_diverged_baseline_has_medians_beside_the_means_too(results):
+    found = results([-0.5, -0.4, -0.6])
+    runs = [
+        dataclasses.replace(run, status="diverged", error=90.0) if (run.arm, run.seed) == ("sgd", 0) else run
+        for run in found.runs
+    ]
+    (sentence,) = [s for s in remarks(Results.of(found.spec, runs)) if "diverged" in s]
+    assert sentence.endswith("; the median difference of directed to sgd is -0.60 points.")
+
+
+def test_an_end_beside_zero_is_not_written_as_zero():
+    assert Words().interval(stats.Interval(-0.0004, 0.0), "+") == "-0.0004 to +0.00"
+    assert Words().interval(stats.Interval(0.004, 1.0), "+") == "+0.004 to +1.00"
+
+
+def test_arms_of_one_color_differ_in_their_mark(results):
+    more = "".join(f"[arms.a{k}]\noptimizer.lr = {k + 1}.0\n" for k in range(20))
+    spec = results([0.1], more=more).spec
+    looks = [look(spec, arm)[:2] for arm in spec.arms]
+    assert len(set(looks)) == len(looks) == 22
+
+
+def test_a_table_without_rows_is_left_out_and_a_mean_beyond_the_axis_has_an_arrow(results):
+    found = results([0.2])
+    assert not any(table.title.startswith("Statistical power") for table in _tables(compose.document(found)))
+    runs = [
+        dataclasses.replace(run, status="diverged", error=90.0) if run.arm == "directed" else run
+        for run in found.runs
+    ]
+    drawn = overview(Results.of(found.spec, runs))
+    assert "Arrows stand for values beyond the axis: runs diverged." in drawn.caption
+    assert ">" in [line.get_marker() for line in drawn.figure.axes[0].lines]
+
+
+def _tables(document):
+    return [table for section in document.sections for table in section.tables]

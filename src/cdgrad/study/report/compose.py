@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -94,9 +95,11 @@ def write(results: Results, folder: Path, written: Document | None = None) -> li
     except OSError as error:
         exists = error.filename and Path(error.filename).exists()
         place = f"{error.filename}: " if exists else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "free some space" if full else "change the permissions"
         raise StudyError(
-            f"the report cannot be written in {folder}: {place}{error.strerror or error}; change the "
-            "permissions, or copy the folder"
+            f"the report cannot be written in {folder}: {place}{error.strerror or error}; {remedy}, or copy "
+            "the folder"
         ) from error
     return [folder / name for name in content]
 
@@ -113,7 +116,7 @@ def _cell(results: Results, cell: str, several: bool, target: float | None) -> S
     parts += [] if target is None else [_time_to(results, cell, target)]
     if compared:
         parts += [tuning_tables.replicates(results, cell)] if results.spec.replicates > 1 else []
-        parts += [tables.certainty(results, cell), tables.power(results, cell)]
+        parts += [t for t in (tables.certainty(results, cell), tables.power(results, cell)) if t.rows]
         besides = (further.further_table(results, cell), further.further_figure(results, cell))
         parts += [part for part in besides if part]
     others = (settings.lam_sweep, settings.tuning_scatter, curves.gradient_curves)

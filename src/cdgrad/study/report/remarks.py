@@ -155,14 +155,14 @@ def _unreachable(results: Results) -> Iterator[str]:
     smallest = paired.smallest_p(max(pairs)) * results.tested
     if smallest >= 1 - paired.LEVEL:
         yield (
-            f"With {max(pairs)} seeds and {results.tested} comparisons no p can be below "
+            f"With {max(pairs)} seeds and {counted(results.tested, 'comparison')} no p can be below "
             f"{min(smallest, 1):.2g}, so that no difference, however large, can be shown; add seeds."
         )
 
 
 def _diverged(results: Results) -> Iterator[str]:
     """Diverged runs are results; where they rule the mean, the median says what the others did."""
-    w, measure = words(results), results.spec.measure
+    measure = results.spec.measure
     for (cell, arm), runs in results.finished.items():
         seeds = sorted(seed for seed, run in runs.items() if run.status == "diverged")
         if not seeds:
@@ -175,17 +175,23 @@ def _diverged(results: Results) -> Iterator[str]:
             * (measure == ERROR and not results.spec.entry)
             + "."
         )
-        compared = results.comparisons.get((cell, arm))
-        if compared and compared.comparison.pairs > 1:
-            c = compared.comparison
+        if medians := _medians(results, cell, arm):
+            what = "errors" if measure == ERROR else "values"
+            sentence += f" Such {what} dominate a mean and its interval; the median difference{medians}."
+        yield sentence
+
+
+def _medians(results: Results, cell: str, arm: str) -> str:
+    """The median differences of an arm's comparisons; empty where it has none."""
+    w, listed = words(results), list[str]()
+    compared = {results.spec.contrasts[name]: c for name, (c, _) in results.in_cell(cell).items()}
+    for contrast, c in compared.items():
+        if arm in contrast and c.pairs > 1:
             interval = w.interval(c.median_interval, "+")
             between = "" if interval == "-" else f" (95 % interval {interval})"
-            what = "errors" if measure == ERROR else "values"
-            sentence += (
-                f" Such {what} dominate a mean and its interval; the median difference to "
-                f"{results.spec.contrasts[arm].reference} is {w.difference(c.median)}{between}."
-            )
-        yield sentence
+            of = "" if arm == contrast.arm else f" of {contrast.arm}"
+            listed.append(f"{of} to {contrast.reference} is {w.difference(c.median)}{between}")
+    return ",".join(listed)
 
 
 def _searched(results: Results) -> Iterator[str]:

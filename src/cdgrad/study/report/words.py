@@ -40,9 +40,15 @@ class Words:
         return f"{value:{sign}.{1 if shorter else self.decimals}f}"
 
     def interval(self, interval: Interval, sign: str = "") -> str:
-        """Both ends of an interval; a dash where there is none."""
-        low, high = interval
-        return "-" if math.isnan(low) else f"{self.number(low, sign)} to {self.number(high, sign)}"
+        """Both ends of an interval; a dash where there is none.
+
+        Only an end that is 0 is written as 0: readers look on which side of it an interval ends.
+        """
+        if math.isnan(interval.low):
+            return "-"
+        texts = [(end, self.number(end, sign)) for end in interval]
+        low, high = (text if float(text) or not end else f"{end:{sign}.1g}" for end, text in texts)
+        return f"{low} to {high}"
 
     def difference(self, value: float, sign: str = "+") -> str:
         """A difference with its unit, such as ``-0.52 points``."""

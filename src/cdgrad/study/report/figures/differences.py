@@ -110,7 +110,7 @@ def _ends(results: Results, places: Iterable[Place], *, seeds_too: bool) -> tupl
 
 def _of_arrows(compared: Iterable[Compared], ends: tuple[float, float], *, seeds_too: bool) -> str:
     low, high = ends
-    drawn = (v for c, _ in compared for v in (*c.interval, *(c.differences if seeds_too else ())))
+    drawn = (v for c, _ in compared for v in (c.mean, *c.interval, *(c.differences if seeds_too else ())))
     beyond = any(v < low or v > high for v in drawn)
     what = "Arrows, and marks on the frame," if seeds_too else "Arrows"
     return f" {what} stand for values beyond the axis: runs diverged." if beyond else ""
@@ -128,7 +128,8 @@ def _mean_and_interval(
     size, edge = (15, 2.5) if marker == "|" else (6, 1)
     axes.plot([low, high], [row, row], color=color, linewidth=2.5, solid_capstyle="butt")
     axes.plot(comparison.mean, row, marker=marker, color=color, markersize=size, markeredgewidth=edge)
-    for end, beyond, arrow in ((ends[0], low < ends[0], "<"), (ends[1], high > ends[1], ">")):
+    left, right = (comparison.mean, comparison.mean) if np.isnan(low) else (low, high)
+    for end, beyond, arrow in ((ends[0], left < ends[0], "<"), (ends[1], right > ends[1], ">")):
         if beyond:
             axes.plot(end, row, marker=arrow, markersize=7, color=color, clip_on=False)
 

@@ -112,5 +112,6 @@ def look_of_contrast(spec: Spec, name: str) -> tuple[str, str, str]:
 
 
 def _numbered(index: int) -> tuple[str, str, str]:
-    color = index % len(_COLORS)
-    return _COLORS[color], _MARKERS[color], _DASHES[(color + index // len(_COLORS)) % len(_DASHES)]
+    color, again = index % len(_COLORS), index // len(_COLORS)
+    marker, dash = (color + again) % len(_MARKERS), (color + again) % len(_DASHES)
+    return _COLORS[color], _MARKERS[marker], _DASHES[dash]
