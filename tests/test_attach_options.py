@@ -86,3 +86,19 @@ def test_a_schedule_resumes_bit_for_bit_and_statistics_want_ordinary_gradients()
     resumed = train(3, half)
     assert torch.equal(resumed[0]["weight"], whole[0]["weight"])
     assert resumed[1] == whole[1] == {"steps": 6, "metric": "sobolev:lam=0.06", "enabled": True}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (None, "expected a function of the step, got None; for a constant metric, set handle.metric"),
+        (lambda step: None, "the schedule returned None for step 0; expected lam, a metric or its text"),
+        (lambda step: torch.ones(2), r"the schedule returned tensor\(.*\) for step 0; expected lam"),
+    ],
+)
+def test_a_schedule_that_gives_no_metric_is_refused_at_once(schedule, message):
+    *_, handle = stepped()
+    handle.steps = 0
+    with pytest.raises(TypeError, match=message):
+        handle.schedule(schedule)
+    assert handle.metric == METRIC

@@ -473,7 +473,7 @@ def test_gradients_that_begin_to_overlap_are_refused():
         if apart == 216:
             optimizer.step()
             assert not torch.equal(memory, before)
-    with pytest.raises(ValueError, match=r"grads\[0\] and grads\[1\] overlap in memory"):
+    with pytest.raises(ValueError, match=r"gradient of 0\.weight and the gradient of 1\.weight overlap"):
         optimizer.step()
     assert torch.equal(memory, before)
 
@@ -522,3 +522,72 @@ def test_gradients_of_another_form_are_prepared_anew(change):
             return
         moved = moved_by(optimizer, model.weight)
         assert_close(moved, channel_directed(g, METRIC).to(moved.dtype))
+
+
+def test_a_gradient_made_in_inference_mode_is_directed_once():
+    """Its writes are not counted."""
+    model, optimizer, handle = convolution()
+    for apply in (False, True):
+        with torch.inference_mode():
+            model.weight.grad = torch.randn_like(model.weight)
+        g = model.weight.grad.clone()
+        if apply:
+            handle.apply()
+        assert_close(moved_by(optimizer, model.weight), channel_directed(g, METRIC))
+
+
+def test_module_to_swaps_the_contents_of_gradients_after_a_step():
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model, optimizer, _ = convolution()
+        backward(model)
+        optimizer.step()
+        model.to(memory_format=torch.channels_last)  # torch swaps nothing that is weakly referred to
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    g = backward(model, zero=True)
+    assert_close(moved_by(optimizer, model.weight), channel_directed(g, METRIC))
+
+
+def test_a_second_model_of_the_optimizer_is_not_called_new_once_it_is_attached():
+    first, optimizer, handle = convolution()
+    second = nn.Conv2d(3, 6, 3)
+    optimizer.add_param_group({"params": second.parameters()})
+    attach(optimizer, second, "sobolev:lam=0.1")
+    backward(first)
+    g = backward(second)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert_close(moved_by(optimizer, second.weight), channel_directed(g, "sobolev:lam=0.1"))
+    assert "new since attach" not in str(handle)
+
+
+def test_a_step_replaced_in_one_optimizer_is_warned_of_and_apply_is_the_remedy():
+    model = nn.Conv2d(3, 8, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+
+    @torch.no_grad()
+    def own_step():
+        model.weight.sub_(model.weight.grad)
+
+    optimizer.step = own_step
+    with pytest.warns(UserWarning, match=r"SGD\.step was replaced .*own_step.*call handle\.apply\(\) before"):
+        handle = attach(optimizer, model, METRIC)
+    for _ in range(2):
+        g = backward(model, zero=True)
+        handle.apply()
+        assert_close(moved_by(optimizer, model.weight), channel_directed(g, METRIC))
+
+
+def test_a_step_that_was_wrapped_by_torch_is_not_warned_of():
+    def compiled(optimizer):
+        optimizer.step = torch.compile(optimizer.step)
+
+    model = nn.Conv2d(3, 8, 3)
+    for wrap in (lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 1), compiled):
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            wrap(optimizer)
+            attach(optimizer, model, METRIC)
+        assert not [warning for warning in caught if "was replaced" in str(warning.message)]

@@ -196,6 +196,14 @@ def check_flat_shards_are_refused():
         cdgrad.attach(optimizer, model, "reweighted:lam=3")
 
 
+def check_module_to_after_a_step():
+    """It swaps the contents of DTensors, and of their gradients, which cdgrad therefore may not refer to."""
+    model = sharded(network(), init_device_mesh("cpu", (dist.get_world_size(),)))
+    train(model, METRICS[1], own)
+    model.to(torch.float32)
+    assert model[0].weight.grad.dtype == torch.float32
+
+
 CHECKS = [value for name, value in list(globals().items()) if name.startswith("check_")]
 
 

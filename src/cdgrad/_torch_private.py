@@ -6,6 +6,7 @@ Checked with torch 2.13.0. Each use says why no public name does.
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from operator import attrgetter
@@ -18,9 +19,12 @@ from torch._compile import _disable_dynamo  # pyright: ignore[reportPrivateUsage
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_pre_hooks  # pyright: ignore[reportPrivateUsage]
-from torch.utils._python_dispatch import _disable_current_modes  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
+from torch.utils._python_dispatch import (
+    _disable_current_modes,  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
+    is_traceable_wrapper_subclass,
+)
 
-from cdgrad.dtensors import local_part
+from cdgrad.dtensors import is_dtensor, local_part
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -51,8 +55,12 @@ def outside_graphs(function: _F) -> _F:
 
 def runs_hooks(optimizer: Optimizer) -> bool:
     """Whether calling the optimizer's step runs its hooks. No public method says so."""
-    codes = [getattr(function, "__code__", None) for function in unwrapped(type(optimizer).step)]
-    return _HOOKED_STEP in codes and hasattr(optimizer, "_optimizer_step_pre_hooks")
+    return is_hooked(type(optimizer).step) and hasattr(optimizer, "_optimizer_step_pre_hooks")
+
+
+def is_hooked(step: Any) -> bool:
+    """Whether a function is the wrapper of `step` that runs the hooks, or shows that it wraps it."""
+    return any(getattr(function, "__code__", None) is _HOOKED_STEP for function in unwrapped(step))
 
 
 class ForeignCode:
@@ -166,8 +174,38 @@ def end_failed_capture(graph: object, device: int, pool: Any) -> None:
 
 
 def version(tensor: Tensor) -> int:
-    """A number that changes whenever the tensor is written; of a DTensor, whenever its local part is."""
-    return local_part(tensor)._version
+    """A number that changes whenever the tensor is written; of a DTensor, whenever its local part is.
+
+    0 for a tensor of inference mode, which counts no writes.
+    """
+    part = local_part(tensor)
+    return 0 if part.is_inference() else part._version
+
+
+def references(tensors: Sequence[Tensor], *, sharded: bool) -> list[weakref.ref[Tensor]]:
+    """A weak reference to each, to recognize it by `refers_to`; of a DTensor, to its local part.
+
+    `Module.to` swaps the contents of DTensors, and torch swaps nothing that is weakly referred to.
+    """
+    return [weakref.ref(_lasting(t)) for t in tensors] if sharded else list(map(weakref.ref, tensors))
+
+
+def refers_to(reference: weakref.ref[Tensor], tensor: Tensor) -> bool:
+    """Whether the reference is one to this tensor."""
+    return reference() is _lasting(tensor)
+
+
+def _lasting(tensor: Tensor) -> Tensor:
+    return tensor._local_tensor if is_dtensor(tensor) else tensor  # pyright: ignore[reportPrivateUsage]
+
+
+def swapped_by_conversion(params: Sequence[Tensor]) -> bool:
+    """Whether `Module.to` swaps the contents of such parameters, and of their gradients.
+
+    It does for subclasses that wrap other tensors, and for all if the program has chosen so.
+    """
+    chosen = torch.__future__.get_swap_module_params_on_conversion()
+    return chosen or any(is_traceable_wrapper_subclass(p) and not is_dtensor(p) for p in params)
 
 
 _version_of: Callable[[Tensor], int] = attrgetter("_version")
@@ -176,7 +214,12 @@ _ORDINARY = {Tensor, torch.nn.Parameter}
 
 def versions(tensors: Sequence[Tensor], *, sharded: bool) -> list[int]:
     """`version` of each; `sharded` says that there may be DTensors among them."""
-    return list(map(version if sharded else _version_of, tensors))
+    if not sharded:
+        try:
+            return list(map(_version_of, tensors))
+        except RuntimeError:  # one is of inference mode
+            pass
+    return list(map(version, tensors))
 
 
 class FormCheck:

@@ -142,7 +142,7 @@ class Attachment:
         self._options = options
         self._text = ""  # the table, when it was removed
         self._gradients = TargetGradients(
-            HeldTargets(optimizer, model, selection, options),
+            HeldTargets(optimizer, model, selection, options, _held_targets),
             metrics,
             operate or directed_in_metrics(options.rescale, options.backend),
             always=operate is not None,
@@ -325,5 +325,9 @@ def _refuse_second(optimizer: Optimizer, selection: Selection) -> None:
 
 def _attached_parameters(optimizer: Optimizer) -> set[Tensor]:
     """What the attachments of an optimizer direct."""
-    all_gradients = (ref() for ref in _ATTACHED.get(optimizer, []))
-    return {target.param for each in all_gradients if each for target in each.held.selection.targets}
+    return {target.param for held in _held_targets(optimizer) for target in held.selection.targets}
+
+
+def _held_targets(optimizer: Optimizer) -> list[HeldTargets]:
+    """Those of every attachment of an optimizer."""
+    return [each.held for ref in _ATTACHED.get(optimizer, []) if (each := ref()) is not None]

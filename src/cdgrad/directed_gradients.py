@@ -17,7 +17,7 @@ from functools import partial
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from cdgrad._torch_private import version, versions
+from cdgrad._torch_private import references, refers_to, swapped_by_conversion, version, versions
 from cdgrad.dtensors import is_dtensor
 from cdgrad.selection import Target
 
@@ -39,6 +39,7 @@ class DirectedGradients:
         self._used_batches: list[_Batch] = []
         self._targets = targets
         self._sharded = any(is_dtensor(target.param) for target in targets)
+        self._swapped = swapped_by_conversion([target.param for target in targets])
         self._hooks: dict[int, RemovableHandle] = {}
         self._written: list[Tensor] = []  # parameters whose gradients a backward pass wrote, repeatedly
         # Parameters may outlive the optimizer, and this memory with it.
@@ -81,12 +82,14 @@ class DirectedGradients:
         """Remember that these gradients are directed."""
         if self._written:
             self._forget_written()  # writes before this call do not concern these gradients
-        self._added.append((indices, list(map(weakref.ref, grads)), versions(grads, sharded=self._sharded)))
+        refs = references(grads, sharded=self._sharded)
+        self._added.append((indices, refs, versions(grads, sharded=self._sharded)))
 
     def state(self) -> dict[int, Record]:
         """The directed gradients as they are now, for `forget_changed` later."""
-        grads = {i: self._targets[i].param.grad for i in self.records}
-        return {i: (weakref.ref(g), version(g)) for i, g in grads.items() if g is not None}
+        grads = {i: g for i in self.records if (g := self._targets[i].param.grad) is not None}
+        refs = references(list(grads.values()), sharded=self._sharded)
+        return {i: (ref, version(g)) for (i, g), ref in zip(grads.items(), refs, strict=True)}
 
     def forget_changed(self, since: dict[int, Record], only: dict[int, Record] | None = None) -> None:
         """Forget the gradients that are not the same tensors, unwritten, as in `since`.
@@ -102,10 +105,12 @@ class DirectedGradients:
         return self._unchanged(i, self.used.get(i))
 
     def end_step(self) -> None:
-        """Forget all; `used` keeps it."""
+        """Forget all; `used` keeps it, where this does not keep `Module.to` from converting gradients."""
         if self._written:
             self._forget_written()
-        if self._records:
+        if self._swapped:
+            self._used, self._used_batches = {}, []
+        elif self._records:
             self._used, self._used_batches = self.records, []
         else:
             self._used, self._used_batches = {}, self._added
@@ -121,7 +126,9 @@ class DirectedGradients:
 
     def _unchanged(self, i: int, record: Record | None) -> bool:
         grad = self._targets[i].param.grad
-        return record is not None and grad is not None and record[0]() is grad and version(grad) == record[1]
+        if record is None or grad is None:
+            return False
+        return refers_to(record[0], grad) and version(grad) == record[1]
 
 
 def _write_briefly(written: list[Tensor], param: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import warnings
+from collections.abc import Callable, Iterable
 from itertools import chain
 
 from torch import Tensor, nn
@@ -28,7 +29,12 @@ class HeldTargets:
     """
 
     def __init__(
-        self, optimizer: Optimizer, model: nn.Module, selection: Selection, options: Options
+        self,
+        optimizer: Optimizer,
+        model: nn.Module,
+        selection: Selection,
+        options: Options,
+        others: Callable[[Optimizer], Iterable[HeldTargets]],
     ) -> None:
         self.selection = selection
         self.indices: tuple[int, ...] = ()
@@ -36,7 +42,9 @@ class HeldTargets:
         self.params: tuple[Tensor, ...] = ()
         self._kind = type(optimizer).__name__
         self._options = options
-        self._known: set[Tensor] = parameters(optimizer).union(model.parameters())
+        self._of_model = set(model.parameters())
+        self._present = parameters(optimizer)  # when it was attached
+        self._others = others
         self._noticed: set[Tensor] = set()
         self._lazy_model = model if has_lazy(selection) else None
         self._held: list[Tensor] | None = None
@@ -59,7 +67,7 @@ class HeldTargets:
             groups[0]["params"] if len(groups) == 1 else list(chain.from_iterable(map(_params_of, groups)))
         )
         if not self._holds_the_same(held):
-            self._find(list(held))
+            self._find(optimizer, list(held))
         return self.selection is not selection
 
     def shown(self, optimizer: Optimizer | None) -> Selection:
@@ -73,7 +81,7 @@ class HeldTargets:
         ]
         new = [
             Skipped(f"{_size(param)} parameter", "new since attach: remove() this handle and attach again")
-            for param in held - self._known
+            for param in (self._new(optimizer, held) if optimizer is not None else ())
         ]
         return Selection(tuple(targets), (*idle, *self.selection.skipped, *new))
 
@@ -83,7 +91,7 @@ class HeldTargets:
         self.indices, self.targets, self.params = (), (), ()
         self._held, self._lazy_model = None, None
         self._single = []
-        self._known, self._noticed = set[Tensor](), set[Tensor]()
+        self._of_model, self._present, self._noticed = set[Tensor](), set[Tensor](), set[Tensor]()
 
     def _holds_the_same(self, held: list[Tensor]) -> bool:
         """Whether these are the parameters of the last time.
@@ -97,7 +105,7 @@ class HeldTargets:
             return False
         return same and all(held[i] is param for i, param in self._single)
 
-    def _find(self, held: list[Tensor]) -> None:
+    def _find(self, optimizer: Optimizer, held: list[Tensor]) -> None:
         holds = set(held)
         present = [(i, t) for i, t in enumerate(self.selection.targets) if t.param in holds]
         if self.selection.targets and not present:
@@ -110,7 +118,7 @@ class HeldTargets:
         self.params = tuple(target.param for target in self.targets)
         self._held = held
         self._single = [(i, param) for i, param in enumerate(held) if _elements(param) == 1]
-        if new := holds - self._known - self._noticed:
+        if new := self._new(optimizer, holds) - self._noticed:
             self._warn_of_new(new)
 
     def _select_materialized(self, model: nn.Module) -> None:
@@ -121,6 +129,11 @@ class HeldTargets:
                 self.selection, self._held = selection, None
             if not selection.targets:
                 warn_of_nothing(model, selection, self._options.direction, self._options.linear)
+
+    def _new(self, optimizer: Optimizer, held: set[Tensor]) -> set[Tensor]:
+        """Held parameters that were added later, and are of no model that was attached to this optimizer."""
+        new = held - self._present - self._of_model
+        return new.difference(*(other._of_model for other in self._others(optimizer))) if new else new
 
     def _warn_of_new(self, new: set[Tensor]) -> None:
         """Warn, once each, of parameters that nobody could select."""

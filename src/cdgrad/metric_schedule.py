@@ -53,11 +53,23 @@ def scheduled(schedule: Schedule, step: int, present: Metrics) -> Metrics:
     """What a schedule gives for a step; a number replaces the lam of the present metrics.
 
     Raises:
+        TypeError: not a function, or one that returns neither a number nor metrics.
         ValueError: lam for a metric that has none, or out of range.
     """
+    if not callable(schedule):
+        raise TypeError(
+            f"expected a function of the step, got {schedule!r}; for a constant metric, set handle.metric"
+        )
     value = schedule(step)
     if isinstance(value, Metric | str | Mapping):
         return as_metrics(value)
+    try:
+        value = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"the schedule returned {value!r} for step {step}; expected lam, a metric or its text, or "
+            "metrics by patterns"
+        ) from None
     if isinstance(present, Mapping):
         return {pattern: _with_lam(metric, value) for pattern, metric in present.items()}
     return _with_lam(present, value)
@@ -66,4 +78,4 @@ def scheduled(schedule: Schedule, step: int, present: Metrics) -> Metrics:
 def _with_lam(metric: Metric, lam: float) -> Metric:
     if lam_of(metric) is None:
         raise ValueError(f"the schedule gave lam={lam!r}, and {metric} has no lam; let it return a metric")
-    return with_lam(metric, float(lam))
+    return with_lam(metric, lam)

@@ -6,6 +6,7 @@ nothing. So whatever can be seen in advance is refused here, each time with the 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cdgrad._torch_private import runs_hooks, unwrapped
+from cdgrad._torch_private import is_hooked, runs_hooks, unwrapped
 
 _FSDP2 = "use torch.distributed.fsdp.fully_shard (FSDP2), which keeps every weight's axes, or DDP"
 _BY_HAND = "DeepSpeed's functions between backward and step, as docs/distributed.md shows"
@@ -145,6 +146,13 @@ def _check_hooks_fire(optimizer: object, remedy: str) -> None:
         raise ValueError(
             f"{kind}.step never runs the optimizer's hooks; "
             f"{remedy or 'call cdgrad.channel_directed_ on the gradients before each step'}"
+        )
+    own = vars(optimizer).get("step")
+    if own is not None and not is_hooked(own):
+        warnings.warn(
+            f"{kind}.step was replaced in this optimizer by {getattr(own, '__qualname__', own)}, which may "
+            "not run its hooks; if handle.steps stays 0 after a step, call handle.apply() before each step",
+            stacklevel=5,
         )
     # The step that torch's base class has, and those of others: `raise NotImplementedError`.
     code = getattr(list(unwrapped(type(optimizer).step))[-1], "__code__", None)

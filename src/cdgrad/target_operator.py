@@ -126,8 +126,11 @@ class _Plan:
         for metric in dict.fromkeys(compress(metrics, self._directed)):
             chosen = [each == metric for each in metrics]
             members = list(compress(targets, chosen))
-            tensors, dims, groups = zip(*_intervals(members, list(compress(grads, chosen))), strict=True)
-            self._parts.append(_Part(chosen, members, prepare(tensors, metric, dims, groups, backend)))
+            names, tensors, dims, groups = zip(
+                *_intervals(members, list(compress(grads, chosen))), strict=True
+            )
+            prepared = prepare(tensors, metric, dims, groups, backend, names)
+            self._parts.append(_Part(chosen, members, prepared))
         # Where one metric is all there is to do, its preparation takes the gradients as they are.
         alone = rescale == "none" and len(self._parts) == 1 and all(self._directed)
         whole = not any(target.sizes for target in targets)
@@ -193,19 +196,20 @@ def _tensors(targets: Sequence[Target], grads: Sequence[Tensor]) -> Sequence[Ten
     """The gradients, or their blocks where these differ in size."""
     if not any(target.sizes for target in targets):
         return grads
-    return [tensor for tensor, _, _ in _intervals(targets, grads)]
+    return [tensor for _, tensor, _, _ in _intervals(targets, grads)]
 
 
-def _intervals(targets: Sequence[Target], grads: Sequence[Tensor]) -> list[tuple[Tensor, int, int]]:
-    """(tensor, channel axis, groups): the gradients, or their blocks where these differ in size."""
+def _intervals(targets: Sequence[Target], grads: Sequence[Tensor]) -> list[tuple[str, Tensor, int, int]]:
+    """(name, tensor, channel axis, groups): the gradients, or their blocks where these differ in size."""
     return [
         interval for target, grad in zip(targets, grads, strict=True) for interval in _blocks(target, grad)
     ]
 
 
-def _blocks(target: Target, grad: Tensor) -> list[tuple[Tensor, int, int]]:
+def _blocks(target: Target, grad: Tensor) -> list[tuple[str, Tensor, int, int]]:
+    name = f"the gradient of {target.name}"
     if not target.sizes:
-        return [(grad, target.dim, target.groups)]
+        return [(name, grad, target.dim, target.groups)]
     if is_dtensor(grad):
         if channel_mesh_dim(grad, target.dim, target.name) is not None:
             raise ValueError(
@@ -214,7 +218,7 @@ def _blocks(target: Target, grad: Tensor) -> list[tuple[Tensor, int, int]]:
                 "exclude it"
             )
         grad = grad.to_local()
-    return [(block, target.dim, 1) for block in torch.split(grad, list(target.sizes), target.dim)]
+    return [(name, block, target.dim, 1) for block in torch.split(grad, list(target.sizes), target.dim)]
 
 
 def _norms(grads: list[Tensor]) -> list[Tensor]:

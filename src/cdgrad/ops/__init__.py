@@ -117,6 +117,7 @@ def prepare(
     dims: int | Sequence[int] = 0,
     groups: int | Sequence[int] = 1,
     backend: str = "auto",
+    names: Sequence[str] = (),
 ) -> Prepared:
     """`channel_directed_` for many steps: ``prepare(grads, ...).run(grads)`` does what it does.
 
@@ -129,6 +130,7 @@ def prepare(
         dims: the channel axis, one for all or one per tensor.
         groups: the group count, one for all or one per tensor.
         backend: as `channel_directed_`.
+        names: what errors call the gradients, one for each; without names, their indices.
 
     Raises:
         TypeError, IndexError, ValueError: as `channel_directed_`.
@@ -139,8 +141,8 @@ def prepare(
     >>> grad
     tensor([1.7500, 2.2500])
     """
-    all_dims, all_groups = _checked(grads, dims, groups, backend)
-    return Prepared(grads, as_metric(metric), all_dims, all_groups, backend)
+    all_dims, all_groups = _checked(grads, dims, groups, backend, names)
+    return Prepared(grads, as_metric(metric), all_dims, all_groups, backend, names)
 
 
 def select_backend(
@@ -158,7 +160,11 @@ def select_backend(
 
 
 def _checked(
-    grads: Sequence[torch.Tensor], dims: int | Sequence[int], groups: int | Sequence[int], backend: str
+    grads: Sequence[torch.Tensor],
+    dims: int | Sequence[int],
+    groups: int | Sequence[int],
+    backend: str,
+    names: Sequence[str] = (),
 ) -> tuple[Sequence[int], Sequence[int]]:
     """Dims, counted from the front, and groups, one for each gradient; refuses what cannot be directed."""
     if backend not in ("auto", *local.BACKENDS):
@@ -166,8 +172,8 @@ def _checked(
     all_dims = _one_each(dims, len(grads), "dims")
     all_groups = _one_each(groups, len(grads), "groups")
     for i, (grad, dim, count) in enumerate(zip(grads, all_dims, all_groups, strict=True)):
-        _check(grad, dim, count, f"grads[{i}]")
-    refuse_overlaps([local_part(grad) for grad in grads])
+        _check(grad, dim, count, names[i] if names else f"grads[{i}]")
+    refuse_overlaps([local_part(grad) for grad in grads], names)
     return [dim % grad.ndim for grad, dim in zip(grads, all_dims, strict=True)], all_groups
 
 

@@ -55,9 +55,10 @@ def remember(table: dict[bytes, _T], addresses: bytes, value: _T) -> _T:
 
 
 class DistinctAddresses:
-    """The addresses of tensors of the forms of given ones; tensors that overlap are refused."""
+    """The addresses of tensors of the forms of given ones; tensors that overlap are refused, by `names`."""
 
-    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+    def __init__(self, tensors: Sequence[torch.Tensor], names: Sequence[str] = ()) -> None:
+        self._names = names
         self._spans = np.array([bytes_spanned(tensor) for tensor in tensors], np.int64)
         self._fake = any(map(is_fake, tensors))
         self._known: dict[bytes, None] = {}  # without overlaps, the oldest first
@@ -73,12 +74,13 @@ class DistinctAddresses:
         try:
             starts = np.fromiter(map(torch.Tensor.data_ptr, tensors), np.int64, len(tensors))
         except RuntimeError:
-            refuse_overlaps(tensors)
+            refuse_overlaps(tensors, self._names)
             return b""
         addresses = starts.tobytes()
         if addresses in self._known:
             return addresses
         if not are_disjoint(starts, starts + self._spans):
-            refuse_overlaps(tensors)  # on several devices, or interleaved, they may still be distinct
+            # On several devices, or interleaved, they may still be distinct.
+            refuse_overlaps(tensors, self._names)
         remember(self._known, addresses, None)
         return addresses

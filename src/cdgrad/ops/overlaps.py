@@ -17,17 +17,18 @@ _Layout = tuple[tuple[int, int], ...]  # (size, stride) of the axes with more th
 _Integers = NDArray[np.int64]
 
 
-def refuse_overlaps(grads: Sequence[Tensor]) -> None:
+def refuse_overlaps(grads: Sequence[Tensor], names: Sequence[str] = ()) -> None:
     """Refuse tensors of which two elements are the same memory, within one tensor or between two.
 
     Expanded axes (stride 0) are no such elements: they are written once. Exact, for any strides.
 
     Raises:
-        ValueError: with the index of a gradient that overlaps, and the remedy.
+        ValueError: with the name, or the index, of a gradient that overlaps, and the remedy.
 
     Cost: where the intervals of memory are disjoint, a sort; of interleaved parts of one tensor, a comparison
     of each with each, in numpy.
     """
+    names = names or [f"grads[{i}]" for i in range(len(grads))]
     members: list[int] = []
     addresses: list[int] = []
     spans: list[int] = []
@@ -38,7 +39,7 @@ def refuse_overlaps(grads: Sequence[Tensor]) -> None:
         span = _span(grad.shape, grad.stride(), grad.itemsize)
         if span is None:
             raise ValueError(
-                f"grads[{i}] of shape {tuple(grad.shape)} and strides {grad.stride()} overlaps itself in "
+                f"{names[i]} of shape {tuple(grad.shape)} and strides {grad.stride()} overlaps itself in "
                 "memory, so it cannot be written in place; clone it first"
             )
         members.append(i)
@@ -52,7 +53,7 @@ def refuse_overlaps(grads: Sequence[Tensor]) -> None:
         if pair is not None:
             first, second = sorted(cluster[k][0] for k in pair)
             raise ValueError(
-                f"grads[{first}] and grads[{second}] overlap in memory, so the operator would apply "
+                f"{names[first]} and {names[second]} overlap in memory, so the operator would apply "
                 "twice there; pass each element once, or clone one of them"
             )
 

@@ -35,7 +35,9 @@ class Prepared:
         dims: Sequence[int],
         groups: Sequence[int],
         backend: str,
+        names: Sequence[str] = (),
     ) -> None:
+        self._names = names
         self._metric, self._dims, self._groups, self._backend = metric, dims, groups, backend
         self._idle = metric == L2()
         self.matches = FormCheck(grads)
@@ -44,7 +46,7 @@ class Prepared:
         self._sharded = any(map(is_dtensor, grads))
         if self._sharded:
             return
-        self._addresses_of = DistinctAddresses(grads)
+        self._addresses_of = DistinctAddresses(grads, names)
         for i, job in enumerate(zip(grads, dims, groups, strict=True)):
             self._members.setdefault(local.choose(backend, metric, *job)[0], []).append(i)
         if "triton" in self._members:
@@ -85,8 +87,8 @@ class Prepared:
                 this metric.
         """
         if self._sharded:
-            refuse_overlaps([local_part(grad) for grad in grads])
-            sharded.directed_(grads, self._metric, self._dims, self._groups, self._backend)
+            refuse_overlaps([local_part(grad) for grad in grads], self._names)
+            sharded.directed_(grads, self._metric, self._dims, self._groups, self._backend, self._names)
             return
         if self._idle:
             return

@@ -47,7 +47,12 @@ _Group = tuple[dist.ProcessGroup, str]  # ranks that share channel axes, and the
 
 
 def directed_(
-    grads: Sequence[Tensor], metric: Metric, dims: Sequence[int], groups: Sequence[int], backend: str
+    grads: Sequence[Tensor],
+    metric: Metric,
+    dims: Sequence[int],
+    groups: Sequence[int],
+    backend: str,
+    names: Sequence[str] = (),
 ) -> None:
     """`cdgrad.channel_directed_` on DTensors, and on the ordinary tensors among them.
 
@@ -59,6 +64,7 @@ def directed_(
         dims: the channel axis of each.
         groups: the group count of each.
         backend: that of the parts on this rank, see `cdgrad.ops.local`.
+        names: what errors call the gradients; without names, their indices.
 
     Raises:
         ValueError: a placement or a shard that the operator does not know, or that the backend cannot take;
@@ -67,11 +73,12 @@ def directed_(
     whole: list[tuple[Tensor, int, int]] = []
     cuts: dict[_Group, list[_Cut]] = defaultdict(list)
     for i, (grad, dim, count) in enumerate(zip(grads, dims, groups, strict=True)):
-        mesh_dim = channel_mesh_dim(grad, dim, f"grads[{i}]") if is_dtensor(grad) else None
+        name = names[i] if names else f"grads[{i}]"
+        mesh_dim = channel_mesh_dim(grad, dim, name) if is_dtensor(grad) else None
         if not is_dtensor(grad) or mesh_dim is None:
             whole.append((local_part(grad), dim, count))
         elif grad.numel() and (rank := grad.device_mesh.get_coordinate()) is not None:
-            shard = _Cut.of(grad, dim, count, mesh_dim, rank[mesh_dim], f"grads[{i}]")
+            shard = _Cut.of(grad, dim, count, mesh_dim, rank[mesh_dim], name)
             whole += shard.whole()
             if shard.pieces:
                 cuts[grad.device_mesh.get_group(mesh_dim), grad.device_mesh.device_type].append(shard)
