@@ -170,3 +170,9 @@ def test_a_table_without_rows_is_left_out_and_a_mean_beyond_the_axis_has_an_arro
 
 def _tables(document):
     return [table for section in document.sections for table in section.tables]
+
+
+def test_a_baseline_without_a_finished_run_is_said_to_be_missing(results):
+    found = results([0.2, 0.1])
+    alone = Results.of(found.spec, [run for run in found.runs if run.arm == "directed"])
+    assert verdicts(alone, "") == ["Nothing is compared: no seed has finished in sgd and another arm."]

@@ -133,7 +133,8 @@ def _looks(results: Results) -> Iterator[str]:
         yield (
             "The number of seeds followed from the results: a cell ends once each of its comparisons is "
             f"shown or its interval is narrower than {until}, at {len(spec.seeds)} seeds at "
-            "the latest. Intervals and p are valid after any number of looks; bootstrap and power are not."
+            "the latest. Anytime intervals and their p are valid after any number of looks; t intervals, "
+            "bootstrap and power are not."
         )
 
 

@@ -21,6 +21,9 @@ def verdicts(results: Results, cell: str) -> list[str]:
     if spec.replicates > 1:
         sentence = verdict_over_searches
     compared = [(name, spec.contrasts[name], c, p) for name, (c, p) in results.in_cell(cell).items()]
+    if spec.contrasts and not compared:
+        pair = "any two arms" if spec.all_pairs else f"{spec.reference_arm} and another arm"
+        return [f"Nothing is compared{f' in {cell}' * bool(cell)}: no seed has finished in {pair}."]
     sentences = [
         sentence(arm, reference, c, p, label, w)
         for name, (arm, reference), c, p in compared
