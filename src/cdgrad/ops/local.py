@@ -80,9 +80,9 @@ def on_triton(backend: str, grad: Tensor) -> bool:
 def _triton_refusal(grad: Tensor, dim: int, groups: int) -> str | None:
     if find_spec("triton") is None:
         return "Triton is not installed"
-    from cdgrad.ops.triton import launch
+    from cdgrad.ops.triton import first_launch, launch
 
-    return launch.refusal(grad, dim, groups)
+    return launch.refusal(grad, dim, groups) or first_launch.refusal(grad.device)
 
 
 def as_channels(grad: Tensor, dim: int, groups: int) -> Tensor:
