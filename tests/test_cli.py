@@ -52,6 +52,7 @@ def test_help_needs_neither_torch_nor_the_extras(arguments):
         (["study", "quickstart", "--address", "auto"], "--address needs --engine ray; local workers"),
         (["study", "quickstart", "--gpus-per-run", "0.5"], "--gpus-per-run needs --device cuda"),
         (["study", "quickstart", "--gpus-per-run", "no"], "must be a positive number, got 'no'"),
+        (["report", "out", "--target", "nan"], "must be a number, got 'nan'"),
         (["bench", "--rounds", "0"], "must be an integer of at least 1, got '0'"),
         (["bench", "--networks", "vgg"], "invalid choice: 'vgg'"),
         (["bench", "--out", "no/such/file.json"], "there is no folder no/such; create it first"),

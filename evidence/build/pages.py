@@ -10,7 +10,6 @@ from evidence.build import sections
 from evidence.build.headline import Sentences, sentences
 from evidence.build.loading import ROOT
 
-DOCS = ROOT / "docs"
 TEMPLATES = ROOT / "evidence" / "pages"
 
 

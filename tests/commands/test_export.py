@@ -11,6 +11,7 @@ import pytest
 from cdgrad import cli
 from cdgrad.study.report import compose, paper
 from cdgrad.study.report.document import Table
+from cdgrad.study.report.references import bibtex
 from cdgrad.study.spec import parse
 from cdgrad.study.statistics.results import Results
 
@@ -102,9 +103,9 @@ def test_methods_of_a_study_that_adds_seeds_name_its_own_interval_and_test(tiny_
     assert "its 95 % anytime-valid interval, and p of the sequential t-test that belongs to it" in text
     cited = set(re.findall(r"\[(\w+)\]", text))
     assert {"wang2023anytime", "hall1992removal"} <= cited
-    listed = set(re.findall(r"@\w+\{(\w+),", paper.references(Results.of(adding, runs))))
+    listed = set(re.findall(r"@\w+\{(\w+),", bibtex(paper.methods(Results.of(adding, runs)))))
     assert cited <= listed
-    fixed = paper.references(Results.of(parse(tiny_text, "tiny"), runs))
+    fixed = bibtex(paper.methods(Results.of(parse(tiny_text, "tiny"), runs)))
     assert "wang2023anytime" not in fixed
     assert "Student" not in text
     assert "sign-flip" not in text
@@ -137,7 +138,7 @@ def test_what_the_study_used_is_referred_to_and_nothing_else(tiny_text, make_run
     results = Results.of(study, runs)
     named = re.findall(r"\[([a-z]+\d{4}[a-z]+)\]", paper.methods(results))
     assert set(named) == cited
-    assert re.findall(r"@\w+\{(\w+),", paper.references(results)) == named
+    assert re.findall(r"@\w+\{(\w+),", bibtex(paper.methods(results))) == named
 
 
 def test_a_study_of_one_arm_is_described_without_a_comparison(tiny_text, make_run):
@@ -146,7 +147,7 @@ def test_a_study_of_one_arm_is_described_without_a_comparison(tiny_text, make_ru
     text = paper.methods(results)
     assert text.startswith("We trained sgd over 2 seeds.")
     assert "paired" not in text
-    assert paper.references(results) == ""
+    assert bibtex(paper.methods(results)) == ""
 
 
 def test_trials_that_a_specification_lists_are_no_sequence(tiny_text, make_run):

@@ -36,7 +36,7 @@ def built():
 def test_every_figure_is_shown_and_no_other_is_kept(built):
     pages, _, figures = built
     drawn = {f"{drawing.name}.svg" for drawing in figures}
-    assert {path.name for path in (build.DOCS / "evidence").glob("*.svg")} == drawn
+    assert {path.name for path in (build.ROOT / "docs" / "evidence").glob("*.svg")} == drawn
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "evidence/claims-narrow.svg" in readme
     for name in drawn:  # on a phone the site shows NAME-narrow.svg in the place of NAME.svg

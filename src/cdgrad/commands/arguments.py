@@ -40,15 +40,25 @@ def integer(least: int, most: int) -> Callable[[str], int]:
 count = integer(1, 100_000)
 
 
+def finite(text: str) -> float:
+    """The type of an argument that is a finite number."""
+    if not math.isfinite(value := _number(text)):
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r:.60}")
+    return value
+
+
 def positive(text: str) -> float:
     """The type of an argument that is a positive, finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+    if not 0 < (value := _number(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r:.60}")
     return value
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def add_study_arguments(parser: argparse.ArgumentParser) -> None:

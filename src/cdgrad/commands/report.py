@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cdgrad.commands.arguments import UsageError, failed
+from cdgrad.commands.arguments import UsageError, failed, finite
 from cdgrad.study import StudyError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all-pairs", action="store_true", help="compare every two arms")
     parser.add_argument(
         "--target",
-        type=float,
+        type=finite,
         metavar="X",
         help="add a table of the time that the runs took to reach X on their validation curves",
     )

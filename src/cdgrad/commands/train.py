@@ -282,7 +282,7 @@ def _toml(text: str) -> Any:
 @contextmanager
 def _lines_for_warnings() -> Generator[None]:
     def show(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"cdgrad: {message}", file=sys.stderr)
+        print(f"cdgrad: {one_line(message)}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.showwarning = show

@@ -167,6 +167,14 @@ def test_all_workers_are_asked_to_end_before_one_is_waited_for(tiny, monkeypatch
     assert calls == ["ask", "ask", "end", "end"]
 
 
+def test_on_windows_interrupts_are_held_without_what_it_lacks(monkeypatch):
+    monkeypatch.setattr(worker.sys, "platform", "win32")
+    monkeypatch.setattr(worker.resource_tracker, "ensure_running", None)
+    monkeypatch.setattr(worker.signal, "pthread_sigmask", None)
+    with pytest.raises(KeyboardInterrupt), worker.interrupts_held():
+        signal.raise_signal(signal.SIGINT)
+
+
 def test_an_interrupt_while_a_worker_starts_reaches_the_driver(tiny, monkeypatch):
     start = worker.SpawnProcess.start
     started = []

@@ -273,11 +273,6 @@ def _software(results: Results) -> Iterator[str]:
     yield f"Software: {', '.join(software)}." + (f" Hardware: {_listed(hardware)}." if hardware else "")
 
 
-def references(results: Results) -> str:
-    """What `methods` cites, in BibTeX; empty where it cites nothing."""
-    return bibtex(methods(results))
-
-
 def latex(text: str) -> str:
     """Text for LaTeX: special characters escaped, references in brackets as citations."""
     return cites("".join(_TEX.get(c, c) for c in one_line(text)))

@@ -201,7 +201,8 @@ def interrupts_held() -> Generator[None]:
     if threading.current_thread() is not threading.main_thread():  # which alone may set what a signal does
         yield
         return
-    resource_tracker.ensure_running()  # else the first process starts it, and its start unblocks the signal
+    if sys.platform != "win32":  # which has none
+        resource_tracker.ensure_running()  # else the first worker starts it, and that unblocks the signal
     came: list[int] = []
     handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     blocked = set[int]() if sys.platform == "win32" else signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)
