@@ -128,7 +128,14 @@ def test_reduced_precision_of_the_program_is_not_used_and_comes_back():
         switch.fp32_precision = "bf16"
         assert torch.equal(eager.directed(x, Sobolev(0.01)), want)
         assert switch.fp32_precision == "bf16"
+        # Where the program has chosen one for all backends, its next choice counts, too.
+        switch.fp32_precision = "none"
+        torch.backends.fp32_precision = "tf32"
+        assert torch.equal(eager.directed(x, Sobolev(0.01)), want)
+        torch.backends.fp32_precision = "bf16"
+        assert switch.fp32_precision == "bf16"
     finally:
+        torch.backends.fp32_precision = "none"
         switch.fp32_precision = before
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdgrad import L2, MeanSobolev, ReweightedL2, Sobolev, channel_directed, channel_directed_, select_backend
-from cdgrad.ops import overlaps
+from cdgrad.ops import overlaps, prepare
 from cdgrad.ops.local import BACKENDS
 from cdgrad.ops.overlaps import refuse_overlaps
 from cdgrad.reference import directed
@@ -212,6 +212,18 @@ def disjoint():
         "rows that end where the next begin",
         [base[3:23].view(2, 10)[:, :7], base[10:30].view(2, 10)[:, :3]],
     )
+
+
+def test_addresses_may_exceed_a_signed_integer(monkeypatch):
+    """As those of Intel's GPUs do."""
+    address = torch.Tensor.data_ptr
+    monkeypatch.setattr(torch.Tensor, "data_ptr", lambda tensor: address(tensor) + (255 << 56))
+    whole = torch.randn(8, 3)
+    grads, want = list(whole.split(4)), channel_directed(whole, "sobolev:lam=0.1", groups=2)
+    prepare(grads, "sobolev:lam=0.1", backend="eager").run(grads)
+    torch.testing.assert_close(whole, want)
+    with pytest.raises(ValueError, match="overlap in memory"):
+        refuse_overlaps([whole, whole[3:]])
 
 
 @pytest.mark.parametrize("grads", [pytest.param(grads, id=name) for name, grads in overlapping()])

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from cdgrad._torch_private import is_fake, is_functorch_wrapped
 from cdgrad.ops.overlaps import are_disjoint, bytes_spanned, refuse_overlaps
@@ -33,7 +34,12 @@ def without_address(tensor: torch.Tensor) -> str | None:
 
 def addresses_of(tensors: Sequence[torch.Tensor]) -> bytes:
     """Where the first element of each is."""
-    return np.fromiter(map(torch.Tensor.data_ptr, tensors), np.int64, len(tensors)).tobytes()
+    return _starts(tensors).tobytes()
+
+
+def _starts(tensors: Sequence[torch.Tensor]) -> NDArray[np.int64]:
+    # Some GPUs have addresses beyond 2^63, which become negative: their order and distances stay.
+    return np.fromiter(map(torch.Tensor.data_ptr, tensors), np.uint64, len(tensors)).view(np.int64)
 
 
 def integers(addresses: bytes) -> list[int]:
@@ -72,7 +78,7 @@ class DistinctAddresses:
         if self._fake:
             return b""
         try:
-            starts = np.fromiter(map(torch.Tensor.data_ptr, tensors), np.int64, len(tensors))
+            starts = _starts(tensors)
         except RuntimeError:
             refuse_overlaps(tensors, self._names)
             return b""

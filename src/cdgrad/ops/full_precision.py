@@ -44,4 +44,13 @@ def full_precision(device: str) -> Generator[None]:
         with _lock:
             _depth -= 1
             while _before and not _depth:
-                setattr(*_before.pop())
+                _restore(*_before.pop())
+
+
+def _restore(switch: Any, name: str, value: Any) -> None:
+    if name == "fp32_precision":
+        # Where it had the value of all backends, it has none of its own again: the next one reaches it, too.
+        switch.fp32_precision = "none"
+        if switch.fp32_precision == value:
+            return
+    setattr(switch, name, value)

@@ -45,7 +45,7 @@ def refuse_overlaps(grads: Sequence[Tensor], names: Sequence[str] = ()) -> None:
         members.append(i)
         addresses.append(address)
         spans.append(span)
-    starts = np.array(addresses, np.int64)
+    starts = np.array(addresses, np.uint64).view(np.int64)  # as `cdgrad.ops.addresses` has them
     if are_disjoint(starts, starts + np.array(spans, np.int64)):
         return
     for cluster in _clusters(grads, members, addresses, spans):
