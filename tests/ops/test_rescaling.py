@@ -22,7 +22,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 @pytest.fixture
 def launches(monkeypatch):
     """The kernels launched, by name, in order, but for one that a device's first plan loads."""
-    launch.prepare_captures([0], torch.device("cpu"))
+    launch.prepare_captures(torch.device("cpu"))
     names = []
     kernel = launch.named_kernel
     monkeypatch.setattr(launch, "named_kernel", lambda name: names.append(name) or kernel(name))

@@ -39,7 +39,7 @@ def refusal(device: torch.device) -> str | None:
 def _failure(device: torch.device) -> str | None:
     try:
         with torch.cuda.device(device):
-            launch.prepare_captures([0], device)
+            launch.prepare_captures(device)
     except (torch.OutOfMemoryError, torch.AcceleratorError):
         raise  # they say nothing about Triton
     except Exception as error:  # of the C compiler, the linker, the file system, the driver

@@ -231,7 +231,7 @@ class _Batch:
             if len(self._on_stream) >= _STREAMS:
                 self._on_stream.pop(next(iter(self._on_stream)), None)
             arrays = self._on_stream[stream] = _Arrays(self, self._metric, aligned)
-            prepare_captures(integers(addresses), self.device)
+            prepare_captures(self.device)
         on_device = upload_integers(addresses, self.device)
         remember(arrays.addresses, addresses, on_device)
         return arrays, on_device
@@ -327,10 +327,10 @@ def named_kernel(name: str) -> Any:
 _prepared_for_captures: set[torch.device] = set()
 
 
-def prepare_captures(pointers: list[int], device: torch.device) -> None:
+def prepare_captures(device: torch.device) -> None:
     """Launch once what a capture launches: compiled code cannot be loaded while one is in progress."""
     if device not in _prepared_for_captures:
-        write_in_graph(pointers, device)
+        write_in_graph([1 << 40], device)  # beyond 32 bits, like addresses: less would be another kernel
         _prepared_for_captures.add(device)
 
 

@@ -70,7 +70,7 @@ class Scaling:
         arrays = self._on_stream.get(stream)
         if arrays is None:
             arrays = self._on_stream[stream] = _Arrays(upload(self._records, self._device), {})
-            launch.prepare_captures(integers(key), self._device)
+            launch.prepare_captures(self._device)
         addresses = arrays.addresses.get(key)
         if addresses is None:
             addresses = remember(arrays.addresses, key, upload_integers(key, self._device))
