@@ -9,6 +9,7 @@ import torch
 
 from cdgrad import cli
 from cdgrad.study import spec
+from cdgrad.study.callables import load_callable
 from cdgrad.study.plan import Plan
 from cdgrad.study.report import preview
 from cdgrad.study.statistics import paired
@@ -170,6 +171,20 @@ def test_the_timed_epoch_is_the_second_one_unless_the_first_is_long(monkeypatch)
     short = preview.timed_seconds(study, "cpu")
     assert short.start == 50.0 - 0.5
     assert short.by_cell == {"": 1.0 + 4 * 0.25}  # of 1.5 s, two epochs took 0.5
+
+
+def test_a_network_beside_the_specification_is_timed_from_any_folder(tmp_path, monkeypatch, capsys):
+    def ends(setting, device):
+        assert load_callable(setting.model.name).__module__ == "beside"
+        return [0.0, 90.0]
+
+    monkeypatch.setattr(preview, "_ends", ends)
+    monkeypatch.chdir(tmp_path)
+    Path("below").mkdir()
+    Path("below", "beside.py").write_text("def build(classes): ...")
+    Path("below", "mine.toml").write_text(SMALL.replace('"small-cnn"', '"beside:build"'))
+    assert cli.main(["plan", "below/mine.toml"]) == 0
+    assert "one timed epoch" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _timed(spec: Spec, recorded: Seconds | None, device: str) -> Seconds | None:
     """Expected seconds with the start of a worker, measured now; None where no epoch can be timed."""
+    from cdgrad.study.callables import modules_beside
     from cdgrad.study.report import preview
 
     if recorded is not None:
@@ -69,7 +70,8 @@ def _timed(spec: Spec, recorded: Seconds | None, device: str) -> Seconds | None:
         return None
     epochs = "an epoch" if len(spec.cells) == 1 else f"an epoch in each of {len(spec.cells)} cells"
     print(f"timing {epochs} of the baseline (--no-timing skips this) ...", file=sys.stderr, flush=True)
-    return preview.timed_seconds(spec, device)
+    with modules_beside(spec.folder):
+        return preview.timed_seconds(spec, device)
 
 
 def show(

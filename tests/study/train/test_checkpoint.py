@@ -9,6 +9,8 @@ from torch import nn
 from cdgrad.study import StudyError, data
 from cdgrad.study.spec import Model, Optimizer
 from cdgrad.study.train.loop import train
+from cdgrad.study.train.ranks import Ranks
+from cdgrad.study.train.state import TrainingState
 
 
 class Killed(BaseException):
@@ -172,3 +174,17 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error(setting, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StudyError, match="cannot be written"):
         train(setting(), 0, lambda epoch, measured: None, checkpoint=tmp_path / "file" / "run.ckpt", every=0)
+
+
+def test_a_rank_that_resumes_draws_dropout_masks_of_its_own_and_the_first_rank_the_same(tiny):
+    first, second = (
+        TrainingState(tiny.setting("", "sgd"), 0, torch.device("cpu"), Ranks(r, 2)) for r in (0, 1)
+    )
+    torch.manual_seed(0)
+    first.epochs.append({"loss": 1.0})
+    content, expected, draws = first.state_dict(), torch.rand(4), []
+    for state in (first, second):
+        state.load_state_dict(content)
+        draws.append(torch.rand(4))
+    assert torch.equal(draws[0], expected)
+    assert not torch.equal(*draws)

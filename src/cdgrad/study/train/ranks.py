@@ -53,8 +53,7 @@ class Ranks:
         Raises:
             StudyError: the schedule asks for what FSDP2 cannot do here.
         """
-        if self.rank:
-            torch.manual_seed(torch.initial_seed() + self.rank)
+        self.draw_apart()
         if self.kind == "ddp":
             from torch.nn.parallel import DistributedDataParallel
 
@@ -74,6 +73,11 @@ class Ranks:
             # After an evaluation, too, the parameters must be the shards that the optimizer holds.
             fully_shard(model, mesh=mesh, reshard_after_forward=True)
         return model
+
+    def draw_apart(self, epochs: int = 0) -> None:
+        """After `epochs`, let dropout draw other masks than the first rank's, whose draws stay."""
+        if self.rank:
+            torch.manual_seed(torch.initial_seed() + self.rank + self.size * epochs)
 
     def share(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
         """The part of a micro-batch that is this rank's, and how many of its images count.

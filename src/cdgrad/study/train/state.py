@@ -119,6 +119,7 @@ class TrainingState:
         torch.set_rng_state(state["torch"])
         if state["cuda"] is not None:
             torch.cuda.set_rng_state(state["cuda"], self.device)
+        self.ranks.draw_apart(len(self.epochs))  # the state is the first rank's
 
 
 def _network(network: Model, data: datasets.Data) -> nn.Module:
