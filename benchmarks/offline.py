@@ -126,9 +126,10 @@ def compiled(metric: str, dtype: str, size: str, access: int, arch: str) -> dict
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(i,): [["tt.divisibility", 16]] for i in range(len(signature))},
     )
-    target = GPUTarget("hip", arch, 64) if rocm else GPUTarget("cuda", int(arch), 32)
+    warp = 64 if arch.startswith("gfx9") else 32  # RDNA's are half as wide as CDNA's
+    target = GPUTarget("hip", arch, warp) if rocm else GPUTarget("cuda", int(arch), 32)
     start = sum(os.times()[:4])
-    options = {"num_warps": tile.warps} | ({} if rocm else {"maxnreg": 128})
+    options = {"num_warps": tile.warps, **launch.FUSED} | ({} if rocm else {"maxnreg": 128})
     with ptxas_logs() as logs:
         kernel = build(source, target=target, options=options)
     row: dict[str, object] = {"triton": triton.__version__, "arch": arch, "metric": metric, "dtype": dtype}
@@ -161,7 +162,8 @@ def compiled(metric: str, dtype: str, size: str, access: int, arch: str) -> dict
             row[name] = int(re.findall(rf"\.{key}:\s*(\d+)", assembly)[0])
         for name in ("load", "store"):
             for width in (4, 2):
-                found = re.findall(rf"(?:global|buffer)_{name}_dwordx{width}\b", assembly)
+                instruction = rf"(?:global|buffer)_{name}_(?:dwordx{width}|b{32 * width})\b"  # CDNA, RDNA
+                found = re.findall(instruction, assembly)
                 row[f"{name}s_of_{4 * width}_bytes"] = len(found)
     return row
 

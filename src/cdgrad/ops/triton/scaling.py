@@ -58,9 +58,8 @@ class Scaling:
             arrays, addresses = self._arrays(addresses_of(tensors))
             kernel: Any = launch.named_kernel("scaled")
             norms = [torch.stack(list(each)).double() for each in (old, new)]
-            kernel[(len(self._records),)](
-                addresses, arrays.records, *norms, DTYPE=DTYPES[self._dtype], PIECE=PIECE, num_warps=_WARPS
-            )
+            options = {"DTYPE": DTYPES[self._dtype], "PIECE": PIECE, "num_warps": _WARPS, **launch.FUSED}
+            kernel[(len(self._records),)](addresses, arrays.records, *norms, **options)
         wrote_behind_autograd(tensors)
 
     def _arrays(self, key: bytes) -> tuple[_Arrays, Tensor]:
