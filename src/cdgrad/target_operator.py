@@ -17,6 +17,7 @@ from cdgrad._torch_private import FormCheck, foreach_norm
 from cdgrad.dtensors import channel_mesh_dim, is_dtensor, local_part, whole_norms
 from cdgrad.metrics import L2, Metric
 from cdgrad.ops import graphs, prepare
+from cdgrad.ops.addresses import remember
 from cdgrad.ops.prepared import Prepared
 from cdgrad.ops.rescaling import Rescaling
 from cdgrad.refusals import check_gradient
@@ -59,10 +60,8 @@ class DirectedInMetrics:
     ) -> None:
         """The same, of jobs column by column."""
         if not self.repeat(grads, targets, metrics):
-            if len(self._plans) >= _MOST_PLANS:
-                self._plans.pop(next(iter(self._plans)), None)
-            plan = self._plans[targets] = _Plan(targets, grads, metrics, self._rescale, self._backend)
-            self._run(plan, grads)
+            plan = _Plan(targets, grads, metrics, self._rescale, self._backend)
+            self._run(remember(self._plans, targets, plan, _MOST_PLANS), grads)
 
     def repeat(
         self, grads: Sequence[Tensor | None], targets: tuple[Target, ...], metrics: tuple[Metric, ...]

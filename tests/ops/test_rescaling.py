@@ -144,6 +144,21 @@ def test_a_graph_writes_new_addresses_with_a_kernel_that_is_loaded(launches, mon
     assert torch.equal(new, 2 * before)
 
 
+def test_arrays_of_a_few_streams_are_kept(monkeypatch):
+    """Programs that make streams of their own would otherwise fill the device."""
+    ((_, scaling),) = Rescaling([torch.randn(4, 3)], "triton")._fused
+    streams = iter(range(10))
+    monkeypatch.setattr(scaling, "_device", torch.device("cuda:0"))
+    monkeypatch.setattr(launch, "prepare_captures", lambda device: None)
+    monkeypatch.setattr("cdgrad.ops.triton.scaling.stream_handle", lambda device: next(streams))
+    monkeypatch.setattr("cdgrad.ops.triton.scaling.capturing_on", lambda device: False)
+    for name in ("upload", "upload_integers"):
+        monkeypatch.setattr(f"cdgrad.ops.triton.scaling.{name}", lambda array, device: torch.empty(1))
+    for _ in range(10):
+        scaling._arrays(bytes(8))
+    assert [*scaling._on_stream] == [6, 7, 8, 9]
+
+
 def test_a_capture_before_the_first_step_is_refused(monkeypatch):
     grad = torch.randn(4, 3)
     before = grad.clone()

@@ -289,7 +289,7 @@ def test_every_stream_has_arrays_of_its_own(arguments, monkeypatch):
     assert not torch.equal(first[2], second[2])  # its kernels may be reading
     on(1)
     assert torch.equal(first[2], second[2])
-    for number in range(3, 3 + launch._STREAMS):
+    for number in range(3, 3 + launch.STREAMS):
         on(number)
     assert on(1)[1] is not first[1]
 

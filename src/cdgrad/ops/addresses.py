@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cdgrad._torch_private import is_fake, is_functorch_wrapped
 from cdgrad.ops.overlaps import are_disjoint, bytes_spanned, refuse_overlaps
 
+_Key = TypeVar("_Key")
 _T = TypeVar("_T")
 REMEMBERED = 16
 """Steps whose addresses are remembered: an allocator returns the blocks of a step after one or a few."""
@@ -52,11 +53,11 @@ def chosen(addresses: bytes, members: Sequence[int]) -> bytes:
     return np.frombuffer(addresses, np.int64)[list(members)].tobytes()
 
 
-def remember(table: dict[bytes, _T], addresses: bytes, value: _T) -> _T:
-    """Keep the value for these addresses, in place of the oldest if there are many; returns it."""
-    if len(table) >= REMEMBERED:
+def remember(table: dict[_Key, _T], key: _Key, value: _T, most: int | None = None) -> _T:
+    """Keep the value for this key, in place of the oldest if there are `most`; returns it."""
+    while key not in table and len(table) >= (REMEMBERED if most is None else most):
         table.pop(next(iter(table)), None)  # another thread may have been there first
-    table[addresses] = value
+    table[key] = value
     return value
 
 

@@ -32,6 +32,7 @@ FAMILIES: dict[type[Metric], int] = {ReweightedL2: 0, Sobolev: 1, MeanSobolev: 2
 Job = tuple[Tensor, int, int]  # gradient, channel axis, groups
 # A product and its sum are one instruction: Triton 3.9 warns where nobody asks for it, 3.10 does not do it.
 FUSED = {"enable_fp_fusion": True}
+STREAMS = 4  # of which arrays are kept
 
 
 def refusal(grad: Tensor, dim: int, groups: int) -> str | None:
@@ -132,12 +133,13 @@ class _Arrays:
         self.metric, self.aligned = metric, aligned
         self.addresses: dict[bytes, Tensor] = {}
         tensors = list(zip(batch.columns, aligned, strict=True))
-        self._records = tables.records(tensors, sobolev=isinstance(metric, Sobolev), tile=self._tile)
-        self._table = upload(self._records.table, self._device)
+        records = tables.records(tensors, sobolev=isinstance(metric, Sobolev), tile=self._tile)
+        self._channels, self._scratch_size = records.channels, max(records.scratch, 1)
+        self._table = upload(records.table, self._device)
         self._weights = upload(self._values(metric), self._device)
         self._scratch = self._new_scratch()
-        self._grid = (len(self._records.table),)
-        self._constants = constants_of(metric, self._dtype, self._records.used, self._tile)
+        self._grid = (len(records.table),)
+        self._constants = constants_of(metric, self._dtype, records.used, self._tile)
         self._options = {"num_warps": self._tile.warps, **options_of(self._device)}
         self._compiled: Callable[..., None] | None = None
 
@@ -159,10 +161,10 @@ class _Arrays:
             self._compiled = kernel[(*self._grid, 1, 1)]
 
     def _new_scratch(self) -> Tensor:
-        return torch.empty(max(self._records.scratch, 1), dtype=torch.float64, device=self._device)
+        return torch.empty(self._scratch_size, dtype=torch.float64, device=self._device)
 
     def _values(self, metric: Metric) -> Array:
-        return tables.weights(self._records.channels, metric, self._tile)
+        return tables.weights(self._channels, metric, self._tile)
 
 
 class _Batch:
@@ -230,9 +232,7 @@ class _Batch:
         """Arrays of this stream, and these addresses on the device."""
         arrays, aligned = self._on_stream.get(stream), self._alignment(addresses)
         if arrays is None or aligned != arrays.aligned:
-            if len(self._on_stream) >= _STREAMS:
-                self._on_stream.pop(next(iter(self._on_stream)), None)
-            arrays = self._on_stream[stream] = _Arrays(self, self._metric, aligned)
+            arrays = remember(self._on_stream, stream, _Arrays(self, self._metric, aligned), STREAMS)
             prepare_captures(self.device)
         on_device = upload_integers(addresses, self.device)
         remember(arrays.addresses, addresses, on_device)
@@ -293,7 +293,6 @@ def _periodic(metric: Metric) -> bool:
     return getattr(metric, "boundary", "free") == "periodic"
 
 
-_STREAMS = 4  # of which a batch keeps arrays
 # Plans by forms and metric. The oldest leave, except those that graphs read.
 _PLANS = 64
 _plans: dict[Any, Plan] = {}
@@ -314,11 +313,7 @@ def directed_(jobs: Sequence[Job], metric: Metric) -> None:
     """
     grads = [grad for grad, *_ in jobs]
     key = (metric, tuple([(g.shape, g.stride(), g.dtype, g.device, *axis) for g, *axis in jobs]))
-    plan = _plans.get(key)
-    if plan is None:
-        plan = _plans[key] = Plan(jobs, metric)
-        while len(_plans) > _PLANS:
-            _plans.pop(next(iter(_plans)), None)  # another thread may have been there first
+    plan = _plans.get(key) or remember(_plans, key, Plan(jobs, metric), _PLANS)
     plan.run(grads)
 
 

@@ -68,7 +68,8 @@ class Scaling:
         stream = stream_handle(self._device) if self._device.type == "cuda" else 0
         arrays = self._on_stream.get(stream)
         if arrays is None:
-            arrays = self._on_stream[stream] = _Arrays(upload(self._records, self._device), {})
+            arrays = _Arrays(upload(self._records, self._device), {})
+            remember(self._on_stream, stream, arrays, launch.STREAMS)
             launch.prepare_captures(self._device)
         addresses = arrays.addresses.get(key)
         if addresses is None:
