@@ -102,3 +102,32 @@ def test_a_schedule_that_gives_no_metric_is_refused_at_once(schedule, message):
     with pytest.raises(TypeError, match=message):
         handle.schedule(schedule)
     assert handle.metric == METRIC
+
+
+@pytest.mark.parametrize("apply", [False, True])
+def test_statistics_within_a_closure_are_those_of_each_evaluation(apply):
+    """L-BFGS evaluates its closure several times a step, after the gradients of the last were directed."""
+    torch.manual_seed(0)
+    model = nn.Conv2d(3, 9, 3).double()
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+    handle = attach(optimizer, model, METRIC)
+    images, evaluations = torch.randn(2, 3, 8, 8, dtype=torch.float64), []
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(images).square().mean()
+        loss.backward()
+        g = model.weight.grad.clone()
+        want = channel_directed(g, METRIC).norm() / g.norm()
+        evaluations.append((handle.statistics()["norm_ratio"], want.item()))
+        if apply:
+            handle.apply()
+            with pytest.raises(RuntimeError, match="directed already"):
+                handle.statistics()
+        return loss
+
+    for _ in range(2):
+        optimizer.step(closure)
+    assert len(evaluations) >= 6
+    got, want = torch.tensor(evaluations).T
+    torch.testing.assert_close(got, want)

@@ -323,6 +323,54 @@ def test_the_lightning_callback_resumes_its_schedule_and_logs(example, tmp_path)
     assert torch.equal(weights(resumed), weights(whole))
 
 
+@lightning_example
+def test_weights_that_are_frozen_at_first_are_directed_once_an_optimizer_holds_them(example):
+    class Unfrozen(example.Classifier):
+        def configure_optimizers(self):
+            self.network[0].requires_grad_(False)
+            return torch.optim.SGD(self.network[3].parameters(), lr=0.05, momentum=0.9)
+
+        def on_train_epoch_start(self):
+            if self.current_epoch == self.unfrozen_at:
+                self.network[0].requires_grad_(True)
+                self.optimizers().optimizer.add_param_group({"params": self.network[0].parameters()})
+
+    def fit(unfrozen_at):
+        torch.manual_seed(0)
+        module, callback = Unfrozen(), cdgrad.lightning.ChannelDirected(SOBOLEV)
+        module.unfrozen_at = unfrozen_at
+        example.lightning.Trainer(max_epochs=3, callbacks=[callback], **example.quiet).fit(
+            module, example.batches
+        )
+        return module
+
+    torch.manual_seed(0)
+    module = example.Classifier()
+    optimizer = torch.optim.SGD(module.network[3].parameters(), lr=0.05, momentum=0.9)
+    for epoch in range(3):
+        if epoch == 1:
+            optimizer.add_param_group({"params": module.network[0].parameters()})
+        for images, labels in example.batches:
+            module.zero_grad()
+            functional.cross_entropy(module.network(images), labels).backward()
+            cdgrad.channel_directed_([module.network[0].weight.grad], SOBOLEV)
+            optimizer.step()
+    assert torch.equal(weights(fit(1)), weights(module))
+    with pytest.warns(UserWarning, match="no gradient was directed: all selected weights were frozen"):
+        fit(9)
+
+
+@lightning_example
+def test_clip_with_manual_optimization_is_refused_with_what_to_call(example):
+    module = type("Manual", (Plain, example.Manual), {})()
+    with pytest.raises(
+        ValueError, match=r"clip=True .* Manual with manual .* call handle\.apply\(\) for each"
+    ):
+        example.lightning.Trainer(
+            max_epochs=1, callbacks=[cdgrad.lightning.ChannelDirected(SOBOLEV, clip=True)], **example.quiet
+        ).fit(module, example.batches)
+
+
 @huggingface_example
 def test_the_trainer_callback_gives_the_weights_of_the_recipe_twice_over_and_logs(example, tmp_path):
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -369,6 +417,10 @@ def test_the_trainer_callback_resumes_its_schedule(example, tmp_path):
 
     whole, steps = train()
     assert steps[-1] == 3
-    resumed, steps = train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert steps[-2:] == [2, 3]
-    torch.testing.assert_close(resumed, whole, rtol=0, atol=0)
+    moved = (tmp_path / "checkpoint-2").rename(tmp_path / "elsewhere")
+    for options in ({}, {"restore_callback_states_from_checkpoint": True}):
+        for name, value in options.items():
+            setattr(arguments, name, value)
+        resumed, steps = train(resume_from_checkpoint=str(moved))
+        assert steps[-2:] == [2, 3]
+        torch.testing.assert_close(resumed, whole, rtol=0, atol=0)

@@ -11,7 +11,8 @@ as a new one, too; identity and version show that.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 from torch import Tensor
@@ -35,6 +36,8 @@ class DirectedGradients:
     def __init__(self, targets: Sequence[Target]) -> None:
         self._records: dict[int, Record] = {}
         self._added: list[_Batch] = []  # records that are created on demand
+        # When the running closure began: each record, and its gradient as it was then.
+        self._before_closure: dict[int, tuple[Record, Record | None]] = {}
         self._used: dict[int, Record] = {}
         self._used_batches: list[_Batch] = []
         self._targets = targets
@@ -85,19 +88,30 @@ class DirectedGradients:
         refs = references(grads, sharded=self._sharded)
         self._added.append((indices, refs, versions(grads, sharded=self._sharded)))
 
-    def state(self) -> dict[int, Record]:
-        """The directed gradients as they are now, for `forget_changed` later."""
-        grads = {i: g for i in self.records if (g := self._targets[i].param.grad) is not None}
-        refs = references(list(grads.values()), sharded=self._sharded)
-        return {i: (ref, version(g)) for (i, g), ref in zip(grads.items(), refs, strict=True)}
+    @contextmanager
+    def around_closure(self) -> Generator[None]:
+        """Within, a closure runs: what was directed earlier and not computed anew is directed still."""
+        state = self._state()
+        self._before_closure = {i: (record, state.get(i)) for i, record in self.records.items()}
+        try:
+            yield
+            for i in [i for i in self.records if not self.is_directed(i)]:
+                del self.records[i]
+        finally:
+            self._before_closure = {}
 
-    def forget_changed(self, since: dict[int, Record], only: dict[int, Record] | None = None) -> None:
-        """Forget the gradients that are not the same tensors, unwritten, as in `since`.
+    def is_directed(self, i: int) -> bool:
+        """Whether the gradient is directed, also within a closure, which may have computed it anew."""
+        record = self.records.get(i)
+        if record is None or i not in self._before_closure:
+            return record is not None
+        before, state = self._before_closure[i]
+        return record is not before or self._unchanged(i, state)
 
-        With `only`, those alone whose record is still the one in it: others were directed anew.
-        """
+    def forget_changed(self) -> None:
+        """Forget the gradients that are not the same tensors, unwritten, as when they were directed."""
         for i, record in list(self.records.items()):
-            if (only is None or only.get(i) is record) and not self._unchanged(i, since.get(i)):
+            if not self._unchanged(i, record):
                 del self.records[i]
 
     def is_used(self, i: int) -> bool:
@@ -115,6 +129,11 @@ class DirectedGradients:
         else:
             self._used, self._used_batches = {}, self._added
         self._records, self._added = {}, []
+
+    def _state(self) -> dict[int, Record]:
+        grads = {i: g for i in self.records if (g := self._targets[i].param.grad) is not None}
+        refs = references(list(grads.values()), sharded=self._sharded)
+        return {i: (ref, version(g)) for (i, g), ref in zip(grads.items(), refs, strict=True)}
 
     def _forget_written(self) -> None:
         _make_records(self._records, self._added)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -13,15 +11,16 @@ from cdgrad.attachment import Attachment, attach
 from cdgrad.metric_schedule import Schedule
 from cdgrad.metrics import Metric
 
-_STATE = "cdgrad.json"
+_KEY = "cdgrad"  # among the states of callbacks; the name of a class there would be restored as one
 
 
 class ChannelDirected(TrainerCallback):
     """`cdgrad.attach` as a `Trainer` callback.
 
     It attaches when training starts, to the optimizer inside Accelerate's wrapper, and detaches when it
-    ends, so that ``train()`` can be called again. The step count is saved as ``cdgrad.json`` in every
-    checkpoint folder, and read from there where ``train(resume_from_checkpoint=...)`` continues.
+    ends, so that ``train()`` can be called again. The step count is saved in the state of the
+    trainer (``trainer_state.json`` of every checkpoint folder), and ``train(resume_from_checkpoint=...)``
+    continues there, wherever the folder is.
 
     Args:
         metric: see `cdgrad.attach`.
@@ -60,9 +59,8 @@ class ChannelDirected(TrainerCallback):
         self.handle = attach(optimizer, kwargs["model"], self.metric, **self.options)
         if self.schedule is not None:
             self.handle.schedule(self.schedule)
-        saved = Path(args.output_dir or ".", f"checkpoint-{state.global_step}", _STATE)
-        if state.global_step and saved.exists():
-            self.handle.load_state_dict(json.loads(saved.read_text(encoding="utf-8")))
+        if (saved := _states(state).get(_KEY)) is not None:
+            self.handle.load_state_dict(saved)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -85,13 +83,12 @@ class ChannelDirected(TrainerCallback):
             state.log_history[-1].update(self._last)
             self._last = {}
 
-    def on_save(
+    def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Save the attachment's state beside the trainer's."""
-        folder = Path(args.output_dir or ".", f"checkpoint-{state.global_step}")
-        if self.handle is not None and state.is_world_process_zero and folder.is_dir():
-            (folder / _STATE).write_text(json.dumps(self.handle.state_dict()), encoding="utf-8")
+        """Put the attachment's state into the trainer's, which is saved next if a checkpoint is due."""
+        if self.handle is not None:
+            _states(state)[_KEY] = self.handle.state_dict()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -103,3 +100,8 @@ class ChannelDirected(TrainerCallback):
         if self.handle is not None:
             self.handle.remove()
         self.handle = None
+
+
+def _states(state: TrainerState) -> dict[str, Any]:
+    """What the trainer saves of callbacks, by name; its type is that of the list that it is made from."""
+    return cast(dict[str, Any], state.stateful_callbacks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,14 +18,16 @@ from cdgrad.refusals import parameters
 class ChannelDirected(Callback):
     """`cdgrad.attach` as a Lightning `Callback`.
 
-    It attaches when training starts, saves the step count with Lightning's checkpoints and resumes from
-    them, and detaches when training ends.
+    It attaches when training starts, or, where all selected weights are frozen then, before the first batch
+    in which an optimizer holds one (as with ``BackboneFinetuning``). It saves the step count with Lightning's
+    checkpoints and resumes from them, and detaches when training ends.
 
     Args:
         metric: see `cdgrad.attach`.
         schedule: the metric, or lam, as a function of the step, see `cdgrad.Attachment.schedule`.
         statistics: log `cdgrad.Attachment.statistics` under ``cdgrad/`` every so many steps; 0 for never.
         clip: direct before Lightning clips, so that ``gradient_clip_val`` bounds what the optimizer sees.
+            With manual optimization call ``handle.apply()``, for each of `handles`, before clipping.
         attach_options: the keywords of `cdgrad.attach`. A model with several optimizers needs a metric
             that fits them all; those that hold none of the selected weights are left alone.
 
@@ -32,7 +35,10 @@ class ChannelDirected(Callback):
         handles: the attachments, one for each optimizer that holds selected weights.
 
     Raises:
-        ValueError, TypeError: as `cdgrad.attach`, when training starts.
+        ValueError, TypeError: as `cdgrad.attach`, when training starts; `clip` with manual optimization.
+
+    Warns:
+        UserWarning: training ended and all selected weights were frozen.
     """
 
     def __init__(
@@ -52,11 +58,38 @@ class ChannelDirected(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Attach, and resume from a checkpoint that was loaded."""
+        if self.clip and not pl_module.automatic_optimization:
+            raise ValueError(
+                f"clip=True directs before Lightning clips, and {type(pl_module).__name__} with manual "
+                "optimization clips by itself; leave clip=False, and call handle.apply() for each of the "
+                "callback's handles before self.clip_gradients(...)"
+            )
+        self._attach(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Attach, if all selected weights were frozen until now."""
+        if not self.handles:
+            self._attach(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell where nothing was attached."""
+        if not self.handles:
+            warnings.warn(
+                "no gradient was directed: all selected weights were frozen, and no optimizer held one; "
+                "unfreeze them and add them to an optimizer, or remove this callback",
+                stacklevel=2,
+            )
+
+    def _attach(self, trainer: Trainer, pl_module: LightningModule) -> None:
         options = {
             name: value for name, value in self.options.items() if name in Options.__dataclass_fields__
         }
         weights = {target.param for target in Options(**options).select(pl_module).targets}
         optimizers = [optimizer for optimizer in trainer.optimizers if weights & parameters(optimizer)]
+        if weights and not optimizers and not any(weight.requires_grad for weight in weights):
+            return
         # Without a match, `attach` says why.
         self.handles = [
             attach(optimizer, pl_module, self.metric, **self.options)

@@ -89,18 +89,14 @@ class StepHooks:
             return
         self._nested = False
         # The last step failed. What it directed is directed still, unless something wrote it since.
-        memory = self._gradients.memory
-        memory.forget_changed(dict(memory.records))
+        self._gradients.memory.forget_changed()
 
     def _directing(self, optimizer: Optimizer, closure: Callable[..., object]) -> Callable[[], object]:
         """The closure, followed by the operator on the gradients that it computed."""
 
         def evaluate() -> object:
-            memory = self._gradients.memory
-            before, state = dict(memory.records), memory.state()
-            result = closure()
-            # What was directed earlier and not computed anew is directed still.
-            memory.forget_changed(state, only=before)
+            with self._gradients.memory.around_closure():
+                result = closure()
             self._direct(optimizer)
             return result
 

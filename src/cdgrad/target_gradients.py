@@ -147,7 +147,7 @@ class TargetGradients:
             RuntimeError: the gradients are directed already.
         """
         gradients = self._with_gradients()
-        if any(i in self.memory.records or self.memory.is_used(i) for i in gradients.indices):
+        if any(self.memory.is_directed(i) or self.memory.is_used(i) for i in gradients.indices):
             raise RuntimeError(
                 "these gradients are directed already; call handle.statistics() after the backward pass and "
                 "before handle.apply() or optimizer.step()"
