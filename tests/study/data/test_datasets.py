@@ -477,3 +477,20 @@ def test_the_shared_folders_load_with_their_official_splits(
     assert (parts.image_shape, parts.classes) == (image_shape, classes)
     assert (len(parts.train), len(parts.validation), len(parts.test)) == (1000, 500, counts[1])
     assert len(list(cached.iterdir())) == 1
+
+
+def test_a_column_of_paths_is_one_of_images_and_a_column_of_numbers_is_not(tmp_path):
+    folder = tmp_path / "table"
+    folder.mkdir()
+    rows = ["file,label"]
+    for k in range(4):
+        file = tmp_path / f"{k}.png"
+        pillow.fromarray(pictures(1, k)[0]).save(file)
+        rows.append(f"{file},{k % 2}")
+    (folder / "train.csv").write_text("\n".join(rows))
+    with pytest.warns(UserWarning, match="the 4 images outside the folder are not part of its hash"):
+        assert len(data.load(Task(str(folder), 2, 1, image="file"), 0).train) == 2
+    with pytest.raises(
+        StudyError, match="column label holds values of type int64, neither images nor the paths"
+    ):
+        data.load(Task(str(folder), 2, 1, image="label", label="label"), 0)

@@ -1,16 +1,20 @@
 """What a report says where a comparison is degenerate, or lies on a boundary."""
 
 import dataclasses
+import io
 import math
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from cdgrad.study.report import compose, paper
+from cdgrad.study.report.document import Document, Section, Table
 from cdgrad.study.report.figures.differences import overview
 from cdgrad.study.report.figures.drawing import look
 from cdgrad.study.report.remarks import remarks
 from cdgrad.study.report.tables import certainty, p_value, power
+from cdgrad.study.report.text import to_terminal
 from cdgrad.study.report.verdicts import across_cells, p_in_words, verdict, verdicts
 from cdgrad.study.report.words import Words
 from cdgrad.study.spec import parse
@@ -176,3 +180,13 @@ def test_a_baseline_without_a_finished_run_is_said_to_be_missing(results):
     found = results([0.2, 0.1])
     alone = Results.of(found.spec, [run for run in found.runs if run.arm == "directed"])
     assert verdicts(alone, "") == ["Nothing is compared: no seed has finished in sgd and another arm."]
+
+
+def test_no_number_is_folded_in_a_narrow_terminal():
+    rows = [("an arm with a long name", *("1,234,567",) * 9)]
+    table = Table("T", ("arm", *("n",) * 9), rows, "note", align="l" + "r" * 9)
+    document = Document("t", "s", (), (), [Section("", (), [table])], (), "")
+    console = Console(width=80, file=io.StringIO())
+    to_terminal(document, console)
+    assert console.file.getvalue().count("1,234,567") == 9
+    assert "an arm with" in console.file.getvalue()

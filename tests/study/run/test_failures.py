@@ -168,3 +168,12 @@ def test_a_connection_that_the_users_code_misses_is_a_failure_of_the_run(folder)
     spec = load("mine.toml")
     run = execute(Job("", "a", None, 0, spec.setting("", "a"), folder=spec.folder), lambda *_: None)
     assert run.message == "failing:run failed: ConnectionRefusedError: no server"
+
+
+def test_what_ended_workers_leave_is_freed_without_a_warning():
+    code = (
+        "import os, multiprocessing as m; from cdgrad.study.run import worker; "
+        "worker._start_resource_tracker(); kept = m.get_context('spawn').Lock(); os._exit(0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

@@ -41,6 +41,7 @@ def read(task: Task, library: Any, contents: Contents | None, arrow: Path) -> So
                 f"{task.data}: split {name} has no column {', '.join(sorted(missing))}, which the training "
                 "split has; name others as task.image and task.label, or another split"
             )
+    images = {name: _images(task, library, loaded[name], image) for name in roles.values()}
     notes = [
         f"the {len(loaded[name])} images of split {name} are not read"
         for name in loaded
@@ -51,8 +52,8 @@ def read(task: Task, library: Any, contents: Contents | None, arrow: Path) -> So
         notes += _unread(contents, files, sum(map(len, loaded.values())))
         notes += _in_several_folders(contents, {name: files.get(name, []) for name in roles.values()})
         for name in roles.values():
-            notes += _outside(loaded[name], image, (contents.folder, arrow.resolve()))
-    splits = {role: _split(library, loaded[name], name, image, label) for role, name in roles.items()}
+            notes += _outside(images[name], image, (contents.folder, arrow.resolve()))
+    splits = {role: _split(loaded[name], images[name], name, image, label) for role, name in roles.items()}
     return Source(splits, roles, tuple(notes))
 
 
@@ -150,9 +151,19 @@ def _outside(split: Any, image: str, inside: tuple[Path, ...]) -> list[str]:
     return [f"{what}: no record would show that they changed"]
 
 
-def _split(library: Any, split: Any, name: str, image: str, label: str) -> SourceSplit:
-    files = split.select_columns([image]).cast_column(image, library.Image(decode=False))
+def _images(task: Task, library: Any, split: Any, image: str) -> Any:
+    """The column of images, each as its bytes or the path of its file, which a column of text may hold."""
+    try:
+        return split.select_columns([image]).cast_column(image, library.Image(decode=False))
+    except Exception as error:  # whatever pyarrow raises for the kind of the column
+        kind = getattr(split.features[image], "dtype", type(split.features[image]).__name__)
+        raise StudyError(
+            f"{task.data}: column {image} holds values of type {kind}, neither images nor the paths of image "
+            "files; name another as task.image"
+        ) from error
 
+
+def _split(split: Any, files: Any, name: str, image: str, label: str) -> SourceSplit:
     def images() -> Iterator[tuple[str, ImageFile]]:
         for row, content in enumerate(files):
             yield f"row {row} of split {name}", image_file(content[image])

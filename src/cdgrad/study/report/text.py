@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import re
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -13,6 +15,8 @@ from cdgrad.study.report.document import Document, Table
 from cdgrad.study.shown import lines as lines_of
 from cdgrad.study.shown import one_line
 from cdgrad.tables import markdown as markdown_table
+
+_WORDS = 12  # columns of a terminal, at least, for words that may be folded
 
 
 def to_terminal(document: Document, console: Console) -> None:
@@ -33,7 +37,7 @@ def to_terminal(document: Document, console: Console) -> None:
         for table in section.tables:
             console.print()
             console.print(Text(one_line(table.title), style="bold"))
-            console.print(_grid(table))
+            _print_table(table, console)
             if table.note not in printed:  # the tables of all cells have the same
                 console.print(Text(one_line(table.note), style="dim"))
             printed.add(table.note)
@@ -73,6 +77,26 @@ def markdown_rows(table: Table) -> list[str]:
     """A table's header and rows in Markdown, without its title and note."""
     header, *rows = (list(map(_plain, cells)) for cells in (table.header, *table.rows))
     return markdown_table(header, rows, table.align)
+
+
+def _print_table(table: Table, console: Console) -> None:
+    """Print a table; where the terminal is too narrow, lines go beyond its edge, whole, and it wraps them."""
+    if (least := _least_width(table)) <= console.width:
+        console.print(_grid(table))
+        return
+    wide = io.StringIO()
+    Console(width=least, file=wide, highlight=False, color_system=None).print(_grid(table))
+    console.out(wide.getvalue(), end="", highlight=False)
+
+
+def _least_width(table: Table) -> int:
+    """Columns of a terminal that a table needs: a number that is folded is read as two, and words vanish."""
+    columns = zip(table.header, *table.rows, strict=True)
+    widths = [max(cell_len(one_line(cell)) for cell in column) for column in columns]
+    return sum(
+        2 + (width if letter == "r" else min(width, _WORDS))
+        for width, letter in zip(widths, table.align, strict=True)
+    )
 
 
 def _grid(table: Table) -> RichTable:

@@ -192,6 +192,16 @@ def _without_main() -> Generator[None]:
         sys.modules["__main__"] = main
 
 
+def _start_resource_tracker() -> None:
+    """Start the process that frees what ended workers leave, such as semaphores of a progress bar.
+
+    It frees them all; its warning that there were some would follow the one line that says why a study ended.
+    """
+    filters = [f for f in (os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker") if f]
+    with environment_variables({"PYTHONWARNINGS": ",".join(filters)}):
+        resource_tracker.ensure_running()
+
+
 @contextmanager
 def interrupts_held() -> Generator[None]:
     """Ctrl-C waits until the end, and processes started inside begin with it blocked.
@@ -202,7 +212,7 @@ def interrupts_held() -> Generator[None]:
         yield
         return
     if sys.platform != "win32":  # which has none
-        resource_tracker.ensure_running()  # else the first worker starts it, and that unblocks the signal
+        _start_resource_tracker()  # else the first worker starts it, and that unblocks the signal
     came: list[int] = []
     handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
     blocked = set[int]() if sys.platform == "win32" else signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPT)
