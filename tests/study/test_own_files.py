@@ -3,11 +3,17 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
 from cdgrad import cli
+from cdgrad.study import StudyError, files
 from cdgrad.study.files import MANIFEST
+from cdgrad.study.report import compose
+from cdgrad.study.report.document import Document
+from cdgrad.study.statistics import Results
 
 
 @pytest.fixture
@@ -67,6 +73,22 @@ def test_the_report_of_an_older_study_is_replaced(study, tmp_path):
     assert cli.main(["report", "."]) == 0
     assert (tmp_path / "report.md").read_text() != "from an older version"
     assert cli.main(["report", "."]) == 0
+
+
+def test_reports_that_are_written_at_once_take_turns(tiny, make_run, tmp_path, monkeypatch):
+    results = Results.of(tiny, [make_run("sgd", 0, 3.0)])
+
+    def write(title):
+        for _ in range(6):
+            compose.write(results, tmp_path, Document(title, "", [], [], [], [], ""))
+
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(write, ["a" * 100_000, "b" * 100_000]))
+    write("later")  # no report is taken for a file of the user's
+    monkeypatch.setattr(compose, "_WAIT", 0)
+    held = closing(files.lock(tmp_path / files.REPORT_LOCK))
+    with held, pytest.raises(StudyError, match="another one is being written in"):
+        write("")
 
 
 def test_a_report_from_a_place_that_may_only_be_read(study, tmp_path):

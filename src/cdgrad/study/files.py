@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
 import tempfile
 from pathlib import Path
 from typing import cast
@@ -21,12 +22,32 @@ CHECKPOINTS = f"{OWN}checkpoints"  # the folder of a study's unfinished runs, in
 SAVE_EVERY = 30.0  # least number of seconds between two checkpoints of a run
 LOGS = f"{OWN}logs"  # the folder of the tracebacks of failed runs, in the study's own
 MANIFEST = f"{OWN}files.json"
+REPORT_LOCK = f"{OWN}report-lock"
 REPORT = ("report.html", "report.md", "runs.csv", "trials.csv")
 
 
 def is_own(path: Path) -> bool:
     """Whether the name of a file, or of its folder, is one that only cdgrad uses."""
     return path.name.startswith(OWN) or path.absolute().parent.name.startswith(OWN)
+
+
+def lock(path: Path, wait: float = 0.0) -> sqlite3.Connection:
+    """Hold a lock until the result is closed: an exclusive transaction on a file of its own.
+
+    The system ends it with the process, even killed. Waits at most `wait` seconds.
+
+    Raises:
+        OSError: the file cannot be written.
+        sqlite3.OperationalError: it is locked.
+    """
+    path.open("ab").close()  # SQLite would lock a file that it cannot write
+    connection = sqlite3.connect(path, timeout=wait, isolation_level=None)
+    try:
+        connection.execute("BEGIN EXCLUSIVE")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def replace(path: Path, content: bytes | memoryview) -> None:

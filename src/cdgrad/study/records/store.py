@@ -172,7 +172,7 @@ class Store:
 
 
 def _locked(folder: Path) -> sqlite3.Connection:
-    """An exclusive transaction on a file of its own: the system ends it with the process, even killed."""
+    """The lock of a folder, which is created; see `files.lock`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -180,9 +180,7 @@ def _locked(folder: Path) -> sqlite3.Connection:
             f"cannot create the folder {folder}: {error.strerror}; choose another --out"
         ) from error
     try:
-        (folder / LOCK).open("ab").close()  # SQLite would lock a file that it cannot write
-        lock = sqlite3.connect(folder / LOCK, timeout=0, isolation_level=None)
-        lock.execute("BEGIN EXCLUSIVE")
+        return files.lock(folder / LOCK)
     except OSError as error:
         raise StudyError(f"cannot write in {folder}: {error.strerror}; choose another --out") from error
     except sqlite3.Error as error:
@@ -191,7 +189,6 @@ def _locked(folder: Path) -> sqlite3.Connection:
         else:
             message = f"cannot write in {folder}: {error}; choose another --out"
         raise StudyError(message) from error
-    return lock
 
 
 def _denied(path: Path, error: sqlite3.Error) -> str:

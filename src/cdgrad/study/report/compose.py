@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from cdgrad.study.report.verdicts import across_cells, verdicts
 from cdgrad.study.statistics.results import Results, read
 from cdgrad.study.statistics.together import together as combined
 
+_WAIT = 30.0  # seconds for another process to end its report of the same folder
 __all__ = ["Results", "document", "read", "together", "write"]
 
 
@@ -84,14 +87,13 @@ def write(results: Results, folder: Path, written: Document | None = None) -> li
     for figure in doc.figures:
         content[f"{figure.name}.png"] = figure.png()
     try:
-        manifest = files.Manifest(folder, FILE)
-        if foreign := manifest.foreign([*content]):
-            raise StudyError(
-                f"the report was not written: {folder / foreign} is not from cdgrad, or was changed since; "
-                "move it away, and run cdgrad report again"
-            )
-        for name, data in content.items():
-            manifest.write(name, data)
+        with closing(files.lock(folder / files.REPORT_LOCK, _WAIT)):
+            _write(content, folder)
+    except sqlite3.OperationalError as error:
+        raise StudyError(
+            f"the report was not written: another one is being written in {folder} ({error}); run cdgrad "
+            "report again"
+        ) from error
     except OSError as error:
         exists = error.filename and Path(error.filename).exists()
         place = f"{error.filename}: " if exists else ""
@@ -102,6 +104,18 @@ def write(results: Results, folder: Path, written: Document | None = None) -> li
             "the folder"
         ) from error
     return [folder / name for name in content]
+
+
+def _write(content: Mapping[str, bytes], folder: Path) -> None:
+    """Replace the files of a report, of which one process at a time may write."""
+    manifest = files.Manifest(folder, FILE)
+    if foreign := manifest.foreign([*content]):
+        raise StudyError(
+            f"the report was not written: {folder / foreign} is not from cdgrad, or was changed since; "
+            "move it away, and run cdgrad report again"
+        )
+    for name, data in content.items():
+        manifest.write(name, data)
 
 
 def _cell(results: Results, cell: str, several: bool, target: float | None) -> Section:
