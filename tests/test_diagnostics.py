@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from cdgrad import ReweightedL2, Sobolev, channel_directed
+from cdgrad import ReweightedL2, Sobolev, channel_directed, step_probe
 from cdgrad.diagnostics import (
     agreement,
     divergence,
@@ -14,6 +14,30 @@ from cdgrad.diagnostics import (
     signal_and_noise,
     similarity_order,
 )
+
+
+class Apples(torch.Tensor):
+    """A tensor on a GPU without float64."""
+
+    @property
+    def device(self):
+        return torch.device("mps")
+
+    def cpu(self):
+        return self.as_subclass(torch.Tensor)
+
+    def double(self):
+        raise TypeError("the MPS framework doesn't support float64")
+
+
+def test_a_gpu_without_float64_is_measured_on_the_host():
+    x, y = torch.randn(2, 6, 4)
+    there, other = x.as_subclass(Apples), y.as_subclass(Apples)
+    assert roughness(there) == roughness(x)
+    assert agreement([there], [other]) == agreement([x], [y])
+    assert divergence([there], [other]) == divergence([x], [y])
+    assert similarity_order(there).equal(similarity_order(x))
+    assert step_probe._is_derived(there * 2, there)
 
 
 @pytest.mark.parametrize("n", [2, 3, 16, 256])

@@ -147,7 +147,7 @@ def test_cached_weights_outlive_what_another_stream_reads(monkeypatch, capturing
     monkeypatch.setattr(graphs, "_kept", kept := set())
     monkeypatch.setattr(graphs, "capturing_on", lambda device: capturing)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
-    graphs.keep_for_replays(torch.device("cuda:1"), iter(weights))
+    graphs.keep_until_read(torch.device("cuda:1"), iter(weights))
     assert (kept, read) == (({*weights}, []) if capturing else (set(), ["the stream of cuda:1"] * 2))
 
 

@@ -76,9 +76,10 @@ def agreement_sums(raw: Sequence[Tensor], directed: Sequence[Tensor]) -> Tensor:
 
     They stay on the device of the gradients, and the host does not wait for them.
     """
-    totals = [torch.zeros((), dtype=torch.float64, device=raw[0].device if raw else None) for _ in range(3)]
+    device = raw[0].device if raw and raw[0].device.type != "mps" else None
+    totals = [torch.zeros((), dtype=torch.float64, device=device) for _ in range(3)]
     for g, Pg in zip(raw, directed, strict=True):
-        g, Pg = g.double(), Pg.double()
+        g, Pg = _exact(g), _exact(Pg)
         for total, product in zip(totals, (g * Pg, g.square(), Pg.square()), strict=True):
             part = product.sum()
             total += part.full_tensor() if is_dtensor(part) else part
@@ -99,7 +100,7 @@ def gradient_statistics(jobs: Sequence[tuple[Target, Tensor, Tensor]]) -> dict[s
     """`cdgrad.Attachment.statistics` of (target, ordinary gradient g, directed gradient P g)."""
     sums: list[Tensor] = []
     for target, raw, directed in jobs:
-        g, Pg = raw.double(), directed.double()
+        g, Pg = _exact(raw), _exact(directed)
         steps, deviations = zip(*map(_energies, _blocks(target)), strict=True)
         parts = (g * Pg).sum(), g.square().sum(), Pg.square().sum(), *steps, *deviations
         whole = [part.full_tensor() if is_dtensor(part) else part for part in parts]
@@ -133,6 +134,11 @@ def _energies(columns: Tensor) -> tuple[Tensor, Tensor]:
     """Squared steps between neighbors, and squared deviations from the mean."""
     steps = columns.diff(dim=1).square().sum()
     return steps, (columns - columns.mean(1, keepdim=True)).square().sum()
+
+
+def _exact(x: Tensor) -> Tensor:
+    """In float64; on the host for Apple's GPUs, which have none."""
+    return x.cpu().double() if x.device.type == "mps" else x.double()
 
 
 def _sum(x: Tensor) -> float:
@@ -236,7 +242,7 @@ def similarity_order(weight: Tensor, dim: int = 0) -> Tensor:
     >>> similarity_order(torch.tensor([0.0, 6.0, 1.0, 4.0]))
     tensor([1, 3, 2, 0])
     """
-    channels = weight.double().movedim(dim, 0).flatten(1) if weight.ndim > 1 else weight.double()[:, None]
+    channels = _columns(weight, dim, 1)[0]
     distances = torch.cdist(channels, channels)
     at = int((channels - channels.mean(0)).square().sum(1).argmax())
     order = [at]
@@ -275,7 +281,7 @@ def divergence(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     if [x.shape for x in a] != [y.shape for y in b]:
         raise ValueError("expected parameters of equal shapes, in the same order")
     for x, y in zip(a, b, strict=True):
-        x, y = x.double(), y.double()
+        x, y = _exact(x), _exact(y)
         size = x.abs() + y.abs()
         # Where both are 0, so is the difference, and any positive size will do.
         total += _sum(2 * (x - y).abs() / size.where(size > 0, 1))
@@ -315,13 +321,13 @@ def sharpness(
     v = [torch.randn(w.shape, generator=random).to(w) for w in weights]
     value = 0.0
     for _ in range(iterations):
-        norm = math.sqrt(sum(_sum(x.double().square()) for x in v))
+        norm = math.sqrt(sum(_sum(_exact(x).square()) for x in v))
         if norm == 0:
             return 0.0
         v = [x / norm for x in v]
         inner = torch.stack([(g * x).sum() for g, x in zip(gradients, v, strict=True)]).sum()
         product = torch.autograd.grad(inner, weights, retain_graph=True, materialize_grads=True)
-        last, value = value, sum(_sum((p * x).double()) for p, x in zip(product, v, strict=True))
+        last, value = value, sum(_sum(_exact(p * x)) for p, x in zip(product, v, strict=True))
         v = [p.detach() for p in product]
         if abs(value - last) <= tolerance * abs(value):
             break
@@ -340,5 +346,5 @@ def _modes(gradient: Tensor, dim: int, groups: int) -> Tensor:
 
 def _columns(tensor: Tensor, dim: int, groups: int) -> Tensor:
     """In float64, of shape (groups, n, columns): n channels of each group along axis 1."""
-    channels = tensor.double().movedim(dim, 0)
+    channels = _exact(tensor).movedim(dim, 0)
     return channels.reshape(groups, len(channels) // groups, -1)

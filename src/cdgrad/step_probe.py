@@ -113,8 +113,9 @@ def _is_derived(x: Tensor, grad: Tensor, *others: Tensor) -> bool:
 
 def _is_combination(x: Tensor, *of: Tensor) -> bool:
     """Whether x is a linear combination of the others, to rounding."""
-    basis = torch.stack([part.detach().double().flatten() for part in of], 1)
-    target = x.detach().double().flatten()
+    # On the host: not every GPU has float64, nor every backend a pseudo-inverse.
+    target, *parts = (part.detach().cpu().double().flatten() for part in (x, *of))
+    basis = torch.stack(parts, 1)
     inverse = cast(Tensor, torch.linalg.pinv(basis))
     residual = (target - basis @ (inverse @ target)).square().sum()
     return bool(residual <= _TOLERANCE**2 * target.square().sum())

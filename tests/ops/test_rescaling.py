@@ -127,7 +127,7 @@ def test_a_graph_writes_new_addresses_with_a_kernel_that_is_loaded(launches, mon
     monkeypatch.setattr(launch, "_prepared_for_captures", set())
     kept = []
     monkeypatch.setattr(
-        "cdgrad.ops.triton.scaling.keep_for_replays", lambda device, arrays: kept.extend(arrays)
+        "cdgrad.ops.triton.scaling.keep_until_read", lambda device, arrays: kept.extend(arrays)
     )
     one, half = ([torch.full((), x, dtype=torch.float64)] for x in (1.0, 0.5))
     known, new = torch.randn(4, 3), torch.randn(4, 3)

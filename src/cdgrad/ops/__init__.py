@@ -79,7 +79,7 @@ def channel_directed_(
 ) -> None:
     """`channel_directed` on a list of gradients, in place: memory and strides are kept.
 
-    Every tensor is checked before the first is written, so an error leaves all untouched. An
+    Every tensor is checked before the first is written, so what is refused leaves all untouched. An
     expanded tensor is written once per element it holds. DTensors are directed as a whole, each rank
     writing its own part; every rank must call with the same list, see docs/distributed.md.
 

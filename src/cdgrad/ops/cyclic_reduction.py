@@ -154,7 +154,7 @@ def _weights(n: int, lam: float, dtype: torch.dtype, device: torch.device) -> li
 
 def _on_device(n: int, lam: float, x: Tensor) -> list[list[Tensor]]:
     weights = _weights(n, lam, x.dtype, x.device)
-    graphs.keep_for_replays(x.device, chain.from_iterable(weights))
+    graphs.keep_until_read(x.device, chain.from_iterable(weights))
     return [as_like(each, x) for each in weights]
 
 

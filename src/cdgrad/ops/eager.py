@@ -313,5 +313,5 @@ def _weights(metric: Sobolev | MeanSobolev, n: int, dtype: torch.dtype, device: 
 
 def _on_device(metric: Sobolev | MeanSobolev, x: Tensor) -> list[Tensor]:
     weights = _weights(metric, len(x), x.dtype, x.device)
-    graphs.keep_for_replays(x.device, weights)
+    graphs.keep_until_read(x.device, weights)
     return as_like(weights, x)

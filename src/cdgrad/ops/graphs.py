@@ -36,7 +36,7 @@ def refuse_upload(device: torch.device, weights: str) -> None:
         )
 
 
-def keep_for_replays(device: torch.device, weights: Iterable[Tensor]) -> None:
+def keep_until_read(device: torch.device, weights: Iterable[Tensor]) -> None:
     """Let weights in a cache outlive what the current stream reads them for: a captured CUDA graph for good.
 
     The cache may drop them at any time, and an allocator knows of their own stream alone: it would give the

@@ -287,7 +287,7 @@ def _weights(
 ) -> Tensor:
     """A part of `coupling` on the device, where it stays, so that a CUDA graph can hold a step."""
     weights = _uploaded(name, metric, lengths, index, dtype, device)
-    graphs.keep_for_replays(device, [weights])
+    graphs.keep_until_read(device, [weights])
     return weights
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cdgrad._torch_private import stream_handle
 from cdgrad.ops.addresses import addresses_of, integers, remember
-from cdgrad.ops.graphs import capturing_on, keep_for_replays
+from cdgrad.ops.graphs import capturing_on, keep_until_read
 from cdgrad.ops.triton import launch
 from cdgrad.ops.triton.kernels import DTYPES
 from cdgrad.ops.triton.scaled import PIECE
@@ -84,8 +84,8 @@ class Scaling:
             )
         arrays = next(reversed(self._on_stream.values()))
         addresses = arrays.addresses.get(key)
-        keep_for_replays(self._device, [arrays.records])
+        keep_until_read(self._device, [arrays.records])
         if addresses is not None:
-            keep_for_replays(self._device, [addresses])
+            keep_until_read(self._device, [addresses])
             return arrays, addresses
         return arrays, launch.write_in_graph(integers(key), self._device)
