@@ -1,5 +1,6 @@
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -145,6 +146,20 @@ def test_repeating_an_analysis_gives_the_same_numbers():
     first = stats.sign_flip_p(differences)
     stats.sign_flips.cache_clear()
     assert stats.sign_flip_p(differences) == first
+
+
+def test_the_flips_of_many_seeds_fit_in_memory_and_are_those_of_one_draw():
+    stats.sign_flips.cache_clear()
+    d = np.random.default_rng(12).normal(size=100)
+    tracemalloc.start()
+    p = stats.sign_flip_p(d)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * 2**16 * 100  # as float64 they would take eight bytes each
+    flipped = np.random.default_rng(0).random((2**16, 100)) < 0.5
+    flipped[0] = False
+    assert ((stats.sign_flips(100) < 0) == flipped).all()
+    assert p == np.mean(abs(np.where(flipped, -1, 1) @ d) >= abs(d.sum()) - 1e-9)
 
 
 def test_holm():

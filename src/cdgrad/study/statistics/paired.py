@@ -23,6 +23,7 @@ LEVEL = 0.95
 POWER = 0.8
 RESAMPLES = 9999  # of the bootstrap
 _EXACT_PAIRS = 17  # of the sign-flip test: 2^16 flips, the first sign being fixed
+_AT_ONCE = 4096  # flips that are computed with in float64
 _ROUNDING = 1e-12  # of a difference of two values, relative to the largest of them
 
 
@@ -171,8 +172,10 @@ def sign_flip_p(differences: ArrayLike) -> float:
     d = np.asarray(differences, dtype=np.float64)
     if len(d) < 2:
         return math.nan
-    rounding = 1e-12 * float(np.abs(d).sum())
-    return float(np.mean(np.abs(sign_flips(len(d)) @ d) >= abs(float(d.sum())) - rounding))
+    least = abs(float(d.sum())) - 1e-12 * float(np.abs(d).sum())
+    flips = sign_flips(len(d))
+    blocks = (flips[start : start + _AT_ONCE] for start in range(0, len(flips), _AT_ONCE))
+    return sum(int((np.abs(block @ d) >= least).sum()) for block in blocks) / len(flips)
 
 
 def smallest_p(pairs: int) -> float:
@@ -181,15 +184,19 @@ def smallest_p(pairs: int) -> float:
 
 
 @lru_cache(maxsize=2)
-def sign_flips(pairs: int) -> Array:
-    """All flips of n signs but for the common one, or 2^16 of them, the unflipped first: (flips, n)."""
-    if pairs <= _EXACT_PAIRS:
-        numbers = np.arange(2 ** (pairs - 1), dtype=np.int64)
-        flipped = (numbers[:, None] & 2 ** np.arange(pairs, dtype=np.int64)) != 0
-    else:
-        flipped = np.random.default_rng(0).random((2 ** (_EXACT_PAIRS - 1), pairs)) < 0.5
-        flipped[0] = False
-    return np.where(flipped, -1.0, 1.0)
+def sign_flips(pairs: int) -> NDArray[np.int8]:
+    """All flips of n signs but for the common one, or 2^16, the unflipped first: (flips, n), a byte each."""
+    count = 2 ** (min(pairs, _EXACT_PAIRS) - 1)
+    signs, random = np.ones((count, pairs), dtype=np.int8), np.random.default_rng(0)
+    for start in range(0, count, _AT_ONCE):
+        block = signs[start : start + _AT_ONCE]
+        if pairs <= _EXACT_PAIRS:
+            numbers = np.arange(start, start + len(block))
+            block[(numbers[:, None] & 2 ** np.arange(pairs)) != 0] = -1
+        else:
+            block[random.random(block.shape) < 0.5] = -1
+    signs[0] = 1
+    return signs
 
 
 def correlation(a: ArrayLike, b: ArrayLike) -> float:
