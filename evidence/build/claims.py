@@ -139,6 +139,7 @@ def _averages(table: Sequence[Row]) -> str:
 
 
 def rates_table(controls: Iterable[Control]) -> str:
+    """A tuned arm a row: its difference to the tuned baseline, and to the baseline at the arm's rate."""
     lines = [
         [
             tables.cell_name(row.cell),

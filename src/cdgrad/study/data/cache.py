@@ -68,11 +68,16 @@ class Decoded:
 
     @property
     def classes(self) -> int:
+        """How many classes there are."""
         return self.description.classes
 
 
 def folder() -> Path:
-    """``$CDGRAD_CACHE``, or ``cdgrad`` in ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    """``$CDGRAD_CACHE``, or ``cdgrad`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Raises:
+        StudyError: none of them is set, and the user has no home folder.
+    """
     if chosen := os.environ.get("CDGRAD_CACHE"):
         return Path(chosen)
     base = os.environ.get("XDG_CACHE_HOME")

@@ -17,7 +17,11 @@ _LABELS = ("label", "labels", "fine_label")  # CIFAR-100 has a coarse_label, too
 
 
 def choose_splits(task: Task, available: Iterable[str]) -> dict[str, str]:
-    """Which split serves as ``train``, and as ``test`` where there is one."""
+    """Which split serves as ``train``, and as ``test`` where there is one.
+
+    Raises:
+        StudyError: a named split does not exist, or none is named where it is not clear which is meant.
+    """
     names = list(available)
     for key in ("train_split", "test_split"):
         if (named := getattr(task, key)) and named not in names:
@@ -35,7 +39,11 @@ def choose_splits(task: Task, available: Iterable[str]) -> dict[str, str]:
 
 
 def choose_columns(task: Task, features: Mapping[str, object]) -> tuple[str, str]:
-    """The columns of the images and the labels."""
+    """The columns of the images and the labels.
+
+    Raises:
+        StudyError: a named column does not exist, or none is named where it is not clear which is meant.
+    """
     images = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
     classes = [name for name, kind in features.items() if type(kind).__name__ == "ClassLabel"]
     labels = [name for name in _LABELS if name in features] or classes

@@ -98,6 +98,7 @@ def _missing(data: str) -> str:
 
 @lru_cache
 def warn_once(message: str) -> None:
+    """Warn of a message that this process has not had yet."""
     warnings.warn(message, stacklevel=3)
 
 

@@ -27,6 +27,10 @@ def common_shape(task: Task, splits: Iterable[Images]) -> tuple[tuple[int, int, 
     """(channels, height, width) that all images get, gray if all are, and notes on what is not read.
 
     Reads the files' headers only.
+
+    Raises:
+        StudyError: an image cannot be read or has more than 8 bits per channel, or sizes differ without
+            ``task.size``.
     """
     modes: dict[str, str] = {}
     several: list[str] = []  # with several frames or pages

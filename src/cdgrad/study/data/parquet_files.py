@@ -77,7 +77,11 @@ def _parquet() -> Any:
 
 
 def columns_of(path: Path) -> dict[str, dict[str, Any]]:
-    """What the file says of its columns; those of images are recognized without it, too."""
+    """What the file says of its columns; those of images are recognized without it, too.
+
+    Raises:
+        StudyError: the file cannot be read.
+    """
     with _explained(path):
         schema = _parquet().read_schema(path)
         metadata: dict[bytes, bytes] = schema.metadata or {}

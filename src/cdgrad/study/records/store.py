@@ -121,7 +121,11 @@ class Store:
             return [(spec.name, spec.text) for spec in specs if spec.hash in used]
 
     def spec(self) -> tuple[str, str]:
-        """Name and text of the present specification."""
+        """Name and text of the present specification.
+
+        Raises:
+            StudyError: there is none yet, or it is damaged.
+        """
         with self._explained():
             specs = self._specifications()
         if not specs:

@@ -262,7 +262,11 @@ _CELL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,39}")
 
 
 def read_cells(table: Mapping[str, object], name: str) -> dict[str, Tables]:
-    """The tables of each cell: the specification's own, with the cell's changes."""
+    """The tables of each cell: the specification's own, with the cell's changes.
+
+    Raises:
+        StudyError: a cell's name or one of its tables is not allowed.
+    """
     common = {key: as_table(table[key], key, name) for key in TABLES if key in table}
     if "cells" not in table:
         read_tables(common, {}, name)

@@ -72,7 +72,11 @@ def some_of(*choices: str) -> Rule:
 
 
 def read(cls: type[T], value: object, where: str, name: str) -> T:
-    """An instance of dataclass `cls` from a TOML table; keys beyond its own go to `arguments`."""
+    """An instance of dataclass `cls` from a TOML table; keys beyond its own go to `arguments`.
+
+    Raises:
+        StudyError: a key is unknown or missing, or its value is not allowed; with the key.
+    """
     table = as_table(value, where, name)
     known = {f.name: f for f in fields(cast(Any, cls))}
     free = known.pop("arguments", None) is not None
@@ -148,7 +152,7 @@ def is_a(value: object, kind: type[T]) -> TypeGuard[T]:
 
 
 def as_table(value: object, where: str, name: str) -> dict[str, Any]:
-    """`value`, which must be a table; `where` is its key and `name` the specification's."""
+    """`value`, which must be a table, else StudyError; `where` is its key and `name` the specification's."""
     if not isinstance(value, dict):
         raise error_at(name, where, value, "a table of keys")
     return cast(dict[str, Any], value)
@@ -160,7 +164,11 @@ def as_list(value: object) -> list[object] | None:
 
 
 def seeds(value: object, where: str, name: str) -> tuple[int, ...]:
-    """A count n for the seeds 0..n-1, or a list of them."""
+    """A count n for the seeds 0..n-1, or a list of them.
+
+    Raises:
+        StudyError: it is neither, or has a seed twice.
+    """
     allowed = (
         f"a count of at least 1 and at most {MOST_SEEDS}, or a list of different integers from 0 to 2**63 - 1"
     )

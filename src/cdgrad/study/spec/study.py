@@ -195,7 +195,11 @@ def changed(tables: Tables, changes: Tables) -> Tables:
 
 
 def read_tables(tables: Tables, places: Mapping[str, str], name: str) -> dict[str, Any]:
-    """The four typed tables; `places` holds the prefixes that messages put before some of them."""
+    """The four typed tables; `places` holds the prefixes that messages put before some of them.
+
+    Raises:
+        StudyError: a table is missing or not allowed.
+    """
     for key in TABLES:
         if key not in tables:
             raise StudyError(f"{name}: {key} is missing")
@@ -210,7 +214,11 @@ def apart_from_lam(metric: str) -> tuple[float, str]:
 
 
 def with_option(arm: Arm, key: str, value: Any, name: str) -> Arm:
-    """An arm with another value of an option; ``lam`` is its metric's."""
+    """An arm with another value of an option; ``lam`` is its metric's.
+
+    Raises:
+        StudyError: there is no such option, or the value is not allowed.
+    """
     if key in OPTIONS:
         return read(Arm, asdict(arm) | {key: value}, "arm", name)
     metric = None if arm.metric == NO_METRIC else parse_metric(arm.metric)
