@@ -10,13 +10,14 @@ from rich.console import Console
 
 from cdgrad.study.report import compose, paper
 from cdgrad.study.report.document import Document, Section, Table
+from cdgrad.study.report.figures import curves
 from cdgrad.study.report.figures.differences import overview
 from cdgrad.study.report.figures.drawing import look
 from cdgrad.study.report.remarks import remarks
 from cdgrad.study.report.tables import certainty, p_value, power
 from cdgrad.study.report.text import to_terminal
 from cdgrad.study.report.verdicts import across_cells, p_in_words, verdict, verdicts
-from cdgrad.study.report.words import Words
+from cdgrad.study.report.words import Words, words
 from cdgrad.study.spec import parse
 from cdgrad.study.statistics import paired as stats
 from cdgrad.study.statistics.equivalence import anytime_equivalence
@@ -24,6 +25,7 @@ from cdgrad.study.statistics.results import Results
 from cdgrad.study.statistics.sequential import anytime_interval
 
 CELLS = "[cells.one]\n[cells.two]\n"
+TUNING = '[tuning]\ntrials = 2\nseeds = [9]\nspace."optimizer.lr" = { low = 0.1, high = 1.0 }\n'
 
 
 @pytest.fixture
@@ -190,3 +192,29 @@ def test_no_number_is_folded_in_a_narrow_terminal():
     to_terminal(document, console)
     assert console.file.getvalue().count("1,234,567") == 9
     assert "an arm with" in console.file.getvalue()
+
+
+def test_arms_that_were_not_tuned_alike_are_named(tiny_text, make_run):
+    text = tiny_text + TUNING
+    alike = Results.of(parse(text, "tiny"), [make_run("sgd", 0, 5.0)])
+    assert not any("tuned alike" in sentence for sentence in remarks(alike))
+    pinned = parse(text.replace('lam=3"', 'lam=3"\ntuning = "baseline"'), "tiny")
+    found = Results.of(pinned, [make_run("sgd", 0, 5.0)])
+    how = "sgd tuned by 2 trials; directed at what the trials of sgd chose"
+    assert f"The compared arms were not tuned alike ({how})" in " ".join(remarks(found))
+    assert "directed used what was chosen for sgd." in paper.methods(found)
+
+
+def test_small_percentages_have_the_decimals_that_show_their_spread(results):
+    found = results([0.001, 0.002, 0.003])
+    assert words(found).decimals == 4
+    assert words(results([0.1, 0.2, 0.3])).decimals == 2
+
+
+def test_a_curve_begins_and_ends_where_every_run_was_measured(make_run):
+    often = make_run("sgd", 0, 5.0, epochs=[{"error": float(k)} for k in range(1, 5)])
+    rarely = make_run("sgd", 1, 5.0, epochs=[{}, {"error": 20.0}, {}, {"error": 40.0}])
+    ended = make_run("sgd", 2, 5.0, epochs=[{"error": 90.0}, {"error": 95.0}])
+    epochs, values = curves._curves([often, rarely, ended], "error")
+    assert epochs.tolist() == [2, 4]
+    assert values.tolist() == [[2, 4], [20, 40], [95, 95]]

@@ -106,12 +106,16 @@ def _design(results: Results) -> Iterator[str]:
         f"We {f'compared {compared}' if others else f'trained {reference}'}{cells} over "
         f"{'at most ' * bool(spec.until)}{len(spec.seeds)} {'paired ' * bool(others)}"
         f"seed{'s' * (len(spec.seeds) > 1)}. "
-        "A seed fixes the initialization and the order of the data, alike for all arms."
+        + (
+            "The training function was given the same seeds in all arms."
+            if spec.entry
+            else "A seed fixes the initialization and the order of the data, alike for all arms."
+        )
     )
     if spec.until:
         yield (
             "Seeds were added until every comparison was shown, or its interval was narrower than "
-            f"{spec.until:g} {spec.measure.unit or 'points'}."
+            f"{f'{spec.until:g} {words(results).of_difference}'.rstrip()}."
         )
     if (measure := spec.measure) != ERROR:
         direction = "lower" if measure.direction == "min" else "higher"
@@ -216,6 +220,9 @@ def _budget(spec: Spec) -> Iterator[str]:
         f"{'was' if spec.tuning.trials == 1 else 'were'} executed on {counted(seeds, 'seed')} that no final "
         f"run uses, and the trial with the {best} mean validation {spec.measure.name} was chosen."
     )
+    for kind, what in (("baseline", f"used what was chosen for {spec.baseline}"), ("none", "was not tuned")):
+        if others := [arm for arm, options in spec.arms.items() if options.tuning == kind]:
+            yield f"{_listed(others)} {what if len(others) == 1 else what.replace('was not', 'were not')}."
     if searched:
         yield "Such a sequence covers the search space evenly [sobol1967distribution]."
         if listed:

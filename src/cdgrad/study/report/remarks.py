@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from cdgrad.study.report.changes import changed_later, left_out
 from cdgrad.study.report.split_sizes import repeated_images, split_sizes
+from cdgrad.study.report.tuning_remarks import tuning_remarks
 from cdgrad.study.report.verdicts import why_equal
 from cdgrad.study.report.words import counted, words
 from cdgrad.study.shown import published
@@ -30,7 +31,7 @@ def remarks(results: Results) -> list[str]:
         *_looks(results),
         *_replicates(results),
         *changed_later(results),
-        *_searched(results),
+        *tuning_remarks(results),
         *_shared_images(results),
         *_environment(results),
         *_images(results),
@@ -38,7 +39,6 @@ def remarks(results: Results) -> list[str]:
         *_unread(results),
         *_graphs(results),
         *_identical(results),
-        *_equal_trials(results),
         *left_out(results),
         *_unfinished(results),
     ]
@@ -195,23 +195,6 @@ def _medians(results: Results, cell: str, arm: str) -> str:
     return ",".join(listed)
 
 
-def _searched(results: Results) -> Iterator[str]:
-    """Whether the searches were wide enough."""
-    for (cell, *_), search in results.searches.items():
-        if search.chosen is None:
-            continue
-        for key, value in search.values[search.chosen].items():
-            tried = {values[key] for values in search.values.values()}
-            # Only numbers have a lowest and a highest value.
-            if len(tried) < 3 or any(isinstance(t, str | bool) for t in tried):
-                continue
-            if min(tried) < value < max(tried):
-                continue
-            end = "lowest" if value == min(tried) else "highest"
-            chosen = f"the chosen {key} = {value:.3g} is the {end} of {len(tried)} tried"
-            yield f"{search.title}{_in(cell)}: {chosen}, so that a better one may lie beyond."
-
-
 def _shared_images(results: Results) -> Iterator[str]:
     """Whether trials may have seen images that final runs test on."""
     if results.spec.evaluate != "test":
@@ -293,17 +276,6 @@ def _identical(results: Results) -> Iterator[str]:
                 f"{arm}{_in(cell)} differs from {reference} by {w.difference(c.mean, '')} in every "
                 f"{results.sampled}: {why_equal(c)}; nothing is estimated from this."
             )
-
-
-def _equal_trials(results: Results) -> Iterator[str]:
-    """Whether a search found no difference at all: then its keys probably change nothing."""
-    for (cell, *_), search in results.searches.items():
-        runs = {t: {s: run.error for s, run in by_seed.items()} for t, by_seed in search.runs.items()}
-        seeds = {seed for by_seed in runs.values() for seed in by_seed}
-        equal = all(len({by_seed[s] for by_seed in runs.values() if s in by_seed}) == 1 for s in seeds)
-        if len(runs) > 1 and seeds and equal:
-            which = f"{search.title}{_in(cell)}"
-            yield f"All {len(runs)} trials of {which} have equal results: check that the tuned keys are used."
 
 
 def _shares(results: Results) -> Iterator[str]:

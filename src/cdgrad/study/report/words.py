@@ -102,13 +102,15 @@ class Words:
 def words(results: Results) -> Words:
     """Those of a study, with decimals that show two digits of a standard deviation."""
     spec = results.spec
-    return words_of(spec, None if spec.measure.percent else _scale(results))
+    return words_of(spec, _scale(results))
 
 
 def words_of(spec: Spec, scale: float | None = None) -> Words:
     """Those of a specification; `scale` is a typical standard deviation of its results, where it is known."""
     metrics = any(arm.metric != NO_METRIC or arm.centralize for arm in spec.arms.values())
-    digits = _DECIMALS if spec.measure.percent else decimals(scale)
+    digits = decimals(scale)
+    if spec.measure.percent and (digits is None or not scale or scale >= 10.0**-_DECIMALS):
+        digits = _DECIMALS
     return Words(spec.measure, digits, "data" if spec.entry else "images", metrics)
 
 

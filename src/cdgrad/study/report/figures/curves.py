@@ -176,14 +176,15 @@ def _plot(axes: Axes, x: paired.Array, y: paired.Array, dash: str, color: str, l
 
 
 def _curves(runs: Sequence[Run], key: str) -> tuple[paired.Array, paired.Array] | None:
-    """Epochs (n,) at which `key` was measured, and its values (runs, n).
+    """Epochs (n,) at which every run has measured `key`, and its values (runs, n).
 
-    A run that ended early, because it diverged, stays where it ended.
+    A run that ended early, because it diverged, stays where it ended. None where there is no such epoch.
     """
     measured = [
         curve for run in runs if (curve := {k: e[key] for k, e in enumerate(run.epochs, 1) if key in e})
     ]
-    epochs = sorted({k for curve in measured for k in curve})
+    every = {k for curve in measured for k in curve}
+    epochs = sorted(k for k in every if all(k in curve or k > max(curve) for curve in measured))
     if not epochs:
         return None
     curves = np.array([[curve.get(k, curve[max(curve)]) for k in epochs] for curve in measured])
