@@ -131,3 +131,39 @@ def test_statistics_within_a_closure_are_those_of_each_evaluation(apply):
     assert len(evaluations) >= 6
     got, want = torch.tensor(evaluations).T
     torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"include": 3}, "include must be a shell pattern .* or a list of them, .*; got 3"),
+        ({"exclude": ["0.*", 3]}, "exclude must be a shell pattern"),
+        ({"blocks": 3}, "blocks must be a mapping of patterns .* got 3"),
+        ({"blocks": {"0.weight": 3.0}}, "blocks of '0.weight' must be a count or a list of sizes, got 3.0"),
+        ({"blocks": {"0.weight": "33"}}, "blocks of '0.weight' must be a count or a list of sizes, got '33'"),
+    ],
+)
+def test_options_of_another_type_are_refused_by_name(options, message):
+    with pytest.raises(TypeError, match=message):
+        select(nn.Sequential(nn.Conv2d(3, 9, 3)), **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "error", "message"),
+    [
+        (
+            "lam",
+            3,
+            AttributeError,
+            "a handle has no 'lam', and setting it would have no effect; metric, enabled",
+        ),
+        ("enabled", "no", TypeError, "handle.enabled is True or False, got 'no'"),
+        ("steps", -1, ValueError, "handle.steps is a number of steps, .* got -1"),
+        ("steps", "3", ValueError, "handle.steps is a number of steps, .* got '3'"),
+    ],
+)
+def test_what_a_handle_cannot_take_is_refused(name, value, error, message):
+    *_, handle = stepped()
+    with pytest.raises(error, match=message):
+        setattr(handle, name, value)
+    assert (handle.enabled, handle.steps) == (True, 1)

@@ -6,10 +6,11 @@ gradients, and the hooks of `cdgrad.step_hooks` determine when.
 
 from __future__ import annotations
 
+import operator
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, SupportsIndex
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -185,6 +186,8 @@ class Attachment:
 
     @enabled.setter
     def enabled(self, enabled: bool) -> None:
+        if not isinstance(enabled, bool):
+            raise TypeError(f"handle.enabled is True or False, got {enabled!r}")
         self._gradients.enabled = enabled
 
     @property
@@ -194,7 +197,9 @@ class Attachment:
 
     @steps.setter
     def steps(self, steps: int) -> None:
-        self._gradients.steps = steps
+        if not isinstance(steps, SupportsIndex) or operator.index(steps) < 0:
+            raise ValueError(f"handle.steps is a number of steps, an integer of at least 0, got {steps!r}")
+        self._gradients.steps = operator.index(steps)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -277,6 +282,15 @@ class Attachment:
             attached = _ATTACHED.get(optimizer, [])
             _ATTACHED[optimizer] = [ref for ref in attached if ref() is not self._gradients]
         self._gradients.forget(directed_in_metrics())
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse what would have no effect, such as ``handle.lam = 3``."""
+        if not name.startswith("_") and not hasattr(type(self), name):
+            raise AttributeError(
+                f"a handle has no {name!r}, and setting it would have no effect; metric, enabled and steps "
+                "can be set, for example handle.metric = 'reweighted:lam=3'"
+            )
+        super().__setattr__(name, value)
 
     def __str__(self) -> str:
         metrics, options = text_of(self._gradients.metrics), self._options

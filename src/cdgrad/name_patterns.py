@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from cdgrad.channel_axis import LAZY
@@ -11,9 +11,20 @@ Patterns = str | Sequence[str] | None
 
 
 def matched_names(patterns: Patterns, names: Sequence[str], argument: str) -> dict[str, list[str]]:
-    """The names that each of the shell patterns matches."""
+    """The names that each of the shell patterns matches.
+
+    Raises:
+        TypeError: neither a pattern nor several.
+        ValueError: a pattern without a match.
+    """
+    several = [patterns] if isinstance(patterns, str) else patterns or ()
+    if not isinstance(several, Iterable) or not all(isinstance(pattern, str) for pattern in several):
+        raise TypeError(
+            f"{argument} must be a shell pattern of parameter names or a list of them, such as 'layer1.*'; "
+            f"got {patterns!r}"
+        )
     matches: dict[str, list[str]] = {}
-    for pattern in [patterns] if isinstance(patterns, str) else patterns or ():
+    for pattern in several:
         matches[pattern] = hits = [name for name in names if fnmatchcase(name, pattern)]
         if not hits:
             shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")

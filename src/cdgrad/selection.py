@@ -104,7 +104,7 @@ def select(
         A `Selection`; `print` it for a table.
 
     Raises:
-        TypeError: `model` is not a module.
+        TypeError: `model` is not a module; patterns or blocks of another type.
         ValueError: unknown direction; a pattern that matches no parameter, or only parameters that
             cannot be processed; blocks that do not fit the channel axis.
 
@@ -139,6 +139,7 @@ def find_targets(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if direction not in get_args(Direction):
         raise ValueError(f"direction must be one of {', '.join(get_args(Direction))}, got {direction!r}")
+    _check_blocks(blocks)
     uses = list(uses_of(model))
     names = [use.name for use in uses]
     excluded = {name for hits in matched_names(exclude, names, "exclude").values() for name in hits}
@@ -222,6 +223,21 @@ def _target(use: Use, dim: int, groups: int, blocks: int | Sequence[int]) -> Tar
     if len(set(sizes)) == 1:
         return Target(use.name, use.param, dim, len(sizes))
     return Target(use.name, use.param, dim, 1, sizes)
+
+
+def _check_blocks(blocks: Blocks | None) -> None:
+    """Refuse what is not patterns with a count or sizes each."""
+    if blocks is None:
+        return
+    if not isinstance(blocks, Mapping):
+        raise TypeError(
+            f"blocks must be a mapping of patterns of parameter names to a count or sizes, such as "
+            f"{{'*.qkv.weight': 3}}; got {blocks!r}"
+        )
+    for pattern, value in blocks.items():
+        counts = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        if not all(isinstance(count, int) and not isinstance(count, bool) for count in counts):
+            raise TypeError(f"blocks of {pattern!r} must be a count or a list of sizes, got {value!r}")
 
 
 def _counts_by_name(blocks: Blocks, names: Sequence[str]) -> dict[str, int | Sequence[int]]:

@@ -274,3 +274,22 @@ def test_gradients_that_share_a_storage_but_no_element_are_directed(grads):
     channel_directed_(grads, "reweighted:lam=3")
     for grad, expected in zip(grads, want, strict=True):
         torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.parametrize(
+    ("grads", "error", "message"),
+    [
+        (torch.ones(4, 3), TypeError, r"a list of gradients, got a Tensor; for one gradient, pass \[grad\]"),
+        ((torch.ones(4, 3) for _ in range(2)), TypeError, "a list of gradients, got a generator"),
+        (
+            [torch.ones(4, 3).to_sparse()],
+            TypeError,
+            r"grads\[0\] has layout torch.sparse_coo.*dense first",
+        ),
+        ([torch.tensor(1.0)], IndexError, r"dim 0 is out of range for grads\[0\], which has no axes"),
+    ],
+)
+def test_what_is_no_list_of_dense_gradients_is_refused(grads, error, message):
+    """The rows of a tensor are tensors, too, and would be directed along the wrong axis."""
+    with pytest.raises(error, match=message):
+        channel_directed_(grads, "sobolev:lam=0.1")

@@ -167,6 +167,10 @@ def _checked(
     names: Sequence[str] = (),
 ) -> tuple[Sequence[int], Sequence[int]]:
     """Dims, counted from the front, and groups, one for each gradient; refuses what cannot be directed."""
+    # The rows of a tensor would be taken for gradients.
+    if isinstance(grads, torch.Tensor) or not hasattr(grads, "__len__"):
+        kind = type(grads).__name__
+        raise TypeError(f"grads must be a list of gradients, got a {kind}; for one gradient, pass [grad]")
     if backend not in ("auto", *local.BACKENDS):
         raise ValueError(f"unknown backend {backend!r}; known are auto, {', '.join(local.BACKENDS)}")
     all_dims = _one_each(dims, len(grads), "dims")
@@ -185,6 +189,13 @@ def _check(grad: torch.Tensor, dim: int, groups: int, name: str) -> None:
         raise TypeError(
             f"{name} must have a real floating dtype, got {grad.dtype}; convert it first, e.g. .float()"
         )
+    if grad.layout is not torch.strided:
+        raise TypeError(
+            f"{name} has layout {grad.layout}, and only dense ones have a channel axis; make it dense first, "
+            ".to_dense()"
+        )
+    if not grad.ndim:
+        raise IndexError(f"dim {dim} is out of range for {name}, which has no axes; expected one or more")
     if not -grad.ndim <= dim < grad.ndim:
         raise IndexError(
             f"dim {dim} is out of range for {name} of shape {tuple(grad.shape)}; "
