@@ -1,5 +1,7 @@
 """Captured steps, with the capture simulated: launches are recorded, and replayed on the same memory."""
 
+import gc
+import weakref
 from contextlib import contextmanager
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -9,6 +11,7 @@ import torch
 from torch import nn
 
 from cdgrad import attach
+from cdgrad._torch_private import captured_by
 from cdgrad.ops import graphs
 from cdgrad.reference import directed
 
@@ -20,7 +23,7 @@ from cdgrad.ops.triton import launch
 @pytest.fixture
 def capture(monkeypatch):
     """Run a function as a CUDA graph would capture it; what it returns replays the launches."""
-    monkeypatch.setattr(launch, "_captured", set())
+    monkeypatch.setattr(graphs, "_kept", set())
     kernel = launch.named_kernel
 
     def run(function):
@@ -87,7 +90,7 @@ def test_replays_see_another_lam(capture, metric, other):
 def test_another_lam_waits_for_the_device_once(capture, monkeypatch):
     """For replays on any stream, then for its own copy alone; not where another part's lam changes."""
     _, handle, _ = captured_step(capture, "sobolev:lam=0.1")
-    (plan,) = launch._captured
+    (plan,) = graphs._kept
     (batch,) = plan._batches
     waits = []
     stream = SimpleNamespace(synchronize=lambda: waits.append("copy"))
@@ -168,7 +171,35 @@ def test_lam_of_a_backend_whose_replays_hold_it_is_refused(capture):
         handle.metric = "reweighted:lam=2"
 
 
+def test_what_a_known_graph_reads_lives_as_long_as_the_graph(capture):
+    """As in a study, whose workers capture steps of one run after the other."""
+    graph = Mock()
+    with captured_by(graph):
+        _, handle, replay = captured_step(capture, "sobolev:lam=0.1")
+    (plan,) = map(weakref.ref, graphs._kept_by[graph])
+    assert not graphs._kept
+    del handle, replay
+    gc.collect()
+    assert plan() is not None
+    del graph
+    gc.collect()
+    assert plan() is None
+
+
+def test_a_capture_that_failed_forbids_nothing(capture):
+    """It has no replays that would not see a change."""
+    model = nn.Conv2d(2, 6, 1, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    handle = attach(optimizer, model, "sobolev:lam=0.1", backend="triton")
+    model.weight.grad = torch.randn_like(model.weight)
+    with pytest.raises(RuntimeError, match="run one step before the capture"):
+        capture(optimizer.step)
+    handle.enabled = False
+    handle.metric = "reweighted:lam=3"
+    handle.schedule(lambda step: 0.1)
+
+
 def test_a_captured_plan_outlives_the_handle(capture):
     _, handle, _ = captured_step(capture, "sobolev:lam=0.1")
     handle.remove()
-    assert len(launch._captured) == 1
+    assert len(graphs._kept) == 1

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from operator import attrgetter
 from types import FrameType
 from typing import Any, TypeGuard, TypeVar, cast
@@ -153,6 +154,24 @@ def stream_handle(device: torch.device) -> int:
 def occupy_stream(cycles: int) -> None:
     """Keep the current CUDA stream busy for that many cycles. No public operation takes a known time."""
     torch.cuda._sleep(cycles)  # pyright: ignore[reportPrivateUsage]
+
+
+_capture: ContextVar[object | None] = ContextVar("graph in capture", default=None)
+
+
+@contextmanager
+def captured_by(graph: object) -> Generator[None]:
+    """What is captured inside is part of the graph. torch says only that a stream is being captured."""
+    token = _capture.set(graph)
+    try:
+        yield
+    finally:
+        _capture.reset(token)
+
+
+def graph_in_capture() -> object | None:
+    """The graph of `captured_by`."""
+    return _capture.get()
 
 
 _failed_graphs: list[object] = []

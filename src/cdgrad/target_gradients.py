@@ -113,17 +113,19 @@ class TargetGradients:
 
     def direct(self) -> None:
         """Direct every gradient that is not directed yet, and remember it."""
+        capturing = graphs.capturing()
         if self._schedule is not None:
-            self._set(scheduled(self._schedule, self.steps, self._metrics))
-        if graphs.capturing():
-            self._captured = True
-            if self._schedule is not None:
+            if capturing:
                 raise RuntimeError(
                     "a CUDA graph is being captured, and its replays would not see handle.schedule; capture "
                     "with a constant metric, or do not capture the step"
                 )
-        if not self._active() or self._repeat():
-            return
+            self._set(scheduled(self._schedule, self.steps, self._metrics))
+        if self._active() and not self._repeat():
+            self._direct_pending()
+        self._captured = self._captured or capturing  # only now: a capture that fails has no replays
+
+    def _direct_pending(self) -> None:
         pending = self._pending()
         if not pending.targets:
             return

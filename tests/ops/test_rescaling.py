@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cdgrad import attach
+from cdgrad.ops import graphs
 from cdgrad.ops.rescaling import Rescaling
 
 pytest.importorskip("triton")
@@ -94,7 +95,7 @@ def network(dtypes):
 @pytest.mark.parametrize("captured", [False, True])
 def test_a_rescaled_step_is_two_launches_a_dtype(captured, launches, monkeypatch):
     """Eager and captured; the numbers are those of the plain operator, rescaled in float64."""
-    monkeypatch.setattr(launch, "_captured", set())
+    monkeypatch.setattr(graphs, "_kept", set())
     dtypes = [torch.float32, torch.float64]
     results = []
     for rescale in ("none", "norm"):

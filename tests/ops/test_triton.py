@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdgrad import MeanSobolev, ReweightedL2, Sobolev, channel_directed_, select_backend
-from cdgrad.ops import addresses, eager, prepare, sobolev_weights
+from cdgrad.ops import addresses, eager, graphs, prepare, sobolev_weights
 from cdgrad.ops.memory_layout import columns_of
 from cdgrad.reference import directed
 
@@ -57,7 +57,7 @@ class Recorder:
 @pytest.fixture
 def arguments(monkeypatch):
     """Of every launch; nothing runs."""
-    monkeypatch.setattr(launch, "_captured", set())
+    monkeypatch.setattr(graphs, "_kept", set())
     monkeypatch.setattr(launch, "named_kernel", Recorder)
     monkeypatch.setattr(Recorder, "launches", [], raising=False)
     return Recorder.launches
@@ -206,7 +206,7 @@ def test_a_graph_needs_one_step_before_it(capturing):
 
 def test_a_graph_captures_gradients_in_new_memory(capturing, launches, monkeypatch):
     """As after ``zero_grad(set_to_none=True)``: the addresses are written by a kernel, inside the graph."""
-    monkeypatch.setattr(launch, "_captured", set())
+    monkeypatch.setattr(graphs, "_kept", set())
     metric = Sobolev(0.25)
     kept = torch.randn(12, 5)  # so that the next gradient lies elsewhere
     channel_directed_([kept], metric, backend="triton")
@@ -221,7 +221,7 @@ def test_a_graph_captures_gradients_in_new_memory(capturing, launches, monkeypat
 
 def test_what_a_graph_launches_was_launched_before(capturing, launches, monkeypatch):
     """Compiled code cannot be loaded during a capture; numbers beyond 32 bits are another kernel."""
-    monkeypatch.setattr(launch, "_captured", set())
+    monkeypatch.setattr(graphs, "_kept", set())
     monkeypatch.setattr(launch, "_prepared_for_captures", set())
     written, write = [], launch.write_in_graph
     monkeypatch.setattr(
@@ -265,6 +265,18 @@ def test_replays_follow_lam_after_steps_on_another_stream(capturing, arguments, 
     with pytest.raises(RuntimeError, match="lam cannot change within it"):
         plan.metric = Sobolev(0.25)
     assert plan.metric == Sobolev(0.5)
+
+
+def test_lam_of_a_plan_that_began_in_inference_mode_can_change(monkeypatch):
+    monkeypatch.setattr(launch, "upload", lambda array, device: torch.as_tensor(array).clone())  # as on a GPU
+    grad = torch.randn(6, 4)
+    plan = Plan([(grad, 0, 1)], Sobolev(0.25))
+    with torch.inference_mode():
+        plan.run([grad])
+    plan.metric = Sobolev(0.5)
+    exact = directed(grad.numpy(), Sobolev(0.5))
+    plan.run([grad])
+    assert error(grad, exact) < 1e-6
 
 
 def test_every_stream_has_arrays_of_its_own(arguments, monkeypatch):
@@ -311,17 +323,17 @@ def test_a_graph_has_its_own_scratch(arguments):
 
 def test_what_a_graph_reads_stays(capturing, monkeypatch):
     """The least used plans leave the device, but a replay may come at any time."""
-    monkeypatch.setattr(launch, "_captured", set())
+    monkeypatch.setattr(graphs, "_kept", set())
     with monkeypatch.context() as inside:
         channel_directed_([torch.randn(13, 5)], METRICS[1], backend="triton")
         inside.setattr(launch, "capturing_on", lambda device: True)
         channel_directed_([torch.randn(13, 5)], METRICS[1], backend="triton")
-    assert len(launch._captured) == 1
+    assert len(graphs._kept) == 1
     monkeypatch.setattr(launch, "_PLANS", 3)
     for n in (3, 4, 5):
         channel_directed_([torch.randn(n, 5)], METRICS[1], backend="triton")
     assert len(launch._plans) == 3
-    assert len(launch._captured) == 1
+    assert len(graphs._kept) == 1
 
 
 def test_programs_begin_with_loops_and_then_with_the_kinds_that_have_few():

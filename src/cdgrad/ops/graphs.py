@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-# Weights that a captured graph reads must outlive it, and nothing says when it ends.
-_kept: set[Tensor] = set()
+from cdgrad._torch_private import graph_in_capture
+
+# What a captured graph reads must outlive it, and of most graphs nothing says when they end.
+_kept: set[object] = set()
+_kept_by: WeakKeyDictionary[object, set[object]] = WeakKeyDictionary()
 
 
 def capturing() -> bool:
@@ -36,14 +40,23 @@ def refuse_upload(device: torch.device, weights: str) -> None:
         )
 
 
+def keep_for_replays(read: Iterable[object]) -> None:
+    """Keep what a CUDA graph that is being captured reads, for good if it is not known which graph that is.
+
+    Where `cdgrad._torch_private.captured_by` says it, as long as that graph exists.
+    """
+    graph = graph_in_capture()
+    (_kept if graph is None else _kept_by.setdefault(graph, set())).update(read)
+
+
 def keep_until_read(device: torch.device, weights: Iterable[Tensor]) -> None:
-    """Let weights in a cache outlive what the current stream reads them for: a captured CUDA graph for good.
+    """Let weights in a cache outlive what the current stream reads them for, or a graph that it captures.
 
     The cache may drop them at any time, and an allocator knows of their own stream alone: it would give the
     memory away while another stream still reads it.
     """
     if capturing_on(device):
-        _kept.update(weights)
+        keep_for_replays(weights)
     elif device.type in ("cuda", "xpu"):
         stream: Any = torch.get_device_module(device).current_stream(device)
         for tensor in weights:

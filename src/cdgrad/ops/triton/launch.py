@@ -21,7 +21,7 @@ from torch import Tensor
 from cdgrad._torch_private import stream_handle
 from cdgrad.metrics import Array, MeanSobolev, Metric, ReweightedL2, Sobolev
 from cdgrad.ops.addresses import addresses_of, chosen, integers, remember, without_address
-from cdgrad.ops.graphs import capturing_on
+from cdgrad.ops.graphs import capturing_on, keep_for_replays
 from cdgrad.ops.memory_layout import Columns, columns_of
 from cdgrad.ops.triton import kernels, tables
 from cdgrad.ops.triton.tables import TILES, Tile
@@ -116,7 +116,7 @@ class Plan:
         for batch in self._batches:
             whole = 8 * len(batch.members) == len(addresses)
             if batch.run(addresses if whole else chosen(addresses, batch.members)):
-                _captured.add(self)  # a replay reads its arrays whenever it runs
+                keep_for_replays([self])
 
 
 class _Arrays:
@@ -232,7 +232,9 @@ class _Batch:
         """Arrays of this stream, and these addresses on the device."""
         arrays, aligned = self._on_stream.get(stream), self._alignment(addresses)
         if arrays is None or aligned != arrays.aligned:
-            arrays = remember(self._on_stream, stream, _Arrays(self, self._metric, aligned), STREAMS)
+            with torch.inference_mode(False):  # of inference mode, lam could be written there alone
+                arrays = _Arrays(self, self._metric, aligned)
+            remember(self._on_stream, stream, arrays, STREAMS)
             prepare_captures(self.device)
         on_device = upload_integers(addresses, self.device)
         remember(arrays.addresses, addresses, on_device)
@@ -296,7 +298,6 @@ def _periodic(metric: Metric) -> bool:
 # Plans by forms and metric. The oldest leave, except those that graphs read.
 _PLANS = 64
 _plans: dict[Any, Plan] = {}
-_captured: set[Plan] = set()
 
 
 def directed_(jobs: Sequence[Job], metric: Metric) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor
 
-from cdgrad._torch_private import end_failed_capture
+from cdgrad._torch_private import captured_by, end_failed_capture
 from cdgrad.study import StudyError
 from cdgrad.study.shown import brief
 
@@ -74,7 +74,8 @@ class CudaGraph:
         collects = gc.isenabled()
         gc.disable()
         try:
-            with torch.cuda.graph(self._graph, pool=self._pool, stream=torch.cuda.current_stream()):
+            stream = torch.cuda.current_stream()
+            with captured_by(self._graph), torch.cuda.graph(self._graph, pool=self._pool, stream=stream):
                 try:
                     work()
                 except BaseException as error:
