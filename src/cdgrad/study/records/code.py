@@ -15,7 +15,11 @@ from pathlib import Path
 
 import cdgrad
 
-_LIBRARY = sysconfig.get_path("stdlib")
+_OWN = os.path.dirname(os.path.abspath(cdgrad.__file__))
+_FOLDERS = tuple(
+    os.path.join(os.path.normcase(folder), "") for folder in (_OWN, sysconfig.get_path("stdlib"))
+)
+_PACKAGES = tuple(f"{os.sep}{kind}-packages{os.sep}" for kind in ("site", "dist"))
 _SEEN: dict[str, str] = {}  # a module stays as it was imported, whatever becomes of its file
 
 
@@ -25,15 +29,15 @@ def user_code(folder: str) -> dict[str, str]:
     Installed packages and cdgrad are left out: records have their versions. Call it soon after an import.
     """
     hashes: dict[str, str] = {}
-    package = Path(cdgrad.__file__).parent
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
         if not isinstance(file, str) or not file.endswith(".py"):
             continue
-        path = Path(file).absolute()
-        installed = {"site-packages", "dist-packages"} & {*path.parts} or path.is_relative_to(_LIBRARY)
-        if installed or path.is_relative_to(package):
+        # As text: as paths, thousands of modules would take a tenth of a short run.
+        place = os.path.normcase(os.path.abspath(file))
+        if place.startswith(_FOLDERS) or any(packages in place for packages in _PACKAGES):
             continue
+        path = Path(file).absolute()
         if (name := _name(path, folder)) and (value := _SEEN.get(file) or _hash(path)):
             hashes[name] = _SEEN[file] = value
     return hashes
