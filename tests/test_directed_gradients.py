@@ -591,3 +591,27 @@ def test_a_step_that_was_wrapped_by_torch_is_not_warned_of():
             wrap(optimizer)
             attach(optimizer, model, METRIC)
         assert not [warning for warning in caught if "was replaced" in str(warning.message)]
+
+
+@pytest.mark.parametrize("between", ["nothing", "copied", "assigned", "written in inference mode"])
+def test_apply_again_directs_only_what_was_written_since(between):
+    model, optimizer, handle = convolution()
+    g = backward(model)
+    if between == "written in inference mode":
+        with torch.inference_mode():
+            model.weight.grad = torch.zeros_like(g)
+    handle.apply()
+    if between == "assigned":
+        model.weight.grad = (g := torch.randn_like(g)).clone()
+    elif between != "nothing":
+        with torch.inference_mode(between != "copied"):
+            model.weight.grad.copy_(g := torch.randn_like(g))
+    handle.apply()
+    assert_close(moved_by(optimizer, model.weight), channel_directed(g, METRIC))
+
+
+def test_apply_in_a_hook_that_runs_after_that_of_the_attachment():
+    model, optimizer, handle = convolution()
+    optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: handle.apply())
+    g = backward(model)
+    assert_close(moved_by(optimizer, model.weight), channel_directed(g, METRIC))

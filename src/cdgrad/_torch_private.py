@@ -195,10 +195,10 @@ def end_failed_capture(graph: object, device: int, pool: Any) -> None:
 def version(tensor: Tensor) -> int:
     """A number that changes whenever the tensor is written; of a DTensor, whenever its local part is.
 
-    0 for a tensor of inference mode, which counts no writes.
+    -1 for a tensor of inference mode, which counts no writes.
     """
     part = local_part(tensor)
-    return 0 if part.is_inference() else part._version
+    return -1 if part.is_inference() else part._version
 
 
 def references(tensors: Sequence[Tensor], *, sharded: bool) -> list[weakref.ref[Tensor]]:

@@ -257,13 +257,14 @@ class Attachment:
         For what must come after the operator and before the step, such as clipping or masking the
         directed gradient, in place or by assigning a new one. Call it once a step, after the last
         backward pass. With a closure, call it inside the closure. A later backward pass makes the
-        gradient ordinary again. One that is assigned by hand does not: then call `apply` again.
+        gradient ordinary again. One that is assigned or written by hand does not: then call `apply` again.
+        It leaves what is directed and was not written since.
 
         Raises:
             RuntimeError: the handle was removed, or is a copy of one.
         """
         self._check_attached()
-        self._gradients.memory.records.clear()
+        self._gradients.memory.forget_changed()
         self._gradients.refresh(self.optimizer, watch=True)
         self._gradients.direct()
 

@@ -147,7 +147,7 @@ class DirectedGradients:
         grad = self._targets[i].param.grad
         if record is None or grad is None:
             return False
-        return refers_to(record[0], grad) and version(grad) == record[1]
+        return refers_to(record[0], grad) and 0 <= version(grad) == record[1]
 
 
 def _write_briefly(written: list[Tensor], param: Tensor) -> None:
