@@ -7,6 +7,7 @@ import pytest
 from cdgrad.study.records import Store
 from cdgrad.study.report.remarks import remarks
 from cdgrad.study.report.verdicts import verdicts
+from cdgrad.study.spec import Measure
 from cdgrad.study.statistics.results import Results, read
 
 
@@ -86,3 +87,25 @@ def test_what_was_planned_is_the_first_specification_though_it_was_used_again(tm
         store.use_spec("tiny", "planned")
         store.use_spec("tiny", "extended, with a comment")
         assert [text for _, text in store.earlier_specs()] == ["planned", "extended"]
+        store.use_spec("tiny", "planned")
+        assert store.earlier_specs() == []
+
+
+@pytest.mark.parametrize(
+    ("planned", "message"),
+    [
+        ({"seeds": (0, 1, 2)}, "The number of seeds was reduced from 3 to 2 after runs were recorded"),
+        ({"seeds": (0, 1, 2), "until": 0.5}, "its number of seeds was fixed after runs were recorded"),
+        ({"measure": Measure("error", "max", percent=True)}, "Error: large values were the better ones, and"),
+    ],
+)
+def test_an_end_or_a_direction_that_was_chosen_later_is_named(tiny, make_run, planned, message):
+    runs = [make_run(arm, seed, 5.0 + seed) for arm in tiny.arms for seed in (0, 1)]
+    assert message in " ".join(remarks(Results.of(tiny, runs, [dataclasses.replace(tiny, **planned)])))
+
+
+def test_all_pairs_that_were_chosen_later_are_named(tiny, make_run):
+    runs = [make_run(arm, seed, 5.0 + seed) for arm in tiny.arms for seed in (0, 1)]
+    now = dataclasses.replace(tiny, all_pairs=True)
+    message = "The arms were to be compared with sgd, and after runs were recorded in all pairs"
+    assert message in " ".join(remarks(Results.of(now, runs, [tiny])))

@@ -14,7 +14,7 @@ from cdgrad.study.report.figures import curves
 from cdgrad.study.report.figures.differences import overview
 from cdgrad.study.report.figures.drawing import look
 from cdgrad.study.report.remarks import remarks
-from cdgrad.study.report.tables import certainty, p_value, power
+from cdgrad.study.report.tables import certainty, differences, p_value, power
 from cdgrad.study.report.text import to_terminal
 from cdgrad.study.report.verdicts import across_cells, p_in_words, verdict, verdicts
 from cdgrad.study.report.words import Words, words
@@ -62,6 +62,7 @@ def test_differences_that_are_equal_but_for_rounding_show_nothing(results):
     )
     found = results([0.1] * 6, head="margin = 0.5")
     assert power(found, "").rows[0][3:] == ("-", "-", "-", "-")
+    assert power(found, "").rows[0][1] == differences(found, "").rows[0][2] == "-"
     assert [sentence for sentence in verdicts(found, "") if "equivalent" in sentence] == []
     assert certainty(found, "").rows[0][-1] == "not shown"
 
@@ -103,6 +104,8 @@ def test_equivalence_after_looks_is_that_of_the_anytime_interval(results):
     found = Results.of(dataclasses.replace(found.spec, until=1e-6), found.runs)
     assert "equivalent within 0.3 points (anytime p =" in verdicts(found, "")[-1]
     assert certainty(found, "").header[-2:] == ("margin p", "equivalent")
+    few = Results.of(dataclasses.replace(found.spec, seeds=found.spec.seeds[:3], margin=1.0), found.runs)
+    assert verdicts(few, "")[-1].endswith("equivalence within 1 point is not shown (too few seeds).")
 
 
 def test_an_export_has_every_table_though_names_differ_in_punctuation_alone(results, tmp_path):

@@ -110,15 +110,16 @@ class Store:
         return spec.hash
 
     def earlier_specs(self) -> list[tuple[str, str]]:
-        """Name and text of the specifications other than the present one under which runs are recorded.
+        """Name and text of the specifications that were used before the present one, with recorded runs.
 
         In the order of their first use, which stays when one is used again: the first is what was planned.
         """
         with self._explained():
             used = {row[0] for row in self._db.execute("SELECT DISTINCT spec FROM runs")}
+            specs = {spec.hash: spec for spec in self._specifications()}
             first_used = [row[0] for row in self._db.execute("SELECT hash FROM specs ORDER BY rowid")]
-            specs = sorted(self._specifications()[:-1], key=lambda spec: first_used.index(spec.hash))
-            return [(spec.name, spec.text) for spec in specs if spec.hash in used]
+            before = first_used[: first_used.index([*specs][-1])] if specs else []
+            return [(specs[key].name, specs[key].text) for key in before if key in used]
 
     def spec(self) -> tuple[str, str]:
         """Name and text of the present specification.

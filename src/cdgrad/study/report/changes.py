@@ -41,17 +41,39 @@ def _seeds(planned: Spec, spec: Spec) -> Iterator[str]:
             f"added to a study with recorded runs of {len(planned.seeds)} seeds: p and the intervals assume "
             "that their number was fixed before any result was seen; seeds = { until, most } allows it."
         )
+    fewer = {*planned.seeds} - {*spec.seeds}
+    if planned.until and not spec.until:
+        yield (
+            "The study was planned with seeds = { until, most }, and its number of seeds was fixed after "
+            "runs were recorded: p and the intervals assume that it was fixed before any result was seen."
+        )
+    elif fewer and not seeds and not spec.until:
+        yield (
+            f"The number of seeds was reduced from {len(planned.seeds)} to {len(spec.seeds)} after runs were "
+            "recorded: the decision to stop may depend on results."
+        )
 
 
 def _comparisons(planned: Spec, spec: Spec) -> Iterator[str]:
-    """Whether the specification states another margin, or compares with another arm."""
+    """Whether the specification states another margin or direction, or compares other arms."""
+    if spec.measure.direction != planned.measure.direction:
+        small, large = ("small", "large") if planned.measure.direction == "min" else ("large", "small")
+        yield (
+            f"{planned.measure.title}: {small} values were the better ones, and after runs were recorded "
+            f"{large} ones are."
+        )
     if spec.margin and spec.margin != planned.margin:
         before = f"it was {planned.margin:g}" if planned.margin else "there was none"
         yield (
             f"margin = {spec.margin:g} was set after runs were recorded ({before}): equivalence is shown "
             "only within a margin that was stated before any result was seen."
         )
-    if spec.reference_arm != planned.reference_arm:
+    if spec.all_pairs and not planned.all_pairs:
+        yield (
+            f"The arms were to be compared with {planned.reference_arm}, and after runs were recorded in all "
+            "pairs: the choice may depend on results."
+        )
+    elif spec.reference_arm != planned.reference_arm:
         yield (
             f"The arms were to be compared with {planned.reference_arm}, and after runs were recorded with "
             f"{spec.reference_arm}: the choice may depend on results."

@@ -115,7 +115,7 @@ def _design(results: Results) -> Iterator[str]:
     if spec.until:
         yield (
             "Seeds were added until every comparison was shown, or its interval was narrower than "
-            f"{f'{spec.until:g} {words(results).of_difference}'.rstrip()}."
+            f"{words(results).amount(spec.until)}."
         )
     if (measure := spec.measure) != ERROR:
         direction = "lower" if measure.direction == "min" else "higher"
@@ -256,13 +256,12 @@ def _tests(results: Results) -> Iterator[str]:
         + (f", corrected by Holm's method over {count} comparisons [holm1979simple]." if count > 1 else ".")
     )
     if margin := results.spec.margin:
-        unit = words(results).of_difference
         how = (
             "shown where that interval lies within it"
             if results.spec.until
             else "tested by two one-sided t-tests [schuirmann1987comparison]"
         )
-        yield f"Equivalence within a margin of {f'{margin:g} {unit}'.rstrip()} was {how}."
+        yield f"Equivalence within a margin of {words(results).amount(margin)} was {how}."
     if across.has_parts(results):
         yield (
             "Over all settings we report the mean difference, the probability of improvement and the "

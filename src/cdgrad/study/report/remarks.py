@@ -129,7 +129,7 @@ def _rounding(results: Results) -> Iterator[str]:
 def _looks(results: Results) -> Iterator[str]:
     spec = results.spec
     if spec.until and results.comparisons:
-        until = f"{spec.until:g} {words(results).of_difference}".rstrip()
+        until = words(results).amount(spec.until)
         yield (
             "The number of seeds followed from the results: a cell ends once each of its comparisons is "
             f"shown or its interval is narrower than {until}, at {len(spec.seeds)} seeds at "

@@ -48,7 +48,7 @@ def differences(results: Results, cell: str) -> Table:
         (
             name,
             w.number(c.mean, "+"),
-            w.interval(c.interval, "+"),
+            _interval(w, c, c.interval),
             p_value(c.p if name in tested else math.nan),
             *([p_value(adjusted)] if several else []),
             f"{100 * c.win_rate:.0f} %",
@@ -107,7 +107,7 @@ def certainty(results: Results, cell: str) -> Table:
         if margin:
             test = (anytime_equivalence if results.spec.until else equivalence)(d, margin)
             shown = test.shown and c.sd > 0
-            row += [] if results.spec.until else [w.interval(test.interval, "+")]
+            row += [] if results.spec.until else [_interval(w, c, test.interval)]
             row += [p_value(test.p if c.sd else math.nan), "yes" if shown else "not shown"]
         rows.append(row)
     note = (
@@ -115,7 +115,7 @@ def certainty(results: Results, cell: str) -> Table:
         "(arXiv 2310.03722) with a correction for skewness (Hall 1992), each comparison on its own"
     )
     if margin:
-        size = f"{margin:g} {w.of_difference}".rstrip()
+        size = w.amount(margin)
         note += f"; equivalence: the mean difference is smaller than the margin of {size}, by "
         note += (
             "the anytime-valid interval, which lies within the margin where its p is below 0.05"
@@ -143,7 +143,7 @@ def power(results: Results, cell: str) -> Table:
     rows = [
         (
             name,
-            w.interval(c.bootstrap, "+"),
+            _interval(w, c, c.bootstrap),
             w.number(c.sd),
             w.number(paired.detectable_difference(c.pairs, c.sd) if c.sd else math.nan),
             *(f"{paired.required_pairs(size, c.sd):,}" if c.sd else "-" for size in sizes),
@@ -180,7 +180,7 @@ def summary(results: Results) -> Table:
     w, rows, before = words(results), list[Sequence[str]](), ""
     for (cell, name), (c, adjusted) in results.comparisons.items():
         shown, before = ("" if cell == before else cell), cell
-        interval = w.interval(c.interval, "+")
+        interval = _interval(w, c, c.interval)
         rows.append(
             (shown, name, w.number(c.mean, "+"), interval, p_value(adjusted), f"{100 * c.win_rate:.0f} %")
         )
@@ -209,6 +209,11 @@ def one_value(value: object) -> str:
 def mean(numbers: Sequence[float]) -> float:
     """The arithmetic mean; one value at least."""
     return math.fsum(numbers) / len(numbers)
+
+
+def _interval(w: Words, c: paired.Comparison, interval: paired.Interval) -> str:
+    """An interval of a comparison; a dash where all differences are equal, which estimate nothing."""
+    return w.interval(interval, "+") if c.sd != 0 else "-"
 
 
 def p_value(value: float) -> str:

@@ -155,7 +155,8 @@ def equivalence_verdict(
     name: str, baseline: str, test: Equivalence, w: Words = IN_PERCENT, label: str = "TOST p"
 ) -> str:
     """Whether two arms differ by less than the margin; `label` is what p is."""
-    margin, p = f"{test.margin:g} {w.of_difference}".rstrip(), f"({label} = {p_in_words(test.p)})"
+    margin = w.amount(test.margin)
+    p = "(too few seeds)" if math.isnan(test.p) else f"({label} = {p_in_words(test.p)})"
     if test.shown:
         return f"{name} and {baseline} are equivalent within {margin} {p}."
     return f"{name} and {baseline}: equivalence within {margin} is not shown {p}."

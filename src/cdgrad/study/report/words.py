@@ -54,6 +54,11 @@ class Words:
         """A difference with its unit, such as ``-0.52 points``."""
         return f"{self.number(value, sign)} {self.of_difference}".rstrip()
 
+    def amount(self, value: float) -> str:
+        """A stated number of units, such as ``1 point`` or ``0.5 points``."""
+        unit = "point" if self.measure.percent and value == 1 else self.of_difference
+        return f"{value:g} {unit}".rstrip()
+
     def rounded_up(self, value: float) -> str:
         """A positive difference with its unit, rounded up: a bound must not be understated."""
         if self.decimals is None:
