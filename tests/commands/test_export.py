@@ -1,5 +1,6 @@
 """`cdgrad export`: every number and sentence of a study, ready for a paper."""
 
+import errno
 import re
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cdgrad import cli
+from cdgrad.study import StudyError
 from cdgrad.study.report import compose, paper
 from cdgrad.study.report.document import Table
 from cdgrad.study.report.references import bibtex
@@ -71,6 +73,23 @@ def test_every_kind_of_file_is_written_and_none_is_overwritten(study, tmp_path, 
     assert cli.main(["export", str(study), "--to", str(to)]) == 1
     assert capsys.readouterr().err.count("exists already; choose another --to") == 3
     assert (to / "methods.md").read_text() == "edited"
+
+
+def test_after_an_error_nothing_is_left_that_a_second_attempt_would_refuse(
+    tiny, make_run, tmp_path, monkeypatch
+):
+    results = Results.of(tiny, [make_run(arm, seed, 3.0 + seed) for arm in tiny.arms for seed in (0, 1)])
+    document = replace(compose.document(results), sections=[])
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(paper, "to_parquet", full)
+        with pytest.raises(StudyError, match="No space left on device"):
+            paper.write(results, document, tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert paper.write(results, document, tmp_path)
 
 
 def test_methods_count_the_images_that_were_recorded(tiny, make_run):

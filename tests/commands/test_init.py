@@ -50,6 +50,21 @@ def test_an_existing_file_is_left_alone_and_nothing_else_is_written(here, taken,
     assert {p.name: p.read_text() for p in here.iterdir()} == {taken: "keep me"}
 
 
+def test_after_an_error_no_file_is_left(here, monkeypatch, capsys):
+    opened = Path.open
+
+    def full(path, *arguments, **options):
+        if path.name == "mine.py":
+            raise OSError(28, "No space left on device")
+        return opened(path, *arguments, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", full)
+        assert cli.main(["init", "mine"]) == 1
+    assert "cannot write mine.py: No space left on device" in capsys.readouterr().err
+    assert not list(here.iterdir())
+
+
 @pytest.mark.parametrize(
     "name", ["../x", "my study", "class", "random", "cdgrad", "numpy", "__main__", "", "9lives", "na\u00efve"]
 )

@@ -47,12 +47,16 @@ def run(options: argparse.Namespace) -> int:
     if name in (*sys.stdlib_module_names, "__main__") or ((found := find_spec(name)) and found.origin):
         raise UsageError(f"{name!r} is the name of an installed module; choose another NAME")
     folder = resources.files("cdgrad.commands") / "templates"
+    written: list[Path] = []
     for file in files:
         text = (folder / f"{options.template}{file.suffix}").read_text(encoding="utf-8")
         try:
             with file.open("x", encoding="utf-8") as stream:  # never over a file that has just appeared
+                written.append(file)
                 stream.write(text.replace("NAME", name))
         except OSError as error:
+            for each in written:
+                each.unlink(missing_ok=True)
             raise StudyError(f"cannot write {file}: {error.strerror}") from error
     print(
         f"written: {files[0]}, {files[1]}\n"

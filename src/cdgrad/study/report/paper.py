@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 from cdgrad.study import StudyError
@@ -35,7 +36,7 @@ _TEX = {
 
 
 def write(results: Results, document: Document, folder: Path) -> list[Path]:
-    """Write every file into `folder`, which is created; their paths.
+    """Write every file into `folder`, which is created; their paths. After an error none is left.
 
     Raises:
         StudyError: a file of one of the names exists, or the folder cannot be written.
@@ -56,16 +57,25 @@ def write(results: Results, document: Document, folder: Path) -> list[Path]:
     names = [*texts, *figures, "runs.parquet"]
     if existing := [name for name in names if os.path.lexists(folder / name)]:
         raise StudyError(f"{folder / existing[0]} exists already; choose another --to, or move it away")
+    written: list[Path] = []
     try:
         for name in ("tables", "figures"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (folder / name).write_text(text, encoding="utf-8", newline="")
-        for name, drawing in figures.items():
-            (folder / name).write_bytes(drawing.svg() if name.endswith("svg") else drawing.pdf())
+        contents = chain(
+            ((name, text.encode()) for name, text in texts.items()),
+            ((name, d.svg() if name.endswith("svg") else d.pdf()) for name, d in figures.items()),
+        )
+        for name, content in contents:
+            with (folder / name).open("xb") as stream:  # never over a file that has just appeared
+                written.append(folder / name)
+                stream.write(content)
         to_parquet(results.runs, folder / "runs.parquet", measure)
-    except OSError as error:
-        raise StudyError(f"cannot write in {folder}: {error.strerror}; choose another --to") from error
+    except BaseException as error:
+        for file in written:
+            file.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise StudyError(f"cannot write in {folder}: {error.strerror}; choose another --to") from error
+        raise
     return [folder / name for name in names]
 
 
