@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdgrad import L2, MeanSobolev, ReweightedL2, Sobolev, channel_directed, channel_directed_, select_backend
-from cdgrad.ops import overlaps, prepare
+from cdgrad.ops import addresses, overlaps, prepare
 from cdgrad.ops.local import BACKENDS
 from cdgrad.ops.overlaps import refuse_overlaps
 from cdgrad.reference import directed
@@ -212,6 +212,24 @@ def disjoint():
         "rows that end where the next begin",
         [base[3:23].view(2, 10)[:, :7], base[10:30].view(2, 10)[:, :3]],
     )
+
+
+def test_one_thread_at_a_time_changes_what_is_remembered():
+    """Eight threads that did at once failed: the dictionary changed while its oldest key was looked for."""
+
+    class Table(dict):
+        def __setitem__(self, key, value):
+            assert addresses._lock.locked()
+            super().__setitem__(key, value)
+
+        def __iter__(self):
+            assert addresses._lock.locked()
+            return super().__iter__()
+
+    table = Table()
+    for i in range(5):
+        addresses.remember(table, i, i, most=2)
+    assert table.keys() == {3, 4}
 
 
 def test_addresses_may_exceed_a_signed_integer(monkeypatch):

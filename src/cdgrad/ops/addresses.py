@@ -7,6 +7,7 @@ tuple of integers takes twice as long to make, and to look up.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 from typing import TypeVar
 
 import numpy as np
@@ -18,6 +19,7 @@ from cdgrad.ops.overlaps import are_disjoint, bytes_spanned, refuse_overlaps
 
 _Key = TypeVar("_Key")
 _T = TypeVar("_T")
+_lock = Lock()  # threads may share a table
 REMEMBERED = 16
 """Steps whose addresses are remembered: an allocator returns the blocks of a step after one or a few."""
 
@@ -55,9 +57,10 @@ def chosen(addresses: bytes, members: Sequence[int]) -> bytes:
 
 def remember(table: dict[_Key, _T], key: _Key, value: _T, most: int | None = None) -> _T:
     """Keep the value for this key, in place of the oldest if there are `most`; returns it."""
-    while key not in table and len(table) >= (REMEMBERED if most is None else most):
-        table.pop(next(iter(table)), None)  # another thread may have been there first
-    table[key] = value
+    with _lock:
+        while key not in table and len(table) >= (REMEMBERED if most is None else most):
+            del table[next(iter(table))]
+        table[key] = value
     return value
 
 

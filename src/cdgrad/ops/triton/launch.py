@@ -246,8 +246,8 @@ class _Batch:
         arrays = next((a for a in present if a.aligned == aligned and a.metric is self._metric), None)
         if arrays is None:
             raise RuntimeError(
-                "a CUDA graph is being captured, and channel_directed_ has not yet met these shapes, "
-                "strides and this metric; run one step before the capture"
+                "a CUDA graph is being captured, and no step with these shapes, strides and this metric ran "
+                "outside it; run one step before the capture"
             )
         if arrays not in self._graphs:
             self._graphs.append(arrays)

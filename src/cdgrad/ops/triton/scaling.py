@@ -79,8 +79,8 @@ class Scaling:
     def _arrays_of_graph(self, key: bytes) -> tuple[_Arrays, Tensor]:
         if not self._on_stream:
             raise RuntimeError(
-                "a CUDA graph is being captured, and rescale='norm' has not yet met these gradients; run one "
-                "step before the capture"
+                "a CUDA graph is being captured, and no step with rescale='norm' and these gradients ran "
+                "outside it; run one step before the capture"
             )
         arrays = next(reversed(self._on_stream.values()))
         addresses = arrays.addresses.get(key)
