@@ -1,6 +1,7 @@
 """What the operator promises about tensors: dtypes, strides, memory, derivatives, errors."""
 
 import re
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -212,6 +213,29 @@ def disjoint():
         "rows that end where the next begin",
         [base[3:23].view(2, 10)[:, :7], base[10:30].view(2, 10)[:, :3]],
     )
+
+
+class Apples(torch.Tensor):
+    """A tensor on Apple's GPU: its address is that of a small object, which stands for the storage."""
+
+    addresses: ClassVar = {}
+
+    @property
+    def device(self):
+        return torch.device("mps")
+
+    def data_ptr(self):
+        base = self.untyped_storage()
+        address = self.addresses.setdefault(base.data_ptr(), 2**40 + 512 * len(self.addresses))
+        return address + self.storage_offset() * self.itemsize
+
+
+def test_addresses_of_objects_are_not_those_of_memory():
+    whole, other = (torch.randn(64, 32).as_subclass(Apples) for _ in range(2))
+    assert abs(whole.data_ptr() - other.data_ptr()) < whole.nbytes
+    refuse_overlaps([*whole.split(16), other])
+    with pytest.raises(ValueError, match=r"grads\[1\] and grads\[2\] overlap in memory"):
+        refuse_overlaps([other, whole[:9], whole[8:]])
 
 
 def test_one_thread_at_a_time_changes_what_is_remembered():

@@ -89,14 +89,23 @@ def _address(grad: Tensor) -> int | None:
         return None
 
 
+def _memory(grad: Tensor) -> object:
+    """What tells tensors apart that share no memory, wherever their addresses are.
+
+    On Apple's GPUs torch gives the address of an object in place of a storage's memory (up to 2.13), and such
+    objects lie closer together than the storages are long.
+    """
+    return (grad.device, grad.untyped_storage().data_ptr()) if grad.device.type == "mps" else grad.device
+
+
 def _clusters(
     grads: Sequence[Tensor], members: list[int], addresses: list[int], spans: list[int]
 ) -> Iterator[list[tuple[int, int]]]:
-    """Tensors of one device whose intervals are connected, as (index, address) in order of the addresses."""
-    by_device: dict[torch.device, list[tuple[int, int, int]]] = {}
+    """Tensors of one memory whose intervals are connected, as (index, address) in order of the addresses."""
+    by_memory: dict[object, list[tuple[int, int, int]]] = {}
     for i, address, span in zip(members, addresses, spans, strict=True):
-        by_device.setdefault(grads[i].device, []).append((address, i, address + span))
-    for intervals in by_device.values():
+        by_memory.setdefault(_memory(grads[i]), []).append((address, i, address + span))
+    for intervals in by_memory.values():
         cluster: list[tuple[int, int]] = []
         end = 0
         for address, i, its_end in sorted(intervals):
