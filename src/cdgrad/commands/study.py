@@ -159,6 +159,6 @@ def _engine(options: argparse.Namespace, folder: Path) -> Engine:
     return partial(
         local_engine.run_all,
         gpus=gpus,
-        checkpoints=folder / CHECKPOINTS,
+        checkpoints=folder.absolute() / CHECKPOINTS,
         tensorboard=options.tensorboard and options.tensorboard.absolute(),
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import random
 import sys
 from argparse import ArgumentParser
@@ -235,13 +236,18 @@ def test_every_way_of_reading_counts(read):
         ReadValues({"lr": 0.1}).check("mine:run", {"lr"})
 
 
-def test_one_runs_default_dtype_is_not_the_next_ones(spec, tmp_path):
-    (tmp_path / "mytrain.py").write_text(
-        CODE.replace("def run(seed, arm):", "def run(seed, arm):\n    torch.set_default_dtype(torch.float64)")
-    )
+def test_what_a_run_changes_of_its_process_is_as_before_for_the_next_one(spec, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "below").mkdir()
+    changes = "torch.set_default_dtype(torch.float64); torch.set_num_threads(2); os.chdir('below')"
+    code = CODE.replace("def run(seed, arm):", f"def run(seed, arm):\n    {changes}")
+    (tmp_path / "mytrain.py").write_text(f"import os\n{code}")
     job = Job("", "sgd", None, 0, spec.setting("", "sgd"))
-    assert execute(job, lambda epoch, measured: None).status == "ok"
-    assert torch.get_default_dtype() == torch.float32
+    before = torch.get_default_dtype(), torch.get_num_threads(), os.getcwd()
+    for _ in range(2):  # in a folder that is below the first one's only
+        run = execute(job, lambda epoch, measured: None)
+        assert (run.status, run.message) == ("ok", "")
+        assert (torch.get_default_dtype(), torch.get_num_threads(), os.getcwd()) == before
 
 
 def test_a_network_without_anything_to_direct_is_refused():

@@ -93,7 +93,7 @@ def served(folder: Path, asked: Asked = _AS_SPECIFIED) -> Generator[str]:
         server = _Server(folder, asked)
     except OSError as error:
         raise StudyError(
-            f"cannot serve the report on {HOST}: {error.strerror or error}; use cdgrad report without --watch"
+            f"cannot serve the report on {HOST}: {error.strerror or error}; leave out --watch or --serve"
         ) from error
     threading.Thread(target=server.serve_forever, args=(0.2,), daemon=True).start()
     try:

@@ -66,7 +66,7 @@ def run_study(
             _check_code(spec, [run for run in recorded if run.status != "failed"], folder)
         spec_hash = store.use_spec(spec.name, spec.text)
         executed: list[Run] = []
-        engine = engine or partial(run_all, checkpoints=folder / CHECKPOINTS)
+        engine = engine or partial(run_all, checkpoints=folder.absolute() / CHECKPOINTS)
         remaining = plan.total - plan.done
         workers = min(workers, remaining)
         # Nothing is shown where no run remains: the last driver may have been killed after the last run.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,6 +44,9 @@ def execute(
         checkpoints: a folder in which a long run saves its state, so that it resumes after it was killed.
         save_every: least number of seconds between two saves.
         tensorboard: a folder for the curves of runs, each in a folder of its own.
+
+    Raises:
+        ValueError: it is a trial that would read the test split; nothing was executed.
     """
     import torch  # here, because the driver imports this module and needs no torch
 
@@ -53,13 +58,12 @@ def execute(
     started, clock, traceback = datetime.now(UTC), time.perf_counter(), ""
     # Before training: the commit and the images may change during the run.
     conditions = environment(device) | {"threads": torch.get_num_threads()}
-    dtype = torch.get_default_dtype()
     try:
         with modules_beside(job.folder):
             _import_callables(job.setting)
             conditions |= _code(job.folder) | _data(job.setting)
-            dtype = torch.get_default_dtype()
-            with curves(tensorboard and tensorboard / job.place, job.setting.fingerprint) as log:
+            place = tensorboard and tensorboard / job.place
+            with _process_restored(), curves(place, job.setting.fingerprint) as log:
                 checkpoint = checkpoints and checkpoints / job.file(device)
                 outcome = _outcome(job, _both(log, on_epoch), device, checkpoint, save_every)
         # What was imported only during the run, too.
@@ -70,11 +74,26 @@ def execute(
         of_the_gpu = explained(error)
         result = _failed(of_the_gpu or one_line(error if isinstance(error, StudyError) else named(error)))
         traceback = "" if of_the_gpu else traceback_of(error)
-    finally:
-        torch.set_default_dtype(dtype)  # the run's own code may have set another, which is not the next run's
     seconds = round(time.perf_counter() - clock, 3)
     run = job.run(started, environment=conditions, seconds=seconds, **result)
     return FailedRun(**vars(run), traceback=traceback) if traceback else run
+
+
+@contextmanager
+def _process_restored() -> Generator[None]:
+    """What a run's own code changes of its process is afterwards as before, for the next run."""
+    import torch
+
+    dtype, threads, folder = torch.get_default_dtype(), torch.get_num_threads(), ""
+    with suppress(FileNotFoundError):  # the working directory was removed
+        folder = os.getcwd()
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(dtype)
+        torch.set_num_threads(threads)
+        with suppress(OSError):
+            os.chdir(folder)
 
 
 def _both(first: OnEpoch, second: OnEpoch) -> OnEpoch:

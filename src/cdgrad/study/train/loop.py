@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cdgrad.study import StudyError
+from cdgrad.study.files import SAVE_EVERY
 from cdgrad.study.spec import ERROR, Setting
 from cdgrad.study.train.arms import operator_backends
 from cdgrad.study.train.checkpoint import Checkpoint
@@ -28,7 +29,7 @@ def train(
     *,
     device: str = "cpu",
     checkpoint: Path | None = None,
-    every: float = 30.0,
+    every: float = SAVE_EVERY,
     ranks: Ranks = ALONE,
 ) -> Outcome:
     """Train once and measure; the global random state is left as it was.
