@@ -221,3 +221,14 @@ def test_a_curve_begins_and_ends_where_every_run_was_measured(make_run):
     epochs, values = curves._curves([often, rarely, ended], "error")
     assert epochs.tolist() == [2, 4]
     assert values.tolist() == [[2, 4], [20, 40], [95, 95]]
+
+
+def test_verdicts_of_an_unfinished_study_are_marked(results):
+    found = results([-0.1, -0.3, -0.2])
+    (sentence,) = compose.document(found).verdicts
+    some = Results.of(found.spec, [run for run in found.runs if run.seed < 2])
+    (marked,) = compose.document(some).verdicts
+    assert marked.startswith("Provisional: directed against sgd: no difference is shown")
+    assert sentence.startswith("directed against sgd")
+    ends_early = dataclasses.replace(some, spec=dataclasses.replace(some.spec, until=0.1))
+    assert not compose.document(ends_early).verdicts[0].startswith("Provisional")

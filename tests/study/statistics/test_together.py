@@ -50,6 +50,10 @@ def test_the_report_of_several_has_their_remarks_and_all_their_cells(studies):
     assert titles == ["All cells", "one", "two", "Every run"]
     assert all(sentence.startswith(("one: ", "two: ")) for sentence in document.remarks)
     assert document.summary == "one: 24 of 24 runs finished; two: 12 of 12 runs finished"
+    assert not any(sentence.startswith("Provisional") for sentence in document.verdicts)
+    unfinished = Results.of(studies["two"].spec, [run for run in studies["two"].runs if run.seed])
+    _, document = compose.together(studies | {"two": unfinished})
+    assert all(sentence.startswith("Provisional") for sentence in document.verdicts)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -29,20 +29,26 @@ def document(results: Results, target: float | None = None) -> Document:
     Raises:
         StudyError: no epoch measured what `target` is of.
     """
+    return _document(results, target, _is_provisional(results))
+
+
+def _document(results: Results, target: float | None, provisional: bool) -> Document:
     spec = results.spec
     several = len(spec.cells) > 1
     sections: list[Section] = []
     if several and results.comparisons:
         overview = (tables.summary(results), differences.overview(results))
         sections.append(Section("All cells", (), (*overview, *across.parts(results))))
-    sections += [_cell(results, cell, several, target) for cell in spec.cells]
+    sections += [_cell(results, cell, several, target, provisional) for cell in spec.cells]
     if results.searches:
         sections.append(Section("Tuning", (), (tuning_tables.tuning(results),)))
     sections.append(_details(results))
     return Document(
         title=spec.title,
         summary=_progress(results),
-        verdicts=across_cells(results) if several else verdicts(results, next(iter(spec.cells))),
+        verdicts=_marked(
+            across_cells(results) if several else verdicts(results, next(iter(spec.cells))), provisional
+        ),
         remarks=remarks(results),
         sections=sections,
         environment=times.dates(results)
@@ -60,7 +66,8 @@ def together(studies: Mapping[str, Results], target: float | None = None) -> tup
     results = combined(studies)
     said = [f"{name}: {sentence}" for name, study in studies.items() for sentence in remarks(study)]
     summary = "; ".join(_progress(study) for study in studies.values())
-    return results, replace(document(results, target), summary=summary, remarks=said)
+    provisional = any(map(_is_provisional, studies.values()))
+    return results, replace(_document(results, target, provisional), summary=summary, remarks=said)
 
 
 def write(results: Results, folder: Path, written: Document | None = None) -> list[Path]:
@@ -118,7 +125,7 @@ def _write(content: Mapping[str, bytes], folder: Path) -> None:
         manifest.write(name, data)
 
 
-def _cell(results: Results, cell: str, several: bool, target: float | None) -> Section:
+def _cell(results: Results, cell: str, several: bool, target: float | None, provisional: bool) -> Section:
     """What was measured in a cell; its verdicts, too, where there are several cells."""
     compared = results.in_cell(cell)
     parts: list[Table | Figure] = []
@@ -135,7 +142,8 @@ def _cell(results: Results, cell: str, several: bool, target: float | None) -> S
         parts += [part for part in besides if part]
     others = (settings.lam_sweep, settings.tuning_scatter, curves.gradient_curves)
     parts += [drawing for draw in others if (drawing := draw(results, cell))]
-    return Section(cell, verdicts(results, cell) if several else (), parts)
+    sentences = _marked(verdicts(results, cell), provisional) if several else ()
+    return Section(cell, sentences, parts)
 
 
 def _time_to(results: Results, cell: str, target: float) -> Table:
@@ -165,10 +173,22 @@ def _details(results: Results) -> Section:
     return Section("Every run", (), parts, detail=True)
 
 
+def _is_complete(results: Results) -> bool:
+    return results.count + results.trials_finished == results.total + results.trials_total
+
+
+def _is_provisional(results: Results) -> bool:
+    """Whether runs of a fixed number of seeds remain: p does not allow for an end after a look."""
+    return not (results.spec.until or _is_complete(results))
+
+
+def _marked(sentences: Sequence[str], provisional: bool) -> list[str]:
+    return [f"Provisional: {sentence}" if provisional else sentence for sentence in sentences]
+
+
 def _progress(results: Results) -> str:
     trials = f", {results.trials_finished} of {results.trials_total} runs of trials" * bool(
         results.trials_total
     )
-    done = results.count + results.trials_finished == results.total + results.trials_total
-    provisional = "" if done else ": provisional"
+    provisional = "" if _is_complete(results) else ": provisional"
     return f"{results.spec.name}: {results.count} of {results.total} runs finished{trials}{provisional}"
