@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from cdgrad.diagnostics import (
     signal_and_noise,
     similarity_order,
 )
+from cdgrad.machine import has_float64
 
 
 class Apples(torch.Tensor):
@@ -38,6 +40,16 @@ def test_a_gpu_without_float64_is_measured_on_the_host():
     assert divergence([there], [other]) == divergence([x], [y])
     assert similarity_order(there).equal(similarity_order(x))
     assert step_probe._is_derived(there * 2, there)
+
+
+@pytest.mark.parametrize("has", [True, False])
+def test_which_devices_have_float64(has, monkeypatch):
+    properties = SimpleNamespace(has_fp64=has)
+    monkeypatch.setattr(torch.xpu, "get_device_properties", lambda device: properties)
+    has_float64.cache_clear()
+    found = [has_float64(torch.device(name)) for name in ("cpu", "cuda:0", "mps", "xpu:0")]
+    has_float64.cache_clear()
+    assert found == [True, True, False, has]
 
 
 @pytest.mark.parametrize("n", [2, 3, 16, 256])

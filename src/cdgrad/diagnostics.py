@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from cdgrad.dtensors import is_dtensor
+from cdgrad.machine import has_float64
 from cdgrad.selection import Target
 
 
@@ -39,8 +40,7 @@ def roughness(weight: Tensor, dim: int = 0, groups: int = 1) -> float:
     >>> roughness(torch.tensor([0.0, 1.0, 2.0, 3.0]))
     0.3
     """
-    columns = _columns(weight, dim, groups)
-    steps, deviations = _energies(columns)
+    steps, deviations = _energies(_columns(weight, dim, groups))
     return float(steps / (2 * deviations))
 
 
@@ -76,7 +76,7 @@ def agreement_sums(raw: Sequence[Tensor], directed: Sequence[Tensor]) -> Tensor:
 
     They stay on the device of the gradients, and the host does not wait for them.
     """
-    device = raw[0].device if raw and raw[0].device.type != "mps" else None
+    device = raw[0].device if raw and has_float64(raw[0].device) else None
     totals = [torch.zeros((), dtype=torch.float64, device=device) for _ in range(3)]
     for g, Pg in zip(raw, directed, strict=True):
         g, Pg = _exact(g), _exact(Pg)
@@ -137,8 +137,8 @@ def _energies(columns: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _exact(x: Tensor) -> Tensor:
-    """In float64; on the host for Apple's GPUs, which have none."""
-    return x.cpu().double() if x.device.type == "mps" else x.double()
+    """In float64; on the host for GPUs that have none."""
+    return x.double() if has_float64(x.device) else x.cpu().double()
 
 
 def _sum(x: Tensor) -> float:

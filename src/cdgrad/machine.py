@@ -1,4 +1,4 @@
-"""The system that cdgrad runs on: the CPU's name, as records have it; variables and the end of processes."""
+"""The system that cdgrad runs on: what CPUs and GPUs are and can, variables and the end of processes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ import signal
 import sys
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def cpu_name() -> str:
@@ -20,6 +25,16 @@ def cpu_name() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+@lru_cache(maxsize=64)
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64, which Apple's GPUs and some of Intel's do not."""
+    if device.type == "xpu":
+        import torch  # here, since a process of JAX imports this module
+
+        return bool(torch.xpu.get_device_properties(device).has_fp64)  # pyright: ignore[reportUnknownArgumentType]
+    return device.type != "mps"
 
 
 @contextmanager

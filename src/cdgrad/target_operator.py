@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cdgrad._torch_private import FormCheck, foreach_norm
 from cdgrad.dtensors import channel_mesh_dim, is_dtensor, local_part, whole_norms
+from cdgrad.machine import has_float64
 from cdgrad.metrics import L2, Metric
 from cdgrad.ops import graphs, prepare
 from cdgrad.ops.addresses import remember
@@ -222,5 +223,5 @@ def _blocks(target: Target, grad: Tensor) -> list[tuple[str, Tensor, int, int]]:
 
 def _norms(grads: list[Tensor]) -> list[Tensor]:
     """L2 norms; in float64 where the device has it, so that scaled or tiny gradients keep theirs."""
-    exact = torch.float32 if any(grad.device.type == "mps" for grad in grads) else torch.float64
+    exact = torch.float64 if all(has_float64(grad.device) for grad in grads) else torch.float32
     return list(foreach_norm(grads, 2.0, exact))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cdgrad._torch_private import as_like, outside_modes
+from cdgrad.machine import has_float64
 from cdgrad.metrics import Array, MeanSobolev, Sobolev
 from cdgrad.ops import graphs, sobolev_weights
 from cdgrad.ops.byte_cache import cached_by_bytes
@@ -78,8 +79,8 @@ def _mean(x: Tensor) -> Tensor:
 
 
 def _running_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of sums along the channel: float64, except on Apple's GPUs, which have none."""
-    return x.dtype if x.device.type == "mps" else torch.float64
+    """The dtype of sums along the channel: float64, where the device has it."""
+    return torch.float64 if has_float64(x.device) else x.dtype
 
 
 class _Level(NamedTuple):

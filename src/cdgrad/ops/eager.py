@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from cdgrad._torch_private import as_like, is_differentiated_or_mapped, outside_modes
+from cdgrad.machine import has_float64
 from cdgrad.metrics import L2, Array, MeanSobolev, Metric, ReweightedL2, Sobolev
 from cdgrad.ops import cyclic_reduction, graphs
 from cdgrad.ops.byte_cache import cached_by_bytes
@@ -227,9 +228,9 @@ def _mean(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Every metric passes the mean unchanged, so only the deviation is solved for. Where lam mu is large the
     result is all mean; where it is small, a rounding error of the mean is amplified like a deviation. Both
-    need the mean beyond float32. Sums are in float64, except on Apple's GPUs, which have none.
+    need the mean beyond float32. Sums are in float64, where the device has it.
     """
-    if x.dtype == torch.float32 and x.device.type != "mps":
+    if x.dtype == torch.float32 and has_float64(x.device):
         mean = x.mean(0, keepdim=True, dtype=torch.float64)
         negative = torch.mul(mean, -_SHRINK, out=x.new_empty(1, x.shape[1]))
         return negative, torch.add(mean, negative, alpha=1 / _SHRINK)
@@ -302,7 +303,7 @@ def _weights(metric: Sobolev | MeanSobolev, n: int, dtype: torch.dtype, device: 
     """
     graphs.refuse_upload(device, f"{metric} for {n} channels")
     largest = torch.finfo(dtype).max / 16
-    exact = dtype if device.type == "mps" else torch.float64
+    exact = torch.float64 if has_float64(device) else dtype
     arrays = [_whole(metric, n)] if n <= _DENSE else [*_pieces(metric, n)]
     with outside_modes():  # and from numpy, which no default device concerns: the weights are used again
         return [
