@@ -468,12 +468,13 @@ def test_the_record_of_the_compilers():
     """Of four Tritons: no kernel fails, compiles in more than 10 s, or spills more than docs/cost.md says."""
     rows = json.loads((OFFLINE.parent / "results" / "offline.json").read_text())
     assert {row["triton"] for row in rows} == {"3.4.0", "3.5.1", "3.6.0", "3.9.0"}
-    assert {row["arch"] for row in rows} == {"80", "90", "120", "gfx942"}
+    nvidia, amd = {"75", "80", "86", "89", "90", "120"}, {"gfx90a", "gfx942", "gfx1100", "gfx1201"}
+    assert {row["arch"] for row in rows} == nvidia | amd
     assert {row["access"] for row in rows} == {"aligned", "contiguous", "strided"}
     for row in rows:
         assert row["compile_cpu_s"] <= 10
         assert all(lanes[0] == 1 for _, lanes in row["layouts"] + row["layouts_of_stores"])
-        if row["arch"] == "gfx942":
+        if row["arch"] in amd:
             assert row["spilled_registers"] == 0
         else:
             assert row["registers"] <= 128
