@@ -46,7 +46,7 @@ default_role = "py:obj"
 nitpick_ignore_regex = [
     ("py:obj", r"[a-z_]+"),  # an argument
     # Types of attributes that docs/spec.md and docs/statistics.md describe in words.
-    ("py:class", r"cdgrad\.study\.(spec\.measure\.Measure|report\.words\.Words)"),
+    ("py:class", r"cdgrad\.study\.(spec\.measure\.Measure|spec\.setting\.Arm|report\.words\.Words)"),
     ("py:exc", "StudyError"),  # as its module's own docstrings call it
     (
         "py:.*",
