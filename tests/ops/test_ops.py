@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdgrad import L2, MeanSobolev, ReweightedL2, Sobolev, channel_directed, channel_directed_, select_backend
-from cdgrad.ops import addresses, overlaps, prepare
+from cdgrad.ops import addresses, local, overlaps, prepare
 from cdgrad.ops.local import BACKENDS
 from cdgrad.ops.overlaps import refuse_overlaps
 from cdgrad.reference import directed
@@ -236,6 +236,17 @@ def test_addresses_of_objects_are_not_those_of_memory():
     refuse_overlaps([*whole.split(16), other])
     with pytest.raises(ValueError, match=r"grads\[1\] and grads\[2\] overlap in memory"):
         refuse_overlaps([other, whole[:9], whole[8:]])
+
+
+def test_a_missing_triton_is_looked_for_once(monkeypatch):
+    searches = []
+    monkeypatch.setattr(local, "find_spec", searches.append)
+    local._has_triton.cache_clear()
+    with pytest.raises(ValueError, match="Triton is not installed"):
+        channel_directed_([torch.ones(2, 2)], "reweighted:lam=3", backend="triton")
+    assert not local.on_triton("triton", torch.ones(2, 2))
+    local._has_triton.cache_clear()
+    assert searches == ["triton"]
 
 
 def test_one_thread_at_a_time_changes_what_is_remembered():
