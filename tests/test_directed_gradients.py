@@ -615,3 +615,14 @@ def test_apply_in_a_hook_that_runs_after_that_of_the_attachment():
     optimizer.register_step_pre_hook(lambda optimizer, args, kwargs: handle.apply())
     g = backward(model)
     assert_close(moved_by(optimizer, model.weight), channel_directed(g, METRIC))
+
+
+def test_a_lazy_layer_of_one_channel_is_left_alone_with_its_reason():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LazyConv2d(1, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    handle = attach(optimizer, model, METRIC)
+    assert re.search(r"1\.weight +not materialized", str(handle))
+    model(IMAGES).square().mean().backward()
+    g = model[0].weight.grad.clone()
+    assert_close(moved_by(optimizer, model[0].weight), channel_directed(g, METRIC))
+    assert re.search(r"1\.weight +one output entry: nothing to smooth", str(handle))

@@ -51,7 +51,7 @@ class HeldTargets:
         self._single: list[tuple[int, Tensor]] = []  # held parameters of one element, with their place
 
     def refresh(self, optimizer: Optimizer) -> bool:
-        """Follow the optimizer; returns whether the selection changed, because lazy layers were materialized.
+        """Follow the optimizer; returns whether the targets changed, because lazy layers were materialized.
 
         Raises:
             RuntimeError: the optimizer holds no target any more.
@@ -68,7 +68,7 @@ class HeldTargets:
         )
         if not self._holds_the_same(held):
             self._find(optimizer, list(held))
-        return self.selection is not selection
+        return self.selection.targets is not selection.targets
 
     def shown(self, optimizer: Optimizer | None) -> Selection:
         """The selection, less what is frozen or not held, and with the parameters that are new."""
@@ -127,6 +127,8 @@ class HeldTargets:
             self._lazy_model = None
             if len(selection.targets) != len(self.selection.targets):
                 self.selection, self._held = selection, None
+            else:  # the reasons alone are new
+                self.selection = Selection(self.selection.targets, selection.skipped)
             if not selection.targets:
                 warn_of_nothing(model, selection, self._options.direction, self._options.linear)
 
