@@ -449,7 +449,11 @@ def test_optimizers_whose_hooks_cannot_fire_are_refused():
 
     class Facade:
         def __init__(self):
-            self.optimizer = inner
+            self._optimizer = inner
+
+        @property
+        def optimizer(self):
+            return self._optimizer
 
     with pytest.raises(
         TypeError,

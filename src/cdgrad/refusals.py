@@ -196,7 +196,11 @@ def _inside(
 
 def _attributes(outer: object) -> Iterator[tuple[str, str, Optimizer]]:
     for name, value in cast(dict[str, object], getattr(outer, "__dict__", {})).items():
-        yield from ((name, key, item) for key, item in _optimizers(value))
+        found = list(_optimizers(value))
+        public = name.lstrip("_")
+        if found and public != name and getattr(outer, public, None) is value:
+            name = public  # a property that returns it, as Fabric's wrapper has
+        yield from ((name, key, item) for key, item in found)
 
 
 def _attach_to(paths: list[str]) -> str:
