@@ -167,3 +167,18 @@ def test_what_a_handle_cannot_take_is_refused(name, value, error, message):
     with pytest.raises(error, match=message):
         setattr(handle, name, value)
     assert (handle.enabled, handle.steps) == (True, 1)
+
+
+def test_statistics_are_in_the_scheduled_metric_of_the_step():
+    *_, handle = stepped()
+    handle.schedule(lambda step: 0.5 / step)
+    target = handle.selection.targets[0]
+    for lam in (0.5, 0.25):
+        for each in handle.selection.targets:
+            each.param.grad = torch.randn_like(each.param)
+        g, metric = target.param.grad.clone(), handle.metric
+        want = channel_directed(g, Sobolev(lam)).norm() / g.norm()
+        assert handle.statistics()["0.weight/norm_ratio"] == pytest.approx(want.item())
+        assert handle.metric == metric
+        handle.optimizer.step()
+        torch.testing.assert_close(target.param.grad, channel_directed(g, Sobolev(lam)))

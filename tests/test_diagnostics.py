@@ -251,3 +251,22 @@ def test_gradient_descent_diverges_beyond_the_edge_of_stability():
             (gradient,) = torch.autograd.grad(w @ A @ w / 2, w)
             w = (w - rate * gradient).detach().requires_grad_()
         assert (w.norm() < 1) == stable
+
+
+def test_diagnostics_refuse_what_would_be_another_number():
+    w = torch.randn(8, 3)
+    with pytest.raises(ValueError, match=r"channels that 3 groups divide, got axis 0 of shape \(8, 3\)"):
+        roughness(w, groups=3)
+    with pytest.raises(TypeError, match=r"expected real numbers, got torch\.complex64"):
+        roughness(w.cfloat())
+    for other in ([w[:1]], [w, w], []):
+        with pytest.raises(ValueError, match="two lists of gradients of equal shapes"):
+            agreement([w], other)
+
+
+def test_the_default_device_does_not_matter():
+    grads = list(torch.randn(3, 8, 3))
+    want = signal_and_noise(grads)
+    with torch.device("meta"):
+        got = signal_and_noise(grads)
+    assert torch.equal(got.noise, want.noise)

@@ -12,6 +12,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor
 
+from cdgrad.columns import columns_of, exact
 from cdgrad.dtensors import is_dtensor
 from cdgrad.machine import has_float64
 from cdgrad.selection import Target
@@ -32,6 +33,9 @@ def roughness(weight: Tensor, dim: int = 0, groups: int = 1) -> float:
         dim: the channel axis.
         groups: number of consecutive intervals of the axis, each a channel axis of its own.
 
+    Raises:
+        TypeError, ValueError: complex numbers; groups that do not divide the axis.
+
     Returns:
         A number in [0, 2); nan where no column varies, as with a single channel.
 
@@ -40,7 +44,7 @@ def roughness(weight: Tensor, dim: int = 0, groups: int = 1) -> float:
     >>> roughness(torch.tensor([0.0, 1.0, 2.0, 3.0]))
     0.3
     """
-    steps, deviations = _energies(_columns(weight, dim, groups))
+    steps, deviations = _energies(columns_of(weight, dim, groups))
     return float(steps / (2 * deviations))
 
 
@@ -61,6 +65,9 @@ def agreement(raw: Sequence[Tensor], directed: Sequence[Tensor]) -> Alignment:
         raw: the gradients g, one tensor a weight.
         directed: the gradients P g, of the same shapes.
 
+    Raises:
+        ValueError: the shapes differ.
+
     Returns:
         An `Alignment`; nan where g or P g is zero, and both nan for empty lists.
 
@@ -76,10 +83,12 @@ def agreement_sums(raw: Sequence[Tensor], directed: Sequence[Tensor]) -> Tensor:
 
     They stay on the device of the gradients, and the host does not wait for them.
     """
-    device = raw[0].device if raw and has_float64(raw[0].device) else None
+    device = raw[0].device if raw and has_float64(raw[0].device) else "cpu"
     totals = [torch.zeros((), dtype=torch.float64, device=device) for _ in range(3)]
+    if [g.shape for g in raw] != [Pg.shape for Pg in directed]:
+        raise ValueError("expected two lists of gradients of equal shapes, in the same order")
     for g, Pg in zip(raw, directed, strict=True):
-        g, Pg = _exact(g), _exact(Pg)
+        g, Pg = exact(g), exact(Pg)
         for total, product in zip(totals, (g * Pg, g.square(), Pg.square()), strict=True):
             part = product.sum()
             total += part.full_tensor() if is_dtensor(part) else part
@@ -100,7 +109,7 @@ def gradient_statistics(jobs: Sequence[tuple[Target, Tensor, Tensor]]) -> dict[s
     """`cdgrad.Attachment.statistics` of (target, ordinary gradient g, directed gradient P g)."""
     sums: list[Tensor] = []
     for target, raw, directed in jobs:
-        g, Pg = _exact(raw), _exact(directed)
+        g, Pg = exact(raw), exact(directed)
         steps, deviations = zip(*map(_energies, _blocks(target)), strict=True)
         parts = (g * Pg).sum(), g.square().sum(), Pg.square().sum(), *steps, *deviations
         whole = [part.full_tensor() if is_dtensor(part) else part for part in parts]
@@ -126,19 +135,14 @@ def _blocks(target: Target) -> list[Tensor]:
     weight = target.param.detach()
     weight = weight.full_tensor() if is_dtensor(weight) else weight
     if not target.sizes:
-        return [_columns(weight, target.dim, target.groups)]
-    return [_columns(block, target.dim, 1) for block in torch.split(weight, list(target.sizes), target.dim)]
+        return [columns_of(weight, target.dim, target.groups)]
+    return [columns_of(block, target.dim, 1) for block in torch.split(weight, list(target.sizes), target.dim)]
 
 
 def _energies(columns: Tensor) -> tuple[Tensor, Tensor]:
     """Squared steps between neighbors, and squared deviations from the mean."""
     steps = columns.diff(dim=1).square().sum()
     return steps, (columns - columns.mean(1, keepdim=True)).square().sum()
-
-
-def _exact(x: Tensor) -> Tensor:
-    """In float64; on the host for GPUs that have none."""
-    return x.double() if has_float64(x.device) else x.cpu().double()
 
 
 def _sum(x: Tensor) -> float:
@@ -219,7 +223,7 @@ def mean_share(weight: Tensor, dim: int = 0, groups: int = 1) -> float:
     >>> mean_share(torch.tensor([1.0, 3.0]))
     0.8
     """
-    columns = _columns(weight, dim, groups)
+    columns = columns_of(weight, dim, groups)
     mean_energy = columns.shape[1] * columns.mean(1).square().sum()
     return float(mean_energy / columns.square().sum())
 
@@ -242,7 +246,7 @@ def similarity_order(weight: Tensor, dim: int = 0) -> Tensor:
     >>> similarity_order(torch.tensor([0.0, 6.0, 1.0, 4.0]))
     tensor([1, 3, 2, 0])
     """
-    channels = _columns(weight, dim, 1)[0]
+    channels = columns_of(weight, dim, 1)[0]
     distances = torch.cdist(channels, channels)
     at = int((channels - channels.mean(0)).square().sum(1).argmax())
     order = [at]
@@ -281,7 +285,7 @@ def divergence(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     if [x.shape for x in a] != [y.shape for y in b]:
         raise ValueError("expected parameters of equal shapes, in the same order")
     for x, y in zip(a, b, strict=True):
-        x, y = _exact(x), _exact(y)
+        x, y = exact(x), exact(y)
         size = x.abs() + y.abs()
         # Where both are 0, so is the difference, and any positive size will do.
         total += _sum(2 * (x - y).abs() / size.where(size > 0, 1))
@@ -321,13 +325,13 @@ def sharpness(
     v = [torch.randn(w.shape, generator=random).to(w) for w in weights]
     value = 0.0
     for _ in range(iterations):
-        norm = math.sqrt(sum(_sum(_exact(x).square()) for x in v))
+        norm = math.sqrt(sum(_sum(exact(x).square()) for x in v))
         if norm == 0:
             return 0.0
         v = [x / norm for x in v]
         inner = torch.stack([(g * x).sum() for g, x in zip(gradients, v, strict=True)]).sum()
         product = torch.autograd.grad(inner, weights, retain_graph=True, materialize_grads=True)
-        last, value = value, sum(_sum(_exact(p * x)) for p, x in zip(product, v, strict=True))
+        last, value = value, sum(_sum(exact(p * x)) for p, x in zip(product, v, strict=True))
         v = [p.detach() for p in product]
         if abs(value - last) <= tolerance * abs(value):
             break
@@ -336,15 +340,9 @@ def sharpness(
 
 def _modes(gradient: Tensor, dim: int, groups: int) -> Tensor:
     """Coefficients in the orthonormal DCT-II basis along the channel, of shape (groups, n, columns)."""
-    columns = _columns(gradient, dim, groups)
+    columns = columns_of(gradient, dim, groups)
     n = columns.shape[1]
-    k, m = torch.arange(n, dtype=torch.float64), torch.arange(n, dtype=torch.float64) + 0.5
-    basis = math.sqrt(2 / n) * torch.cos(math.pi / n * k[:, None] * m)
+    k = torch.arange(n, dtype=torch.float64, device=columns.device)
+    basis = math.sqrt(2 / n) * torch.cos(math.pi / n * k[:, None] * (k + 0.5))
     basis[0] = 1 / math.sqrt(n)
-    return basis.to(columns.device) @ columns
-
-
-def _columns(tensor: Tensor, dim: int, groups: int) -> Tensor:
-    """In float64, of shape (groups, n, columns): n channels of each group along axis 1."""
-    channels = _exact(tensor).movedim(dim, 0)
-    return channels.reshape(groups, len(channels) // groups, -1)
+    return basis @ columns

@@ -114,13 +114,12 @@ class TargetGradients:
     def direct(self) -> None:
         """Direct every gradient that is not directed yet, and remember it."""
         capturing = graphs.capturing()
-        if self._schedule is not None:
-            if capturing:
-                raise RuntimeError(
-                    "a CUDA graph is being captured, and its replays would not see handle.schedule; capture "
-                    "with a constant metric, or do not capture the step"
-                )
-            self._set(scheduled(self._schedule, self.steps, self._metrics))
+        if capturing and self._schedule is not None:
+            raise RuntimeError(
+                "a CUDA graph is being captured, and its replays would not see handle.schedule; capture "
+                "with a constant metric, or do not capture the step"
+            )
+        self._follow_schedule()
         if self._active() and not self._repeat():
             self._direct_pending()
         self._captured = self._captured or capturing  # only now: a capture that fails has no replays
@@ -143,7 +142,7 @@ class TargetGradients:
 
     @torch.no_grad()
     def compare(self) -> list[tuple[Target, Tensor, Tensor]]:
-        """Each target with its gradient and a directed copy of it.
+        """Each target with its gradient and a copy of it, directed in the metric of this step.
 
         Raises:
             RuntimeError: the gradients are directed already.
@@ -154,9 +153,15 @@ class TargetGradients:
                 "these gradients are directed already; call handle.statistics() after the backward pass and "
                 "before handle.apply() or optimizer.step()"
             )
-        copies = gradients._replace(grads=[grad.detach().clone() for grad in gradients.grads])
-        if self._active():
-            self._operate_on(copies)
+        present = self._metrics
+        try:
+            self._follow_schedule()
+            gradients = self._with_gradients()
+            copies = gradients._replace(grads=[grad.detach().clone() for grad in gradients.grads])
+            if self._active():
+                self._operate_on(copies)
+        finally:
+            self._set(present)
         return list(zip(gradients.targets, gradients.grads, copies.grads, strict=True))
 
     def forget(self, operate: Operate) -> None:
@@ -172,6 +177,10 @@ class TargetGradients:
         self._metrics = metrics
         self._held_metrics = tuple([metric_by_index[i] for i in self.held.indices])
         self._changes = self._always or any(metric != L2() for metric in metric_by_index)
+
+    def _follow_schedule(self) -> None:
+        if self._schedule is not None:
+            self._set(scheduled(self._schedule, self.steps, self._metrics))
 
     def _repeat(self) -> bool:
         """Direct all, if they have the forms of the last step: one check for all costs the least time."""
