@@ -1,7 +1,11 @@
 """A run that was killed between two epochs resumes to the same bits, and never from another run's file."""
 
-import dataclasses
+# ruff: noqa: NPY002, as networks of users draw
 
+import dataclasses
+import random
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -174,6 +178,43 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error(setting, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(StudyError, match="cannot be written"):
         train(setting(), 0, lambda epoch, measured: None, checkpoint=tmp_path / "file" / "run.ckpt", every=0)
+
+
+class NumpyAndPython(nn.Module):
+    """Draws from numpy's and Python's generators when it is made and in every step."""
+
+    def __init__(self, image_shape, classes):
+        super().__init__()
+        scale = np.random.normal() + random.gauss()
+        self.layers = nn.Sequential(nn.Conv2d(image_shape[0], 2, 3), nn.Flatten(), nn.Linear(72, classes))
+        with torch.no_grad():
+            self.layers[0].weight.mul_(scale)
+
+    def forward(self, images):
+        kept = np.random.random() * random.random() if self.training else 1.0
+        return self.layers(images * kept)
+
+
+def test_a_network_that_draws_from_numpy_and_python_is_seeded_and_resumes(setting, tmp_path):
+    changed = setting(model=Model(f"{__name__}:NumpyAndPython"))
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    whole = train(changed, 0, lambda *_: None)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    random.seed(9)
+    np.random.seed(9)
+
+    def kill(epoch, _):
+        if epoch == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(changed, 0, kill, checkpoint=tmp_path / "run.pt", every=0)
+    resumed = train(changed, 0, lambda *_: None, checkpoint=tmp_path / "run.pt", every=0)
+    assert resumed.epochs == whole.epochs
+    both = setting({"diagnostics": ("divergence", "sharpness")}, model=changed.model)
+    measured = train(both, 0, lambda *_: None).epochs
+    assert [epoch["loss"] for epoch in measured] == [epoch["loss"] for epoch in whole.epochs]
+    assert 0 < measured[0]["divergence"] < 1e-4
 
 
 def test_a_rank_that_resumes_draws_dropout_masks_of_its_own_and_the_first_rank_the_same(tiny):

@@ -18,6 +18,7 @@ from cdgrad.diagnostics import divergence, sharpness
 from cdgrad.study import StudyError
 from cdgrad.study.train.epoch import run_epoch
 from cdgrad.study.train.outcome import Epoch
+from cdgrad.study.train.seeding import host_state, kept, seed_all, set_host_state
 from cdgrad.study.train.state import TrainingState
 
 _IMAGES = 256  # of the loss whose sharpness is measured: a graph of its gradient fits in memory
@@ -51,7 +52,7 @@ class Dynamics:
         self._names = state.schedule.diagnostics
         if "divergence" in self._names:
             with self._own_random():
-                torch.manual_seed(seed)
+                seed_all(seed)
                 self._twin = TrainingState(_rounded(state), seed, state.device, state.ranks)
 
     def measure(self) -> Epoch:
@@ -83,7 +84,7 @@ class Dynamics:
     def _sharpness(self) -> float:
         state = self._state
         few = slice(_IMAGES)
-        with torch.random.fork_rng(devices=self._devices):  # dropout draws from it
+        with kept(self._devices):  # dropout draws
             model = copy.deepcopy(state.model).train()  # whose running statistics may move
             logits = model(state.training.images(few))
             smoothing = state.schedule.label_smoothing
@@ -93,15 +94,16 @@ class Dynamics:
 
     @contextmanager
     def _own_random(self) -> Generator[None]:
-        """Inside, torch's generators are those of the second copy; outside, they are as if it were not."""
-        with torch.random.fork_rng(devices=self._devices):
+        """Inside, the generators are those of the second copy; outside, they are as if it were not."""
+        with kept(self._devices):
             if self._twin is not None:
+                set_host_state(self._host)
                 torch.set_rng_state(self._random[0])
-                for device, kept in zip(self._devices, self._random[1:], strict=True):
-                    torch.cuda.set_rng_state(kept, device)
+                for device, of_device in zip(self._devices, self._random[1:], strict=True):
+                    torch.cuda.set_rng_state(of_device, device)
             yield
             on_devices = [torch.cuda.get_rng_state(device) for device in self._devices]
-            self._random = [torch.get_rng_state(), *on_devices]
+            self._random, self._host = [torch.get_rng_state(), *on_devices], host_state()
 
 
 def _rounded(state: TrainingState) -> Any:

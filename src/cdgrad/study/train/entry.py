@@ -19,14 +19,11 @@ from __future__ import annotations
 
 import difflib
 import math
-import random
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, cast
 
-import numpy as np
-import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -36,6 +33,7 @@ from cdgrad.study.shown import named
 from cdgrad.study.spec import ERROR, EntrySetting
 from cdgrad.study.train.arms import Attachment, attach_arm
 from cdgrad.study.train.outcome import Epoch, Outcome
+from cdgrad.study.train.seeding import seeded
 
 
 class EntryArm:
@@ -185,7 +183,7 @@ def run_entry(
     """Call the user's training code once; `tuned` are the keys of the search space that it must read.
 
     The generators of torch, numpy and random are seeded before, so that code that relies on them is
-    paired over the arms; torch's generator on the CPU is restored afterwards.
+    paired over the arms; but for those of GPUs they are restored afterwards.
 
     Raises:
         StudyError: it cannot be imported, ends the process, ignores the arm or a tuned value, or returns
@@ -196,10 +194,7 @@ def run_entry(
         run = load_callable(setting.entry)
         check_entry(run, setting.entry)
         seen = EntryArm(arm, setting, seed, on_epoch)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002, the user's code may use it
-            random.seed(seed)
+        with seeded(seed):
             result = _called(run, setting.entry, seed, seen)
     values = _with_result(result, setting)
     if not seen.attached:

@@ -6,8 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cdgrad.study import StudyError
 from cdgrad.study.files import SAVE_EVERY
 from cdgrad.study.spec import ERROR, Setting
@@ -19,6 +17,7 @@ from cdgrad.study.train.epoch import error, run_epoch
 from cdgrad.study.train.execution import Captured, Execution, choose, stream_of
 from cdgrad.study.train.outcome import Epoch, OnEpoch, Outcome, in_measure
 from cdgrad.study.train.ranks import ALONE, Ranks
+from cdgrad.study.train.seeding import seeded
 from cdgrad.study.train.state import TrainingState
 
 
@@ -59,8 +58,7 @@ def train(
     saved = checkpoint and Checkpoint(checkpoint, setting, seed, where.type, every)
     # Named, because torch warns where there are several devices and none is named.
     forked = [where] if where.type == "cuda" else []
-    with stream_of(where), torch.random.fork_rng(devices=forked):
-        torch.manual_seed(seed)
+    with stream_of(where), seeded(seed, forked):
         state = TrainingState(setting, seed, where, ranks)
         dynamics = Dynamics(state, seed) if state.schedule.diagnostics else None
         if saved:

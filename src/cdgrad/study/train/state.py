@@ -21,6 +21,7 @@ from cdgrad.study.train.execution import Execution, at_once
 from cdgrad.study.train.outcome import Epoch
 from cdgrad.study.train.ranks import Ranks
 from cdgrad.study.train.schedule import Rates
+from cdgrad.study.train.seeding import host_state, set_host_state
 from cdgrad.study.train.step import Buffers
 
 
@@ -104,6 +105,7 @@ class TrainingState:
             "augmentation": self.augmentation.get_state(),
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(self.device) if cuda else None,
+            "host": host_state(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -119,6 +121,8 @@ class TrainingState:
         torch.set_rng_state(state["torch"])
         if state["cuda"] is not None:
             torch.cuda.set_rng_state(state["cuda"], self.device)
+        if "host" in state:  # older files lack it
+            set_host_state(state["host"])
         self.ranks.draw_apart(len(self.epochs))  # the state is the first rank's
 
 
