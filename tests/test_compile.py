@@ -48,6 +48,51 @@ def test_compiled_steps_give_the_same_numbers_and_lam_does_not_recompile(compile
     assert torch.equal(got, want)
 
 
+def clipped(model, optimizer, handle, backward, step):
+    backward()
+    handle.apply()
+    nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+    optimizer.step()
+
+
+def by_closure(model, optimizer, handle, backward, step):
+    optimizer.step(backward)
+
+
+def measured(model, optimizer, handle, backward, step):
+    handle.metric = cdgrad.Sobolev(0.1 + step)
+    handle.enabled = step < 3
+    backward()
+    handle.statistics()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("way", [clipped, by_closure, measured])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")
+def test_a_compiled_step_may_use_the_handle_and_a_closure(way):
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        torch._dynamo.reset()
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 16, 3), nn.Flatten())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        handle = cdgrad.attach(optimizer, model, "sobolev:lam=0.1")
+        images = torch.randn(4, 3, 8, 8)
+
+        def backward(optimizer=optimizer, model=model, images=images):
+            optimizer.zero_grad()
+            loss = model(images).square().mean()
+            loss.backward()
+            return loss
+
+        step = torch.compile(way, backend="eager") if compiled else way
+        for i in range(4):
+            step(model, optimizer, handle, backward, i)
+        results.append(nn.utils.parameters_to_vector(model.parameters()).detach())
+        assert handle.steps == 4
+    torch.testing.assert_close(results[1], results[0])
+
+
 @pytest.mark.parametrize("metric", ["reweighted:lam=3", "sobolev:lam=0.1,boundary=periodic"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::UserWarning:torch")
 def test_a_compiled_function_that_directs_has_its_value_and_derivative(metric):

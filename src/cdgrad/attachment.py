@@ -15,6 +15,7 @@ from typing import Any, SupportsIndex
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cdgrad._torch_private import outside_graphs
 from cdgrad.diagnostics import gradient_statistics
 from cdgrad.dtensors import channel_mesh_dim, is_dtensor
 from cdgrad.held_targets import HeldTargets
@@ -173,6 +174,7 @@ class Attachment:
         return self._gradients.metrics
 
     @metric.setter
+    @outside_graphs
     def metric(self, metric: Metric | str | Mapping[str, Metric | str]) -> None:
         self._gradients.metrics = as_metrics(metric)
 
@@ -186,8 +188,6 @@ class Attachment:
 
     @enabled.setter
     def enabled(self, enabled: bool) -> None:
-        if not isinstance(enabled, bool):
-            raise TypeError(f"handle.enabled is True or False, got {enabled!r}")
         self._gradients.enabled = enabled
 
     @property
@@ -234,6 +234,7 @@ class Attachment:
         """
         self.metric, self.enabled, self.steps = state["metric"], state["enabled"], int(state["steps"])
 
+    @outside_graphs
     def statistics(self) -> dict[str, float]:
         """What the operator does to the present gradients, and how rough the weights are, for any logger.
 
@@ -251,6 +252,7 @@ class Attachment:
         self._gradients.refresh(self.optimizer, watch=False)
         return gradient_statistics(self._gradients.compare())
 
+    @outside_graphs
     def apply(self) -> None:
         """Direct the gradients now, and not again in the next step.
 

@@ -11,8 +11,7 @@ as a new one, too; identity and version show that.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor
@@ -88,17 +87,16 @@ class DirectedGradients:
         refs = references(grads, sharded=self._sharded)
         self._added.append((indices, refs, versions(grads, sharded=self._sharded)))
 
-    @contextmanager
-    def around_closure(self) -> Generator[None]:
-        """Within, a closure runs: what was directed earlier and not computed anew is directed still."""
+    def begin_closure(self) -> None:
+        """A closure begins: what was directed earlier, and is not computed anew in it, is directed still."""
         state = self._state()
         self._before_closure = {i: (record, state.get(i)) for i, record in self.records.items()}
-        try:
-            yield
-            for i in [i for i in self.records if not self.is_directed(i)]:
-                del self.records[i]
-        finally:
-            self._before_closure = {}
+
+    def end_closure(self) -> None:
+        """It returned: forget what it computed anew."""
+        for i in [i for i in self.records if not self.is_directed(i)]:
+            del self.records[i]
+        self._before_closure = {}
 
     def is_directed(self, i: int) -> bool:
         """Whether the gradient is directed, also within a closure, which may have computed it anew."""
@@ -128,7 +126,7 @@ class DirectedGradients:
             self._used, self._used_batches = self.records, []
         else:
             self._used, self._used_batches = {}, self._added
-        self._records, self._added = {}, []
+        self._records, self._added, self._before_closure = {}, [], {}
 
     def _state(self) -> dict[int, Record]:
         grads = {i: g for i in self.records if (g := self._targets[i].param.grad) is not None}

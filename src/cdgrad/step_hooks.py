@@ -95,12 +95,22 @@ class StepHooks:
         """The closure, followed by the operator on the gradients that it computed."""
 
         def evaluate() -> object:
-            with self._gradients.memory.around_closure():
-                result = closure()
-            self._direct(optimizer)
+            self._begin_closure()
+            result = closure()
+            self._end_closure(optimizer)
             return result
 
         return evaluate
+
+    # A compiled step enters the closure, and leaves its graph for what is around it.
+    @outside_graphs
+    def _begin_closure(self) -> None:
+        self._gradients.memory.begin_closure()
+
+    @outside_graphs
+    def _end_closure(self, optimizer: Optimizer) -> None:
+        self._gradients.memory.end_closure()
+        self._direct(optimizer)
 
     def _direct(self, optimizer: Optimizer) -> None:
         self._gradients.direct()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from cdgrad._torch_private import outside_graphs
 from cdgrad.directed_gradients import DirectedGradients
 from cdgrad.held_targets import HeldTargets
 from cdgrad.metric_schedule import Metrics, Schedule, metric_of, scheduled
@@ -86,7 +87,10 @@ class TargetGradients:
         return self._enabled
 
     @enabled.setter
+    @outside_graphs
     def enabled(self, enabled: bool) -> None:
+        if not isinstance(enabled, bool):
+            raise TypeError(f"handle.enabled is True or False, got {enabled!r}")
         if enabled != self._enabled:
             self._refuse_after_capture("handle.enabled")
         self._enabled = enabled
