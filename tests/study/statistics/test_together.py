@@ -102,3 +102,6 @@ def test_arms_keep_the_options_of_their_study_and_margins_must_agree(studies, ti
     ]
     assert results.spec.margin == 0.5
     assert together(studies | {"two": other}).spec.margin == 0
+    _, document = compose.together(studies | {"two": other})
+    assert "one: Not in all of the studies, and left out here: arm more." in document.remarks
+    assert "two: Equivalence within its margin of 0.5 points is not tested here" in " ".join(document.remarks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from cdgrad.study.report.document import Document, Figure, Section, Table
 from cdgrad.study.report.figures import curves, differences, levels, settings
 from cdgrad.study.report.remarks import environments, remarks
 from cdgrad.study.report.verdicts import across_cells, verdicts
+from cdgrad.study.report.words import words
 from cdgrad.study.statistics.results import Results, read
 from cdgrad.study.statistics.together import together as combined
 
@@ -64,10 +65,26 @@ def together(studies: Mapping[str, Results], target: float | None = None) -> tup
         StudyError: they cannot be compared in one.
     """
     results = combined(studies)
-    said = [f"{name}: {sentence}" for name, study in studies.items() for sentence in remarks(study)]
+    said = [
+        f"{name}: {sentence}"
+        for name, study in studies.items()
+        for sentence in (*_left_out_of_several(study, results), *remarks(study))
+    ]
     summary = "; ".join(_progress(study) for study in studies.values())
     provisional = any(map(_is_provisional, studies.values()))
     return results, replace(_document(results, target, provisional), summary=summary, remarks=said)
+
+
+def _left_out_of_several(study: Results, several: Results) -> Iterator[str]:
+    """What of a study is not in the report of several."""
+    spec, shared = study.spec, several.spec
+    if others := [arm for arm in spec.arms if arm not in shared.arms]:
+        yield f"Not in all of the studies, and left out here: arm {', '.join(others)}."
+    if spec.margin != shared.margin:
+        yield (
+            f"Equivalence within its margin of {words(study).amount(spec.margin)} is not tested here, "
+            "because another study states another one, or none."
+        )
 
 
 def write(results: Results, folder: Path, written: Document | None = None) -> list[Path]:
