@@ -626,3 +626,56 @@ def test_a_lazy_layer_of_one_channel_is_left_alone_with_its_reason():
     g = model[0].weight.grad.clone()
     assert_close(moved_by(optimizer, model[0].weight), channel_directed(g, METRIC))
     assert re.search(r"1\.weight +one output entry: nothing to smooth", str(handle))
+
+
+class LineSearch(torch.optim.Optimizer):
+    """Halves its step until the loss falls, by evaluations without a backward pass."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure):
+        params, rate = self.param_groups[0]["params"], self.param_groups[0]["lr"]
+        with torch.enable_grad():
+            loss = closure()
+        for p in params:
+            p.sub_(p.grad, alpha=rate)
+        while closure(backward=False) > loss:
+            rate /= 2
+            for p in params:
+                p.add_(p.grad, alpha=rate)
+
+
+def test_a_step_may_pass_arguments_to_its_closure():
+    models = [nn.Conv2d(3, 8, 3) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model in models:
+        optimizer = LineSearch(model.parameters(), lr=64.0)
+        attached = model is models[0] and attach(optimizer, model, METRIC)
+
+        def closure(backward=True, model=model, attached=attached):
+            with torch.set_grad_enabled(backward):
+                loss = model(IMAGES).square().mean()
+            if backward:
+                model.zero_grad()
+                loss.backward()
+                if not attached:
+                    model.weight.grad = channel_directed(model.weight.grad, METRIC)
+            return loss.item()
+
+        for _ in range(3):
+            optimizer.step(closure)
+    assert_close(models[0].weight, models[1].weight)
+
+
+def test_a_module_that_a_step_takes_is_no_closure():
+    class TakesModel(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self, model):
+            model.weight.sub_(model.weight.grad)
+
+    model, optimizer, _ = convolution(TakesModel)
+    g, before = backward(model), model.weight.detach().clone()
+    optimizer.step(model)
+    assert_close(before - model.weight, channel_directed(g, METRIC))

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import TypeGuard
 
+from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
@@ -45,9 +47,9 @@ class StepHooks:
         self._enter_step(optimizer)
         self._gradients.refresh(optimizer, watch=self._foreign_code(optimizer))
         # args[0] is the optimizer itself.
-        if callable(closure := kwargs.get("closure")):
+        if _is_closure(closure := kwargs.get("closure")):
             return args, {**kwargs, "closure": self._directing(optimizer, closure)}
-        if len(args) > 1 and callable(args[1]):
+        if len(args) > 1 and _is_closure(args[1]):
             return (args[0], self._directing(optimizer, args[1]), *args[2:]), kwargs
         self._direct(optimizer)
         return None
@@ -91,12 +93,13 @@ class StepHooks:
         # The last step failed. What it directed is directed still, unless something wrote it since.
         self._gradients.memory.forget_changed()
 
-    def _directing(self, optimizer: Optimizer, closure: Callable[..., object]) -> Callable[[], object]:
+    def _directing(self, optimizer: Optimizer, closure: Callable[..., object]) -> Callable[..., object]:
         """The closure, followed by the operator on the gradients that it computed."""
 
-        def evaluate() -> object:
+        # Some optimizers pass arguments, for example for an evaluation without a backward pass.
+        def evaluate(*args: object, **kwargs: object) -> object:
             self._begin_closure()
-            result = closure()
+            result = closure(*args, **kwargs)
             self._end_closure(optimizer)
             return result
 
@@ -116,3 +119,8 @@ class StepHooks:
         self._gradients.direct()
         if self._gradients.probe is not None:
             self._gradients.probe.before_update(optimizer)
+
+
+def _is_closure(argument: object) -> TypeGuard[Callable[..., object]]:
+    """Whether an argument of a step is one; a module, which can be called, too, is what a step works on."""
+    return callable(argument) and not isinstance(argument, nn.Module)

@@ -8,6 +8,7 @@ Nesterov's momentum does, or it does not.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import cast
@@ -38,8 +39,8 @@ class StepProbe:
         self._seen: tuple[Tensor, int] | None = None
 
     def before_operator(self, jobs: Sequence[Job]) -> None:
-        """Copy the smallest of the ordinary gradients."""
-        target, grad, _ = min(jobs, key=lambda job: job[1].numel())
+        """Copy the smallest of the ordinary gradients that has an element."""
+        target, grad, _ = min(jobs, key=lambda job: job[1].numel() or math.inf)
         self._target, self._raw, self._seen = target, local_part(grad).clone(), None
 
     @torch.no_grad()
