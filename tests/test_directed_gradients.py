@@ -151,7 +151,9 @@ def test_an_optimizer_whose_step_overwrites_the_directed_gradient_is_noticed(in_
     model, optimizer, _ = convolution(Communicating)
     optimizer.in_place = in_place
     optimizer.reduced = backward(model) + torch.randn_like(model.weight)
-    with pytest.warns(UserWarning, match=r"Communicating\.step wrote the gradient of weight.*handle\.apply"):
+    with pytest.warns(
+        UserWarning, match=r"Communicating\.step, .* wrote the gradient of weight.*handle\.apply"
+    ):
         optimizer.step()
 
 
@@ -679,3 +681,18 @@ def test_a_module_that_a_step_takes_is_no_closure():
     g, before = backward(model), model.weight.detach().clone()
     optimizer.step(model)
     assert_close(before - model.weight, channel_directed(g, METRIC))
+
+
+def test_an_interrupt_in_the_hook_after_a_step_leaves_the_next_one_right(monkeypatch):
+    model, optimizer, _ = convolution()
+    backward(model)
+
+    def interrupted(self):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(directed_gradients.DirectedGradients, "end_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    g = backward(model, zero=True)
+    assert_close(moved_by(optimizer, model.weight), channel_directed(g, METRIC))

@@ -61,8 +61,8 @@ class StepHooks:
         gradients = self._gradients
         missed = gradients.missed()
         probe, gradients.probe = gradients.probe, None
-        self._nested, self._thread = False, None
         gradients.memory.end_step()
+        self._nested, self._thread = False, None  # only now: an interrupted step counts as one that failed
         if missed is not None:
             raise RuntimeError(
                 f"{self._kind} recomputed the gradient of {missed.name} inside step() without the "

@@ -80,8 +80,8 @@ class StepProbe:
                     f"{kind}.step replaced the directed gradient of {name} by the ordinary one; {_REMEDY}"
                 )
         warnings.warn(
-            f"{kind}.step wrote the gradient of {name} after it was directed, and the update may have used "
-            f"the ordinary one; {_REMEDY}",
+            f"{kind}.step, or a hook that ran later, wrote the gradient of {name} after it was directed, and "
+            f"the update may have used the ordinary one; {_REMEDY}",
             stacklevel=4,
         )
         return True
