@@ -11,6 +11,7 @@ from cdgrad.bench import jax_rows, steps
 from cdgrad.bench.page import tables
 from cdgrad.bench.shapes import NETWORKS, WIDE_ELEMENTS, Conv
 from cdgrad.bench.timing import extra_bytes, interleaved
+from cdgrad.commands.arguments import UsageError
 from cdgrad.commands.bench import add_arguments, run
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +80,24 @@ def test_the_command_writes_a_record_and_prints_it(tmp_path, monkeypatch, capsys
     assert {"reweighted:lam=3 | cpu", "reweighted:lam=3 | eager", "SGD step (fused)"} <= rows.keys()
     assert [row["name"] for row in record["jax"]][:2] == [jax_rows.FLOOR, "reweighted:lam=3"]
     assert [row["name"] for row in record["steps"]][::6] == ["without", "SAM's second pass"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--device", "cuda", "--rounds", "3"], "--rounds needs --device cpu"),
+        (["--device", "cuda", "--no-jax"], "--no-jax needs --device cpu"),
+        (["--device", "cuda", "--networks", "resnet50"], "--networks needs --device cpu"),
+        (["--seconds", "60"], "--seconds needs --device cuda"),
+        (["--rehearse"], "--rehearse needs --device cuda"),
+        (["--networks", "resnet50", "--peers", "wide-256"], "--peers wide-256: not among --networks"),
+    ],
+)
+def test_options_without_an_effect_are_refused(options, message):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    with pytest.raises(UsageError, match=message):
+        run(parser.parse_args(options))
 
 
 def test_the_page_shows_what_the_record_says():

@@ -24,21 +24,26 @@ DESCRIPTION = (
     "whole training steps."
 )
 
+PEERS = ["resnet18-imagenet"]
+# What has an effect on one kind of device only, with the defaults.
+ON_CPU = {"networks": list(NETWORKS), "rounds": 21, "peers": PEERS, "no_steps": False, "no_jax": False}
+ON_GPU = {"seconds": 120, "rehearse": False}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``cdgrad bench``."""
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the record to FILE, as JSON")
     parser.add_argument(
-        "--networks", nargs="*", choices=NETWORKS, default=list(NETWORKS), help="default: all of them"
+        "--networks", nargs="*", choices=NETWORKS, default=ON_CPU["networks"], help="default: all of them"
     )
     parser.add_argument(
-        "--rounds", type=count, default=21, help="timed repetitions per candidate (default: 21)"
+        "--rounds", type=count, default=ON_CPU["rounds"], help="timed repetitions per candidate (default: 21)"
     )
     parser.add_argument(
         "--peers",
         nargs="*",
         choices=NETWORKS,
-        default=["resnet18-imagenet"],
+        default=PEERS,
         help="networks on which optimizer steps and other smoothing methods are timed, too "
         "(default: resnet18-imagenet; Muon is slow)",
     )
@@ -48,10 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("cpu", "cuda"),
         default="cpu",
         help="cuda: run the GPU benchmark instead (kernels, training steps, the study's loop), limited by "
-        "--seconds; it ignores --networks, --rounds and --peers (default: cpu)",
+        "--seconds; the other options of the CPU's have no effect there and are refused (default: cpu)",
     )
     parser.add_argument(
-        "--seconds", type=count, default=120, help="time limit in seconds with --device cuda (default: 120)"
+        "--seconds",
+        type=count,
+        default=ON_GPU["seconds"],
+        help="time limit in seconds with --device cuda (default: 120)",
     )
     parser.add_argument(
         "--rehearse",
@@ -64,12 +72,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Measure, print the tables, and write the record."""
+    _refuse_what_has_no_effect(options)
     if options.out:
         check_new_file(options.out, "--out")
     if options.device == "cuda":
         return _run_on_gpu(options)
-    if options.rehearse:
-        raise UsageError("--rehearse needs --device cuda")
     from cdgrad.bench import measure
     from cdgrad.bench.page import tables
 
@@ -79,6 +86,16 @@ def run(options: argparse.Namespace) -> int:
         content = (json.dumps(record, indent=1) + "\n").encode()
         print(f"record: {write_new_file(options.out, content)}", file=sys.stderr)
     return 0
+
+
+def _refuse_what_has_no_effect(options: argparse.Namespace) -> None:
+    other, needed = (ON_CPU, "cpu") if options.device == "cuda" else (ON_GPU, "cuda")
+    for name, default in other.items():
+        if getattr(options, name) != default:
+            raise UsageError(f"--{name.replace('_', '-')} needs --device {needed}")
+    absent = [name for name in options.peers if name not in options.networks]
+    if absent and options.peers != PEERS:
+        raise UsageError(f"--peers {' '.join(absent)}: not among --networks; name them there, too")
 
 
 def _run_on_gpu(options: argparse.Namespace) -> int:
