@@ -41,8 +41,11 @@ def addresses_of(tensors: Sequence[torch.Tensor]) -> bytes:
 
 
 def _starts(tensors: Sequence[torch.Tensor]) -> NDArray[np.int64]:
-    # Some GPUs have addresses beyond 2^63, which become negative: their order and distances stay.
-    return np.fromiter(map(torch.Tensor.data_ptr, tensors), np.uint64, len(tensors)).view(np.int64)
+    try:
+        return np.fromiter(map(torch.Tensor.data_ptr, tensors), np.int64, len(tensors))
+    except OverflowError:
+        # Some GPUs have addresses beyond 2^63, which become negative: their order and distances stay.
+        return np.fromiter(map(torch.Tensor.data_ptr, tensors), np.uint64, len(tensors)).view(np.int64)
 
 
 def integers(addresses: bytes) -> list[int]:
