@@ -8,6 +8,8 @@ from functools import wraps
 from threading import Lock
 from typing import Any, TypeVar, cast
 
+from cdgrad._torch_private import outside_modes
+
 Result = TypeVar("Result")
 
 
@@ -30,7 +32,8 @@ def cached_by_bytes(limit: int) -> Callable[[Callable[..., Result]], Callable[..
                 if key in held:
                     held.move_to_end(key)
                     return held[key][0]
-            result = function(*key)
+            with outside_modes():  # what is kept is used again, outside of the modes of this call
+                result = function(*key)
             size = _bytes(result)
             with lock:
                 if size <= limit and key not in held:

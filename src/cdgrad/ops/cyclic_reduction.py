@@ -6,14 +6,12 @@ channels `cdgrad.ops.eager` has fewer.
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cdgrad._torch_private import as_like, outside_modes
 from cdgrad.machine import has_float64
 from cdgrad.metrics import Array, MeanSobolev, Sobolev
 from cdgrad.ops import graphs, sobolev_weights
@@ -149,14 +147,11 @@ def _weights(n: int, lam: float, dtype: torch.dtype, device: torch.device) -> li
     graphs.refuse_upload(device, f"lam={lam} for {n} channels")
     levels, last_pivot = _reduction(n, lam)
     rest = [last_pivot, sobolev_weights.sobolev(n, lam).wrap]
-    with outside_modes():
-        return [[torch.tensor(w, dtype=dtype, device=device) for w in each] for each in [*levels, rest]]
+    return [[torch.tensor(w, dtype=dtype, device=device) for w in each] for each in [*levels, rest]]
 
 
 def _on_device(n: int, lam: float, x: Tensor) -> list[list[Tensor]]:
-    weights = _weights(n, lam, x.dtype, x.device)
-    graphs.keep_until_read(x.device, chain.from_iterable(weights))
-    return [as_like(each, x) for each in weights]
+    return [graphs.lent(each, x) for each in _weights(n, lam, x.dtype, x.device)]
 
 
 def _column(weights: Tensor, like: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cdgrad._torch_private import as_like, is_differentiated_or_mapped, outside_modes
+from cdgrad._torch_private import is_differentiated_or_mapped
 from cdgrad.machine import has_float64
 from cdgrad.metrics import L2, Array, MeanSobolev, Metric, ReweightedL2, Sobolev
 from cdgrad.ops import cyclic_reduction, graphs
@@ -305,14 +305,11 @@ def _weights(metric: Sobolev | MeanSobolev, n: int, dtype: torch.dtype, device: 
     largest = torch.finfo(dtype).max / 16
     exact = torch.float64 if has_float64(device) else dtype
     arrays = [_whole(metric, n)] if n <= _DENSE else [*_pieces(metric, n)]
-    with outside_modes():  # and from numpy, which no default device concerns: the weights are used again
-        return [
-            torch.from_numpy(array.clip(-largest, largest)).to(device, exact if i == _ROWS else dtype)
-            for i, array in enumerate(arrays)
-        ]
+    return [  # from numpy, which no default device concerns
+        torch.from_numpy(array.clip(-largest, largest)).to(device, exact if i == _ROWS else dtype)
+        for i, array in enumerate(arrays)
+    ]
 
 
 def _on_device(metric: Sobolev | MeanSobolev, x: Tensor) -> list[Tensor]:
-    weights = _weights(metric, len(x), x.dtype, x.device)
-    graphs.keep_until_read(x.device, weights)
-    return as_like(weights, x)
+    return graphs.lent(_weights(metric, len(x), x.dtype, x.device), x)

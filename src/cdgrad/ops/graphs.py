@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from cdgrad._torch_private import graph_in_capture
+from cdgrad._torch_private import as_like, graph_in_capture
 
 # What a captured graph reads must outlive it, and of most graphs nothing says when they end.
 _kept: set[object] = set()
@@ -47,6 +47,12 @@ def keep_for_replays(read: Iterable[object]) -> None:
     """
     graph = graph_in_capture()
     (_kept if graph is None else _kept_by.setdefault(graph, set())).update(read)
+
+
+def lent(weights: list[Tensor], like: Tensor) -> list[Tensor]:
+    """Weights in a cache, on the device of `like`, for operations with it on the current stream."""
+    keep_until_read(like.device, weights)
+    return as_like(weights, like)
 
 
 def keep_until_read(device: torch.device, weights: Iterable[Tensor]) -> None:

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cdgrad.ops import eager, graphs
+from cdgrad.ops import byte_cache, graphs
 from cdgrad.study import data
 from cdgrad.study.spec import LoopSetting, Model, Optimizer, Schedule, Task
 from cdgrad.study.train import average, epoch, execution, state, step
@@ -102,7 +102,7 @@ def replace_what_needs_memory():
     state._network = on_gpu(state._network)
     average.copy = SimpleNamespace(deepcopy=lambda model: state._network(*built))
     state.TrainingState.precision = lambda self: nullcontext()  # autocast knows no such device
-    eager.outside_modes = nullcontext  # outside of the mode there is no such device
+    byte_cache.outside_modes = nullcontext  # outside of the mode there is no such device
     graphs.capturing = lambda: Strict.capturing
     graphs.capturing_on = lambda device: Strict.capturing
     sys.modules["cdgrad.study.data.augment"]._draw = lambda n, below, generator: torch.randint(

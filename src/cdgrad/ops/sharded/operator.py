@@ -252,8 +252,9 @@ def _solve(
         family = [other for other in shard.pieces if other.interval == piece.interval]
         values = _of_interval(numbers_of_all[part.block], family)
         its = metric, tuple(other.length for other in family), family.index(piece)
-        shares, rows = (_weights(name, *its, torch.float64, values.device) for name in ("shares", "rows"))
-        response = _weights("response", *its, x.dtype, x.device)
+        of_all = [_weights(name, *its, torch.float64, values.device) for name in ("shares", "rows")]
+        shares, rows = graphs.lent(of_all, values)
+        (response,) = graphs.lent([_weights("response", *its, x.dtype, x.device)], x)
         mean = (values[:, 0] * shares).sum(0)
         values[:, 0] -= mean
         v, right, left = rows @ values.flatten(0, 1)
@@ -277,6 +278,7 @@ def _of_interval(numbers: Tensor, family: Sequence[Piece]) -> Tensor:
     return torch.cat([numbers[first.rank, first.slot][None], others])
 
 
+@cached_by_bytes(32 * 2**20)
 def _weights(
     name: Literal["rows", "shares", "response"],
     metric: Sobolev | MeanSobolev,
@@ -286,20 +288,6 @@ def _weights(
     device: torch.device,
 ) -> Tensor:
     """A part of `coupling` on the device, where it stays, so that a CUDA graph can hold a step."""
-    weights = _uploaded(name, metric, lengths, index, dtype, device)
-    graphs.keep_until_read(device, [weights])
-    return weights
-
-
-@cached_by_bytes(32 * 2**20)
-def _uploaded(
-    name: str,
-    metric: Sobolev | MeanSobolev,
-    lengths: tuple[int, ...],
-    index: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> Tensor:
     graphs.refuse_upload(device, f"{metric} for {sum(lengths)} channels over several ranks")
     return torch.tensor(getattr(coupling(metric, lengths, index), name), dtype=dtype, device=device)
 
