@@ -8,7 +8,7 @@ from cdgrad.study.report.changes import changed_later, left_out
 from cdgrad.study.report.split_sizes import repeated_images, split_sizes
 from cdgrad.study.report.tuning_remarks import tuning_remarks
 from cdgrad.study.report.verdicts import why_equal
-from cdgrad.study.report.words import counted, words
+from cdgrad.study.report.words import counted, in_cell, words
 from cdgrad.study.shown import published
 from cdgrad.study.spec import ERROR
 from cdgrad.study.statistics import paired
@@ -119,7 +119,7 @@ def _rounding(results: Results) -> Iterator[str]:
             arm, reference = spec.contrasts[name]
             others = "the other pairs differ" if spec.all_pairs else f"the others differ from {reference}"
             yield (
-                f"{arm} is {reference} with other rounding errors{_in(cell)}: it differs from it by "
+                f"{arm} is {reference} with other rounding errors{in_cell(cell)}: it differs from it by "
                 f"{size(compared[name])} points in a seed, on average of absolute values, and by "
                 f"{w.number(compared[name].mean, '+')} in the mean."
                 + (f" In a seed, {others} by: {beside}." if beside else "")
@@ -170,7 +170,7 @@ def _diverged(results: Results) -> Iterator[str]:
             continue
         listed = ", ".join(map(str, seeds))
         sentence = (
-            f"{arm}{_in(cell)}: {len(seeds)} of {counted(len(runs), 'run')} diverged (seed {listed}) and "
+            f"{arm}{in_cell(cell)}: {len(seeds)} of {counted(len(runs), 'run')} diverged (seed {listed}) and "
             f"{'is' if len(seeds) == 1 else 'are'} included with the final {measure.name}"
             + "; predictions that are not finite count as errors"
             * (measure == ERROR and not results.spec.entry)
@@ -204,7 +204,7 @@ def _shared_images(results: Results) -> Iterator[str]:
     for cell in filter(drawn.__contains__, results.spec.cells):
         yield (
             "The data has no test split of its own, so every seed draws one: in every arm, the "
-            f"trials{_in(cell)} saw images that final runs are tested on."
+            f"trials{in_cell(cell)} saw images that final runs are tested on."
         )
 
 
@@ -226,8 +226,8 @@ def _images(results: Results) -> Iterator[str]:
         data = sorted({environment["data"] for environment in environments if "data" in environment})
         if len(data) > 1:
             yield (
-                f"The runs differ in data{_in(cell)} ({', '.join(data)}): the images changed between them, "
-                f"and they are not comparable; run the study again with another --out."
+                f"The runs differ in data{in_cell(cell)} ({', '.join(data)}): the images changed between "
+                f"them, and they are not comparable; run the study again with another --out."
             )
 
 
@@ -273,7 +273,7 @@ def _identical(results: Results) -> Iterator[str]:
         if c.pairs > 1 and c.sd == 0:
             arm, reference = results.spec.contrasts[name]
             yield (
-                f"{arm}{_in(cell)} differs from {reference} by {w.difference(c.mean, '')} in every "
+                f"{arm}{in_cell(cell)} differs from {reference} by {w.difference(c.mean, '')} in every "
                 f"{results.sampled}: {why_equal(c)}; nothing is estimated from this."
             )
 
@@ -296,7 +296,7 @@ def _unfinished(results: Results) -> Iterator[str]:
     if failed:
         first = failed[0]
         kind = "" if first.trial is None else f", trial {first.trial}"
-        which = f"{first.arm}{_in(first.cell)}{kind}, seed {first.seed}"
+        which = f"{first.arm}{in_cell(first.cell)}{kind}, seed {first.seed}"
         yield (
             f"{counted(len(failed), 'run')} failed and {'is' if len(failed) == 1 else 'are'} left out, the "
             f"first {which}: {published(first.message)}; run the same command to try again."
@@ -313,7 +313,3 @@ def _unfinished(results: Results) -> Iterator[str]:
         runs = counted(left, "run")
         again = "run the same command again to complete them"
         yield f"{runs} {'remains' if left == 1 else 'remain'}: {again}; until then, results are provisional."
-
-
-def _in(cell: str) -> str:
-    return f" in {cell}" if cell else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from cdgrad.study.report.words import in_cell
 from cdgrad.study.shown import published
 from cdgrad.study.statistics.results import Results
 
@@ -45,8 +46,8 @@ def repeated_images(results: Results) -> Iterator[str]:
         runs = [run for run in results.runs if run.cell == cell and run.status != "failed"]
         most = max((_repeated(run.environment) for run in runs), default=(0, ""))
         if most[0]:
-            where = f" in {cell}" if cell else ""
-            yield f"{most[1]}{where}: the error is partly that of images which the network may have seen."
+            what = f"{most[1]}{in_cell(cell)}"
+            yield f"{what}: the error is partly that of images which the network may have seen."
 
 
 def _repeated(environment: dict[str, Any]) -> tuple[int, str]:

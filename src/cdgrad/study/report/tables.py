@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from cdgrad.study.report.document import Table
-from cdgrad.study.report.words import Words, words
+from cdgrad.study.report.words import Words, on_its_side, words
 from cdgrad.study.spec import NO_METRIC, OPTIONS, EntrySetting, LoopSetting, Spec
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.equivalence import anytime_equivalence, equivalence
@@ -220,9 +220,7 @@ def p_value(value: float) -> str:
     """A p in three decimals, more beside 0.05, on whose side the text is; a dash for nan."""
     if math.isnan(value):
         return "-"
-    texts = (f"{value:.{digits}f}" for digits in range(3, 17))
-    beside = (text for text in texts if (float(text) < 0.05) == (value < 1 - paired.LEVEL))
-    return next(beside, repr(value)) if value >= 0.001 else "<.001"
+    return on_its_side(value, 3, "f") if value >= 0.001 else "<.001"
 
 
 def _metric(text: str) -> str:

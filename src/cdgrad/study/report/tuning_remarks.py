@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cdgrad.study.report.words import counted
+from cdgrad.study.report.words import counted, in_cell
 from cdgrad.study.statistics.results import Results
 
 
@@ -29,7 +29,7 @@ def _searched(results: Results) -> Iterator[str]:
                 continue
             end = "lowest" if value == min(tried) else "highest"
             chosen = f"the chosen {key} = {value:.3g} is the {end} of {len(tried)} tried"
-            yield f"{search.title}{_in(cell)}: {chosen}, so that a better one may lie beyond."
+            yield f"{search.title}{in_cell(cell)}: {chosen}, so that a better one may lie beyond."
 
 
 def _equal_trials(results: Results) -> Iterator[str]:
@@ -39,7 +39,7 @@ def _equal_trials(results: Results) -> Iterator[str]:
         seeds = {seed for by_seed in runs.values() for seed in by_seed}
         equal = all(len({by_seed[s] for by_seed in runs.values() if s in by_seed}) == 1 for s in seeds)
         if len(runs) > 1 and seeds and equal:
-            which = f"{search.title}{_in(cell)}"
+            which = f"{search.title}{in_cell(cell)}"
             yield f"All {len(runs)} trials of {which} have equal results: check that the tuned keys are used."
 
 
@@ -58,7 +58,3 @@ def _unequal_tuning(results: Results) -> Iterator[str]:
     if sum(map(bool, groups.values())) > 1:
         each = "; ".join(f"{', '.join(arms)} {how[kind]}" for kind, arms in groups.items() if arms)
         yield f"The compared arms were not tuned alike ({each}): a difference may be due to the tuning alone."
-
-
-def _in(cell: str) -> str:
-    return f" in {cell}" if cell else ""

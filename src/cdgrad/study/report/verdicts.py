@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from cdgrad.study.report.words import Words, counted, words
+from cdgrad.study.report.words import Words, counted, in_cell, on_its_side, words
 from cdgrad.study.statistics.equivalence import Equivalence, anytime_equivalence, equivalence
 from cdgrad.study.statistics.paired import LEVEL, Comparison, excludes_zero, is_estimated, is_shown
 from cdgrad.study.statistics.results import Results
@@ -23,7 +23,7 @@ def verdicts(results: Results, cell: str) -> list[str]:
     compared = [(name, spec.contrasts[name], c, p) for name, (c, p) in results.in_cell(cell).items()]
     if spec.contrasts and not compared:
         pair = "any two arms" if spec.all_pairs else f"{spec.reference_arm} and another arm"
-        return [f"Nothing is compared{f' in {cell}' * bool(cell)}: no seed has finished in {pair}."]
+        return [f"Nothing is compared{in_cell(cell)}: no seed has finished in {pair}."]
     sentences = [
         sentence(arm, reference, c, p, label, w)
         for name, (arm, reference), c, p in compared
@@ -119,9 +119,8 @@ def why_equal(comparison: Comparison) -> str:
 
 
 def p_in_words(p: float) -> str:
-    """Two significant digits, or more where rounding would move p to the other side of 0.05, or onto it."""
-    texts = (f"{p:.{digits}g}" for digits in range(2, 17))
-    return next((text for text in texts if (float(text) < 0.05) == (p < 1 - LEVEL)), repr(p))
+    """Two significant digits, or more beside 0.05, on whose side the text is."""
+    return on_its_side(p, 2, "g")
 
 
 def verdict_over_searches(

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from cdgrad.study.spec import ERROR, NO_METRIC, Measure, Spec
-from cdgrad.study.statistics.paired import Interval, standard_deviation
+from cdgrad.study.statistics.paired import LEVEL, Interval, standard_deviation
 from cdgrad.study.statistics.results import Results
 
 _DECIMALS = 2  # of a percentage
@@ -102,6 +102,17 @@ class Words:
         """The title of an axis of values, such as ``test error, %``."""
         unit = "%" if self.measure.percent else self.measure.unit
         return f"{of.strip()} {self.measure.name}".strip() + (f", {unit}" if unit else "")
+
+
+def in_cell(cell: str) -> str:
+    """Where a sentence is about one of several cells, which it is."""
+    return f" in {cell}" if cell else ""
+
+
+def on_its_side(p: float, digits: int, kind: str) -> str:
+    """p in so many digits of a format, or in more where rounding moves it across 0.05 or onto it."""
+    texts = (f"{p:.{more}{kind}}" for more in range(digits, 17))
+    return next((text for text in texts if (float(text) < 0.05) == (p < 1 - LEVEL)), repr(p))
 
 
 def words(results: Results) -> Words:
