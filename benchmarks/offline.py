@@ -3,11 +3,11 @@
     python benchmarks/offline.py [--triton FOLDER ...] [--arch 80 90 120 gfx942] [--out FILE.json]
 
 A folder holds another Triton (``pip install --target FOLDER --no-deps triton==3.6.0``); each is used in its
-own process. Recorded of every metric, dtype, tile size and architecture: registers, bytes of stack, the bytes
+own process. Recorded of every metric, dtype, access and architecture: registers, bytes of stack, the bytes
 that ptxas says are stored to it and loaded from it (spills), loads and stores of 16 and of 8 bytes in the
 PTX, and along what the lanes of loads and stores lie in Triton's GPU IR. ROCm targets have spilled registers
-in place of bytes. Sizes of tiles are 0, 1 and so on to `last`, the largest that is held at once, then `loop`,
-the tiles of longer columns, and `resnet50`, the whole kernel of its gradients.
+in place of bytes. The access `resnet50` is the kernel of its gradients: all are aligned but those of the
+first layer, of 147 columns.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 from unittest.mock import patch
 
 METRICS = ("reweighted:lam=3", "sobolev:lam=1", "mean-sobolev:lam=1")  # free and periodic are one kernel
-ACCESSES = ("aligned", "contiguous", "strided")
+ACCESSES = {"aligned": 0b001, "contiguous": 0b010, "strided": 0b100, "resnet50": 0b011}  # what is compiled
 LAYOUT = re.compile(r"(#\w+) = #\w+\.blocked<\{sizePerThread = \[(.*?)\], threadsPerWarp = \[(.*?)\].*?\}>")
 ACCESS = r"tt\.{} .*tensor<\d+x\d+x\d+x!tt\.ptr<\w+>, (#\w+)>"
 SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
@@ -59,41 +59,8 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def tiles_of_resnet50(tile: Any) -> int:
-    """The kinds of tiles that the gradients of ResNet-50 take, one bit each."""
-    import torch
-
-    from cdgrad.bench.shapes import resnet50
-    from cdgrad.ops.memory_layout import columns_of
-    from cdgrad.ops.triton import tables
-
-    shapes = [
-        torch.empty(conv.out, conv.into, conv.kernel, conv.kernel, device="meta") for conv in resnet50()
-    ]
-    columns = [columns_of(grad.shape, grad.stride(), 0, 1) for grad in shapes]
-    some = [(each, True) for each in columns if each is not None]
-    return tables.records(some, sobolev=True, tile=tile).used
-
-
-def numbers(tile: Any) -> dict[str, int]:
-    """The sizes that a tile has, by what they are called."""
-    held = {str(number): number for number in range(tile.doublings)}
-    return held | {"last": tile.doublings, "loop": tile.doublings + 1}
-
-
-def distinct(metric: str, dtype: str, sizes: list[str]) -> list[str]:
-    """Those of the sizes that the metric's tile has: what is compiled twice is read from the cache."""
-    import torch
-
-    from cdgrad import parse_metric
-    from cdgrad.ops.triton import tables
-
-    present = numbers(tables.TILES[type(parse_metric(metric))][getattr(torch, dtype).itemsize])
-    return [size for size in sizes if size in present or size == "resnet50"]
-
-
-def compiled(metric: str, dtype: str, size: str, access: int, arch: str) -> dict[str, object]:
-    """One tile of the kernel, for `arch`: a compute capability as 90, or a ROCm name as gfx942."""
+def compiled(metric: str, dtype: str, access: str, arch: str) -> dict[str, object]:
+    """The kernel of an access, for `arch`: a compute capability as 90, or a ROCm name as gfx942."""
     import torch
     import triton
     from triton.backends.compiler import GPUTarget
@@ -106,15 +73,11 @@ def compiled(metric: str, dtype: str, size: str, access: int, arch: str) -> dict
     torch_dtype = getattr(torch, dtype)
     of = parse_metric(metric)
     tile = tables.TILES[type(of)][torch_dtype.itemsize]
-    if size == "resnet50":
-        used, shape = tiles_of_resnet50(tile), None
-    else:
-        number = numbers(tile)[size]
-        used, shape = 1 << (3 * number + access), tile.shape(number, aligned=not access)
     rocm = arch.startswith("gfx")
-    constants = launch.constants_of(of, torch_dtype, used, tile) | {"ROCM": rocm}
+    constants = launch.constants_of(of, torch_dtype, ACCESSES[access], tile) | {"ROCM": rocm}
     signature = {
         "addresses": "*i64",
+        "programs": "*i32",
         "records": "*i64",
         "weights": "*fp64",
         "scratch": "*fp64",
@@ -133,7 +96,8 @@ def compiled(metric: str, dtype: str, size: str, access: int, arch: str) -> dict
     with ptxas_logs() as logs:
         kernel = build(source, target=target, options=options)
     row: dict[str, object] = {"triton": triton.__version__, "arch": arch, "metric": metric, "dtype": dtype}
-    row |= {"size": size, "tile": shape, "access": ACCESSES[access]}
+    aligned = ACCESSES[access] & 1
+    row |= {"tile": (tile.rows, tile.segments, tile.columns >> (not aligned)), "access": access}
     row |= {
         "compile_cpu_s": round(sum(os.times()[:4]) - start, 2),  # the compiler's own and its children's
         "claims": kernel.asm["ttgir"].count("tt.contiguity"),  # of contiguity, see cdgrad.ops.triton.access
@@ -176,14 +140,13 @@ def main() -> None:
     parser.add_argument("--arch", nargs="*", default=["80", "90", "120"])
     parser.add_argument("--metric", nargs="*", default=list(METRICS))
     parser.add_argument("--dtype", nargs="*", default=["float32", "bfloat16"])
-    parser.add_argument("--size", nargs="*", default=["0", "last", "loop"])
     parser.add_argument("--access", nargs="*", default=["aligned"], choices=ACCESSES)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     rows: list[dict[str, object]] = []
     if arguments.triton:
         rest: list[str] = []
-        for name in ("arch", "metric", "dtype", "size", "access"):
+        for name in ("arch", "metric", "dtype", "access"):
             rest += [f"--{name}", *map(str, getattr(arguments, name))]
         for folder in arguments.triton:
             path = os.pathsep.join([str(folder.resolve()), os.environ.get("PYTHONPATH", "")])
@@ -197,12 +160,10 @@ def main() -> None:
                 rows.append({"triton": folder.name, "failed": said.splitlines()[-1]})
             rows += [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     else:
-        for arch in arguments.arch:
-            for dtype in arguments.dtype:
-                for metric in arguments.metric:
-                    for size, access in product(distinct(metric, dtype, arguments.size), arguments.access):
-                        rows.append(compiled(metric, dtype, size, ACCESSES.index(access), arch))
-                        print(json.dumps(rows[-1]), flush=True)
+        cases = product(arguments.arch, arguments.dtype, arguments.metric, arguments.access)
+        for arch, dtype, metric, access in cases:
+            rows.append(compiled(metric, dtype, access, arch))
+            print(json.dumps(rows[-1]), flush=True)
     if arguments.out:
         arguments.out.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
 

@@ -10,9 +10,10 @@ def enable():
     """Interpret every kernel. To be called before anything imports Triton, which reads the variable once."""
     os.environ["TRITON_INTERPRET"] = "1"
     if find_spec("triton"):
-        from triton.runtime.interpreter import ScanOps
+        from triton.runtime.interpreter import ReduceOps, ScanOps
 
         ScanOps.generic_scan = scan_rows
+        ReduceOps.generic_reduce = reduce_rows
 
 
 def scan_rows(self, inputs):
@@ -26,3 +27,19 @@ def scan_rows(self, inputs):
         self.to_tensor(np.stack([each[i].handle.data for each in sums], self.axis), x.dtype)
         for i, x in enumerate(inputs)
     ]
+
+
+def reduce_rows(self, inputs):
+    """`tl.reduce`, of which `tl.flip` consists, by whole rows: the interpreter's own goes by scalars, too."""
+    values, axis = self.unravel(inputs, self.axis)
+    arrays = [np.moveaxis(x.handle.data, axis, 0) for x in values]
+    result = None
+    for row in zip(*arrays, strict=True):
+        tensors = [self.to_tensor(part, x.dtype) for part, x in zip(row, values, strict=True)]
+        combined = self.combine_fn.fn(*result, *tensors) if result else tensors
+        result = combined if isinstance(combined, tuple | list) else [combined]
+    data = [np.asarray(x.handle.data) for x in result]
+    if self.keep_dims:
+        shape = [1 if self.axis in (None, i) else size for i, size in enumerate(inputs[0].handle.data.shape)]
+        data = [each.reshape(shape) for each in data]
+    return [self.to_tensor(each, x.dtype) for each, x in zip(data, values, strict=True)]

@@ -1,5 +1,6 @@
 """The GPU backend, interpreted: what the contract suite does not see."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdgrad import MeanSobolev, ReweightedL2, Sobolev, channel_directed_, select_backend
+from cdgrad import MeanSobolev, ReweightedL2, Sobolev, channel_directed_, parse_metric, select_backend
 from cdgrad.ops import addresses, eager, graphs, prepare, sobolev_weights
 from cdgrad.ops.memory_layout import columns_of
 from cdgrad.reference import directed
@@ -23,7 +24,7 @@ from cdgrad.ops.triton.launch import Plan
 from cdgrad.ops.triton.tables import Tile
 
 METRICS = [ReweightedL2(3), *(f(0.1, b) for f in (Sobolev, MeanSobolev) for b in ("free", "periodic"))]
-SMALL = {size: Tile(4, 2, 16 if size > 2 else 32, 2, 1) for size in (2, 4, 8)}
+SMALL = {size: Tile(4, 4, 8 if size > 2 else 16, 1) for size in (2, 4, 8)}
 
 
 @pytest.fixture
@@ -71,7 +72,7 @@ def error(got, exact):
 @pytest.mark.parametrize("metric", METRICS, ids=str)
 @pytest.mark.parametrize(("n", "columns"), [(70, 131), (300, 17), (1500, 9)])
 def test_the_tiles_of_the_gpu(metric, n, columns):
-    """One tile, one with doubled segments, several; more columns than a program holds."""
+    """Many groups of columns beside each other, three, several tiles; more columns than a program holds."""
     for dtype, bound in ((torch.float32, 1e-6), (torch.bfloat16, 2**-7)):
         grad = (torch.randn(n, columns) + 1).to(dtype)
         exact = eager.directed(grad.double()[None], metric)[0].numpy()
@@ -91,6 +92,42 @@ def test_the_error_is_bounded(lam, boundary, mean):
                 exact = directed(grad.double().numpy(), metric)
                 Plan([(grad, 0, 1)], metric, SMALL).run([grad])
                 assert error(grad, exact) < bound, (n, metric, dtype)
+
+
+@pytest.mark.parametrize("metric", METRICS, ids=str)
+def test_the_error_of_few_channels_is_bounded_in_the_tiles_of_the_gpu(metric):
+    """Most rows of a segment and most segments are empty then; half of the columns have a large mean."""
+    chance = np.random.default_rng(0)
+    for lam in (1e-6, 1e-3, 1.0, 1e3):
+        of, grads = dataclasses.replace(metric, lam=lam), []
+        for n in (2, 3, 5, 9, 17, 24, 40):
+            columns = int(chance.integers(20, 80))
+            grad = chance.standard_normal((n, 2 * columns)) + [0, 1000] * columns
+            grads.append(torch.as_tensor(grad, dtype=torch.float32))
+        exact = [directed(grad.double().numpy(), of) for grad in grads]
+        Plan([(grad, 0, 1) for grad in grads], of).run(grads)
+        for grad, true in zip(grads, exact, strict=True):
+            for first in (0, 1):
+                assert error(grad[:, first::2], true[:, first::2]) <= 1e-6, (of, grad.shape, first)
+
+
+# The interpreter computes in numpy, which warns where a GPU does not.
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+@pytest.mark.parametrize("metric", METRICS, ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_in_its_column(metric, value):
+    """Also where groups of columns share a tile, and in a column of several tiles."""
+    for n, columns in ((3, 33), (7, 24), (40, 8)):
+        clean = torch.randn(n, columns) + 1
+        first, last = clean.clone(), clean.clone()
+        first[n - 1, 0] = last[0, columns - 1] = value
+        grads = [clean, first, last]
+        Plan([(grad, 0, 1) for grad in grads], metric, SMALL).run(grads)
+        assert torch.equal(first[:, 1:], clean[:, 1:])
+        assert torch.equal(last[:, :-1], clean[:, :-1])
+        assert clean.isfinite().all()
+        assert not first[:, 0].isfinite().any()
+        assert not last[:, -1].isfinite().any()
 
 
 @pytest.mark.parametrize("boundary", ["free", "periodic"])
@@ -256,11 +293,11 @@ def test_replays_follow_lam_after_steps_on_another_stream(capturing, arguments, 
     present = arguments[-1]
     assert all(a is not b for a, b in zip(captured, present, strict=True))
     plan.metric = Sobolev(0.5)
-    for old, new in zip(captured[1:3], present[1:3], strict=True):
+    for old, new in zip(captured[1:4], present[1:4], strict=True):
         torch.testing.assert_close(old, new, rtol=0, atol=0)
     expected = launch.Plan([(grad, 0, 1)], Sobolev(0.5))
     expected.run([grad])
-    torch.testing.assert_close(captured[2], arguments[-1][2], rtol=0, atol=0)
+    torch.testing.assert_close(captured[3], arguments[-1][3], rtol=0, atol=0)
     capturing()
     with pytest.raises(RuntimeError, match="lam cannot change within it"):
         plan.metric = Sobolev(0.25)
@@ -297,10 +334,10 @@ def test_every_stream_has_arrays_of_its_own(arguments, monkeypatch):
     assert on(1)[1:] == first[1:]
     assert on(2)[0] is second[0]  # of addresses that are there
     plan.metric = Sobolev(0.5)
-    assert torch.equal(second[2], on(9, exact)[2])  # at once on the present stream
-    assert not torch.equal(first[2], second[2])  # its kernels may be reading
+    assert torch.equal(second[3], on(9, exact)[3])  # at once on the present stream
+    assert not torch.equal(first[3], second[3])  # its kernels may be reading
     on(1)
-    assert torch.equal(first[2], second[2])
+    assert torch.equal(first[3], second[3])
     for number in range(3, 3 + launch.STREAMS):
         on(number)
     assert on(1)[1] is not first[1]
@@ -336,22 +373,52 @@ def test_what_a_graph_reads_stays(capturing, monkeypatch):
     assert len(graphs._kept) == 1
 
 
-def test_programs_begin_with_loops_and_then_with_the_kinds_that_have_few():
-    """A kind's first program waits for its instructions; at the end of a launch nothing else is under way."""
-    shapes = [(64, 4096), (8, 64), (30, 512), (1000, 64), (40, 4)]
-    tensors = [(columns_of(shape, (shape[1], 1), 0, 1), True) for shape in shapes]
-    tile = Tile(4, 2, 16, 2, 1)
-    table = tables.records(tensors, sobolev=True, tile=tile).table
-    kinds = [int(kind) for kind in table[:, 2]]
-    order = list(dict.fromkeys(kinds))
-    assert order[0] == 3 * (tile.doublings + 1)
-    counts = [kinds.count(kind) for kind in order[1:]]
-    assert counts == sorted(counts)
-    assert len(counts) > 1
-    for index, (_, number) in enumerate(shapes):
-        rows = table[table[:, 0] == index]
-        width = tile.shape(int(rows[0, 2]) // 3, aligned=rows[0, 2] % 3 == 0)[2]
-        assert rows[:, 1].tolist() == list(range(0, number, width))
+@pytest.mark.parametrize("tile", {*SMALL.values(), *(t for of in tables.TILES.values() for t in of.values())})
+def test_groups_of_columns_fill_a_tile(tile):
+    """As many as its segments hold; a column that needs them all is alone, or takes several tiles."""
+    for n in range(2, 2 * tile.rows * tile.segments + 2):
+        needed, side = -(-n // tile.rows), tile.side(n)
+        assert side >= 1
+        if tile.tiles(n) == 1:
+            assert side * needed <= tile.segments < (side + 1) * needed
+        else:
+            assert needed > tile.segments
+            assert side == 1
+        assert tile.width(n) == side * tile.columns
+        assert 2 * tile.width(n, aligned=False) == tile.width(n)
+
+
+def test_long_programs_begin_first_then_other_accesses_and_each_column_is_in_one():
+    """At the end of a launch nothing else is under way: what takes longest must not begin there.
+
+    Nor what waits for instructions of its own.
+    """
+    shapes = [(64, 4096), (8, 64), (30, 512), (1000, 64), (40, 4), (70, 33), (12, 66)]
+    strides = [(shape[1], 1) for shape in shapes[:-1]] + [(2 * 66, 2)]
+    tensors = [
+        (columns_of(shape, stride, 0, 1), shape != (30, 512))
+        for shape, stride in zip(shapes, strides, strict=True)
+    ]
+    tile = Tile(4, 8, 4, 1)
+    records = tables.records(tensors, sobolev=True, tile=tile)
+    order = list(dict.fromkeys(records.programs[:, 0].tolist()))
+    accesses = [dict(records.programs[:, ::2].tolist())[index] for index in range(len(shapes))]
+    assert accesses == [0, 0, 1, 0, 0, 1, 2]
+    assert sorted(order) == list(range(len(shapes)))
+    keys = [(tile.tiles(shapes[index][0]), accesses[index]) for index in order]
+    assert keys == sorted(keys, reverse=True)
+    assert keys[0][0] > keys[-1][0] == 1
+    assert records.used == 0b111
+    in_scratch: list[int] = []
+    for index, (n, number) in enumerate(shapes):
+        blocks = records.programs[records.programs[:, 0] == index, 1].tolist()
+        columns = tile.columns // 2 if accesses[index] else tile.columns
+        assert blocks == list(range(-(-number // (tile.side(n) * columns))))
+        if tile.tiles(n) > 1:
+            each = tile.tiles(n) * columns
+            start = int(records.tensors[index, 6])
+            in_scratch += range(start, start + each * len(blocks))
+    assert sorted(in_scratch) == list(range(records.scratch))
 
 
 def test_refusals():
@@ -430,30 +497,30 @@ OFFLINE = Path(__file__).parents[2] / "benchmarks" / "offline.py"
 def test_the_kernels_compile_without_a_gpu(arch, tmp_path):
     """Lanes lie along columns, a segment's rows in one thread; accesses are wide; hardly a spill."""
     environment = {**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, OFFLINE, "--arch", arch, "--dtype", "float32", "--size", "last", "loop"]
+    command = [sys.executable, OFFLINE, "--arch", arch, "--dtype", "float32"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "error" not in done.stderr  # AMD's assembler reports a wrong constraint, and the compiler succeeds
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) == 6
+    assert len(rows) == 3
     for row in rows:
         # Triton 3.4 to 3.6 need them: their lanes would lie along the rows.
         assert row["claims"] >= 1
         assert row["layouts"]
         assert row["layouts_of_stores"]
-        # 16 bytes; for the others, of whose columns a thread has fewer, 8 were faster on an H100.
-        width = 16 if row["metric"].startswith("reweighted") else 8
-        at_once, (height, _, columns) = width // 4, row["tile"]
+        tile = tables.TILES[type(parse_metric(row["metric"]))][4]
+        assert tuple(row["tile"]) == tile[:3]
+        at_once, width = tile.vector, 4 * tile.vector
         for elements, lanes in row["layouts"] + row["layouts_of_stores"]:
             assert lanes[0] == 1
             assert elements[2] == at_once
-            assert lanes[2] == min(columns // at_once, 64 if arch.startswith("gfx") else 32)
+            assert lanes[2] == min(tile.columns // at_once, 64 if arch.startswith("gfx") else 32)
         if arch.startswith("gfx"):
             assert row["spilled_registers"] == 0
         else:
-            # Every load: of all rows at once, or, in a loop, of the first tile and of the next in two sweeps.
-            assert row[f"loads_of_{width}_bytes"] >= height * (1 if row["size"] == "last" else 3)
-            assert row[f"stores_of_{width}_bytes"] == height
+            # Every load, of the first reading and of the second.
+            assert row[f"loads_of_{width}_bytes"] >= 2 * tile.rows
+            assert row[f"stores_of_{width}_bytes"] == tile.rows
             assert row["registers"] <= 128
             assert row["stack_bytes"] <= most_spilled(row)
             assert row["spill_store_bytes"] <= most_spilled(row)
@@ -461,7 +528,7 @@ def test_the_kernels_compile_without_a_gpu(arch, tmp_path):
 
 def most_spilled(row):
     """Bytes of a thread, as docs/cost.md states them."""
-    return 48 if row["metric"].startswith("sobolev") and row["access"] == "aligned" else 0
+    return 64 if "sobolev" in row["metric"] and row["access"] in ("aligned", "resnet50") else 0
 
 
 def test_the_record_of_the_compilers():
@@ -470,7 +537,7 @@ def test_the_record_of_the_compilers():
     assert {row["triton"] for row in rows} == {"3.4.0", "3.5.1", "3.6.0", "3.9.0"}
     nvidia, amd = {"75", "80", "86", "89", "90", "120"}, {"gfx90a", "gfx942", "gfx1100", "gfx1201"}
     assert {row["arch"] for row in rows} == nvidia | amd
-    assert {row["access"] for row in rows} == {"aligned", "contiguous", "strided"}
+    assert {row["access"] for row in rows} - {"resnet50"} == {"aligned", "contiguous", "strided"}
     for row in rows:
         assert row["compile_cpu_s"] <= 10
         assert all(lanes[0] == 1 for _, lanes in row["layouts"] + row["layouts_of_stores"])

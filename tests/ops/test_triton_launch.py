@@ -86,7 +86,7 @@ def test_steps_after_the_first_launch_the_compiled_kernel_with_the_same_argument
     found = json.loads(done.stdout)
     assert found["later"] == [found["first"]] * 2
     assert found["tensors"] == [found["tensors"][0]] * 3
-    assert len(found["tensors"][0]) == 4
+    assert len(found["tensors"][0]) == 5
     assert found["first"][3] == "7"  # the stream
     assert found["searched"] == 1
     assert found["fused"]

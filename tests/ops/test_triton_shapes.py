@@ -19,8 +19,8 @@ from cdgrad.ops.triton.tables import Tile
 
 CASES = int(os.environ.get("CDGRAD_TRITON_CASES", "30"))
 BOUNDS = {torch.float32: 1e-6, torch.float64: 1e-8, torch.bfloat16: 2**-7, torch.float16: 2**-9}
-# As many channels as a tile holds take one program; small ones reach every kind of tile within few channels.
-TILES = {size: Tile(8, 1, 16, 2, 1) for size in (2, 4, 8)}
+# Small: one, two or four groups of columns beside each other, and several tiles beyond 32 channels.
+TILES = {size: Tile(8, 4, 4, 1) for size in (2, 4, 8)}
 
 
 def case(number):

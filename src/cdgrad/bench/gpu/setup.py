@@ -144,7 +144,7 @@ def worker_setup(rehearsal: bool) -> Setup:
 def small_tiles() -> None:
     """For a rehearsal: Triton's interpreter takes a second for a tile of the usual size."""
     for tiles in tables.TILES.values():
-        tiles.update({size: tables.Tile(4, 2, 16, 2, 1) for size in tiles})
+        tiles.update({size: tables.Tile(4, 4, 8, 1) for size in tiles})
 
 
 def captured(setup: Setup, step: Callable[[], object], warm: int = 3) -> Callable[[], object]:

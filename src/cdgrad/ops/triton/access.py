@@ -1,6 +1,10 @@
 # pyright: basic, reportOperatorIssue=false, reportArgumentType=false, reportGeneralTypeIssues=false, reportOptionalMemberAccess=false
 # Kernels are written in Triton's own language, whose names Python's types do not describe.
-"""How the GPU kernels reach a tile [R, W, C]: rows of a segment, segments, columns."""
+"""How the GPU kernels reach a tile [R, W, C]: rows of a segment, segments, columns.
+
+If a column needs few segments, groups of columns lie beside each other in the tile: segment w of it is
+segment s = w // G of the columns of group w % G.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +32,12 @@ def lanes_along(offset, C: tl.constexpr, MULTIPLE: tl.constexpr, ROCM: tl.conste
 
 
 @triton.jit
+def nothing(p, R: tl.constexpr, W: tl.constexpr, C: tl.constexpr):
+    """A tile of zeros, of the type of what is loaded."""
+    return tl.zeros((R, W, C), tl.float64 if p.dtype.element_ty == tl.float64 else tl.float32)
+
+
+@triton.jit
 def load(p, exists, m, k, n, step):
     """Rows m of every segment in float32 or float64, 0 where there is none: [R, W, C]."""
     mask = exists[None, :, :] & (m < n)[:, :, None]
@@ -43,6 +53,27 @@ def store(p, x, exists, m, k, n, step):
 
 
 @triton.jit
-def channels(tile, k, R: tl.constexpr, W: tl.constexpr):
-    """The channels m of a tile, [R, W]: rows k of every segment."""
-    return (tile * W + tl.arange(0, W))[None, :] * R + k[:, None]
+def channels(tile, k, s, R: tl.constexpr, W: tl.constexpr):
+    """The channels m of a tile, [R, W]: rows k of segments s of a column."""
+    return (tile * W + s)[None, :] * R + k[:, None]
+
+
+@triton.jit
+def segment(x, w, W: tl.constexpr, C: tl.constexpr):
+    """Segments w, [W], of x, [W, C].
+
+    The compiler brings what is gathered to a layout in which a warp has all segments of a column, so that
+    nothing crosses warps.
+    """
+    return tl.gather(x, tl.broadcast_to(tl.minimum(tl.maximum(w, 0), W - 1)[:, None], (W, C)), 0)
+
+
+@triton.jit
+def sums_behind(x, G, W: tl.constexpr, C: tl.constexpr):
+    """Of every segment of a column, its sum and those of the segments behind it, [W, C]."""
+    w = tl.arange(0, W)
+    distance = G
+    while distance < W:
+        x += tl.where((w + distance < W)[:, None], segment(x, w + distance, W, C), 0.0)
+        distance *= 2
+    return x

@@ -1,8 +1,8 @@
 """The operator on GPUs, in place: one launch for all tensors of a dtype (cdgrad.ops.triton.kernels).
 
-A launch reads small arrays that stay on the device: the programs' records, the weights of the metric, and
-the tensors' addresses. Each is written when its contents are first needed, so a training loop whose
-gradients keep their memory writes nothing.
+A launch reads small arrays that stay on the device: the tensors' records and addresses, which columns each
+program has, and the weights of the metric. Each is written when its contents are first needed, so a training
+loop whose gradients keep their memory writes nothing.
 
 Order: every stream has arrays of its own, allocated, written and read on that stream, so that no event is
 needed, and memory that is freed is not used again before its last reader ran. At new addresses a step costs
@@ -135,10 +135,10 @@ class _Arrays:
         tensors = list(zip(batch.columns, aligned, strict=True))
         records = tables.records(tensors, sobolev=isinstance(metric, Sobolev), tile=self._tile)
         self._channels, self._scratch_size = records.channels, max(records.scratch, 1)
-        self._table = upload(records.table, self._device)
+        self._tables = upload(records.programs, self._device), upload(records.tensors, self._device)
         self._weights = upload(self._values(metric), self._device)
         self._scratch = self._new_scratch()
-        self._grid = (len(records.table),)
+        self._grid = (len(records.programs),)
         self._constants = constants_of(metric, self._dtype, records.used, self._tile)
         self._options = {"num_warps": self._tile.warps, **options_of(self._device)}
         self._compiled: Callable[..., None] | None = None
@@ -151,7 +151,7 @@ class _Arrays:
     def launch(self, addresses: Tensor, *, in_graph: bool = False) -> None:
         """The operator. Replays may run while steps on other streams do, so a graph has its own scratch."""
         scratch = self._new_scratch() if in_graph else self._scratch
-        arrays = addresses, self._table, self._weights, scratch
+        arrays = addresses, *self._tables, self._weights, scratch
         if self._compiled is not None:
             self._compiled(*arrays, *self._constants.values())
             return
@@ -275,12 +275,10 @@ def constants_of(metric: Metric, dtype: torch.dtype, used: int, tile: Tile) -> d
         "DTYPE": kernels.DTYPES[dtype],
         "FAMILY": FAMILIES[type(metric)],
         "USED": used,
-        "KINDS": tile.kinds,
         "R": tile.rows,
         "W": tile.segments,
         "C": tile.columns,
         "VECTOR": tile.vector,
-        "LOOPED": tile.looped,
         "ROCM": torch.version.hip is not None,
     }
 
@@ -305,9 +303,9 @@ def directed_(jobs: Sequence[Job], metric: Metric) -> None:
 
     On one device and for one dtype it is one launch, on the current stream.
 
-    Extra memory: the records, 136 bytes per 8,192 elements (per 4,096 where columns are not aligned); for
-    Sobolev 400 bytes and about one per row of each distinct channel count, and beyond 1,024 channels a
-    float64 per 256 elements.
+    Extra memory: 128 bytes per tensor and 8 per 8,192 elements (per 4,096 where columns are not aligned); for
+    Sobolev 1.4 kB for each distinct channel count, beyond 1,024 channels about half a byte more per channel
+    and a float64 per 1,024 elements.
 
     Raises:
         RuntimeError: a graph is being captured, and these shapes or this metric have not run before.

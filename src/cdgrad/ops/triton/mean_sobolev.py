@@ -7,92 +7,90 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from cdgrad.ops.triton.access import channels, load, store
+from cdgrad.ops.triton.access import channels, load, nothing, segment, store
 
 
 @triton.jit
-def mean_sobolev(
-    p, exists, n, step, weights, zero, R: tl.constexpr, W: tl.constexpr, C: tl.constexpr, LOOP: tl.constexpr
-):
+def mean_sobolev(p, exists, n, step, G, s, weights, zero, R: tl.constexpr, W: tl.constexpr, C: tl.constexpr):
     """mean + (mean(r) - r_m) / (lam n^2), with r_m = sum_{i>m} q_i and q_i = sum_{j>=i} (g_j - mean).
 
     If periodic, q less its mean over the n differences. Three moments of a column give its mean, mean(q) and
     mean(r).
     """
     down = R - 1 - tl.arange(0, R)
-    tiles = tl.cdiv(n, R * W) if LOOP else 1
+    w = tl.arange(0, W)
+    first = w - s * G  # of its column
+    tiles = tl.cdiv(n, R * W)
     size = n.to(tl.float64)
     inverse = 1.0 / size
     scale = tl.load(weights) * (inverse * inverse)
-    origin = ((W - 1 - tl.arange(0, W)) * R).to(tl.float64)[:, None]  # of segments in falling order
-    if LOOP:
-        T0 = tl.zeros((W, C), tl.float64)  # sum of g_m
-        T1 = tl.zeros((W, C), tl.float64)  # sum of m g_m
-        T2 = tl.zeros((W, C), tl.float64)  # sum of m (m + 1) / 2 g_m
-        g = load(p, exists, channels(0, down, R, W), down, n, step)
-        for tile in range(tiles):
-            following = g
-            if tile < tiles - 1:
-                m, q = channels(tile + 1, down, R, W), p + (tile + 1) * (R * W) * step
-                following = load(q, exists, m, down, n, step)
-            S0, S1, S2 = _moments(g, R)
-            top = ((tile * W + tl.arange(0, W)) * R).to(tl.float64)[:, None]
-            T0 += S0
-            T1 += top * S0 + S1
-            T2 += 0.5 * top * (top + 1) * S0 + (top * S1 + S2)
-            g = following
-    else:
-        g = load(p, exists, channels(0, down, R, W), down, n, step)
-        S0, S1, S2 = _moments(g, R)
-        T0, T1 = _falling(S0, W, C), _falling(S1, W, C)
-        T2 = 0.5 * origin * (origin + 1) * T0 + (origin * T1 + _falling(S2, W, C))
-        T1 += origin * T0
-    total, first, second = tl.sum(T0, 0), tl.sum(T1, 0), tl.sum(T2, 0)
+    height = (W // G * R).to(tl.float64)  # of the tile
+    g = nothing(p, R, W, C)
+    total = tl.zeros((W, C), tl.float64)  # sum of g_m
+    moment, second = total, total  # sums of m g_m and m (m + 1) / 2 g_m
+    sums, moments = total, total  # of the last tile
+    for tile in range(tiles):
+        m = channels(tile, down, s, R, W)
+        g = load(p + tile * (R * W * step), exists, m, down, n, step)
+        sums, moments, seconds = _sums_behind(g, G, s, R, W, C)
+        top = tile * height
+        of_tile, of_moments = segment(sums, first, W, C), segment(moments, first, W, C)
+        total += of_tile
+        moment += top * of_tile + of_moments
+        second += 0.5 * top * (top + 1) * of_tile + (top * of_moments + segment(seconds, first, W, C))
     mean = total * inverse
-    mean_q = tl.zeros((C,), tl.float64)
+    mean_q = tl.zeros((W, C), tl.float64)
     if tl.load(weights + 1) != 0.0:
-        mean_q = first * inverse - mean * ((size - 1) / 2)
+        mean_q = moment * inverse - mean * ((size - 1) / 2)
     mean_r = second * inverse - mean * ((size * size - 1) / 6) - mean_q * ((size - 1) / 2)
     # At the last row of a tile, of the last one behind the last channel perhaps, and below it.
     slope = -scale * mean_q
-    x = mean + scale * mean_r + (tiles * (R * W) - n).to(tl.float64) * slope
+    x = mean + scale * mean_r + (tiles * height - size) * slope
+    high = mean.to(g.dtype)
+    low = (mean - high.to(tl.float64)).to(g.dtype)
     for back in range(tiles):
         tile = tiles - 1 - back
-        q, m = p + tile * (R * W) * step, channels(tile, down, R, W)
-        if LOOP:
-            following = g
-            if tile > 0:
-                following = load(q - (R * W) * step, exists, channels(tile - 1, down, R, W), down, n, step)
-            S0, S1, _ = _moments(g, R)
-            T0, T1 = _falling(S0, W, C), _falling(S1, W, C)
-            T1 += origin * T0
-        # Of the deviation from the mean in every segment, the sum and the sum of m, counted from the tile's
-        # first channel; only of real channels.
-        real = tl.minimum(tl.maximum(size - (tile * (R * W)).to(tl.float64) - origin, 0.0), R * 1.0)
-        T0 -= real * mean[None, :]
-        T1 -= real * (origin + 0.5 * (real - 1.0)) * mean[None, :]
-        bottom = origin + (R - 1)  # the last row of a segment
-        below, first_below = tl.cumsum(T0, 0) - T0, tl.cumsum(T1, 0) - T1  # sums over the segments behind
-        slopes = slope[None, :] + scale * below
-        xs = x[None, :] - ((R * W - 1) - bottom) * slope[None, :] - scale * (first_below - bottom * below)
-        if LOOP:
-            x -= (R * W) * slope + scale * tl.sum(T1 + T0, 0)
-            slope += scale * tl.sum(T0, 0)
-        xs, slopes = _falling(xs.to(g.dtype), W, C), _falling(slopes.to(g.dtype), W, C)
-        h = _integrate_twice(g, xs, slopes, mean, scale, m < n, R)
+        q, m = p + tile * (R * W * step), channels(tile, down, s, R, W)
+        if back > 0:
+            g = load(q, exists, m, down, n, step)
+            sums, moments, _ = _sums_behind(g, G, s, R, W, C)
+        # Behind every segment, the sums of g - mean and m (g - mean); m counts from the tile's first channel.
+        real = tl.minimum(size - tile * height, height)  # channels of the tile
+        end = tl.minimum(((s + 1) * R).to(tl.float64), real)[:, None]  # of the segment
+        inside = (w + G < W)[:, None]
+        below = tl.where(inside, segment(sums, w + G, W, C), 0.0) - (real - end) * mean
+        first_below = tl.where(inside, segment(moments, w + G, W, C), 0.0)
+        first_below -= 0.5 * (real - end) * (real + end - 1) * mean
+        xs = x - (height - end) * slope - scale * (first_below - (end - 1) * below)
+        h = _integrate_twice(g, xs, slope + scale * below, high, low, scale, m < n, R)
         store(q + zero, h, exists, m, down, n, step)
-        if LOOP:
-            g = following
+        if tile > 0:
+            of_tile = segment(sums, first, W, C) - real * mean
+            of_moments = segment(moments, first, W, C) - 0.5 * real * (real - 1) * mean
+            x -= height * slope + scale * (of_moments + of_tile)
+            slope += scale * of_tile
 
 
 @triton.jit
-def _falling(x, W: tl.constexpr, C: tl.constexpr):
-    """Segments in the opposite order.
+def _sums_behind(g, G, s, R: tl.constexpr, W: tl.constexpr, C: tl.constexpr):
+    """Of every segment and those behind it, the sums of g_m, m g_m and m (m + 1) / 2 g_m.
 
-    The compiler brings what is gathered to a layout in which a warp has all segments of a column, so that the
-    sums over segments, which follow, cross no warps.
+    Counted from the tile's first channel. Rows are in falling order.
     """
-    return tl.gather(x, tl.broadcast_to((W - 1 - tl.arange(0, W))[:, None], (W, C)), 0)
+    w = tl.arange(0, W)
+    origin = (s * R).to(tl.float64)[:, None]
+    S0, S1, S2 = _moments(g, R)
+    S0, S1, S2 = segment(S0, w, W, C), segment(S1, w, W, C), segment(S2, w, W, C)
+    S2 += origin * S1 + 0.5 * origin * (origin + 1) * S0
+    S1 += origin * S0
+    distance = G
+    while distance < W:  # sums over twice as many segments each time
+        behind, inside = w + distance, (w + distance < W)[:, None]
+        S0 += tl.where(inside, segment(S0, behind, W, C), 0.0)
+        S1 += tl.where(inside, segment(S1, behind, W, C), 0.0)
+        S2 += tl.where(inside, segment(S2, behind, W, C), 0.0)
+        distance *= 2
+    return S0, S1, S2
 
 
 @triton.jit
@@ -107,16 +105,16 @@ def _moments(g, R: tl.constexpr):
 
 
 @triton.jit
-def _integrate_twice(g, x, slope, mean, scale, real, R: tl.constexpr):
+def _integrate_twice(g, x, slope, high, low, scale, real, R: tl.constexpr):
     """x_m = x_{m+1} - slope_{m+1}, slope_m = slope_{m+1} + scale (g_m - mean), rows in falling order.
 
-    Args: x at a segment's last row, and the slope below it.
+    Args: x at a segment's last real row, and the slope below it; the mean as a sum of two.
     """
-    high = mean.to(g.dtype)
-    low = (mean - high.to(tl.float64)).to(g.dtype)
+    real = real[:, :, None]
     bottom = (tl.arange(0, R) == 0)[:, None, None]
-    deviation = (g - high[None, None, :]) - low[None, None, :]
-    h = tl.where(real[:, :, None], scale.to(g.dtype) * deviation, 0.0)
-    h = tl.cumsum(tl.where(bottom, h + slope[None, :, :], h), 0)
-    total = tl.cumsum(tl.where(bottom, h - x[None, :, :], h), 0)
+    deviation = (g - high[None, :, :]) - low[None, :, :]
+    h = tl.where(real, scale.to(g.dtype) * deviation, 0.0)
+    h = tl.cumsum(tl.where(bottom, h + slope.to(g.dtype)[None, :, :], h), 0)
+    h = tl.where(real, h, 0.0)
+    total = tl.cumsum(tl.where(bottom, h - x.to(g.dtype)[None, :, :], h), 0)
     return h - total
