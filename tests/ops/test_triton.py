@@ -489,6 +489,7 @@ def test_images_solve_the_system(n, exponent, boundary):
     np.testing.assert_allclose(inverse[:-1], solve.inverse_pivot * f[:-1] + q * inverse[1:], atol=1e-9)
 
 
+MOST_SPILLED = 32  # bytes of a thread, as docs/cost.md states
 OFFLINE = Path(__file__).parents[2] / "benchmarks" / "offline.py"
 
 
@@ -522,27 +523,22 @@ def test_the_kernels_compile_without_a_gpu(arch, tmp_path):
             assert row[f"loads_of_{width}_bytes"] >= 2 * tile.rows
             assert row[f"stores_of_{width}_bytes"] == tile.rows
             assert row["registers"] <= 128
-            assert row["stack_bytes"] <= most_spilled(row)
-            assert row["spill_store_bytes"] <= most_spilled(row)
-
-
-def most_spilled(row):
-    """Bytes of a thread, as docs/cost.md states them."""
-    return 64 if "sobolev" in row["metric"] and row["access"] in ("aligned", "resnet50") else 0
+            assert row["stack_bytes"] <= MOST_SPILLED
+            assert row["spill_store_bytes"] <= MOST_SPILLED
 
 
 def test_the_record_of_the_compilers():
-    """Of four Tritons: no kernel fails, compiles in more than 10 s, or spills more than docs/cost.md says."""
+    """Of four Tritons: no kernel fails, compiles in more than 3 s, or spills more than docs/cost.md says."""
     rows = json.loads((OFFLINE.parent / "results" / "offline.json").read_text())
     assert {row["triton"] for row in rows} == {"3.4.0", "3.5.1", "3.6.0", "3.9.0"}
     nvidia, amd = {"75", "80", "86", "89", "90", "120"}, {"gfx90a", "gfx942", "gfx1100", "gfx1201"}
     assert {row["arch"] for row in rows} == nvidia | amd
     assert {row["access"] for row in rows} - {"resnet50"} == {"aligned", "contiguous", "strided"}
     for row in rows:
-        assert row["compile_cpu_s"] <= 10
+        assert row["compile_cpu_s"] <= 3
         assert all(lanes[0] == 1 for _, lanes in row["layouts"] + row["layouts_of_stores"])
         if row["arch"] in amd:
             assert row["spilled_registers"] == 0
         else:
             assert row["registers"] <= 128
-            assert row["stack_bytes"] <= most_spilled(row), row
+            assert row["stack_bytes"] <= MOST_SPILLED, row

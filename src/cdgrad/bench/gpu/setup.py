@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -112,6 +113,17 @@ class Setup:
         """
         times: dict[str, list[float]] = {name: [] for name in calls}
         repeats = 1 if self.rehearsal else repeats
+        gc.collect()
+        gc.disable()  # it would take the time of several steps
+        try:
+            self._rounds(calls, repeats, times)
+        finally:
+            gc.enable()
+        return {name: min(each) for name, each in times.items()}
+
+    def _rounds(
+        self, calls: Mapping[str, Callable[[], object]], repeats: int, times: dict[str, list[float]]
+    ) -> None:
         for completed in range(self.rounds):
             if completed >= 5 and self.item_over:
                 break
@@ -123,7 +135,6 @@ class Setup:
                     call()
                 self.synchronize()
                 times[name].append((time.perf_counter() - start) * 1e3 / repeats)
-        return {name: min(each) for name, each in times.items()}
 
 
 def alternating(metrics: Sequence[Metric]) -> list[Metric]:

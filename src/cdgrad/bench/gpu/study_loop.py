@@ -4,6 +4,7 @@
 # pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cdgrad.bench.gpu import mps
 from cdgrad.bench.gpu.operator import Items
 from cdgrad.bench.gpu.processes import Worker
 from cdgrad.bench.gpu.setup import Setup, UnavailableError, captured, worker_setup
@@ -26,6 +28,7 @@ from cdgrad.study.train import train
 
 SOURCE = "noise of the benchmark"
 _METRIC = "sobolev:lam=0.01"
+MPS = "with MPS"
 
 
 def items(setup: Setup) -> Items:
@@ -107,10 +110,13 @@ def workers(setup: Setup) -> Items:
     """By how many processes train at the same time, the sum of their images a second."""
     start(setup)
     started: list[Worker] = setup.waiting.pop("workers")
-    return {
+    several: Items = {
         "1": partial(_together, setup, started[:1], again=True),
         str(len(started)): partial(_together, setup, started),
     }
+    if setup.device.type == "cuda":
+        several[f"{len(started)}, {MPS}"] = partial(_with_service, setup)
+    return several
 
 
 def _number(setup: Setup) -> int:
@@ -121,11 +127,22 @@ def start(setup: Setup) -> None:
     """Begin the processes, which initialize the device, and then wait for `workers`."""
     started = setup.waiting.setdefault("workers", [])
     while len(started) < _number(setup):
-        started.append(Worker(_one, setup.rehearsal, waits=True))
+        started.append(Worker(_one, setup.rehearsal, {}, waits=True))
 
 
-def _one(rehearsal: bool, wait: Callable[[], object]) -> tuple[int, list[float]]:
+def _with_service(setup: Setup) -> dict[str, float]:
+    with mps.service() as environment:
+        started = [Worker(_one, setup.rehearsal, environment, waits=True) for _ in range(_number(setup))]
+        try:
+            return _together(setup, started)
+        finally:
+            for process in started:
+                process.end()
+
+
+def _one(rehearsal: bool, environment: dict[str, str], wait: Callable[[], object]) -> tuple[int, list[float]]:
     """What each of the processes does."""
+    os.environ.update(environment)
     setup = worker_setup(rehearsal)
     Training(setup, "resnet20", 512).step()  # loads the libraries of the device
     setup.synchronize()
@@ -142,7 +159,7 @@ def _together(setup: Setup, started: list[Worker], *, again: bool = False) -> di
         time.sleep(0.05)
     runs = [process.result() for process in started]
     for process in started if again else ():
-        process.ask(setup.rehearsal)
+        process.ask(setup.rehearsal, {})
     # Of each the epochs during which all the others trained, too.
     begin, end = max(ends[2] for _, ends in runs), min(ends[-1] for _, ends in runs)
     sums = 0.0

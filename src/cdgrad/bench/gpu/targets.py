@@ -7,6 +7,7 @@ from typing import Any
 
 from cdgrad.bench.candidates import FLOOR, METRICS
 from cdgrad.bench.gpu.operator import PLAIN
+from cdgrad.bench.gpu.study_loop import MPS
 from cdgrad.bench.records import GpuRecord, Target
 from cdgrad.metrics import Sobolev
 
@@ -81,12 +82,13 @@ def _study(rows: _Rows) -> Iterator[Target]:
             yield _least(f"the study's loop over a bare one, {network}, {of}", ratio, 0.95)
     starts = [row["seconds of the start"] for name, row in loops.items() if "study" in name]
     yield _most("start of a run after the first, s", starts[1:], 3)
-    several = rows("workers").get("4", {}).get("images a second")
     # Of the same epochs; a record of November 2026 has only the loop's, which are longer.
     alone = rows("workers").get("1", loops.get("resnet20, batch 512, study, none", {}))
     one = alone.get("images a second")
-    ratio = [several / one] if several and one else []
-    yield _least("four workers over one, resnet20, images a second", ratio, 1.0)
+    for name, how in (("4", ""), (f"4, {MPS}", f" {MPS}")):
+        several = rows("workers").get(name, {}).get("images a second")
+        ratio = [several / one] if several and one else []
+        yield _least(f"four workers{how} over one, resnet20, images a second", ratio, 1.0)
 
 
 def _jax(rows: _Rows) -> Iterator[Target]:

@@ -100,7 +100,7 @@ def _eager(training: Training) -> dict[str, Any]:
     try:
         for call in calls.values():
             call()
-        return _longer(training.setup.per_call(calls, repeats=10))
+        return _longer(training.setup.per_call(calls, repeats=4))
     finally:
         handle.remove()
 

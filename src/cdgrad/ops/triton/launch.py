@@ -209,7 +209,7 @@ class _Batch:
 
     def run(self, addresses: bytes) -> bool:
         """Launch on the current stream; returns whether a graph captured it."""
-        if self.device.type != "cuda":
+        if self.device.type != "cuda" or torch.cuda.current_device() == self.device.index:
             return self._run(addresses)
         with torch.cuda.device(self.device):
             return self._run(addresses)
