@@ -94,16 +94,16 @@ def _sections(setup: Setup) -> list[tuple[str, float, Callable[[Setup], dict[str
     from cdgrad.bench.gpu import checks, compilation, jax_rows, operator, study_loop, training
 
     return [
-        ("compilation", 40, compilation.items),
-        ("parity", 7, operator.parity),
-        ("checks", 6, checks.items),
+        ("compilation", 34, compilation.items),
+        ("parity", 10, operator.parity),
+        ("checks", 5, checks.items),
         ("floor", 9, operator.floor),
         ("host", 2, operator.host),
         ("graph", 1, training.graphs),
-        ("training steps", 16, training.steps),
-        ("study loop", 15, study_loop.items),
+        ("training steps", 13, training.steps),
+        ("study loop", 16, study_loop.items),
         ("jax", 2, jax_rows.items),
-        ("workers", 22, study_loop.workers),
+        ("workers", 28, study_loop.workers),
     ]
 
 
