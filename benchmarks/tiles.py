@@ -23,7 +23,7 @@ from cdgrad.bench.gpu import processes
 METRICS = ("reweighted:lam=3", "mean-sobolev:lam=0.1", "sobolev:lam=0.01")
 # Rows of a segment, segments, columns, warps, and columns that a thread loads at once. A thread holds 32
 # elements of each; they differ in the longest column that is read once, and in what a thread loads.
-TILES = ((16, 64, 8, 8, 2), (16, 32, 16, 8, 2), (8, 64, 16, 8, 4), (8, 32, 32, 8, 4))
+TILES = ((16, 32, 16, 8, 2), (16, 16, 32, 8, 2), (8, 32, 32, 8, 4), (16, 32, 8, 4, 2))
 CASES = (
     ("resnet50", "float32"),
     ("resnet50", "bfloat16"),

@@ -33,6 +33,7 @@ Job = tuple[Tensor, int, int]  # gradient, channel axis, groups
 # A product and its sum are one instruction: Triton 3.9 warns where nobody asks for it, 3.10 does not do it.
 FUSED = {"enable_fp_fusion": True}
 STREAMS = 4  # of which arrays are kept
+MOST_CHANNELS = 2**30  # kernels count them, and those of the last tile, in 32 bits
 
 
 def refusal(grad: Tensor, dim: int, groups: int) -> str | None:
@@ -48,6 +49,8 @@ def refusal(grad: Tensor, dim: int, groups: int) -> str | None:
         return (
             f"its columns span {len(columns.axes)} axes in memory; the Triton kernels support {kernels.AXES}"
         )
+    if columns is not None and columns.n > MOST_CHANNELS:
+        return f"it has {columns.n} channels; the Triton kernels support {MOST_CHANNELS}"
     return None
 
 
@@ -304,8 +307,8 @@ def directed_(jobs: Sequence[Job], metric: Metric) -> None:
     On one device and for one dtype it is one launch, on the current stream.
 
     Extra memory: 128 bytes per tensor and 8 per 8,192 elements (per 4,096 where columns are not aligned); for
-    Sobolev 1.4 kB for each distinct channel count, beyond 1,024 channels about half a byte more per channel
-    and a float64 per 1,024 elements.
+    Sobolev 0.6 kB for each distinct channel count, beyond 512 channels about half a byte more per channel
+    and a float64 per 512 elements.
 
     Raises:
         RuntimeError: a graph is being captured, and these shapes or this metric have not run before.
