@@ -37,6 +37,8 @@ def _table(study: Results) -> str:
     ]
     beside = "".join(f" Rounding alone: {tables.difference(c)} points." for c in floor)
     listed = tables.listing(rows([study], names), names)
-    unfinished = " The table is provisional: its few seeds decide nothing." if study.count < study.total else ""
+    unfinished = (
+        " The table is provisional: its few seeds decide nothing." if study.count < study.total else ""
+    )
     runs = f"{study.count} of {study.total} final runs.{unfinished}"
     return f"{study.spec.title}, {runs}{beside}\n\n{listed}"
