@@ -306,9 +306,9 @@ def directed_(jobs: Sequence[Job], metric: Metric) -> None:
 
     On one device and for one dtype it is one launch, on the current stream.
 
-    Extra memory: 128 bytes per tensor and 8 per 8,192 elements (per 4,096 where columns are not aligned); for
-    Sobolev 0.6 kB for each distinct channel count, beyond 512 channels about half a byte more per channel
-    and a float64 per 512 elements.
+    Extra memory: 128 bytes per tensor and 12 per 8,192 elements (per 4,096 where columns are not aligned);
+    for Sobolev 0.6 kB for each distinct channel count, beyond 512 channels about half a byte more per
+    channel and a float64 per 512 elements.
 
     Raises:
         RuntimeError: a graph is being captured, and these shapes or this metric have not run before.
