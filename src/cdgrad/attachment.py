@@ -27,7 +27,7 @@ from cdgrad.refusals import check_optimizer, refuse_partitions
 from cdgrad.selection import Blocks, Direction, Selection, has_lazy, warn_of_nothing
 from cdgrad.step_hooks import StepHooks
 from cdgrad.target_gradients import TargetGradients
-from cdgrad.target_operator import Operate, Rescale, directed_in_metrics
+from cdgrad.target_operator import DirectedInMetrics, Operate, Rescale
 
 # The optimizer's hooks keep the gradients' owners alive, even if the user drops the handle.
 _ATTACHED: weakref.WeakKeyDictionary[Optimizer, list[weakref.ref[TargetGradients]]] = (
@@ -116,14 +116,14 @@ def attach_operator(
     operate: Operate | None = None,
 ) -> Attachment:
     """`attach` with an operator, and a selection, of one's own: `operate` runs under L2, too."""
-    own, selection = selection is not None, selection or options.select(model)
-    check_optimizer(optimizer, {t.param: t.name for t in selection.targets}, _attached_parameters)
-    for target in selection.targets:
+    chosen = options.select(model) if selection is None else selection
+    check_optimizer(optimizer, {t.param: t.name for t in chosen.targets}, _attached_parameters)
+    for target in chosen.targets:
         if is_dtensor(target.param):
             channel_mesh_dim(target.param, target.dim, target.name)
-    if not selection.targets and not own and not has_lazy(selection):
-        warn_of_nothing(model, selection, options.direction, options.linear)
-    return Attachment(optimizer, model, selection, metrics, options, operate)
+    if selection is None and not chosen.targets and not has_lazy(chosen):
+        warn_of_nothing(model, chosen, options.direction, options.linear)
+    return Attachment(optimizer, model, chosen, metrics, options, operate)
 
 
 class Attachment:
@@ -136,7 +136,7 @@ class Attachment:
         selection: Selection,
         metrics: Metrics,
         options: Options,
-        operate: Operate | None = None,
+        operate: Operate | None,
     ) -> None:
         _refuse_second(optimizer, selection)
         self._optimizer: Callable[[], Optimizer | None] = lambda: optimizer
@@ -146,7 +146,7 @@ class Attachment:
         self._gradients = TargetGradients(
             HeldTargets(optimizer, model, selection, options, _held_targets),
             metrics,
-            operate or directed_in_metrics(options.rescale, options.backend),
+            operate or DirectedInMetrics(options.rescale, options.backend),
             always=operate is not None,
         )
         self._hooks: StepHooks | None = StepHooks(optimizer, self._gradients)
@@ -284,7 +284,7 @@ class Attachment:
             self._optimizer = weakref.ref(optimizer)
             attached = _ATTACHED.get(optimizer, [])
             _ATTACHED[optimizer] = [ref for ref in attached if ref() is not self._gradients]
-        self._gradients.forget(directed_in_metrics())
+        self._gradients.forget(DirectedInMetrics())
 
     def __setattr__(self, name: str, value: object) -> None:
         """Refuse what would have no effect, such as ``handle.lam = 3``."""
@@ -318,7 +318,7 @@ class Attachment:
         self.__dict__.update(state)
         self._optimizer = weakref.ref(optimizer) if optimizer is not None else lambda: None
         self._gradients = TargetGradients(
-            held, as_metrics(values["metric"]), directed_in_metrics(), always=False
+            held, as_metrics(values["metric"]), DirectedInMetrics(), always=False
         )
         self.load_state_dict(values)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -107,26 +107,18 @@ def alignment(sums: Tensor) -> Alignment:
 @torch.no_grad()
 def gradient_statistics(jobs: Sequence[tuple[Target, Tensor, Tensor]]) -> dict[str, float]:
     """`cdgrad.Attachment.statistics` of (target, ordinary gradient g, directed gradient P g)."""
-    sums: list[Tensor] = []
-    for target, raw, directed in jobs:
-        g, Pg = exact(raw), exact(directed)
-        steps, deviations = zip(*map(_energies, _blocks(target)), strict=True)
-        parts = (g * Pg).sum(), g.square().sum(), Pg.square().sum(), *steps, *deviations
-        whole = [part.full_tensor() if is_dtensor(part) else part for part in parts]
-        half = len(steps)
-        energies = [torch.stack(energy).sum() for energy in (whole[3 : 3 + half], whole[3 + half :])]
-        sums.append(torch.stack([*whole[:3], *energies]).cpu())
+    sums = [agreement_sums([raw], [directed]) for _, raw, directed in jobs]
+    energies = [torch.stack([_energies(block) for block in _blocks(target)]).sum(0) for target, _, _ in jobs]
+    # On one device, so that the host waits once.
+    rows = [torch.cat(each).to(sums[0].device) for each in zip(sums, energies, strict=True)]
+    of_weights = torch.stack(rows).cpu() if rows else torch.zeros(0, 5, dtype=torch.float64)
     statistics: dict[str, float] = {}
-    rows = cast(list[list[float]], torch.stack(sums).tolist()) if sums else []
-    total = [sum(column) for column in zip(*rows, strict=True)] if rows else [0.0] * 5
-    for name, (inner, g_square, Pg_square, step, deviation) in zip(
-        ["", *(f"{target.name}/" for target, _, _ in jobs)], [total, *rows], strict=True
-    ):
-        norms = math.sqrt(g_square) * math.sqrt(Pg_square)
-        statistics[f"{name}norm_ratio"] = math.sqrt(Pg_square / g_square) if g_square else math.nan
-        statistics[f"{name}cosine"] = inner / norms if norms else math.nan
+    names = ["", *(f"{target.name}/" for target, _, _ in jobs)]
+    for name, row in zip(names, [of_weights.sum(0), *of_weights], strict=True):
+        cosine, norm_ratio = alignment(row[:3])
+        statistics |= {f"{name}norm_ratio": norm_ratio, f"{name}cosine": cosine}
         if name:
-            statistics[f"{name}roughness"] = step / (2 * deviation) if deviation else math.nan
+            statistics[f"{name}roughness"] = float(row[3] / (2 * row[4]))
     return statistics
 
 
@@ -139,10 +131,10 @@ def _blocks(target: Target) -> list[Tensor]:
     return [columns_of(block, target.dim, 1) for block in torch.split(weight, list(target.sizes), target.dim)]
 
 
-def _energies(columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared steps between neighbors, and squared deviations from the mean."""
+def _energies(columns: Tensor) -> Tensor:
+    """Squared steps between neighbors, and squared deviations from the mean, of shape (2,)."""
     steps = columns.diff(dim=1).square().sum()
-    return steps, (columns - columns.mean(1, keepdim=True)).square().sum()
+    return torch.stack([steps, (columns - columns.mean(1, keepdim=True)).square().sum()])
 
 
 def _sum(x: Tensor) -> float:

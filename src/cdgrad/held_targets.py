@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
+from cdgrad.messages import first_few
 from cdgrad.options import Options
 from cdgrad.refusals import parameters
 from cdgrad.selection import Selection, Skipped, Target, has_lazy, warn_of_nothing
@@ -140,8 +141,7 @@ class HeldTargets:
     def _warn_of_new(self, new: set[Tensor]) -> None:
         """Warn, once each, of parameters that nobody could select."""
         self._noticed |= new
-        sizes = list(map(_size, new))
-        shapes = ", ".join(sizes[:3]) + (", ..." if len(sizes) > 3 else "")
+        shapes = first_few(list(map(_size, new)))
         warnings.warn(
             f"{self._kind} holds {len(new)} parameters ({shapes}) that the model did not have when it was "
             "attached; they are not directed: call handle.remove() and attach again",

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cdgrad.attachment import Attachment, Options, attach
+from cdgrad.attachment import Attachment, attach
 from cdgrad.metric_schedule import Schedule
 from cdgrad.metrics import Metric
+from cdgrad.options import Options
 from cdgrad.refusals import parameters
 
 
@@ -74,7 +75,7 @@ class ChannelDirected(Callback):
             self._attach(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Tell where nothing was attached."""
+        """Warn where nothing was attached."""
         if not self.handles:
             warnings.warn(
                 "no gradient was directed: all selected weights were frozen, and no optimizer held one; "

@@ -6,10 +6,17 @@ characters that steer a terminal.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 def one_line(text: object) -> str:
     """`text` on one line, with a space for each character that steers a terminal or reverses the text."""
     return "".join(c if c.isprintable() else " " for c in " ".join(str(text).split()))
+
+
+def first_few(names: Sequence[object], most: int = 3) -> str:
+    """The first names of several, with dots for the others."""
+    return ", ".join(map(str, names[:most])) + ", ..." * (len(names) > most)
 
 
 def named(error: BaseException) -> str:

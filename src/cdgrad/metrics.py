@@ -236,6 +236,16 @@ def lam_of(metric: Metric) -> float | None:
     return getattr(metric, "lam", None)
 
 
+def is_periodic(metric: Metric) -> bool:
+    """Whether the metric has a periodic boundary condition."""
+    return getattr(metric, "boundary", "free") == "periodic"
+
+
+def differ_in_lam_at_most(metric: Metric, other: Metric) -> bool:
+    """Whether two metrics are of one family and boundary condition."""
+    return type(metric) is type(other) and is_periodic(metric) == is_periodic(other)
+
+
 def with_lam(metric: Metric, lam: float) -> Metric:
     """The metric with another lam.
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from cdgrad.channel_axis import LAZY
+from cdgrad.messages import first_few
 
 Patterns = str | Sequence[str] | None
 
@@ -27,9 +28,9 @@ def matched_names(patterns: Patterns, names: Sequence[str], argument: str) -> di
     for pattern in several:
         matches[pattern] = hits = [name for name in names if fnmatchcase(name, pattern)]
         if not hits:
-            shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
             raise ValueError(
-                f"{argument} pattern {pattern!r} matches no parameter; names are {shown or 'none'} "
+                f"{argument} pattern {pattern!r} matches no parameter; names are "
+                f"{first_few(names, 4) or 'none'} "
                 f"(shell patterns of whole names, such as 'layer1.*')"
             )
     return matches

@@ -56,7 +56,7 @@ def refuse_partitions(optimizer: object, model: nn.Module) -> None:
 def check_optimizer(
     optimizer: object,
     names: Mapping[nn.Parameter, str],
-    attached: Callable[[Optimizer], set[Tensor]] = lambda optimizer: set(),
+    attached: Callable[[Optimizer], set[Tensor]],
 ) -> None:
     """Refuse unless a hook of `optimizer` comes right before its own update of parameters in `names`.
 

@@ -51,17 +51,8 @@ class Selection:
     skipped: tuple[Skipped, ...]
 
     def __str__(self) -> str:
-        rows = [
-            (
-                t.name,
-                "x".join(map(str, t.param.shape)),
-                str(t.dim),
-                "+".join(map(str, t.sizes)) or str(t.groups),
-            )
-            for t in self.targets
-        ]
-        left_alone = [(s.name, s.reason) for s in self.skipped]
-        return tables.selection(("processed", "shape", "axis", "groups"), rows, left_alone)
+        processed = [(t.name, t.param.shape, t.dim, t.groups, t.sizes, "") for t in self.targets]
+        return tables.selection(processed, [(s.name, s.reason) for s in self.skipped])
 
 
 def select(
@@ -128,11 +119,11 @@ def select(
 
 def find_targets(
     model: nn.Module,
-    direction: Direction = "output",
-    linear: bool = False,
-    include: Patterns = None,
-    exclude: Patterns = None,
-    blocks: Blocks | None = None,
+    direction: Direction,
+    linear: bool,
+    include: Patterns,
+    exclude: Patterns,
+    blocks: Blocks | None,
 ) -> Selection:
     """`select` without its warning."""
     if not isinstance(model, nn.Module):

@@ -19,10 +19,20 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> 
 
 
 def selection(
-    head: Sequence[str], processed: Iterable[Sequence[str]], left_alone: Sequence[tuple[str, str]]
+    processed: Iterable[tuple[str, Sequence[int], int, int, Sequence[int], str]],
+    left_alone: Sequence[tuple[str, str]],
 ) -> str:
-    """A table of what is processed, and one of what is left alone and why, where that is anything."""
-    lines = plain(head, processed)
+    """A table of what is processed, and one of what is left alone and why, where that is anything.
+
+    Args:
+        processed: name, shape, channel axis, number of equal intervals, the sizes of unequal ones, a note.
+        left_alone: name and reason.
+    """
+    rows = [
+        (name, "x".join(map(str, shape)), str(axis), "+".join(map(str, sizes)) or str(groups), note)
+        for name, shape, axis, groups, sizes, note in processed
+    ]
+    lines = plain(("processed", "shape", "axis", "groups", ""), rows)
     if left_alone:
         lines += ["", *plain(("left alone", "because"), left_alone)]
     return "\n".join(lines)

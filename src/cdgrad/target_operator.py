@@ -33,15 +33,10 @@ Operate = Callable[[Sequence[Job]], None]
 _MOST_PLANS = 256  # an operator that takes one target at a time has one for each
 
 
-def directed_in_metrics(rescale: Rescale = "none", backend: str = "auto") -> DirectedInMetrics:
-    """What `cdgrad.attach` does: each gradient g becomes P g in its metric, rescaled if so chosen."""
-    return DirectedInMetrics(rescale, backend)
-
-
 class DirectedInMetrics:
-    """The operator of `directed_in_metrics`."""
+    """What `cdgrad.attach` does: each gradient g becomes P g in its metric, rescaled if so chosen."""
 
-    def __init__(self, rescale: Rescale, backend: str) -> None:
+    def __init__(self, rescale: Rescale = "none", backend: str = "auto") -> None:
         self._rescale: Rescale = rescale
         self._backend = backend
         self._plans: dict[tuple[Target, ...], _Plan] = {}

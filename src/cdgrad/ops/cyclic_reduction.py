@@ -31,7 +31,8 @@ def _sobolev(x: Tensor, metric: Sobolev) -> Tensor:
     """(I + lam A)^-1 x."""
     n = x.shape[1]
     mean, deviation = _split(x)
-    *levels, (last_pivot, wrap) = _on_device(n, metric.lam, x)
+    weights = _weights(n, metric.lam, x.dtype, x.device)
+    *levels, (last_pivot, wrap) = (graphs.lent(each, x) for each in weights)
     y = _solve_free(deviation, levels, last_pivot)
     if metric.boundary == "periodic":
         # The wrap-around edge is a rank-one term of A.
@@ -148,10 +149,6 @@ def _weights(n: int, lam: float, dtype: torch.dtype, device: torch.device) -> li
     levels, last_pivot = _reduction(n, lam)
     rest = [last_pivot, sobolev_weights.sobolev(n, lam).wrap]
     return [[torch.tensor(w, dtype=dtype, device=device) for w in each] for each in [*levels, rest]]
-
-
-def _on_device(n: int, lam: float, x: Tensor) -> list[list[Tensor]]:
-    return [graphs.lent(each, x) for each in _weights(n, lam, x.dtype, x.device)]
 
 
 def _column(weights: Tensor, like: Tensor) -> Tensor:

@@ -197,7 +197,7 @@ class _InPieces:
 
     def __init__(self, x: Tensor, metric: Sobolev | MeanSobolev) -> None:
         self.dtype, self._n = x.dtype, len(x)
-        *coupling, self._weights = _on_device(metric, x)
+        *coupling, self._weights = graphs.lent(_weights(metric, len(x), x.dtype, x.device), x)
         pieces, length, rows = self._weights.shape
         whole, left = divmod(len(x), length)
         self.takes_out = not left
@@ -309,7 +309,3 @@ def _weights(metric: Sobolev | MeanSobolev, n: int, dtype: torch.dtype, device: 
         torch.from_numpy(array.clip(-largest, largest)).to(device, exact if i == _ROWS else dtype)
         for i, array in enumerate(arrays)
     ]
-
-
-def _on_device(metric: Sobolev | MeanSobolev, x: Tensor) -> list[Tensor]:
-    return graphs.lent(_weights(metric, len(x), x.dtype, x.device), x)

@@ -9,7 +9,7 @@ import torch
 
 from cdgrad._torch_private import FormCheck
 from cdgrad.dtensors import is_dtensor, local_part
-from cdgrad.metrics import L2, Metric
+from cdgrad.metrics import L2, Metric, differ_in_lam_at_most
 from cdgrad.ops import local
 from cdgrad.ops.addresses import DistinctAddresses, chosen
 from cdgrad.ops.cpu import launch as cpu
@@ -70,8 +70,7 @@ class Prepared:
 
     def can_become(self, metric: Metric) -> bool:
         """Whether `metric` differs from the present one in lam at most."""
-        boundaries = [getattr(each, "boundary", None) for each in (metric, self._metric)]
-        return type(metric) is type(self._metric) and boundaries[0] == boundaries[1]
+        return differ_in_lam_at_most(metric, self._metric)
 
     @property
     def replays_follow(self) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from cdgrad.messages import first_few
 from cdgrad.optax.targets import Selection, Skipped, Target
 
 Select = Mapping[str, int | None] | Callable[[str, Any], bool]
@@ -130,10 +131,10 @@ def selection(
 def warn_of_doubts(chosen: Selection) -> None:
     """Warn of kernels that may be convolutions and are left alone, and of a tree with nothing to direct."""
     if undecided := [leaf.name for leaf in chosen.skipped if leaf.reason.startswith(_UNDECIDED)]:
-        shown = ", ".join(undecided[:3]) + (", ..." if len(undecided) > 3 else "")
         warnings.warn(
             f"left {len(undecided)} kernels alone that may be convolutions or stacked Dense kernels "
-            f"({shown}); decide with select={{{undecided[0]!r}: -1}}, or None in place of the axis",
+            f"({first_few(undecided)}); decide with select={{{undecided[0]!r}: -1}}, or None in place of "
+            "the axis",
             stacklevel=3,
         )
         return
@@ -279,9 +280,8 @@ def _first_match(patterns: Iterable[str], name: str) -> str | None:
 def _check_patterns(patterns: Iterable[str], names: Sequence[str], argument: str) -> None:
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
-            shown = ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
             raise ValueError(
-                f"{argument} pattern {pattern!r} matches no leaf; names are {shown or 'none'} "
+                f"{argument} pattern {pattern!r} matches no leaf; names are {first_few(names, 4) or 'none'} "
                 f"(shell patterns of whole names, such as 'Conv_*/kernel')"
             )
 

@@ -47,15 +47,5 @@ class Selection:
         return tuple(leaf for leaf in self.leaves if isinstance(leaf, Skipped))
 
     def __str__(self) -> str:
-        rows = [
-            (
-                t.name,
-                "x".join(map(str, t.shape)),
-                str(t.axis),
-                "+".join(map(str, t.sizes)) or str(t.groups),
-                t.note,
-            )
-            for t in self.targets
-        ]
-        left_alone = [(s.name, s.reason) for s in self.skipped]
-        return tables.selection(("processed", "shape", "axis", "groups", ""), rows, left_alone)
+        processed = [(t.name, t.shape, t.axis, t.groups, t.sizes, t.note) for t in self.targets]
+        return tables.selection(processed, [(s.name, s.reason) for s in self.skipped])

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cdgrad.metrics import Array, MeanSobolev, Metric, Sobolev
+from cdgrad.metrics import Array, MeanSobolev, Metric, Sobolev, is_periodic
 from cdgrad.ops import sobolev_weights
 from cdgrad.ops.byte_cache import cached_by_bytes
 from cdgrad.ops.memory_layout import Columns
@@ -78,7 +78,7 @@ def directed_(
             parts,
             height,
             chunks,
-            getattr(metric, "boundary", "free") == "periodic",
+            is_periodic(metric),
             weights.ctypes.data,
             factors.ctypes.data,
             factor.ctypes.data,

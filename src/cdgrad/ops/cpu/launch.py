@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cdgrad.messages import brief
-from cdgrad.metrics import Array, MeanSobolev, Metric, ReweightedL2, Sobolev
+from cdgrad.metrics import Array, MeanSobolev, Metric, ReweightedL2, Sobolev, is_periodic
 from cdgrad.ops import sobolev_weights
 from cdgrad.ops.addresses import without_address
 from cdgrad.ops.byte_cache import cached_by_bytes
@@ -84,7 +84,6 @@ def _directed_in_chunks(job: tuple[Tensor, int, int], metric: Metric) -> bool:
         return False
     weights, scale = weights_for(metric, (columns.n,), False)
     worker = compiled_worker(metric.family, grad.dtype, "cdgrad.ops.cpu.tall")
-
     count = torch.get_num_threads()
 
     def run(phase: NDArray[np.int64], held: object) -> None:
@@ -116,7 +115,7 @@ def _run(grads: list[Tensor], dtype: torch.dtype, plan: _Plan, metric: Metric) -
             weights.ctypes.data,
             weights.shape[1],
             scale.ctypes.data,
-            getattr(metric, "boundary", "free") == "periodic",
+            is_periodic(metric),
             counters.ctypes.data,
             scratch.ctypes.data,
             plan.scratch,

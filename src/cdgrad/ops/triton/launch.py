@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cdgrad._torch_private import stream_handle
-from cdgrad.metrics import Array, MeanSobolev, Metric, ReweightedL2, Sobolev
+from cdgrad.metrics import Array, MeanSobolev, Metric, ReweightedL2, Sobolev, differ_in_lam_at_most
 from cdgrad.ops.addresses import addresses_of, chosen, integers, remember, without_address
 from cdgrad.ops.graphs import capturing_on, keep_for_replays
 from cdgrad.ops.memory_layout import Columns, columns_of
@@ -85,7 +85,7 @@ class Plan:
 
     @metric.setter
     def metric(self, metric: Metric) -> None:
-        if type(metric) is not type(self._metric) or _periodic(metric) != _periodic(self._metric):
+        if not differ_in_lam_at_most(metric, self._metric):
             raise ValueError(
                 f"only lam can change: {self._metric} cannot become {metric}; prepare a new plan"
             )
@@ -290,10 +290,6 @@ def options_of(device: torch.device) -> dict[str, Any]:
     """The compiler's options: two programs on a multiprocessor need at most 128 registers."""
     limit = {"maxnreg": 128} if device.type == "cuda" and torch.version.hip is None else {}
     return {**FUSED, **limit}
-
-
-def _periodic(metric: Metric) -> bool:
-    return getattr(metric, "boundary", "free") == "periodic"
 
 
 # Plans by forms and metric. The oldest leave, except those that graphs read.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from cdgrad.messages import first_few
 from cdgrad.study import StudyError
 from cdgrad.study.data.source import SourceSplit
 from cdgrad.study.spec import Task
@@ -113,6 +114,4 @@ def _refused(task: Task, role: str, split: SourceSplit, row: int, what: str) -> 
 
 
 def _first(names: Sequence[str] | None) -> str:
-    if names is None:
-        return "without names"
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return "without names" if names is None else first_few(names)

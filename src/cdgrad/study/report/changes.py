@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+from cdgrad.messages import first_few
 from cdgrad.study.report.words import counted
 from cdgrad.study.spec import Spec
 from cdgrad.study.statistics.results import Results
@@ -37,7 +38,7 @@ def _seeds(planned: Spec, spec: Spec) -> Iterator[str]:
     seeds = sorted({*spec.seeds} - {*planned.seeds})
     if seeds and not spec.until and set(planned.seeds) & set(spec.seeds):
         yield (
-            f"{counted(len(seeds), 'seed')} ({_listed(seeds, 10)}) {'was' if len(seeds) == 1 else 'were'} "
+            f"{counted(len(seeds), 'seed')} ({first_few(seeds, 10)}) {'was' if len(seeds) == 1 else 'were'} "
             f"added to a study with recorded runs of {len(planned.seeds)} seeds: p and the intervals assume "
             "that their number was fixed before any result was seen; seeds = { until, most } allows it."
         )
@@ -91,8 +92,4 @@ def left_out(results: Results) -> Iterator[str]:
     }
     for kind, names in kinds.items():
         if names:
-            yield f"Recorded but left out of this report: {kind} {_listed(names, 8)}."
-
-
-def _listed(names: Sequence[int | str], most: int) -> str:
-    return ", ".join(map(str, names[:most])) + ", ..." * (len(names) > most)
+            yield f"Recorded but left out of this report: {kind} {first_few(names, 8)}."

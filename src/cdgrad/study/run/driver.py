@@ -7,6 +7,7 @@ from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
+from cdgrad.messages import first_few
 from cdgrad.study import StudyError
 from cdgrad.study.callables import check_importable, modules_beside
 from cdgrad.study.files import CHECKPOINTS
@@ -106,10 +107,9 @@ def _check_code(spec: Spec, recorded: list[Run], folder: Path) -> None:
     """Refuse to add runs of changed code to recorded ones: they are not comparable."""
     codes = [run.environment["code"] for run in recorded if run.environment.get("code")]
     if changed := changed_files(codes, spec.folder):
-        names = ", ".join(changed[:3]) + (", ..." if len(changed) > 3 else "")
         raise StudyError(
-            f"{names} changed since {folder} recorded {len(codes)} runs, and further runs would not be "
-            f"comparable; choose another --out, or add --allow-code-change if the change cannot matter"
+            f"{first_few(changed)} changed since {folder} recorded {len(codes)} runs, and further runs would "
+            f"not be comparable; choose another --out, or add --allow-code-change if the change cannot matter"
         )
 
 

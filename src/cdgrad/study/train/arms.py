@@ -25,7 +25,7 @@ from cdgrad.ops import select_backend
 from cdgrad.selection import Direction, Selection, Target
 from cdgrad.study import StudyError, streams
 from cdgrad.study.spec import NO_METRIC, Setting
-from cdgrad.target_operator import Job, Operate, Rescale, directed_in_metrics
+from cdgrad.target_operator import DirectedInMetrics, Job, Operate, Rescale
 
 _FilterAxes = Mapping[nn.Parameter, tuple[int, int]]
 
@@ -57,7 +57,7 @@ def attach_arm(setting: Setting, optimizer: Optimizer, model: nn.Module, seed: i
         raise StudyError("permute and centralize need whole parameters, and these are sharded; use DDP")
     selection = options.select(model)
     directed = {target.param for target in selection.targets} if has_metric else set[nn.Parameter]()
-    operate = directed_in_metrics(options.rescale)
+    operate = DirectedInMetrics(options.rescale)
     if setting.permute:
         operate = permuted(operate, channel_orders(selection, seed))
     if setting.centralize:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from cdgrad.messages import first_few
 from cdgrad.study import StudyError
 from cdgrad.study.data import Split
 from cdgrad.study.spec import Schedule
@@ -25,11 +26,11 @@ def check_holds_all(optimizer: Optimizer, model: nn.Module, name: str) -> None:
     trainable = {key: p for key, p in model.named_parameters() if p.requires_grad}
     missing = [key for key, parameter in trainable.items() if id(parameter) not in held]
     if missing:
-        few = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         held_count = len(trainable) - len(missing)
         raise StudyError(
-            f"{name} holds {held_count} of the {len(trainable)} trainable parameters, not {few}: "
-            f"give it all of them, or set requires_grad = False for those that must not change"
+            f"{name} holds {held_count} of the {len(trainable)} trainable parameters, not "
+            f"{first_few(missing)}: give it all of them, or set requires_grad = False for those that must "
+            "not change"
         )
 
 
