@@ -113,7 +113,7 @@ def _is_hooked_step(frame: FrameType) -> bool:
 
 
 def is_functorch_wrapped(tensor: Tensor) -> bool:
-    """Whether `torch.func` wraps the tensor, whose memory then cannot be read. No public function tells."""
+    """Whether `torch.func` wraps the tensor, whose memory then cannot be read. No public function says so."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue, reportUnknownVariableType]
 
 
@@ -142,7 +142,7 @@ def as_like(tensors: list[Tensor], like: Tensor) -> list[Tensor]:
 
 
 def is_differentiated_or_mapped(tensor: Tensor) -> bool:
-    """Whether a transform of `torch.func` but `functionalize` wraps the tensor. No public function tells."""
+    """Whether a transform of `torch.func` but `functionalize` wraps it. No public function says so."""
     return is_functorch_wrapped(tensor) and not torch._is_functional_tensor(tensor)  # pyright: ignore[reportPrivateImportUsage, reportPrivateUsage]
 
 

@@ -58,8 +58,8 @@ _PR_SET_PDEATHSIG = 1
 def end_with_parent() -> None:
     """From now on the system kills this process when the one that started it ends, however that happens.
 
-    A process that is stopped could notice nothing itself. On Linux alone; elsewhere nothing happens. The
-    parent is the thread that started the process, so a thread that ends earlier must not start one.
+    A stopped process could not end on its own. Only on Linux; elsewhere this does nothing. The parent is the
+    thread that started the process, so a thread that ends earlier must not start one.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))

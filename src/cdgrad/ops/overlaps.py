@@ -90,7 +90,7 @@ def _address(grad: Tensor) -> int | None:
 
 
 def _memory(grad: Tensor) -> object:
-    """What tells tensors apart that share no memory, wherever their addresses are.
+    """A key that two tensors have in common if they may share memory.
 
     On Apple's GPUs torch gives the address of an object in place of a storage's memory (up to 2.13), and such
     objects lie closer together than the storages are long.

@@ -103,12 +103,10 @@ def test_the_kinds_of_columns_are_those_of_datasets(tmp_path):
     parquet(folder, train=pictures(4, 0))
     theirs = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "arrow"))["train"].features
     kinds = parquet_files.columns_of(folder / "train-00000-of-00001.parquet")
-    assert {name: about["_type"] for name, about in kinds.items()} == {
-        name: type(kind).__name__ for name, kind in theirs.items()
-    }
+    ours = {name: about["_type"] for name, about in kinds.items()}
+    assert ours == {name: type(kind).__name__ for name, kind in theirs.items()}
     assert parquet_files.are_named_by_split(contents(folder))
-    ours = {name: parquet_files._KINDS[about["_type"]]() for name, about in kinds.items()}
-    assert choice.choose_columns(TASK, ours) == choice.choose_columns(TASK, theirs)
+    assert choice.choose_columns(TASK, ours) == ("img", "label")
 
 
 @pytest.mark.parametrize("names", [5, "ab", [1, 2], {"a": 1}, [["a"], ["b"]]])

@@ -68,7 +68,7 @@ class _Stoppable(ABC):
     _process: Any
 
     def go(self) -> None:
-        """Let it go on after it has waited; the section that calls this awaits it."""
+        """Let it continue after it has waited; the section that calls this awaits it."""
         self.waits = False
         _signal(self._process.pid, signal.SIGCONT)
         with suppress(OSError):  # it has ended, as its result says

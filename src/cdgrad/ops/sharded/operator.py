@@ -194,7 +194,7 @@ def _reweight(shards: list[_Cut], lam: float, group: _Group) -> None:
 
 
 class _Subdomain(NamedTuple):
-    """A piece, solved by itself in the metric of its own, in place."""
+    """A piece, solved alone in a metric of its own, in place."""
 
     shard: _Cut
     block: int
@@ -265,7 +265,7 @@ def _solve(
 
 
 def _of_interval(numbers: Tensor, family: Sequence[Piece]) -> Tensor:
-    """What the pieces of an interval told, a copy of shape (pieces, NUMBERS, columns).
+    """The numbers of the pieces of an interval, a copy of shape (pieces, NUMBERS, columns).
 
     They lie on consecutive ranks, and all but the first of them are the first of their rank.
 

@@ -38,9 +38,8 @@ def pad_crop(images: Tensor, generator: torch.Generator) -> Tensor:
     n, _, height, width = images.shape
     up, left = max(1, height // 8), max(1, width // 8)
     padded = functional.pad(images, (left, left, up, up))
-    crops = padded.unfold(2, height, 1).unfold(
-        3, width, 1
-    )  # a view: (n, channels, rows, columns, height, width)
+    # A view: (n, channels, rows, columns, height, width).
+    crops = padded.unfold(2, height, 1).unfold(3, width, 1)
     which = torch.arange(n, device=images.device)
     return crops[which, :, _draw(n, 2 * up + 1, generator), _draw(n, 2 * left + 1, generator)]
 

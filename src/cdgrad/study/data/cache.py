@@ -200,7 +200,7 @@ def _checksum(path: Path) -> int:
 
 def _arrays(entry: Path, name: str) -> Arrays:
     # Copy-on-write, because torch warns of arrays that it could not write to.
-    images = np.load(images_file(entry, name), mmap_mode="c")
     file = images_file(entry, name)
+    images = torch.as_tensor(np.load(file, mmap_mode="c"))
     labels = torch.as_tensor(np.load(labels_file(entry, name)))
-    return Arrays(torch.as_tensor(images), labels, f"{file.absolute()} of {file.stat().st_mtime_ns}")
+    return Arrays(images, labels, f"{file.absolute()} of {file.stat().st_mtime_ns}")

@@ -39,21 +39,25 @@ def choose_splits(task: Task, available: Iterable[str]) -> dict[str, str]:
     return {"train": train, "test": test} if test else {"train": train}
 
 
-def choose_columns(task: Task, features: Mapping[str, object]) -> tuple[str, str]:
+def choose_columns(task: Task, kinds: Mapping[str, str]) -> tuple[str, str]:
     """The columns of the images and the labels.
+
+    Args:
+        task: names them, or does not.
+        kinds: of all columns, by the names of the classes of ``datasets``, such as ``"Image"``.
 
     Raises:
         StudyError: a named column does not exist, or none is named where it is not clear which is meant.
     """
-    images = [name for name, kind in features.items() if type(kind).__name__ == "Image"]
-    classes = [name for name, kind in features.items() if type(kind).__name__ == "ClassLabel"]
-    labels = [name for name in _LABELS if name in features] or classes
+    images = [name for name, kind in kinds.items() if kind == "Image"]
+    classes = [name for name, kind in kinds.items() if kind == "ClassLabel"]
+    labels = [name for name in _LABELS if name in kinds] or classes
     chosen: list[str] = []
     for key, named, candidates in (("image", task.image, images), ("label", task.label, labels)):
-        if named and named not in features:
-            raise StudyError(f"task.{key}: {task.data} has the columns {', '.join(features)}; got {named!r}")
+        if named and named not in kinds:
+            raise StudyError(f"task.{key}: {task.data} has the columns {', '.join(kinds)}; got {named!r}")
         if not named and (not candidates or (key == "image" and len(candidates) > 1)):
-            raise StudyError(f"{task.data} has the columns {', '.join(features)}: name one as task.{key}")
+            raise StudyError(f"{task.data} has the columns {', '.join(kinds)}: name one as task.{key}")
         chosen.append(named or candidates[0])
     return chosen[0], chosen[1]
 

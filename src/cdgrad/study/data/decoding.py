@@ -20,7 +20,7 @@ import numpy as np
 from cdgrad.study import StudyError
 from cdgrad.study.data import cache, image_folder, images, parquet_files, tables
 from cdgrad.study.data.choice import number_classes
-from cdgrad.study.data.files import contents, digest, shown
+from cdgrad.study.data.files import contents, digest, printable
 from cdgrad.study.data.source import HUB, Source, hub_name
 from cdgrad.study.spec import DATA, Task
 
@@ -56,7 +56,7 @@ def _entry(task: Task, layout: int) -> str:
     try:
         source = digest(folder) if folder else hub_name(task.data)
     except OSError as error:
-        place = shown(error.filename or task.data)
+        place = printable(error.filename or task.data)
         raise StudyError(
             f"task.data: {place} cannot be read: {error.strerror or error}; change its permissions, move it "
             "away, or name another folder"
@@ -67,7 +67,7 @@ def _entry(task: Task, layout: int) -> str:
     }
     if folder and contents(folder).of_images:
         decides["reader"] = "image folder"
-    title = shown(folder.name) if folder else hub_name(task.data).replace("/", "--")
+    title = printable(folder.name) if folder else hub_name(task.data).replace("/", "--")
     return cache.entry_name(title, decides, layout)
 
 

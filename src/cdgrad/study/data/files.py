@@ -85,14 +85,14 @@ def is_data(path: Path) -> bool:
     return path.suffix.lower() in known and path.name.lower() not in _CARDS
 
 
-def shown(path: Path | str) -> str:
+def printable(path: Path | str) -> str:
     """A path as text that can be printed: bytes that are no UTF-8 become escapes."""
     return str(path).encode("utf-8", "backslashreplace").decode()
 
 
 def listed(paths: Iterable[Path | str], most: int = 3) -> str:
     """The first few paths, and how many there are beyond them."""
-    every = [shown(path) for path in paths]
+    every = [printable(path) for path in paths]
     return ", ".join(every[:most]) + (f" and {len(every) - most} more" if len(every) > most else "")
 
 
@@ -135,14 +135,13 @@ def _walk(root: Path, below: Path, above: frozenset[tuple[int, int]]) -> Iterato
         if name.startswith(".") or name.lower() in _DESKTOP:
             continue
         try:
-            stat = (
-                entry.stat()
-            )  # `is_dir` and `is_file` are false, in some versions, where this is not permitted
+            # `is_dir` and `is_file` are false, in some versions, where this is not permitted.
+            stat = entry.stat()
         except OSError as error:
             if isinstance(error, PermissionError) or not entry.is_symlink():
                 raise
             raise StudyError(
-                f"{shown(root / path)} is a link that leads nowhere; repair or remove it"
+                f"{printable(root / path)} is a link that leads nowhere; repair or remove it"
             ) from error
         inode = stat.st_dev, stat.st_ino
         if S_ISDIR(stat.st_mode) and inode not in above:

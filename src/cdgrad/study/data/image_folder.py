@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cdgrad.study import StudyError
 from cdgrad.study.data.choice import choose_splits
-from cdgrad.study.data.files import ARCHIVES, TABLES, Contents, listed, normalized, shown
+from cdgrad.study.data.files import ARCHIVES, TABLES, Contents, listed, normalized, printable
 from cdgrad.study.data.source import ImageFile, Source, SourceSplit
 from cdgrad.study.spec import Task
 
@@ -38,21 +38,21 @@ def read(task: Task, contents: Contents) -> Source:
     for name in roles.values():
         _check_one_folder(task, splits[name])
     unread = [name for name in splits if name not in roles.values()]
-    notes = [f"the {len(splits[name])} images of split {shown(name)} are not read" for name in unread]
+    notes = [f"the {len(splits[name])} images of split {printable(name)} are not read" for name in unread]
     if others := [path for path in contents.others if _is_noteworthy(path)]:
         notes.append(f"{len(others)} files without the name of an image are not read ({listed(others)})")
     return Source(
         {role: _split(contents.folder, splits[name]) for role, name in roles.items()},
-        {role: shown(name) for role, name in roles.items()},
+        {role: printable(name) for role, name in roles.items()},
         tuple(notes),
     )
 
 
 def _split(folder: Path, paths: Sequence[Path]) -> SourceSplit:
     def images() -> Iterator[tuple[str, ImageFile]]:
-        return ((shown(path), folder / path) for path in paths)
+        return ((printable(path), folder / path) for path in paths)
 
-    labels = [shown(normalized(path)[-2]) for path in paths]
+    labels = [printable(normalized(path)[-2]) for path in paths]
     return SourceSplit(labels, images, None, "folder")
 
 
@@ -64,7 +64,7 @@ def _check_depths(task: Task, contents: Contents) -> None:
     if strange := [path for path in contents.data if len(path.parts) != usual]:
         raise StudyError(
             f"{task.data}: {listed(strange)} {'does' if len(strange) == 1 else 'do'} not lie in a class "
-            f"folder as {shown(example)} does; move or remove {'it' if len(strange) == 1 else 'them'}"
+            f"folder as {printable(example)} does; move or remove {'it' if len(strange) == 1 else 'them'}"
         )
 
 
@@ -108,7 +108,7 @@ def _check_one_folder(task: Task, paths: Sequence[Path]) -> None:
 def _grouped(
     task: Task, paths: Iterable[Path], level: int, kinds: dict[str, str | None]
 ) -> dict[str, list[Path]]:
-    """Each folder of a level as a split, under the name by which the specification or custom knows it."""
+    """Each folder of a level as a split, under the name that the specification or custom gives it."""
     kept = Counter(kinds.values())
     titles: dict[str, str] = {}
     for folder, kind in kinds.items():

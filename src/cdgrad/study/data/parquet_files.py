@@ -16,28 +16,13 @@ from typing import Any, cast
 
 from cdgrad.study import StudyError
 from cdgrad.study.data.choice import choose_columns, choose_splits
-from cdgrad.study.data.files import Contents, is_data, shown
+from cdgrad.study.data.files import Contents, is_data, printable
 from cdgrad.study.data.source import ImageFile, Source, SourceSplit, image_file
 from cdgrad.study.shown import one_line
 from cdgrad.study.spec import Task
 
 _SPLITS = ("train", "validation", "test")
 _NAME = re.compile(rf"(?P<split>{'|'.join(_SPLITS)})-\d{{5}}-of-\d{{5}}\.parquet")
-
-
-class Image:
-    """The kind of a column of images, by the name that ``datasets`` gives it."""
-
-
-class ClassLabel:
-    """The kind of a column of numbered classes."""
-
-
-class Value:
-    """Any other kind of column."""
-
-
-_KINDS = {kind.__name__: kind for kind in (Image, ClassLabel)}
 
 
 def are_named_by_split(contents: Contents) -> bool:
@@ -61,8 +46,7 @@ def read(task: Task, contents: Contents) -> Source:
     roles = choose_splits(task, files)
     first = files[roles["train"]][0]
     features = columns_of(first)
-    kinds = {name: _KINDS.get(feature.get("_type", ""), Value)() for name, feature in features.items()}
-    image, label = choose_columns(task, kinds)
+    image, label = choose_columns(task, {name: kind.get("_type", "") for name, kind in features.items()})
     for path in (path for name in roles.values() for path in files[name]):
         _check_alike(task, path, first, image, label)
     names = features[label].get("names")
@@ -102,7 +86,7 @@ def _explained(path: Path) -> Generator[None]:
         yield
     except Exception as error:
         raise StudyError(
-            f"task.data: {shown(path)} cannot be read as Parquet: {one_line(error)}; replace it"
+            f"task.data: {printable(path)} cannot be read as Parquet: {one_line(error)}; replace it"
         ) from error
 
 
@@ -115,13 +99,13 @@ def _check_alike(task: Task, path: Path, first: Path, image: str, label: str) ->
     own, others = columns_of(path), columns_of(first)
     if missing := {image, label} - {*own}:
         raise StudyError(
-            f"{task.data}: {shown(path.name)} has no column {', '.join(sorted(missing))}, which the training "
-            "split has; write all files with the same columns"
+            f"{task.data}: {printable(path.name)} has no column {', '.join(sorted(missing))}, which the "
+            "training split has; write all files with the same columns"
         )
     if own[label].get("names") != others[label].get("names"):
         raise StudyError(
-            f"{task.data}: column {label} numbers its classes differently in {shown(first.name)} and "
-            f"{shown(path.name)}; write all files with one list of classes"
+            f"{task.data}: column {label} numbers its classes differently in {printable(first.name)} and "
+            f"{printable(path.name)}; write all files with one list of classes"
         )
 
 

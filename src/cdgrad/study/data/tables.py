@@ -13,7 +13,7 @@ from typing import Any
 
 from cdgrad.study import StudyError
 from cdgrad.study.data.choice import choose_columns, choose_splits
-from cdgrad.study.data.files import IMAGES, TABLES, Contents, describes_images, is_data, listed, shown
+from cdgrad.study.data.files import IMAGES, TABLES, Contents, describes_images, is_data, listed, printable
 from cdgrad.study.data.source import ImageFile, Source, SourceSplit, hub_name, image_file
 from cdgrad.study.shown import one_line
 from cdgrad.study.spec import Task
@@ -34,7 +34,8 @@ def read(task: Task, library: Any, contents: Contents | None, arrow: Path) -> So
     """
     loaded, files = _open(task, library, contents, arrow)
     roles = choose_splits(task, loaded)
-    image, label = choose_columns(task, loaded[roles["train"]].features)
+    features: Mapping[str, object] = loaded[roles["train"]].features
+    image, label = choose_columns(task, {name: type(kind).__name__ for name, kind in features.items()})
     for name in roles.values():
         if missing := {image, label} - {*loaded[name].features}:
             raise StudyError(
@@ -79,8 +80,8 @@ def _open(
         reason = (one_line(error) or type(error).__name__).rstrip(".")
         if contents is not None:
             raise StudyError(
-                f"task.data: {shown(contents.folder)} is not a folder that datasets.load_dataset reads, of "
-                f"Parquet files or of images in a folder per class: {reason}"
+                f"task.data: {printable(contents.folder)} is not a folder that datasets.load_dataset reads, "
+                f"of Parquet files or of images in a folder per class: {reason}"
             ) from error
         raise StudyError(
             f"task.data: {hub_name(task.data)!r} cannot be loaded from the Hugging Face hub: {reason}; "
@@ -110,8 +111,8 @@ def _check_class_names(task: Task, library: Any, files: Mapping[str, list[Path]]
             first = path, names
         elif names != first[1]:
             raise StudyError(
-                f"{task.data}: column {label} numbers its classes differently in {shown(first[0].name)} "
-                f"({listed(first[1])}) and {shown(path.name)} ({listed(names)}); write all "
+                f"{task.data}: column {label} numbers its classes differently in {printable(first[0].name)} "
+                f"({listed(first[1])}) and {printable(path.name)} ({listed(names)}); write all "
                 f"files with one list of classes, or the classes' names instead of numbers"
             )
 

@@ -46,7 +46,7 @@ from cdgrad.study.statistics.paired import LEVEL, Array, Interval
 # One standard deviation of the differences. Every value keeps the coverage; this one was chosen for the
 # width: within 6 % of the narrowest interval of any scale from 10 to 50 pairs, and bounded from 5 pairs on.
 SCALE = 1.0
-# Fewer values tell too little of their skewness: with a first look at 5, exponential ones had 94.7 %.
+# Fewer values say too little about their skewness: with a first look at 5, exponential ones had 94.7 %.
 _FEWEST = 6
 _ROUNDING = 1e-10  # of differences of errors in percent, relative to the largest of them
 

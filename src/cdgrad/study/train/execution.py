@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _WARM_UP = 3  # pieces of work, as in torch's notes on CUDA graphs
 Work = Callable[[], None]
 Execution = Callable[[Hashable, Work], None]
-"""Executes a piece of work, which its key tells from the other ones of the run."""
+"""Executes a piece of work; its key is that of no other one of the run."""
 
 
 def at_once(key: Hashable, work: Work) -> None:
