@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
 
 from cdgrad.study.report.figures.drawing import Drawing
+from cdgrad.study.report.words import enumerated
 from cdgrad.study.statistics import paired as stats
 from cdgrad.study.statistics.results import Results
 from evidence.build import claims, tables
@@ -60,7 +61,7 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
     parts = {
         "elsewhere_table": tables.markdown(head, lines, right=3),
         "elsewhere_count": str(len(table)),
-        "elsewhere_regimes": _listed([name for study, name in REGIMES.items() if study in by_name]),
+        "elsewhere_regimes": enumerated([name for study, name in REGIMES.items() if study in by_name]),
         "elsewhere_better": _names(row for row in table if row.better),
         "elsewhere_gains": "; ".join(
             f"{ARMS[row.arm]}, {_place(row)}, by {tables.difference(row.comparison)} points, "
@@ -80,10 +81,6 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
         "elsewhere_labels": _labels(by_name["regimes-labels"]),
     }
     return parts, []
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _as_in_rates(row: Row) -> Row:

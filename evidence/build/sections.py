@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from cdgrad.study.report.figures.drawing import Drawing
+from cdgrad.study.report.words import enumerated
 from cdgrad.study.statistics import paired as stats
 from cdgrad.study.statistics.results import Results
 from evidence.build import again, claims, elsewhere, figures, gpu, labels, mechanism, searches, tables, width
@@ -193,7 +194,7 @@ def _variety(results: Sequence[Results]) -> str:
         "batch size": len({schedule.batch for _, _, schedule, _ in tables_of}),
     }
     words = [f"{count} {noun}{'s' if count > 1 else ''}" for noun, count in counts.items()]
-    return f"The records hold {', '.join(words[:-1])} and {words[-1]}."
+    return f"The records hold {enumerated(words)}."
 
 
 def _description(study: Results) -> str:

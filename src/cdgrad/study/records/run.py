@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, cast
 
 Status = Literal["ok", "diverged", "failed"]
-
-
 Key = tuple[str, str, int | None, int]
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from cdgrad.study.report.document import Table
+from cdgrad.study.report.words import enumerated
 from cdgrad.study.statistics.paired import standard_deviation
 from cdgrad.study.statistics.results import Results
 
@@ -51,9 +52,10 @@ def resources(results: Results) -> Table:
             )
         )
     known = [k for k in range(len(_RESOURCES)) if k < 2 or any(row[k] != "-" for row in rows)]
+    title = enumerated([_RESOURCES[k][0] for k in known[1:]])
     notes = [_RESOURCES[k][2] for k in known if _RESOURCES[k][2]]
     return Table(
-        f"{_listed([_RESOURCES[k][0] for k in known[1:]])} of the runs of each arm",
+        f"{title[0].upper()}{title[1:]} of the runs of each arm",
         [_RESOURCES[k][0] for k in known],
         [tuple(row[k] for k in known) for row in rows],
         "; ".join(["all recorded runs", *notes]),
@@ -70,13 +72,6 @@ _RESOURCES = (
     ("images", "r", "images: training images seen in a run"),
     ("GPU MiB", "r", "GPU MiB: peak memory of a run's tensors, not measured on a CPU"),
 )
-
-
-def _listed(columns: Sequence[str]) -> str:
-    """The columns' names as a title."""
-    first, last = ", ".join(columns[:-1]), columns[-1]
-    title = f"{first} and {last}" if first else last
-    return title[0].upper() + title[1:]
 
 
 def _range(values: Sequence[int]) -> str:

@@ -91,8 +91,7 @@ def further_figure(results: Results, cell: str) -> Drawing | None:
 
 def _differences(results: Results, cell: str) -> list[Difference]:
     """For each measure and comparison the pairs in which both runs have a finite number."""
-    runs = [run for arm in results.spec.arms for run in results.finished[cell, arm].values()]
-    keys = sorted({key for run in runs for key in run.measures})
+    keys = sorted({key for run in results.runs_in(cell) for key in run.measures})
     measured: list[Difference] = []
     for key in [*keys, *([] if "loss" in keys else [_LAST_LOSS])]:
         for name in results.in_cell(cell):

@@ -19,7 +19,7 @@ from cdgrad.study.report.document import Document, Section, Table
 from cdgrad.study.report.references import bibtex, cites
 from cdgrad.study.report.remarks import environments, when_tested
 from cdgrad.study.report.text import markdown_rows
-from cdgrad.study.report.words import counted, words
+from cdgrad.study.report.words import counted, enumerated, words
 from cdgrad.study.shown import one_line
 from cdgrad.study.spec import ERROR, NO_METRIC, Schedule, Setting, Spec
 from cdgrad.study.statistics import Results
@@ -108,9 +108,9 @@ def _design(results: Results) -> Iterator[str]:
     spec = results.spec
     reference = spec.reference_arm
     others = [arm for arm in spec.arms if arm != reference]
-    compared = (
-        f"all pairs of {_listed([*spec.arms])}" if spec.all_pairs else f"{_listed(others)} with {reference}"
-    )
+    compared = f"{enumerated(others)} with {reference}"
+    if spec.all_pairs:
+        compared = f"all pairs of {enumerated([*spec.arms])}"
     cells = f" in {len(spec.cells)} settings ({', '.join(spec.cells)})" if len(spec.cells) > 1 else ""
     yield (
         f"We {f'compared {compared}' if others else f'trained {reference}'}{cells} over "
@@ -147,13 +147,13 @@ def _arms(spec: Spec) -> Iterator[str]:
     arms = spec.arms.items()
     if directed := [arm for arm, options in arms if options.metric != NO_METRIC]:
         what = "a channel-directed metric" if len(directed) == 1 else "channel-directed metrics"
-        yield f"The gradients of {_listed(directed)} are those in {what} [lao2020channel]."
+        yield f"The gradients of {enumerated(directed)} are those in {what} [lao2020channel]."
     if centralized := [arm for arm, options in arms if options.centralize]:
-        yield f"The gradients of {_listed(centralized)} are centralized [yong2020gradient]."
+        yield f"The gradients of {enumerated(centralized)} are centralized [yong2020gradient]."
     if rounded := [arm for arm, options in arms if options.rounding != 1]:
         yield (
-            f"The steps of {_listed(rounded)} differ from those of the same setting by rounding errors only, "
-            "which shows what rounding alone changes [sun2022numerical]."
+            f"The steps of {enumerated(rounded)} differ from those of the same setting by rounding errors "
+            "only, which shows what rounding alone changes [sun2022numerical]."
         )
 
 
@@ -174,8 +174,8 @@ def _settings(results: Results) -> Iterator[str]:
 
 def _counts(results: Results, cell: str) -> dict[str, str]:
     """The recorded images of each split, where all final runs of a cell have the same number of them."""
-    runs = [run for arm in results.spec.arms for run in results.finished[cell, arm].values()]
-    sizes = [run.environment["splits"] for run in runs if "splits" in run.environment]
+    recorded = [run.environment for run in results.runs_in(cell)]
+    sizes = [environment["splits"] for environment in recorded if "splits" in environment]
     counts = {role: {size[role] for size in sizes} for role in ("train", "validation", "test")}
     return {role: f"{min(found):,}" for role, found in counts.items() if len(found) == 1}
 
@@ -190,7 +190,7 @@ def _trained(setting: Setting, counts: Mapping[str, str], rate: str, *, first: b
         "none": "no decay",
     }
     options = [f"batch size {schedule.batch}", f"{schedule.epochs} epochs", decay[schedule.decay]]
-    options += [f"augmentation by {_listed(task.augment)}"] if task.augment else []
+    options += [f"augmentation by {enumerated(task.augment)}"] if task.augment else []
     options += [f"wrong labels for {100 * task.label_noise:g} % of the training images"] * bool(
         task.label_noise
     )
@@ -226,20 +226,20 @@ def _budget(spec: Spec) -> Iterator[str]:
     searched = [arm for arm in tuned if arm not in listed]
     source = "of a scrambled Sobol sequence" if searched else "listed in the specification"
     yield (
-        f"For each of {_listed(tuned)}, {often}{counted(spec.tuning.trials, 'trial')} {source} "
+        f"For each of {enumerated(tuned)}, {often}{counted(spec.tuning.trials, 'trial')} {source} "
         f"{'was' if spec.tuning.trials == 1 else 'were'} executed on {counted(seeds, 'seed')} that no final "
         f"run uses, and the trial with the {best} mean validation {spec.measure.name} was chosen."
     )
     for kind, what in (("baseline", f"used what was chosen for {spec.baseline}"), ("none", "was not tuned")):
         if others := [arm for arm, options in spec.arms.items() if options.tuning == kind]:
-            yield f"{_listed(others)} {what if len(others) == 1 else what.replace('was not', 'were not')}."
+            yield f"{enumerated(others)} {what if len(others) == 1 else what.replace('was not', 'were not')}."
     if searched:
         yield "Such a sequence covers the search space evenly [sobol1967distribution]."
         if listed:
-            yield f"The trials of {_listed(listed)} are listed in the specification."
+            yield f"The trials of {enumerated(listed)} are listed in the specification."
     for arm in searched:
         space = ", ".join(
-            f"{key} one of {_listed([*map(str, d.choices)])}"
+            f"{key} one of {enumerated([*map(str, d.choices)])}"
             if d.choices
             else f"{key} from {d.low:g} to {d.high:g}{' (logarithmic)' * d.log}"
             for key, d in spec.tuning.of(arm).items()
@@ -286,7 +286,7 @@ def _software(results: Results) -> Iterator[str]:
     ]
     devices = [device for device in versions.get("device", ()) if device != "cpu"]
     hardware = [*devices, *versions.get("cpu", ())]
-    yield f"Software: {', '.join(software)}." + (f" Hardware: {_listed(hardware)}." if hardware else "")
+    yield f"Software: {', '.join(software)}." + (f" Hardware: {enumerated(hardware)}." if hardware else "")
 
 
 def latex(text: str) -> str:
@@ -319,10 +319,6 @@ def latex_table(table: Table) -> str:
             "",
         ]
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def _slug(text: str) -> str:

@@ -29,8 +29,7 @@ def dates(results: Results) -> list[str]:
 
 def time_to_target(results: Results, cell: str, target: float) -> Table | None:
     """An arm or pair a row: how many runs reached `target`, and when; None where no epoch measured it."""
-    spec = results.spec
-    key = curve_key(spec, (run for arm in spec.arms for run in results.finished[cell, arm].values()))
+    spec, key = results.spec, curve_key(results, cell)
     if key is None:
         return None
     reached = {

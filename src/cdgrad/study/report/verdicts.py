@@ -32,7 +32,7 @@ def verdicts(results: Results, cell: str) -> list[str]:
     if spec.margin:
         test, kind = (anytime_equivalence, "anytime p") if spec.until else (equivalence, "TOST p")
         sentences += [
-            equivalence_verdict(arm, reference, test(c.differences, spec.margin), w, kind)
+            equivalence_verdict(arm, reference, test(c.differences, spec.margin), kind, w)
             for _, (arm, reference), c, _ in compared
             if c.pairs > 1 and c.sd > 0
         ]
@@ -150,9 +150,7 @@ def verdict_after_looks(
     )
 
 
-def equivalence_verdict(
-    name: str, baseline: str, test: Equivalence, w: Words = IN_PERCENT, label: str = "TOST p"
-) -> str:
+def equivalence_verdict(name: str, baseline: str, test: Equivalence, label: str, w: Words) -> str:
     """Whether two arms differ by less than the margin; `label` is what p is."""
     margin = w.amount(test.margin)
     p = "(too few seeds)" if math.isnan(test.p) else f"({label} = {p_in_words(test.p)})"

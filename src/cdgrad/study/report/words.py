@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cdgrad.study.spec import ERROR, NO_METRIC, Measure, Spec
@@ -147,6 +148,11 @@ def _scale(results: Results) -> float | None:
         if larger := [sd for sd in deviations if math.isfinite(sd) and sd > rounding]:
             return min(larger)
     return None
+
+
+def enumerated(names: Sequence[str]) -> str:
+    """Names in a sentence, such as ``a, b and c``."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def counted(n: int, what: str) -> str:

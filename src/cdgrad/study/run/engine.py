@@ -18,8 +18,6 @@ from cdgrad.study.records.run import Run
 ONE_THREAD: Mapping[str, str] = dict.fromkeys(
     ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"
 )
-
-
 Take = Callable[[], Job | None]
 
 

@@ -173,11 +173,7 @@ class Spec:
 
 
 Tables = Mapping[str, Mapping[str, Any]]
-
-
 TABLES = {"task": Task, "model": Model, "schedule": Schedule, "optimizer": Optimizer}
-
-
 TUNABLE = (*OPTIONS, "lam")
 
 

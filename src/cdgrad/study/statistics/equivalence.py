@@ -56,8 +56,7 @@ def equivalence(differences: ArrayLike, margin: float, level: float = LEVEL) -> 
     Raises:
         ValueError: the margin is not a positive number.
     """
-    if not (math.isfinite(margin) and margin > 0):
-        raise ValueError(f"expected a positive margin, got {margin}")
+    _check(margin)
     d = np.asarray(differences, dtype=np.float64)
     alpha, interval = 1 - level, mean_interval(d, 2 * level - 1)
     if len(d) < 2:
@@ -81,13 +80,17 @@ def anytime_equivalence(differences: ArrayLike, margin: float, level: float = LE
     Raises:
         ValueError: the margin is not a positive number.
     """
-    if not (math.isfinite(margin) and margin > 0):
-        raise ValueError(f"expected a positive margin, got {margin}")
+    _check(margin)
     d, interval = np.asarray(differences, dtype=np.float64), anytime_interval(differences, level)
     if math.isnan(interval.low):
         return Equivalence(margin, math.nan, interval, False)
     p = max(anytime_p(d, -margin), anytime_p(d, margin)) if abs(float(d.mean())) < margin else 1.0
     return Equivalence(margin, p, interval, -margin < interval.low and interval.high < margin)
+
+
+def _check(margin: float) -> None:
+    if not (math.isfinite(margin) and margin > 0):
+        raise ValueError(f"expected a positive margin, got {margin}")
 
 
 def equivalence_power(

@@ -160,6 +160,10 @@ class Results:
         """Number of runs of trials in the study."""
         return sum(search.planned for search in self.searches.values())
 
+    def runs_in(self, cell: str) -> list[Run]:
+        """The finished final runs of a cell, arm by arm."""
+        return [run for (c, _), by_seed in self.finished.items() if c == cell for run in by_seed.values()]
+
     def errors(self, cell: str, arm: str) -> list[float]:
         """The errors in percent of an arm's final runs, or their other results, in the order of the seeds."""
         return [self.spec.measure.value(run.error) for run in self.finished[cell, arm].values()]

@@ -12,8 +12,6 @@ from torch import nn
 from cdgrad.study.spec.measure import ERROR
 
 Epoch = dict[str, float]
-
-
 OnEpoch = Callable[[int, Epoch], None]
 
 

@@ -20,7 +20,6 @@ from cdgrad.study.report.figures.drawing import (
     look_of_contrast,
 )
 from cdgrad.study.report.words import words
-from cdgrad.study.spec import Spec
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.results import Results
 
@@ -37,8 +36,7 @@ def learning_curves(results: Results, cell: str) -> Drawing | None:
 
     Without bands: those of unpaired means overlap where the pairs differ clearly; see `difference_curves`.
     """
-    spec = results.spec
-    key = curve_key(spec, (run for arm in spec.arms for run in results.finished[cell, arm].values()))
+    spec, key = results.spec, curve_key(results, cell)
     if key is None:
         return None
     seconds = _seconds_per_epoch(results, cell)
@@ -76,8 +74,7 @@ def difference_curves(results: Results, cell: str) -> Drawing | None:
 
     None where it was not measured, or no comparison has two seeds.
     """
-    spec, w = results.spec, words(results)
-    key = curve_key(spec, (run for arm in spec.arms for run in results.finished[cell, arm].values()))
+    spec, w, key = results.spec, words(results), curve_key(results, cell)
     drawn = _paired_curves(results, cell, key) if key else {}
     if key is None or not drawn:
         return None
@@ -120,16 +117,16 @@ def _paired_curves(results: Results, cell: str, key: str) -> dict[str, tuple[pai
     return drawn
 
 
-def curve_key(spec: Spec, runs: Iterable[Run]) -> str | None:
+def curve_key(results: Results, cell: str) -> str | None:
     """The study's measure in the epochs: on the validation data, or else as such, or on the training data."""
-    measured, name = _measured(runs), spec.measure.key
-    keys = (f"validation_{name}", name, spec.measure.name, f"train_{name}")
+    measured, measure = _measured(results.runs_in(cell)), results.spec.measure
+    keys = (f"validation_{measure.key}", measure.key, measure.name, f"train_{measure.key}")
     return next((key for key in keys if key in measured), None)
 
 
 def gradient_curves(results: Results, cell: str) -> Drawing | None:
     """What each arm does to the gradient, and the norm of its weights; None if not measured."""
-    measured = _measured(run for arm in results.spec.arms for run in results.finished[cell, arm].values())
+    measured = _measured(results.runs_in(cell))
     keys = [key for key in _GRADIENT if key in measured]
     if not keys:
         return None

@@ -19,14 +19,8 @@ from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 from cdgrad.study.spec import Spec
 
 _COLORS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
-
-
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-
-
 _DASHES = ("-", "--", "-.", ":")
-
-
 WIDTH = 5.6  # inches: on a telephone, text of 10 points is still some 7 points high
 
 
