@@ -44,7 +44,7 @@ def measured(monkeypatch):
                 self.join()
 
         written = []
-        monkeypatch.setattr(recording, "_sections", lambda setup: sections)
+        monkeypatch.setattr(recording, "_sections", lambda: sections)
         monkeypatch.setattr(recording.threading, "Timer", Timer)
         setup = Setup(torch.device("cpu"), rehearsal)
         found = recording.record(setup, seconds, lambda found: written.append(json.dumps(found)))
@@ -102,7 +102,7 @@ from cdgrad.bench.gpu import record
 from cdgrad.bench.gpu.setup import Setup
 
 items = {"quick": lambda: {"ms": 1.5}, "endless": lambda: time.sleep(60)}
-record._sections = lambda setup: [("first", 1, lambda setup: items)]
+record._sections = lambda: [("first", 1, lambda setup: items)]
 write = lambda found: open("record.json", "w").write(json.dumps(found))
 record.record(Setup(torch.device("cpu")), 1.0, write)
 """

@@ -71,10 +71,10 @@ def _parameters(grads: list[Tensor]) -> list[Tensor]:
     return parameters
 
 
-def _laplacian_smoothing(grad: Tensor, sigma: float = 1.0) -> None:
-    """(I - sigma L)^-1 on the flattened gradient, periodic, as in arXiv 1806.06317."""
+def _laplacian_smoothing(grad: Tensor) -> None:
+    """(I - sigma L)^-1 with sigma = 1 on the flattened gradient, periodic, as in arXiv 1806.06317."""
     flat = grad.flatten()
     n = len(flat)
     frequencies = torch.arange(n // 2 + 1) * (2 * torch.pi / n)
-    damped = torch.fft.rfft(flat) / (1 + 2 * sigma * (1 - torch.cos(frequencies)))
+    damped = torch.fft.rfft(flat) / (1 + 2 * (1 - torch.cos(frequencies)))
     grad.copy_(torch.fft.irfft(damped, n).view_as(grad))

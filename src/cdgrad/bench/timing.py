@@ -13,6 +13,7 @@ import torch
 
 # More than the last-level cache of any CPU that we know; a backward pass writes about as much.
 FLUSHED_BYTES = 256 * 2**20
+_LONG = 1.0  # seconds
 
 
 def interleaved(
@@ -21,7 +22,6 @@ def interleaved(
     *,
     cold: bool,
     rounds: int,
-    seconds: float = 1.0,
 ) -> dict[str, float]:
     """Median seconds of each candidate, in rounds, so that a busy moment affects all of them alike.
 
@@ -29,8 +29,7 @@ def interleaved(
         candidates: what to time, by name.
         prepare: runs before each measurement, untimed.
         cold: write `FLUSHED_BYTES` before each measurement, so that no gradient is left in the caches.
-        rounds: measurements of each candidate.
-        seconds: a candidate that has taken longer than this in all is skipped.
+        rounds: measurements of each candidate; one that has taken more than a second in all gets no further.
     """
     buffer = torch.zeros(FLUSHED_BYTES // 4) if cold else None
     times: dict[str, list[float]] = {name: [] for name in candidates}
@@ -39,7 +38,7 @@ def interleaved(
         run()
     for _ in range(rounds):
         for name, run in candidates.items():
-            if sum(times[name]) > seconds:
+            if sum(times[name]) > _LONG:
                 continue
             prepare()
             if buffer is not None:

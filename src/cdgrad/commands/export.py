@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cdgrad.commands.report import add_comparison_arguments
+from cdgrad.commands.report import add_comparison_arguments, asked_of
 
 HELP = "write a study's figures, tables and methods for a publication"
 DESCRIPTION = (
@@ -27,7 +27,6 @@ def run(options: argparse.Namespace) -> int:
     """Write the files and print their names."""
     from cdgrad.study.report import compose, paper
 
-    results = compose.read(Path(options.folder))
-    results = results.compared_with(options.reference, all_pairs=options.all_pairs)
-    print("written:", *paper.write(results, compose.document(results, options.target), options.to), sep="\n")
+    results, document = asked_of(options).report(compose.read(Path(options.folder)))
+    print("written:", *paper.write(results, document, options.to), sep="\n")
     return 0

@@ -13,6 +13,7 @@ from cdgrad.commands.arguments import UsageError, failed, finite
 from cdgrad.study import StudyError
 
 if TYPE_CHECKING:
+    from cdgrad.study.report.compose import Asked
     from cdgrad.study.report.document import Document
     from cdgrad.study.statistics import Results
 
@@ -56,22 +57,27 @@ def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def asked_of(options: argparse.Namespace) -> Asked:
+    """What `add_comparison_arguments` added."""
+    from cdgrad.study.report.compose import Asked
+
+    return Asked(options.reference, options.all_pairs, options.target)
+
+
 def run(options: argparse.Namespace) -> int:
     """Print and write the report, or serve its page."""
-    chosen = {"reference": options.reference, "all_pairs": options.all_pairs, "target": options.target}
     folders = [Path(folder) for folder in options.folders]
     if len(folders) > 1 and options.watch:
         raise UsageError("--watch takes one DIR")
-    if len(folders) > 1:
-        return show_together(folders, options.to, **chosen)
-    if options.to:
+    if len(folders) == 1 and options.to:
         raise UsageError("--to needs several DIR; the report of one study is written into its own folder")
-    if not options.watch:
-        return show(folders[0], **chosen)
-    return watch(folders[0], **chosen)
+    asked = asked_of(options)
+    if len(folders) > 1:
+        return show_together(folders, options.to, asked)
+    return watch(folders[0], asked) if options.watch else show(folders[0], asked)
 
 
-def watch(folder: Path, *, reference: str = "", all_pairs: bool = False, target: float | None = None) -> int:
+def watch(folder: Path, asked: Asked) -> int:
     """Serve the report of the study in `folder` until Ctrl-C."""
     from cdgrad.study import records, spec, statistics
     from cdgrad.study.report import live_page
@@ -79,36 +85,28 @@ def watch(folder: Path, *, reference: str = "", all_pairs: bool = False, target:
     # A mistyped folder or arm is an error now, not a page.
     with records.Store(folder, write=False) as store:
         name, text = store.spec()
-    study = statistics.Results.of(spec.parse(text, name), ())
-    study.compared_with(reference, all_pairs=all_pairs)
-    with live_page.served(folder, live_page.Asked(reference, all_pairs, target)) as address:
+    asked.compared(statistics.Results.of(spec.parse(text, name), ()))
+    with live_page.served(folder, asked) as address:
         print(f"report: {address} (Ctrl-C ends)", flush=True)
         with suppress(KeyboardInterrupt):
             threading.Event().wait()
     return 0
 
 
-def show(folder: Path, *, reference: str = "", all_pairs: bool = False, target: float | None = None) -> int:
+def show(folder: Path, asked: Asked | None = None) -> int:
     """Print the tables of the study in `folder`, then write its report there; returns the exit status."""
     from cdgrad.study import records
     from cdgrad.study.report import compose
 
     show_document = _terminal_text()  # first: what is not installed is named before the folder is read
-    results = compose.read(folder).compared_with(reference, all_pairs=all_pairs)
-    status = _print_and_write(show_document, results, compose.document(results, target), folder)
+    results, document = (asked or compose.AS_SPECIFIED).report(compose.read(folder))
+    status = _print_and_write(show_document, results, document, folder)
     if status == 0:
         print(f"records: {folder / records.FILE}")
     return status
 
 
-def show_together(
-    folders: Sequence[Path],
-    to: Path | None,
-    *,
-    reference: str = "",
-    all_pairs: bool = False,
-    target: float | None = None,
-) -> int:
+def show_together(folders: Sequence[Path], to: Path | None, asked: Asked) -> int:
     """Print one report of several studies, and write it into `to` where that is given."""
     from cdgrad.study.report import compose
 
@@ -116,10 +114,9 @@ def show_together(
     if len({*names}) < len(names):
         names = [str(folder) for folder in folders]
     studies = {
-        name: compose.read(folder).compared_with(reference, all_pairs=all_pairs)
-        for name, folder in zip(names, folders, strict=True)
+        name: asked.compared(compose.read(folder)) for name, folder in zip(names, folders, strict=True)
     }
-    results, document = compose.together(studies, target)
+    results, document = compose.together(studies, asked.target)
     try:
         if to:
             to.mkdir(parents=True, exist_ok=True)

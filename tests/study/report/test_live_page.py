@@ -79,7 +79,7 @@ def test_the_scripts_hash_is_in_the_policy_and_nothing_is_loaded(study):
 def test_before_the_first_run_the_page_says_what_is_missing(tmp_path):
     assert "holds no study" in live_page.page(tmp_path)
     with pytest.raises(StudyError, match="holds no study"):
-        report.watch(tmp_path)
+        report.watch(tmp_path, live_page.Asked())
 
 
 def test_the_page_shows_the_comparisons_that_are_asked_for(study):
@@ -91,7 +91,7 @@ def test_the_page_shows_the_comparisons_that_are_asked_for(study):
 
 def test_a_mistyped_arm_is_an_error_and_no_page(study):
     with pytest.raises(StudyError, match="tiny has no arm 'sobolev'; it has sgd, directed"):
-        report.watch(study, reference="sobolev")
+        report.watch(study, live_page.Asked(reference="sobolev"))
 
 
 def test_study_serve_shows_the_runs_so_far(tmp_path):

@@ -36,7 +36,7 @@ def record(
         write: called with the record after every item.
         begun: when the time began, by `time.perf_counter`; now, if it is not given.
     """
-    sections = _sections(setup)
+    sections = _sections()
     result: GpuRecord = {
         "machine": {},
         "rehearsal": setup.rehearsal,
@@ -89,7 +89,7 @@ def _add_late(compilation: Section, seconds: dict[str, dict[str, float]]) -> Non
             ]
 
 
-def _sections(setup: Setup) -> list[tuple[str, float, Callable[[Setup], dict[str, Any]]]]:
+def _sections() -> list[tuple[str, float, Callable[[Setup], dict[str, Any]]]]:
     """Name, share of the time in seconds of 120, and what gives the items."""
     from cdgrad.bench.gpu import checks, compilation, jax_rows, operator, study_loop, training
 

@@ -37,16 +37,18 @@ class Job:
     @property
     def place(self) -> str:
         """A relative folder of its own for each run: cell, arm, and trial and seed."""
-        trial = "final" if self.trial is None else f"trial-{self.trial}"
-        return "/".join([*([self.cell] if self.cell else []), self.arm, f"{trial}-seed-{self.seed}"])
+        *where, trial = self._where
+        return "/".join([*where, f"{trial}-seed-{self.seed}"])
 
     def file(self, device: str) -> str:
         """A file name that no other run of the study has, nor this run on another device or setting."""
+        return "_".join([*self._where, str(self.seed), self.setting.fingerprint[:12], device]) + ".pt"
+
+    @property
+    def _where(self) -> list[str]:
+        """Cell, arm and trial, for names of files."""
         trial = "final" if self.trial is None else f"trial-{self.trial}"
-        where = [self.cell] if self.cell else []
-        return (
-            "_".join([*where, self.arm, trial, str(self.seed), self.setting.fingerprint[:12], device]) + ".pt"
-        )
+        return [*([self.cell] if self.cell else []), self.arm, trial]
 
     def run(self, started: datetime, **measured: Any) -> Run:
         """The record of this job, with what was found."""

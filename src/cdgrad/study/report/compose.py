@@ -6,7 +6,7 @@ import errno
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cdgrad.study import StudyError, files
@@ -21,7 +21,41 @@ from cdgrad.study.statistics.results import Results, read
 from cdgrad.study.statistics.together import together as combined
 
 _WAIT = 30.0  # seconds for another process to end its report of the same folder
-__all__ = ["Results", "document", "read", "together", "write"]
+__all__ = ["AS_SPECIFIED", "Asked", "Results", "document", "read", "together", "write"]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a report shows: the comparisons of the specification, unless others are asked for.
+
+    Attributes:
+        reference, all_pairs: as in `Results.compared_with`.
+        target: as in `document`.
+    """
+
+    reference: str = ""
+    all_pairs: bool = False
+    target: float | None = None
+
+    def compared(self, results: Results) -> Results:
+        """`results` with the comparisons that are asked for.
+
+        Raises:
+            StudyError: they are not in the study.
+        """
+        return results.compared_with(self.reference, all_pairs=self.all_pairs)
+
+    def report(self, results: Results) -> tuple[Results, Document]:
+        """`compared`, and its document.
+
+        Raises:
+            StudyError: what is asked for is not in the study.
+        """
+        compared = self.compared(results)
+        return compared, document(compared, self.target)
+
+
+AS_SPECIFIED = Asked()
 
 
 def document(results: Results, target: float | None = None) -> Document:

@@ -11,16 +11,14 @@ import threading
 from base64 import b64encode
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import cast
 
 from cdgrad.study import StudyError
 from cdgrad.study.records import FILE
-from cdgrad.study.report import compose, html_page
-from cdgrad.study.report.document import Document
-from cdgrad.study.statistics import Results
+from cdgrad.study.report import html_page
+from cdgrad.study.report.compose import AS_SPECIFIED, Asked, read
 
 HOST = "127.0.0.1"
 # Fetched rather than reloaded: the reader's place is kept, and the last page when the server has ended.
@@ -44,36 +42,11 @@ _POLICY = (
 )
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What a page shows: the comparisons of the specification, unless others are asked for.
-
-    Attributes:
-        reference, all_pairs: as in `Results.compared_with`.
-        target: as in `compose.document`.
-    """
-
-    reference: str = ""
-    all_pairs: bool = False
-    target: float | None = None
-
-    def document(self, results: Results) -> Document:
-        """The report of `results`.
-
-        Raises:
-            StudyError: what is asked for is not in the study.
-        """
-        compared = results.compared_with(self.reference, all_pairs=self.all_pairs)
-        return compose.document(compared, self.target)
-
-
-_AS_SPECIFIED = Asked()
-
-
-def page(folder: Path, asked: Asked = _AS_SPECIFIED) -> str:
+def page(folder: Path, asked: Asked = AS_SPECIFIED) -> str:
     """The report of the study in `folder` as it is now; what is missing, where there is no report yet."""
     try:
-        text = html_page.html(asked.document(compose.read(folder)))
+        _, document = asked.report(read(folder))
+        text = html_page.html(document)
     except StudyError as error:
         text = (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>cdgrad</title></head>'
@@ -83,7 +56,7 @@ def page(folder: Path, asked: Asked = _AS_SPECIFIED) -> str:
 
 
 @contextmanager
-def served(folder: Path, asked: Asked = _AS_SPECIFIED) -> Generator[str]:
+def served(folder: Path, asked: Asked = AS_SPECIFIED) -> Generator[str]:
     """Inside, the page is served at the yielded address, on a free port of this machine alone.
 
     Raises:

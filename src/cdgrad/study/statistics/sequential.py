@@ -78,10 +78,10 @@ def anytime_multiplier(n: ArrayLike, level: float = LEVEL, scale: float = SCALE)
     return np.where((k < r) & (pairs > 1), np.sqrt(np.maximum(square, 0)), np.inf)
 
 
-def fewest_pairs(level: float = LEVEL, scale: float = SCALE) -> int:
+def fewest_pairs(level: float = LEVEL) -> int:
     """The smallest n with an interval: 6, or more where the bound is infinite there."""
     n = _FEWEST
-    while not np.isfinite(anytime_multiplier(n, level, scale)):
+    while not np.isfinite(anytime_multiplier(n, level)):
         n += 1
     return n
 
