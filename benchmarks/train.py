@@ -3,7 +3,7 @@
 Both train the same network on the same images with the same optimizer, and every epoch ends with the
 error on a few validation images. The bare loop is written as one writes it by hand: images normalized
 in advance, the loss summed and nothing else measured. `cdgrad.study.train` also counts the training
-errors, sets the learning rate, normalizes every batch, and measures weight norm and agreement once an
+errors, sets the learning rate, normalizes every batch, and measures weight norm and alignment once an
 epoch. Counted are the training images of all epochs but the first over the time from the end of the
 first epoch to the end of the last: building and loading are not in it, all else is. The loops alternate in
 rounds; the rate of each is the median over the rounds, and so is the ratio of the two of a round. On a

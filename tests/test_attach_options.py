@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cdgrad import Sobolev, attach, channel_directed, select
-from cdgrad.diagnostics import agreement, roughness
+from cdgrad.diagnostics import alignment, roughness
 
 METRIC = Sobolev(0.05)
 
@@ -57,11 +57,11 @@ def test_metrics_by_patterns():
 def test_statistics_are_those_of_the_step():
     moves, grads, before, statistics, _ = stepped()
     for i in range(2):
-        alignment = agreement(grads[i : i + 1], moves[i : i + 1])
-        assert statistics[f"{i}.weight/cosine"] == pytest.approx(alignment.cosine)
-        assert statistics[f"{i}.weight/norm_ratio"] == pytest.approx(alignment.norm_ratio)
+        own = alignment(grads[i : i + 1], moves[i : i + 1])
+        assert statistics[f"{i}.weight/cosine"] == pytest.approx(own.cosine)
+        assert statistics[f"{i}.weight/norm_ratio"] == pytest.approx(own.norm_ratio)
         assert statistics[f"{i}.weight/roughness"] == pytest.approx(roughness(before[i]))
-    assert (statistics["cosine"], statistics["norm_ratio"]) == pytest.approx(agreement(grads, moves))
+    assert (statistics["cosine"], statistics["norm_ratio"]) == pytest.approx(alignment(grads, moves))
 
 
 def test_a_schedule_resumes_bit_for_bit_and_statistics_want_ordinary_gradients():

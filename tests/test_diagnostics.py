@@ -7,7 +7,7 @@ import torch
 
 from cdgrad import ReweightedL2, Sobolev, channel_directed, step_probe
 from cdgrad.diagnostics import (
-    agreement,
+    alignment,
     divergence,
     mean_share,
     roughness,
@@ -36,7 +36,7 @@ def test_a_gpu_without_float64_is_measured_on_the_host():
     x, y = torch.randn(2, 6, 4)
     there, other = x.as_subclass(Apples), y.as_subclass(Apples)
     assert roughness(there) == roughness(x)
-    assert agreement([there], [other]) == agreement([x], [y])
+    assert alignment([there], [other]) == alignment([x], [y])
     assert divergence([there], [other]) == divergence([x], [y])
     assert similarity_order(there).equal(similarity_order(x))
     assert step_probe._is_derived(there * 2, there)
@@ -95,7 +95,7 @@ def test_agreement_of_a_known_spectrum():
     g = torch.tensor([1.0, 1.0, 1.0, 1.0], dtype=torch.float64) / 2
     g = g + 3 * torch.tensor([1.0, -1.0, 1.0, -1.0], dtype=torch.float64) / 2
     directed = channel_directed(g, ReweightedL2(lam))
-    cosine, ratio = agreement([g], [directed])
+    cosine, ratio = alignment([g], [directed])
     norm = math.sqrt(1 + (3 / lam) ** 2)
     assert ratio == pytest.approx(norm / math.sqrt(10))
     assert cosine == pytest.approx((1 + 9 / lam) / (math.sqrt(10) * norm))
@@ -104,14 +104,14 @@ def test_agreement_of_a_known_spectrum():
 
 def test_agreement_over_several_weights_is_of_one_long_vector():
     a, b = [torch.tensor([1.0, 0.0]), torch.tensor([2.0])], [torch.tensor([0.0, 1.0]), torch.tensor([2.0])]
-    cosine, ratio = agreement(a, b)
+    cosine, ratio = alignment(a, b)
     assert (cosine, ratio) == pytest.approx((4 / 5, 1.0))
 
 
 def test_agreement_of_nothing_is_undefined():
-    assert all(map(math.isnan, agreement([], [])))
-    assert all(map(math.isnan, agreement([torch.zeros(2)], [torch.zeros(2)])))
-    cosine, ratio = agreement([torch.ones(2)], [torch.zeros(2)])
+    assert all(map(math.isnan, alignment([], [])))
+    assert all(map(math.isnan, alignment([torch.zeros(2)], [torch.zeros(2)])))
+    cosine, ratio = alignment([torch.ones(2)], [torch.zeros(2)])
     assert math.isnan(cosine)
     assert ratio == 0
 
@@ -261,7 +261,7 @@ def test_diagnostics_refuse_what_would_be_another_number():
         roughness(w.cfloat())
     for other in ([w[:1]], [w, w], []):
         with pytest.raises(ValueError, match="two lists of gradients of equal shapes"):
-            agreement([w], other)
+            alignment([w], other)
 
 
 def test_the_default_device_does_not_matter():

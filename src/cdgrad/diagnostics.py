@@ -54,9 +54,18 @@ class Alignment(NamedTuple):
     cosine: float
     norm_ratio: float
 
+    @staticmethod
+    def of(products: Tensor) -> Alignment:
+        """From the inner products of `alignment_products`."""
+        inner, g_square, directed_square = map(float, products.cpu())
+        if g_square == 0:
+            return Alignment(math.nan, math.nan)
+        ratio = math.sqrt(directed_square / g_square)
+        return Alignment(inner / (g_square * ratio) if ratio else math.nan, ratio)
+
 
 @torch.no_grad()
-def agreement(raw: Sequence[Tensor], directed: Sequence[Tensor]) -> Alignment:
+def alignment(raw: Sequence[Tensor], directed: Sequence[Tensor]) -> Alignment:
     """``cos(g, P g)`` and ``|P g| / |g|`` of the ordinary gradient g and the directed, as one long vector.
 
     A metric's operator is positive definite, so the cosine is positive: P g is a descent direction.
@@ -71,15 +80,15 @@ def agreement(raw: Sequence[Tensor], directed: Sequence[Tensor]) -> Alignment:
     Returns:
         An `Alignment`; nan where g or P g is zero, and both nan for empty lists.
 
-    >>> agreement([torch.tensor([3.0, 4.0])], [torch.tensor([6.0, 8.0])])
+    >>> alignment([torch.tensor([3.0, 4.0])], [torch.tensor([6.0, 8.0])])
     Alignment(cosine=1.0, norm_ratio=2.0)
     """
-    return alignment(agreement_sums(raw, directed))
+    return Alignment.of(alignment_products(raw, directed))
 
 
 @torch.no_grad()
-def agreement_sums(raw: Sequence[Tensor], directed: Sequence[Tensor]) -> Tensor:
-    """The inner products g . P g, g . g and P g . P g of `agreement`, float64 of shape (3,).
+def alignment_products(raw: Sequence[Tensor], directed: Sequence[Tensor]) -> Tensor:
+    """The inner products g . P g, g . g and P g . P g of `alignment`, float64 of shape (3,).
 
     They stay on the device of the gradients, and the host does not wait for them.
     """
@@ -95,27 +104,18 @@ def agreement_sums(raw: Sequence[Tensor], directed: Sequence[Tensor]) -> Tensor:
     return torch.stack(totals)
 
 
-def alignment(sums: Tensor) -> Alignment:
-    """What `agreement` returns, from the inner products of `agreement_sums`."""
-    inner, g_square, directed_square = map(float, sums.cpu())
-    if g_square == 0:
-        return Alignment(math.nan, math.nan)
-    ratio = math.sqrt(directed_square / g_square)
-    return Alignment(inner / (g_square * ratio) if ratio else math.nan, ratio)
-
-
 @torch.no_grad()
 def gradient_statistics(jobs: Sequence[tuple[Target, Tensor, Tensor]]) -> dict[str, float]:
     """`cdgrad.Attachment.statistics` of (target, ordinary gradient g, directed gradient P g)."""
-    sums = [agreement_sums([raw], [directed]) for _, raw, directed in jobs]
+    products = [alignment_products([raw], [directed]) for _, raw, directed in jobs]
     energies = [torch.stack([_energies(block) for block in _blocks(target)]).sum(0) for target, _, _ in jobs]
     # On one device, so that the host waits once.
-    rows = [torch.cat(each).to(sums[0].device) for each in zip(sums, energies, strict=True)]
+    rows = [torch.cat(each).to(products[0].device) for each in zip(products, energies, strict=True)]
     of_weights = torch.stack(rows).cpu() if rows else torch.zeros(0, 5, dtype=torch.float64)
     statistics: dict[str, float] = {}
     names = ["", *(f"{target.name}/" for target, _, _ in jobs)]
     for name, row in zip(names, [of_weights.sum(0), *of_weights], strict=True):
-        cosine, norm_ratio = alignment(row[:3])
+        cosine, norm_ratio = Alignment.of(row[:3])
         statistics |= {f"{name}norm_ratio": norm_ratio, f"{name}cosine": cosine}
         if name:
             statistics[f"{name}roughness"] = float(row[3] / (2 * row[4]))

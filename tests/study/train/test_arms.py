@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from cdgrad import channel_directed, parse_metric, select
-from cdgrad.diagnostics import agreement, alignment
+from cdgrad.diagnostics import Alignment, alignment
 from cdgrad.study.train.arms import attach_arm, channel_orders, direct_and_sum
 
 SOBOLEV = "sobolev:lam=0.01"
@@ -155,9 +155,9 @@ def test_the_comparison_is_of_what_the_arm_changes_and_the_step_does_not_repeat_
     handle = attach_arm(setting(**changes), optimizer, net, 0)
     net(torch.randn(5, 3, 9, 9)).square().sum().backward()
     raw = [t.param.grad.clone() for t in handle.selection.targets]
-    compared = alignment(direct_and_sum(handle))
+    compared = Alignment.of(direct_and_sum(handle))
     after = [t.param.grad.clone() for t in handle.selection.targets]
-    assert compared == agreement(raw, after)
+    assert compared == alignment(raw, after)
     assert compared[0] < 0.999
     optimizer.step()
     for target, grad in zip(handle.selection.targets, after, strict=True):

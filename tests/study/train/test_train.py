@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cdgrad import ReweightedL2, channel_directed_, select
-from cdgrad.diagnostics import agreement
+from cdgrad.diagnostics import alignment
 from cdgrad.study import StudyError, data, models
 from cdgrad.study.spec import Model, Optimizer, Schedule, Setting, Task
 from cdgrad.study.train.evaluate import count_mistakes
@@ -69,7 +69,7 @@ def test_the_recorded_agreement_is_that_of_the_metric(setting):
     raw = [t.param.grad for t in targets]
     directed = [grad.clone() for grad in raw]
     channel_directed_(directed, ReweightedL2(3))
-    assert (measured["cosine"], measured["norm_ratio"]) == pytest.approx(agreement(raw, directed), rel=1e-5)
+    assert (measured["cosine"], measured["norm_ratio"]) == pytest.approx(alignment(raw, directed), rel=1e-5)
     assert measured["norm_ratio"] < 0.9
 
 

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from cdgrad.attachment import Attachment, Options, attach, attach_operator
 from cdgrad.channel_axis import is_convolution
-from cdgrad.diagnostics import Alignment, agreement_sums, alignment
+from cdgrad.diagnostics import Alignment, alignment_products
 from cdgrad.dtensors import is_dtensor
 from cdgrad.metrics import L2, Metric, as_metric
 from cdgrad.ops import select_backend
@@ -108,12 +108,12 @@ def direct_and_sum(handle: Attachment) -> Tensor:
     grads = [t.param.grad for t in handle.selection.targets if t.param.grad is not None]
     raw = [grad.clone() for grad in grads]
     handle.apply()
-    return agreement_sums(raw, grads)
+    return alignment_products(raw, grads)
 
 
-def comparison(products: Tensor) -> Alignment:
+def alignment_of(products: Tensor) -> Alignment:
     """The cosine of g and P g, and |P g| / |g|, from the products that `direct_and_sum` returned."""
-    return alignment(products)
+    return Alignment.of(products)
 
 
 def permuted(operate: Operate, orders: Mapping[nn.Parameter, Tensor]) -> Operate:

@@ -9,7 +9,7 @@ import torch
 
 from cdgrad.dtensors import local_part
 from cdgrad.study import data as datasets
-from cdgrad.study.train.arms import comparison
+from cdgrad.study.train.arms import alignment_of
 from cdgrad.study.train.checks import set_mode
 from cdgrad.study.train.evaluate import convolution_norm, count_mistakes
 from cdgrad.study.train.outcome import Epoch
@@ -58,12 +58,12 @@ def _evaluate(state: TrainingState, split: datasets.Split) -> None:
 
 
 def _measure(state: TrainingState, rate: float) -> Epoch:
-    compared = comparison(state.buffers.products)
+    alignment = alignment_of(state.buffers.products)
     return {
         "validation_error": error(state, state.validation),
         "weight_norm": convolution_norm(state.model),
-        "cosine": compared.cosine,
-        "norm_ratio": compared.norm_ratio,
+        "cosine": alignment.cosine,
+        "norm_ratio": alignment.norm_ratio,
         "lr": rate,
     }
 
