@@ -14,7 +14,7 @@ import difflib
 import math
 import numbers
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Literal, cast, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -276,7 +276,7 @@ def _mean_slope_product(h: Array, k: Array, boundary: Boundary) -> Array:
 
 def _store_lam(metric: ReweightedL2 | Sobolev | MeanSobolev) -> None:
     """Check lam and store it as a float, so that equal metrics compare, hash and print equal."""
-    lam = cast(Any, metric.lam)
+    lam: object = metric.lam
     example = f"{type(metric).__name__}(0.1)"
     if isinstance(lam, bool) or not isinstance(lam, numbers.Real):
         raise TypeError(

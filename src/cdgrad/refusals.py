@@ -78,9 +78,9 @@ def check_optimizer(
 
 def _shared_with_inner(
     optimizer: object, names: Mapping[nn.Parameter, str], attached: Callable[[Optimizer], set[Tensor]]
-) -> list[tuple[str, set[Any]]]:
+) -> list[tuple[str, set[nn.Parameter]]]:
     """The optimizers inside this one: how each is reached, and which parameters in `names` it holds."""
-    inside: list[tuple[str, set[Any]]] = []
+    inside: list[tuple[str, set[nn.Parameter]]] = []
     for path, inner in _inside(optimizer):
         shared = names.keys() & parameters(inner)
         if shared and shared <= attached(inner):
@@ -97,7 +97,7 @@ def _check_it_updates(
     optimizer: Optimizer,
     names: Mapping[nn.Parameter, str],
     held: set[Tensor],
-    inside: list[tuple[str, set[Any]]],
+    inside: list[tuple[str, set[nn.Parameter]]],
 ) -> None:
     """Refuse an optimizer that holds none of the parameters, or leaves their update to one inside it."""
     kind = type(optimizer).__name__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,7 +125,7 @@ def _weights(metric: Metric, n: int, height: int) -> tuple[Array, Array]:
         return weights, factors
     solve = sobolev_weights.sobolev(n, metric.lam)
     weights[tall.BEFORE, 1:n] = solve.ratio[:-1]
-    rows: dict[int, Any] = {tall.INVERSE: solve.inverse_pivot, tall.RATIO: solve.ratio, tall.WRAP: solve.wrap}
+    rows = {tall.INVERSE: solve.inverse_pivot, tall.RATIO: solve.ratio, tall.WRAP: solve.wrap}
     for row, values in rows.items():
         weights[row, :n] = values
     by_chunk = weights.reshape(tall.WEIGHT_ROWS, chunks, height)

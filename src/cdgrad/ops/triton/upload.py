@@ -9,10 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from cdgrad.metrics import Array
 
-def upload(array: Any, device: torch.device) -> Tensor:
+
+def upload(array: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
     """The array on the device; the copy joins the current stream."""
     host = _pinned(torch.as_tensor(array), device)
     return host.to(device, non_blocking=True) if device.type == "cuda" else host
@@ -25,7 +28,7 @@ def upload_integers(numbers: bytes, device: torch.device) -> Tensor:
     return upload(host, device) if device.type == "cuda" else host
 
 
-def write(target: Tensor, array: Any) -> None:
+def write(target: Tensor, array: Array) -> None:
     """Write the array into a tensor of its dtype; the copy joins the current stream."""
     target.copy_(_pinned(torch.as_tensor(array), target.device), non_blocking=True)
 

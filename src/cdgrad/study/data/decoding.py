@@ -117,7 +117,7 @@ def _decode(task: Task, folder: Path | None, entry: Path) -> None:
     turned = 0
     for role, split in source.splits.items():
         np.save(cache.labels_file(entry, role), labels[role])
-        arrays: Any = np.lib.format.open_memmap(
+        arrays = np.lib.format.open_memmap(
             cache.images_file(entry, role), "w+", np.uint8, (len(split.labels), channels, height, width)
         )
         turned += images.decode(task, split.images, arrays)

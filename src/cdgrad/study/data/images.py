@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cdgrad.study import StudyError
 from cdgrad.study.data.files import listed
@@ -78,7 +79,7 @@ def _has_several_frames(image: Any) -> bool:
         return False
 
 
-def decode(task: Task, images: Images, out: Any) -> int:
+def decode(task: Task, images: Images, out: NDArray[np.uint8]) -> int:
     """Fill `out`, uint8 of shape (n, channels, height, width); an image of another shape is cropped.
 
     Returns:

@@ -16,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from cdgrad.diagnostics import divergence, sharpness
 from cdgrad.study import StudyError
+from cdgrad.study.spec import LoopSetting, Setting
 from cdgrad.study.train.epoch import run_epoch
 from cdgrad.study.train.outcome import Epoch
 from cdgrad.study.train.seeding import host_state, kept, seed_all, set_host_state
@@ -106,7 +107,8 @@ class Dynamics:
             self._random, self._host = [torch.get_rng_state(), *on_devices], host_state()
 
 
-def _rounded(state: TrainingState) -> Any:
+def _rounded(state: TrainingState) -> Setting:
     """The run's setting with other rounding errors, and without measurements of its own."""
+    assert isinstance(state.setting, LoopSetting)
     schedule = replace(state.schedule, diagnostics=(), test_every_epoch=False)
     return replace(state.setting, schedule=schedule, rounding=2 if state.setting.rounding == 3 else 3)
