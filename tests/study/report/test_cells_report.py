@@ -147,6 +147,13 @@ def test_holm_corrects_over_all_cells_and_arms(spec, runs):
     assert "re against sgd, 2 cells: better in 1 (one), worse in 0, no difference shown in 1" in words(text)
 
 
+def test_a_planned_comparison_counts_before_any_of_its_runs_has_finished(spec, runs):
+    comparisons = Results.of(spec, runs).comparisons
+    partial = Results.of(spec, [run for run in runs if run.arm != "fixed"]).comparisons
+    assert list(partial) == [(cell, "re") for cell in spec.cells]
+    assert partial["one", "re"].p == comparisons["one", "re"].p == pytest.approx(4 * stats.smallest_p(8))
+
+
 def test_an_export_has_a_file_for_every_table_of_every_cell(spec, runs):
     document = report.document(Results.of(spec, runs))
     files = paper.table_files(document.sections)

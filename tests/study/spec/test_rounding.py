@@ -80,7 +80,7 @@ def test_the_report_prints_what_rounding_differs_by_and_tests_the_others_only(ti
     assert "rounded is sgd with other rounding errors" in said
     assert "differs from it by 0.15 points in a seed" in said
     assert "the others differ from sgd by: directed 0.50" in said
-    assert results.tested == 1
+    assert results.spec.tests == 1
     assert results.comparisons["", "directed"].p == results.comparisons["", "directed"].comparison.p
     assert len(verdicts(results, "")) == 1
     table = next(

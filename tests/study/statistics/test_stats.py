@@ -166,6 +166,9 @@ def test_holm():
     # S. Holm's procedure by hand: 0.01 * 3, 0.03 * 2, and 0.04 raised to its predecessor.
     assert stats.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
     assert stats.holm([0.6, 0.9]) == [1.0, 1.0]
+    assert stats.holm([0.04, 0.01, 0.03], 5) == pytest.approx([0.12, 0.05, 0.12])
+    with pytest.raises(ValueError, match="at least as many tests as p-values, got 1 for 2"):
+        stats.holm([0.6, 0.9], 1)
     adjusted = stats.holm([0.02, math.nan])
     assert adjusted[0] == 0.02
     assert math.isnan(adjusted[1])

@@ -250,7 +250,7 @@ def _budget(spec: Spec) -> Iterator[str]:
 def _tests(results: Results) -> Iterator[str]:
     if not results.comparisons:
         return
-    count, interval = results.tested, "Student t interval"
+    count, interval = results.spec.tests, "Student t interval"
     if results.spec.replicates > 1:
         test = "of the t-test that belongs to it, both over the mean differences of the searches"
     elif results.spec.until:

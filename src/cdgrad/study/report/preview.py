@@ -160,7 +160,7 @@ def preview(
 
 def warnings(spec: Spec) -> Iterator[str]:
     """Why the study could not show anything, or less than it seems; empty for a sound one."""
-    pairs, comparisons = len(spec.seeds), _comparisons(spec)
+    pairs, comparisons = len(spec.seeds), spec.tests
     if not comparisons:
         yield f"{spec.baseline} is the only arm: there is nothing to compare; add another arm."
     elif pairs < 2:
@@ -192,15 +192,11 @@ def warnings(spec: Spec) -> Iterator[str]:
             )
 
 
-def _comparisons(spec: Spec) -> int:
-    return len(spec.cells) * len(spec.tested_contrasts)
-
-
 def _smallest_p(spec: Spec) -> float:
     """The smallest p that Holm's correction leaves the sign-flip test; 0 where another test is used."""
     if spec.replicates > 1 or spec.until:
         return 0.0
-    return min(1.0, stats.smallest_p(len(spec.seeds)) * _comparisons(spec))
+    return min(1.0, stats.smallest_p(len(spec.seeds)) * spec.tests)
 
 
 def _runs(plan: Plan) -> Table:
@@ -278,7 +274,7 @@ def _power(spec: Spec, runs: Sequence[Run], sd: float | None) -> Iterator[Table]
     several = spec.replicates > 1
     pairs, units = (spec.replicates, "searches") if several else (len(spec.seeds), "seeds")
     sampled = "the mean difference of a search" if several else "a paired difference"
-    if not _comparisons(spec) or pairs < 2:
+    if not spec.tests or pairs < 2:
         return
     compared = Results.of(spec, runs).comparisons.values()
     recorded = [c.comparison.sd for c in compared if c.comparison.pairs > 2 and c.comparison.sd > 0]
@@ -287,7 +283,7 @@ def _power(spec: Spec, runs: Sequence[Run], sd: float | None) -> Iterator[Table]
         sd, source = max(recorded), "the largest of the recorded comparisons"
     w = words_of(spec, sd)
     sizes = true_differences(w, math.nan if sd is None else sd, _SIZES)
-    row = [f"{pairs}", f"{_comparisons(spec)}", f"{smallest:.2g}" if (smallest := _smallest_p(spec)) else "-"]
+    row = [f"{pairs}", f"{spec.tests}", f"{smallest:.2g}" if (smallest := _smallest_p(spec)) else "-"]
     if sd is None:
         row += ["-"] * (2 + len(sizes))
         source = "not known yet; set it with --sd"

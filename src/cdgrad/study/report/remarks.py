@@ -151,12 +151,12 @@ def _replicates(results: Results) -> Iterator[str]:
 def _unreachable(results: Results) -> Iterator[str]:
     """Whether the sign-flip test could show anything at all."""
     pairs = [c.pairs for c, _ in results.comparisons.values() if c.pairs > 1]
-    if not pairs or not results.tested or results.spec.until or results.spec.replicates > 1:
+    if not pairs or not results.spec.tests or results.spec.until or results.spec.replicates > 1:
         return
-    smallest = paired.smallest_p(max(pairs)) * results.tested
+    smallest = paired.smallest_p(max(pairs)) * results.spec.tests
     if smallest >= 1 - paired.LEVEL:
         yield (
-            f"With {max(pairs)} seeds and {counted(results.tested, 'comparison')} no p can be below "
+            f"With {max(pairs)} seeds and {counted(results.spec.tests, 'comparison')} no p can be below "
             f"{min(smallest, 1):.2g}, so that no difference, however large, can be shown; add seeds."
         )
 

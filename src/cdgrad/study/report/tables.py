@@ -43,7 +43,7 @@ def errors(results: Results, cell: str) -> Table:
 def differences(results: Results, cell: str) -> Table:
     """A comparison a row: its paired difference, and how sure it is."""
     w, compared, tested = words(results), results.in_cell(cell), results.spec.tested_contrasts
-    several, floor = results.tested > 1, [name for name in compared if name not in tested]
+    several, floor = results.spec.tests > 1, [name for name in compared if name not in tested]
     rows = [
         (
             name,
@@ -61,7 +61,7 @@ def differences(results: Results, cell: str) -> Table:
     units = "searches" if results.spec.replicates > 1 else "pairs"
     note = f"95 % {kind}: interval of the mean, uncorrected; p: {_test_name(results)}; "
     if several:
-        note += f"Holm p: corrected for all {results.tested} comparisons of the study; "
+        note += f"Holm p: corrected for all {results.spec.tests} comparisons of the study; "
     return Table(
         difference_title(results.spec, w),
         (row_name(results), "mean", f"95 % {kind}", "p", *(["Holm p"] * several), "win rate", "corr.", units),
@@ -188,7 +188,7 @@ def summary(results: Results) -> Table:
         difference_title(results.spec, w),
         ("cell", row_name(results), "mean", f"95 % {interval_name(results)}", "Holm p", "win rate"),
         rows,
-        f"Holm p: {_test_name(results)}, corrected for all {results.tested} comparisons; "
+        f"Holm p: {_test_name(results)}, corrected for all {results.spec.tests} comparisons; "
         f"win rate: share of seeds on which the {row_name(results)} is better",
         align="llrrrr",
         grouped=True,

@@ -17,7 +17,7 @@ def verdicts(results: Results, cell: str) -> list[str]:
     """A sentence for each comparison of a cell, and one for each test of equivalence."""
     spec, w = results.spec, words(results)
     sentence = verdict_after_looks if spec.until else verdict
-    label = "Holm p" if results.tested > 1 else "p"
+    label = "Holm p" if results.spec.tests > 1 else "p"
     if spec.replicates > 1:
         sentence = verdict_over_searches
     compared = [(name, spec.contrasts[name], c, p) for name, (c, p) in results.in_cell(cell).items()]

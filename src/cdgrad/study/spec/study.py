@@ -132,6 +132,11 @@ class Spec:
         alike = {self.baseline, *self.rounding_arms}
         return {name: contrast for name, contrast in self.contrasts.items() if not alike.issuperset(contrast)}
 
+    @property
+    def tests(self) -> int:
+        """Number of tests that Holm's correction is for: tested contrasts of all cells, finished or not."""
+        return len(self.cells) * len(self.tested_contrasts)
+
     def setting(self, cell: str, arm: str, values: Values = _NOTHING, *, trial: bool = False) -> Setting:
         """The setting of an arm in a cell: the cell's own, with the arm's changes, with `values`.
 

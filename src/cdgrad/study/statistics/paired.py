@@ -207,15 +207,26 @@ def correlation(a: ArrayLike, b: ArrayLike) -> float:
     return float(np.corrcoef(x, y)[0, 1])
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float], tests: int | None = None) -> list[float]:
     """Holm's adjusted p-values: sorted ascending, p_(k) times (m - k + 1), made monotone, at most 1.
 
     nan stays nan and counts as no test.
+
+    Args:
+        p_values: of the tests that were made.
+        tests: m, the number of tests that were planned; the number of p-values unless given. Tests without a
+            p, because no run of theirs has finished, count as if their p were 1.
+
+    Raises:
+        ValueError: fewer tests were planned than made.
     """
     tested = sorted((p, index) for index, p in enumerate(p_values) if not math.isnan(p))
+    m = len(tested) if tests is None else tests
+    if m < len(tested):
+        raise ValueError(f"expected at least as many tests as p-values, got {m} for {len(tested)}")
     adjusted, highest = [math.nan] * len(p_values), 0.0
     for rank, (p, index) in enumerate(tested):
-        highest = max(highest, min(1.0, p * (len(tested) - rank)))
+        highest = max(highest, min(1.0, p * (m - rank)))
         adjusted[index] = highest
     return adjusted
 

@@ -40,7 +40,7 @@ class SearchPlace(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """A comparison, and its p after Holm's correction over all tests of the study; nan where none is made."""
+    """A comparison, and its p after Holm's correction for all planned tests; nan where none is made."""
 
     comparison: paired.Comparison
     p: float
@@ -209,7 +209,8 @@ class Results:
             if seeds:
                 compared[cell, name] = self._compare((cell, name), of_arm, of_reference)
         tested = self.spec.tested_contrasts
-        adjusted = paired.holm([c.p if name in tested else math.nan for (_, name), c in compared.items()])
+        p_values = [c.p if name in tested else math.nan for (_, name), c in compared.items()]
+        adjusted = paired.holm(p_values, self.spec.tests)
         return {place: Compared(c, p) for (place, c), p in zip(compared.items(), adjusted, strict=True)}
 
     def _compare(self, place: Place, of_arm: list[float], of_reference: list[float]) -> paired.Comparison:
@@ -258,11 +259,6 @@ class Results:
         for seed, difference in zip(seeds, differences, strict=True):
             groups.setdefault(self.spec.replicate(seed), []).append(float(difference))
         return list(groups.values())
-
-    @property
-    def tested(self) -> int:
-        """Number of comparisons that are tested, all but those of arms that only round otherwise."""
-        return sum(name in self.spec.tested_contrasts for _, name in self.comparisons)
 
     def in_cell(self, cell: str) -> dict[str, Compared]:
         """The comparisons of a cell, by name: the arm's, unless all pairs of arms are compared."""

@@ -16,8 +16,7 @@ def enough(spec: Spec, differences: Sequence[Sequence[float]]) -> bool:
     times the number of comparisons of the study (Bonferroni), is below 0.05: then Holm's correction shows it,
     too, whatever the other comparisons come to.
     """
-    tests = len(spec.cells) * len(spec.tested_contrasts)
-    return tests > 0 and all(_decided(d, spec.until, tests) for d in differences)
+    return spec.tests > 0 and all(_decided(d, spec.until, spec.tests) for d in differences)
 
 
 def _decided(differences: Sequence[float], until: float, tests: int) -> bool:
