@@ -267,6 +267,8 @@ def test_diagnostics_refuse_what_would_be_another_number():
 def test_the_default_device_does_not_matter():
     grads = list(torch.randn(3, 8, 3))
     want = signal_and_noise(grads)
+    w = torch.tensor([1.0, 1.0], requires_grad=True)
     with torch.device("meta"):
         got = signal_and_noise(grads)
+        assert sharpness((w * w).sum(), [w]) == pytest.approx(2)
     assert torch.equal(got.noise, want.noise)

@@ -246,7 +246,7 @@ def similarity_order(weight: Tensor, dim: int = 0) -> Tensor:
         distances[:, at] = math.inf
         at = int(distances[at].argmin())
         order.append(at)
-    return torch.tensor(order)
+    return torch.tensor(order, device="cpu")
 
 
 @torch.no_grad()
@@ -313,8 +313,8 @@ def sharpness(
     gradients = torch.autograd.grad(loss, weights, create_graph=True)
     if not any(g.requires_grad for g in gradients):
         return 0.0
-    random = torch.Generator().manual_seed(seed)
-    v = [torch.randn(w.shape, generator=random).to(w) for w in weights]
+    random = torch.Generator("cpu").manual_seed(seed)
+    v = [torch.randn(w.shape, generator=random, device="cpu").to(w) for w in weights]
     value = 0.0
     for _ in range(iterations):
         norm = math.sqrt(sum(_sum(exact(x).square()) for x in v))

@@ -9,7 +9,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdgrad import L2, MeanSobolev, ReweightedL2, Sobolev, channel_directed, channel_directed_, select_backend
+from cdgrad import (
+    L2,
+    MeanSobolev,
+    ReweightedL2,
+    Sobolev,
+    attach,
+    channel_directed,
+    channel_directed_,
+    select_backend,
+)
+from cdgrad.metrics import with_lam
 from cdgrad.ops import addresses, local, overlaps, prepare
 from cdgrad.ops.local import BACKENDS
 from cdgrad.ops.overlaps import refuse_overlaps
@@ -236,6 +246,26 @@ def test_addresses_of_objects_are_not_those_of_memory():
     refuse_overlaps([*whole.split(16), other])
     with pytest.raises(ValueError, match=r"grads\[1\] and grads\[2\] overlap in memory"):
         refuse_overlaps([other, whole[:9], whole[8:]])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("metric", ["reweighted:lam=3.25", "sobolev:lam=0.0625", "mean-sobolev:lam=0.0625"])
+def test_the_default_device_does_not_matter(metric, backend):
+    """What is new on the host stays there: with `torch.set_default_device("cuda")`, uploads failed."""
+    model = torch.nn.Conv2d(2, 21, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = attach(optimizer, model, metric, rescale="norm", backend=backend)
+    grad = torch.randn_like(model.weight)
+    want = channel_directed(grad, metric)
+    for lam in (None, 0.125):
+        model.weight.grad = grad.clone()
+        with torch.device("meta"):
+            if lam is not None:
+                handle.metric = with_lam(handle.metric, lam)
+            assert handle.statistics()["norm_ratio"] == pytest.approx(1)
+            optimizer.step()
+        want = channel_directed(grad, handle.metric)
+        torch.testing.assert_close(model.weight.grad, want * (grad.norm() / want.norm()))
 
 
 def test_a_missing_triton_is_looked_for_once(monkeypatch):

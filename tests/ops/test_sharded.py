@@ -101,6 +101,12 @@ def test_pieces_keep_small_deviations(lengths, metric):
     assert relative(got - got.mean(0), want - want.mean(0)) < 1e-12
 
 
+def test_the_default_device_does_not_matter():
+    with torch.device("meta"):
+        response = coupling(Sobolev(0.0625), (5, 4), 0).response
+    assert abs(response.sum()) < 1e-12 < response[-1]
+
+
 @given(st.integers(1, 60), st.integers(1, 8), st.integers(1, 12))
 def test_cut_covers_what_crosses_ranks(intervals, shards, n):
     channels = intervals * n

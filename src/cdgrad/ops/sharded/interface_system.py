@@ -99,6 +99,7 @@ def coupling(metric: Sobolev | MeanSobolev, lengths: tuple[int, ...], index: int
 @cached_by_bytes(32 * 2**20)
 def _response(metric: Sobolev | MeanSobolev, n: int, length: int) -> Array:
     """c w: the piece's response, of mean 0, to a jump of 1 after its last channel."""
-    unit = torch.full((1, length), -1 / length, dtype=torch.float64)
+    unit = np.full((1, length), -1 / length)
     unit[0, -1] += 1
-    return metric.lam * float(n) ** 2 * eager.directed(unit, standalone(metric, n, length))[0].numpy()
+    solved = eager.directed(torch.from_numpy(unit), standalone(metric, n, length))
+    return metric.lam * float(n) ** 2 * solved[0].numpy()

@@ -14,23 +14,27 @@ from torch import Tensor
 
 from cdgrad.metrics import Array
 
+# Tensors on the host are made by functions that no default device concerns (torch.set_default_device).
 
-def upload(array: NDArray[Any] | Tensor, device: torch.device) -> Tensor:
+
+def upload(array: NDArray[Any], device: torch.device) -> Tensor:
     """The array on the device; the copy joins the current stream."""
-    host = _pinned(torch.as_tensor(array), device)
-    return host.to(device, non_blocking=True) if device.type == "cuda" else host
+    return _uploaded(torch.from_numpy(array), device)
 
 
 def upload_integers(numbers: bytes, device: torch.device) -> Tensor:
     """The bytes of an int64 array as a tensor on the device; the copy joins the current stream."""
     # A bytearray, because torch warns of memory that cannot be written.
-    host = torch.frombuffer(bytearray(numbers), dtype=torch.int64)
-    return upload(host, device) if device.type == "cuda" else host
+    return _uploaded(torch.frombuffer(bytearray(numbers), dtype=torch.int64), device)
 
 
 def write(target: Tensor, array: Array) -> None:
     """Write the array into a tensor of its dtype; the copy joins the current stream."""
-    target.copy_(_pinned(torch.as_tensor(array), target.device), non_blocking=True)
+    target.copy_(_pinned(torch.from_numpy(array), target.device), non_blocking=True)
+
+
+def _uploaded(host: Tensor, device: torch.device) -> Tensor:
+    return _pinned(host, device).to(device, non_blocking=True) if device.type == "cuda" else host
 
 
 def _pinned(tensor: Tensor, device: torch.device) -> Tensor:
