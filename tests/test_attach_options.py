@@ -1,5 +1,7 @@
 """Blocks, metrics by patterns, schedules and statistics of an attachment, against the operator itself."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -138,6 +140,7 @@ def test_statistics_within_a_closure_are_those_of_each_evaluation(apply):
     [
         ({"include": 3}, "include must be a shell pattern .* or a list of them, .*; got 3"),
         ({"exclude": ["0.*", 3]}, "exclude must be a shell pattern"),
+        ({"include": (name for name in ["0.*"])}, "include must be a shell pattern .* got <generator"),
         ({"blocks": 3}, "blocks must be a mapping of patterns .* got 3"),
         ({"blocks": {"0.weight": 3.0}}, "blocks of '0.weight' must be a count or a list of sizes, got 3.0"),
         ({"blocks": {"0.weight": "33"}}, "blocks of '0.weight' must be a count or a list of sizes, got '33'"),
@@ -182,3 +185,24 @@ def test_statistics_are_in_the_scheduled_metric_of_the_step():
         assert handle.metric == metric
         handle.optimizer.step()
         torch.testing.assert_close(target.param.grad, channel_directed(g, Sobolev(lam)))
+
+
+def test_options_are_plain_data_of_their_own():
+    """They were the caller's objects: changed later, or views of a dict, which nothing can save."""
+    model = nn.Sequential(nn.Conv2d(3, 9, 3), nn.LazyConv2d(4, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    include, exclude, blocks = {"0.*": 1, "1.*": 1}, ["0.bias"], {"0.weight": (4, 5)}
+    handle = attach(optimizer, model, METRIC, include=include.keys(), exclude=exclude, blocks=blocks)
+    include.clear()
+    exclude.append("nothing")
+    blocks["nothing"] = 2
+    model(torch.randn(1, 3, 8, 8)).sum().backward()
+    optimizer.step()
+    assert [target.name for target in handle.selection.targets] == ["0.weight", "1.weight"]
+    options = json.loads(json.dumps(handle.options))
+    assert options == handle.options
+    assert [options[name] for name in ("include", "exclude", "blocks")] == [
+        ["0.*", "1.*"],
+        ["0.bias"],
+        {"0.weight": [4, 5]},
+    ]

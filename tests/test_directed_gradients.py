@@ -696,3 +696,35 @@ def test_an_interrupt_in_the_hook_after_a_step_leaves_the_next_one_right(monkeyp
         optimizer.step()
     g = backward(model, zero=True)
     assert_close(moved_by(optimizer, model.weight), channel_directed(g, METRIC))
+
+
+@pytest.mark.parametrize("change", ["clipped", "exchanged"])
+def test_a_step_repeated_after_it_failed_takes_what_was_changed_after_apply(change):
+    model, optimizer, handle = convolution(FailsOnce)
+    g = backward(model)
+    handle.apply()
+    if change == "clipped":
+        model.weight.grad.clamp_(-0.01, 0.01)
+    else:
+        model.weight.grad = clamp(model.weight.grad)
+    optimizer.failing = True
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step()
+    assert_close(moved_by(optimizer, model.weight), clamp(channel_directed(g, METRIC)))
+
+
+@pytest.mark.parametrize("between", ["nothing", "clipped", "backward", "backward after attach"])
+def test_a_gradient_that_a_removed_attachment_directed_is_directed_once(between):
+    model, optimizer, handle = convolution()
+    want = channel_directed(backward(model), METRIC)
+    handle.apply()
+    if between == "clipped":
+        model.weight.grad.clamp_(-0.01, 0.01)
+        want = clamp(want)
+    handle.remove()
+    if between == "backward":
+        want = channel_directed(backward(model, zero=True), METRIC)
+    attach(optimizer, model, METRIC)
+    if between == "backward after attach":
+        want = channel_directed(backward(model, zero=True), METRIC)
+    assert_close(moved_by(optimizer, model.weight), want)

@@ -278,7 +278,7 @@ class Attachment:
         if self._hooks is None:
             return
         self._text = str(self._gradients.held.shown(self._optimizer()))
-        self._hooks.remove()
+        self._hooks.remove(self._optimizer())
         self._hooks = None
         if (optimizer := self._optimizer()) is not None:
             self._optimizer = weakref.ref(optimizer)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from cdgrad._torch_private import references, refers_to, swapped_by_conversion, version, versions
@@ -25,6 +26,8 @@ Record = tuple[weakref.ref[Tensor], int]
 """A gradient, and its version when it was directed."""
 
 _MOST_WRITTEN = 100_000
+# What removed attachments directed, and no step has taken.
+_LEFT: weakref.WeakKeyDictionary[Optimizer, list[Record]] = weakref.WeakKeyDictionary()
 
 _Batch = tuple[Sequence[int], list[weakref.ref[Tensor]], list[int]]
 
@@ -87,6 +90,23 @@ class DirectedGradients:
         refs = references(grads, sharded=self._sharded)
         self._added.append((indices, refs, versions(grads, sharded=self._sharded)))
 
+    def begin_step(self) -> None:
+        """A step begins: should it fail, what was clipped or exchanged by now is directed still."""
+        if self._records or self._added:
+            self._records = self._state()
+
+    def take_over(self, optimizer: Optimizer) -> None:
+        """Remember what an earlier attachment to this optimizer directed, if nothing wrote it since."""
+        left = _LEFT.pop(optimizer, [])
+        self._records = {i: r for i in range(len(self._targets)) for r in left if self._unchanged(i, r)}
+        if self._records:
+            self.listen()
+
+    def leave(self, optimizer: Optimizer) -> None:
+        """Keep what is directed for the next attachment to this optimizer."""
+        if not self._swapped:
+            _LEFT.setdefault(optimizer, []).extend(self._state().values())
+
     def begin_closure(self) -> None:
         """A closure begins: what was directed earlier, and is not computed anew in it, is directed still."""
         state = self._state()
@@ -130,8 +150,12 @@ class DirectedGradients:
 
     def _state(self) -> dict[int, Record]:
         grads = {i: g for i in self.records if (g := self._targets[i].param.grad) is not None}
-        refs = references(list(grads.values()), sharded=self._sharded)
-        return {i: (ref, version(g)) for (i, g), ref in zip(grads.items(), refs, strict=True)}
+        present = list(grads.values())
+        refs, its_versions = (
+            references(present, sharded=self._sharded),
+            versions(present, sharded=self._sharded),
+        )
+        return dict(zip(grads, zip(refs, its_versions, strict=True), strict=True))
 
     def _forget_written(self) -> None:
         _make_records(self._records, self._added)

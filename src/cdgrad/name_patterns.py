@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from cdgrad.channel_axis import LAZY
 from cdgrad.messages import first_few
 
-Patterns = str | Sequence[str] | None
+Patterns = str | Collection[str] | None
 
 
 def matched_names(patterns: Patterns, names: Sequence[str], argument: str) -> dict[str, list[str]]:
@@ -19,7 +19,7 @@ def matched_names(patterns: Patterns, names: Sequence[str], argument: str) -> di
         ValueError: a pattern without a match.
     """
     several = [patterns] if isinstance(patterns, str) else patterns or ()
-    if not isinstance(several, Iterable) or not all(isinstance(pattern, str) for pattern in several):
+    if not isinstance(several, Collection) or not all(isinstance(pattern, str) for pattern in several):
         raise TypeError(
             f"{argument} must be a shell pattern of parameter names or a list of them, such as 'layer1.*'; "
             f"got {patterns!r}"

@@ -32,11 +32,14 @@ class StepHooks:
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
         ]
+        gradients.memory.take_over(optimizer)
 
-    def remove(self) -> None:
-        """Remove the hooks."""
+    def remove(self, optimizer: Optimizer | None) -> None:
+        """Remove the hooks. What is directed now stays so for the optimizer's next attachment."""
         for handle in self._handles:
             handle.remove()
+        if optimizer is not None:
+            self._gradients.memory.leave(optimizer)
 
     # A compiled step leaves its graph for the hooks: they depend on what was directed when, and on settings
     # of the handle.
@@ -78,6 +81,7 @@ class StepHooks:
         thread, last = threading.get_ident(), self._thread
         self._thread = thread
         if last is None:
+            self._gradients.memory.begin_step()
             return
         if last != thread:
             if steps_under_way(optimizer, last):
