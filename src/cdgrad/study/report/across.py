@@ -8,7 +8,14 @@ import numpy as np
 
 from cdgrad.study.report.document import Figure, Table
 from cdgrad.study.report.figures.differences import better_and_worse, reference_words
-from cdgrad.study.report.figures.drawing import Drawing, canvas, legend, look_of_contrast
+from cdgrad.study.report.figures.drawing import (
+    WIDTH,
+    Drawing,
+    canvas,
+    difference_ticks,
+    legend,
+    look_of_contrast,
+)
 from cdgrad.study.report.tables import row_name
 from cdgrad.study.report.words import words
 from cdgrad.study.statistics.across_cells import (
@@ -93,6 +100,7 @@ def _profile(results: Results) -> Drawing:
         )
     axes.set_xlim(thresholds[0], thresholds[-1])
     axes.set_ylim(0, 100)
+    difference_ticks(axes.xaxis, WIDTH - 0.8)
     to = reference_words(spec)
     axes.set_xlabel(f"paired difference{to}" + (f", in {w.of_difference}" if w.of_difference else ""))
     axes.set_ylabel("pairs at or below it, %")

@@ -8,7 +8,17 @@ from typing import NamedTuple
 
 from cdgrad.study.records.run import Run
 from cdgrad.study.report.document import Table
-from cdgrad.study.report.figures.drawing import Drawing, canvas, file_name, look_of_contrast
+from cdgrad.study.report.figures.drawing import (
+    WIDTH,
+    Drawing,
+    canvas,
+    difference_ticks,
+    file_name,
+    look_of_contrast,
+    row_names,
+    width_of,
+    wrapped,
+)
 from cdgrad.study.report.tables import mean, row_name
 from cdgrad.study.report.words import Words, decimals
 from cdgrad.study.shown import one_line
@@ -64,7 +74,9 @@ def further_figure(results: Results, cell: str) -> Drawing | None:
     if not measures:
         return None
     spec, per_panel = results.spec, len(differences) // len(dict.fromkeys(d.measure for d in differences))
-    figure, panels = canvas((0.75 + 0.28 * per_panel) * len(measures) + 0.3, len(measures))
+    names = [d.name for d in differences]
+    lines, inches = 1 + (row_names(names) != names), WIDTH - max(map(width_of, row_names(names))) - 0.3
+    figure, panels = canvas((0.75 + (0.08 + 0.2 * lines) * per_panel) * len(measures) + 0.3, len(measures))
     for axes, measure in zip(panels, measures, strict=True):
         rows = [d for d in differences if d.measure == measure]
         axes.axvline(0, color="0.4", linewidth=1)
@@ -72,12 +84,13 @@ def further_figure(results: Results, cell: str) -> Drawing | None:
             color, marker, _ = look_of_contrast(spec, d.name)
             axes.plot(paired.mean_interval(d.differences), [row, row], color=color, linewidth=2.5)
             axes.plot(mean(d.differences), row, marker=marker, color=color, markersize=6)
-        axes.set_yticks(range(len(rows)), [d.name for d in rows])
+        axes.set_yticks(range(len(rows)), row_names([d.name for d in rows]))
+        difference_ticks(axes.xaxis, inches)
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.set_title(one_line(measure), loc="left", fontsize=10, parse_math=False)
     to = "" if spec.all_pairs else f" to {spec.reference_arm}"
-    panels[-1].set_xlabel(f"paired difference{to}")
+    panels[-1].set_xlabel(wrapped(f"paired difference{to}", inches))
     left_out = len({d.measure for d in differences}) - len(measures)
     more = f" The first {_PANELS} are shown." if left_out else ""
     return Drawing(

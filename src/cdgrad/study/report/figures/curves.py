@@ -18,11 +18,13 @@ from cdgrad.study.report.figures.drawing import (
     legend,
     look,
     look_of_contrast,
+    wrapped,
 )
 from cdgrad.study.report.words import words
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.results import Results
 
+_HEIGHT = 2.4  # inches of the label beside an axis
 _BANDS_AT_MOST = 4  # arms: more bands than that hide each other
 _GRADIENT = {
     "norm_ratio": "|Pg| / |g|",
@@ -46,7 +48,8 @@ def learning_curves(results: Results, cell: str) -> Drawing | None:
         _draw(axes, results, cell, key, scales)
         error_axis(axes.yaxis, *_range(axes))
         axes.set_xlabel(title)
-        axes.set_ylabel(words(results).axis(what.removesuffix(spec.measure.key.replace("_", " "))))
+        label = words(results).axis(what.removesuffix(spec.measure.key.replace("_", " ")))
+        axes.set_ylabel(wrapped(label, _HEIGHT))
     legend(figure, panels[0])
     by_time = (
         " Bottom: over time, with the seconds of a run divided evenly among its epochs." if seconds else ""
@@ -90,7 +93,8 @@ def difference_curves(results: Results, cell: str) -> Drawing | None:
     axes.set_xlabel("epoch")
     what = key.replace("_", " ")
     to = "" if spec.all_pairs else f" to {spec.reference_arm}"
-    axes.set_ylabel(f"difference{to}")
+    unit = f", {w.of_difference}" if w.of_difference else ""
+    axes.set_ylabel(wrapped(f"difference{to}{unit}", _HEIGHT))
     better, worse = ("below", "above") if w.is_better(-1) else ("above", "below")
     axes.set_title(f"{better} 0: better, {worse}: worse", loc="right", fontsize=10, color="0.3")
     legend(figure, axes)

@@ -7,17 +7,30 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from cdgrad.study.report.figures.drawing import Drawing, canvas, file_name, look_of_contrast
+from cdgrad.study.report.figures.drawing import (
+    WIDTH,
+    Drawing,
+    canvas,
+    difference_ticks,
+    file_name,
+    look_of_contrast,
+    row_names,
+    width_of,
+    wrapped,
+)
 from cdgrad.study.report.words import Words, words
 from cdgrad.study.spec import Spec
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.results import Compared, Place, Results
 
+_BAND = 0.42  # of a row, for the marks of its seeds
+_STEP = 0.09  # of a row, from a mark to the next one below it
+
 
 def paired_differences(results: Results, cell: str) -> Drawing:
     """A row an arm: every seed's difference to the baseline, their mean and its 95 % interval."""
     spec, compared = results.spec, results.in_cell(cell)
-    figure, (axes,) = canvas(1.3 + 0.7 * len(compared))
+    figure, (axes,) = canvas(1.4 + 0.7 * len(compared))
     ends = _ends(results, [(cell, name) for name in compared], seeds_too=True)
     for row, (name, (comparison, _)) in enumerate(compared.items()):
         color, marker, _ = look_of_contrast(spec, name)
@@ -28,8 +41,8 @@ def paired_differences(results: Results, cell: str) -> Drawing:
         axes.fill_betweenx([row - 0.32, row - 0.08], -detectable, detectable, color="0.88", zorder=0)
         _mean_and_interval(axes, row, comparison, color, ends)
     w = words(results)
-    _difference_axis(axes, spec, w, dict(enumerate(compared)), ends)
-    _numbers(axes, w, [comparison for comparison, _ in compared.values()])
+    numbers = _numbers(axes, w, [comparison for comparison, _ in compared.values()])
+    _difference_axis(axes, spec, w, dict(enumerate(compared)), ends, right=max(map(width_of, numbers)))
     return Drawing(
         file_name("paired_differences", cell),
         figure,
@@ -46,19 +59,24 @@ def reference_words(spec: Spec) -> str:
     return " of all pairs of arms" if spec.all_pairs else f" to {spec.reference_arm}"
 
 
-def _numbers(axes: Axes, w: Words, compared: Sequence[paired.Comparison]) -> None:
+def _numbers(axes: Axes, w: Words, compared: Sequence[paired.Comparison]) -> list[str]:
     """The mean and its interval of each row, to the right of the axis."""
     texts = [w.number(c.mean, "+") + f"\n{w.interval(c.interval, '+')}" * (c.pairs > 1) for c in compared]
     right = axes.secondary_yaxis("right")
     right.set_yticks(range(len(texts)), texts, fontsize=10)
     right.tick_params(axis="y", length=0)
     right.spines["right"].set_visible(False)
+    return texts
 
 
 def overview(results: Results) -> Drawing:
     """A row a comparison, over all cells: mean difference and 95 % interval."""
     spec, compared = results.spec, results.comparisons
-    figure, (axes,) = canvas(1.2 + 0.24 * len(compared) + 0.34 * len(spec.cells))
+    names = [name for _, name in compared]
+    lines = 1 + (row_names(names) != names)
+    figure, (axes,) = canvas(
+        1.3 + 0.2 * lines * len(compared) + 0.04 * len(compared) + 0.34 * len(spec.cells)
+    )
     ends = _ends(results, compared, seeds_too=False)
     rows: dict[float, str] = {}
     position, before = 0.0, None
@@ -80,7 +98,7 @@ def overview(results: Results) -> Drawing:
         _mean_and_interval(axes, position, comparison, color, ends, marker)
         rows[position] = name
     w = words(results)
-    _difference_axis(axes, spec, w, rows, ends)
+    _difference_axis(axes, spec, w, rows, ends, right=0)
     return Drawing(
         "overview",
         figure,
@@ -135,17 +153,27 @@ def _mean_and_interval(
 
 
 def _difference_axis(
-    axes: Axes, spec: Spec, w: Words, rows: Mapping[float, str], ends: tuple[float, float]
+    axes: Axes, spec: Spec, w: Words, rows: Mapping[float, str], ends: tuple[float, float], *, right: float
 ) -> None:
-    """Differences to the right, comparisons from above; which side is better stands over the axis."""
+    """Differences to the right, comparisons from above; which side is better stands over the axis.
+
+    `right` are the inches of what stands to the right of the axis.
+    """
     axes.axvline(0, color="0.4", linewidth=1)
-    axes.set_yticks(list(rows), list(rows.values()))
+    names = row_names(list(rows.values()))
+    axes.set_yticks(list(rows), names)
+    left = max(map(width_of, names))
+    inches = WIDTH - left - right - 0.3
+    difference_ticks(axes.xaxis, inches)
     axes.set_ylim(max(rows) + 0.7, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(*ends)
     of = "the second arm" if spec.all_pairs else spec.reference_arm
     unit = f", in {w.of_difference}" if w.of_difference else ""
-    axes.set_xlabel(f"{w.measure.name} minus that of {of} on the same seed{unit}")
+    # The label is centered below the axis, and must not reach beyond the nearer edge of the figure.
+    axes.set_xlabel(
+        wrapped(f"{w.measure.name} minus that of {of} on the same seed{unit}", inches + 2 * min(left, right))
+    )
     better_and_worse(axes, w)
 
 
@@ -157,10 +185,13 @@ def better_and_worse(axes: Axes, w: Words) -> None:
 
 
 def _swarm(values: paired.Array, width: float) -> paired.Array:
-    """Offsets that stack values closer than `width`, so that every seed is seen."""
-    heights, seen = np.zeros(len(values)), dict[int, int]()
+    """Offsets that stack values closer than `width`, so that every seed is seen.
+
+    A stack that would reach the next row is compressed.
+    """
+    places, seen = np.zeros(len(values)), dict[int, int]()
     for index in np.argsort(values, kind="stable"):
         cell = round(float(values[index] / width))
-        heights[index] = 0.09 * seen.get(cell, 0)
+        places[index] = seen.get(cell, 0)
         seen[cell] = seen.get(cell, 0) + 1
-    return heights
+    return places * min(_STEP, _BAND / max(1.0, float(places.max())))

@@ -6,6 +6,8 @@ Colors are Okabe and Ito's, which color-blind readers tell apart; arms differ in
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import text_to_path
+from matplotlib.ticker import FormatStrFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from cdgrad.study.spec import Spec
 
@@ -22,6 +26,10 @@ _COLORS = ("#000000", "#E69F00", "#0072B2", "#009E73", "#CC79A7", "#D55E00", "#5
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", "--", "-.", ":")
 WIDTH = 5.6  # inches: on a telephone, text of 10 points is still some 7 points high
+_HANDLE = 0.85  # inches that a legend's line takes, with the gap to the next column
+_LINE = 0.2  # inches from a line of a legend to the next
+_TICK = 0.6  # inches for the number at a tick of an axis of differences
+_PAIR = 2.0  # inches, beyond which the names of two arms stand on two lines
 
 
 @dataclass(frozen=True)
@@ -85,10 +93,41 @@ def plain_logarithmic(axis: Axis, decades: float = 1.0) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def difference_ticks(axis: Axis, inches: float) -> None:
+    """Ticks of an axis of differences, so few that their numbers fit, with plain numbers of any size."""
+    axis.set_major_locator(MaxNLocator(max(2, int(inches / _TICK)), steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FormatStrFormatter("%g"))
+
+
+def width_of(text: str, size: float = 10) -> float:
+    """Inches that the longest line of a text takes."""
+    font = FontProperties(size=size)
+    lines = (text_to_path.get_text_width_height_descent(t, font, ismath=False) for t in text.split("\n"))
+    return max(width for width, *_ in lines) / 72
+
+
+def wrapped(text: str, inches: float) -> str:
+    """A text on lines of at most `inches`, unless a single word takes more."""
+    first, *rest = text.split(" ")
+    lines = [first]
+    for word in rest:
+        longer = f"{lines[-1]} {word}"
+        lines[-1:] = [longer] if width_of(longer) <= inches else [lines[-1], word]
+    return "\n".join(lines)
+
+
+def row_names(names: Sequence[str]) -> list[str]:
+    """The comparisons' names beside their rows, those of two arms on two lines where one would be long."""
+    if max(map(width_of, names)) <= _PAIR:
+        return [*names]
+    return [name.replace(" vs. ", "\nvs. ") for name in names]
+
+
 def legend(figure: Figure, axes: Axes) -> None:
-    """The arms, above the panels."""
+    """The arms, above the panels, which keep their height where there are many."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = 2 if max(map(len, labels)) > 10 else 3
+    columns = min(3, max(1, int((WIDTH - 0.1) / (max(map(width_of, labels)) + _HANDLE))))
+    figure.set_figheight(figure.get_figheight() + _LINE * max(0, math.ceil(len(labels) / columns) - 2))
     figure.legend(handles, labels, loc="outside upper left", frameon=False, ncols=columns, handlelength=3)
 
 

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from cdgrad.study.report.figures.drawing import WIDTH, Drawing, canvas, file_name, look
+from cdgrad.study.report.figures.drawing import WIDTH, Drawing, canvas, file_name, look, width_of, wrapped
 from cdgrad.study.report.words import words
 from cdgrad.study.spec import Spec
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.results import Results
 
-_LETTER = 0.09  # inches that a letter of 10 points takes
 _BAR = 0.045  # half the width of a mean's bar, as a share of the figure's
 _MOST = 30  # seeds whose lines are drawn at full strength
 _FARTHER_OUT = " Marks and bars on the frame lie farther out: runs diverged."
@@ -48,7 +47,7 @@ def levels(results: Results, cell: str) -> Drawing | None:
     axes.set_ylim(low, high)
     axes.grid(visible=False, axis="x")
     axes.grid(visible=True, axis="y", color="0.92")
-    axes.set_ylabel(w.axis(spec.evaluate))
+    axes.set_ylabel(wrapped(w.axis(spec.evaluate), 3))
     _names_and_means(axes, arms, [w.number(mean) for mean in means])
     beyond = bool(((values < low) | (values > high)).any())
     return Drawing(
@@ -90,7 +89,7 @@ def _ends(results: Results, cell: str, arms: Sequence[str]) -> tuple[float, floa
 
 def _names_and_means(axes: Axes, arms: Sequence[str], means: Sequence[str]) -> None:
     """The arms below their columns, slanted where they do not fit, and their means above."""
-    slanted = max(map(len, arms)) * _LETTER > (WIDTH - 0.8) / len(arms)
+    slanted = max(map(width_of, arms)) + 0.1 > (WIDTH - 0.8) / len(arms)
     axes.set_xticks(range(len(arms)), arms)
     if slanted:
         for label in axes.get_xticklabels():

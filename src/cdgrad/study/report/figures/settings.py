@@ -18,6 +18,7 @@ from cdgrad.study.report.figures.drawing import (
     legend,
     look,
     plain_logarithmic,
+    wrapped,
 )
 from cdgrad.study.report.words import words
 from cdgrad.study.shown import one_line
@@ -62,7 +63,7 @@ def lam_sweep(results: Results, cell: str) -> Drawing | None:
     lams = [lam for arms in sweeps for lam in arms]
     plain_logarithmic(axes.xaxis, math.log10(max(lams) / min(lams)))
     axes.set_xlabel("lam")
-    axes.set_ylabel(words(results).axis(spec.evaluate))
+    axes.set_ylabel(wrapped(words(results).axis(spec.evaluate), 2.4))
     legend(figure, axes)
     return Drawing(
         file_name("lam_sweep", cell),
@@ -101,7 +102,7 @@ def tuning_scatter(results: Results, cell: str) -> Drawing | None:
             high = max(d.high for d in ranges.values())
             plain_logarithmic(axes.xaxis, math.log10(high / low))
         axes.set_xlabel(key)
-        axes.set_ylabel(words(results).axis("validation"))
+        axes.set_ylabel(wrapped(words(results).axis("validation"), 1.8))
         means = [s.mean(trial) for place, s in searches.items() if key in space[place] for trial in s.runs]
         error_axis(axes.yaxis, min(means), max(means))
         axes.margins(y=0.15)
@@ -121,9 +122,9 @@ def _draw_trials(axes: Axes, spec: Spec, arm: str, search: Search, key: str, cho
     values = {trial: search.values[trial][key] for trial in search.runs}
     x = {trial: choices.index(str(value)) if choices else value for trial, value in values.items()}
     y = {trial: search.mean(trial) for trial in search.runs}
-    axes.scatter(
-        list(x.values()), list(y.values()), s=30, color=color, marker=marker, alpha=0.7, label=search.title
-    )
+    # The searches of an arm look alike, so that they are one entry of the legend.
+    label = "_" if arm in axes.get_legend_handles_labels()[1] else arm
+    axes.scatter(list(x.values()), list(y.values()), s=30, color=color, marker=marker, alpha=0.7, label=label)
     if (chosen := search.chosen) is not None:
         axes.scatter(
             [x[chosen]], [y[chosen]], s=160, facecolors="none", edgecolors=color, linewidths=1.8, marker="o"
