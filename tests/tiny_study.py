@@ -1,10 +1,12 @@
 """A study small enough for tests: two arms, two seeds, one epoch, no data set to import."""
 
+from itertools import product
+
 import pytest
 import torch
 
 from cdgrad.study import StudyError
-from cdgrad.study.records import Run
+from cdgrad.study.records import Run, Store
 from cdgrad.study.spec import Spec, parse
 
 TINY = """
@@ -89,3 +91,18 @@ def make_run(tiny):
         return Run(arm=arm, seed=seed, error=error, **(values | changes))
 
     return make
+
+
+@pytest.fixture
+def finished(tiny, make_run):
+    """Write the records of the tiny study into a folder, as if its runs had been executed."""
+
+    def write(folder, **least):
+        """`least`: the error of an arm's seed 0, 3 where it is not given; each further seed has one more."""
+        with Store(folder, write=True) as store:
+            digest = store.use_spec(tiny.name, tiny.text)
+            for arm, seed in product(tiny.arms, tiny.seeds):
+                store.add(make_run(arm, seed, least.get(arm, 3.0) + seed), digest)
+        return folder
+
+    return write

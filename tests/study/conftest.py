@@ -1,3 +1,3 @@
 """The fixtures of every test of the study tool."""
 
-from tiny_study import _one_thread, make_run, tiny, tiny_text  # noqa: F401  found by pytest by name
+from tiny_study import _one_thread, finished, make_run, tiny, tiny_text  # noqa: F401  found by pytest by name

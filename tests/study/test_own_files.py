@@ -51,7 +51,8 @@ def test_a_folder_with_a_file_of_a_reports_name_is_refused_before_any_run(study,
     assert not (tmp_path / "study.sqlite").exists()
 
 
-def test_a_report_that_the_user_changed_is_left_and_the_tables_are_printed(study, tmp_path, capsys):
+def test_a_report_that_the_user_changed_is_left_and_the_tables_are_printed(study, finished, tmp_path, capsys):
+    finished(tmp_path)
     assert study() == 0
     assert study() == 0, "a report of its own is replaced"
     (tmp_path / "report.md").write_text("with my notes")
@@ -66,7 +67,8 @@ def test_a_report_that_the_user_changed_is_left_and_the_tables_are_printed(study
     assert cli.main(["report", "."]) == 0
 
 
-def test_the_report_of_an_older_study_is_replaced(study, tmp_path):
+def test_the_report_of_an_older_study_is_replaced(study, finished, tmp_path):
+    finished(tmp_path)
     assert study() == 0
     (tmp_path / MANIFEST).unlink()
     (tmp_path / "report.md").write_text("from an older version")
@@ -91,7 +93,8 @@ def test_reports_that_are_written_at_once_take_turns(tiny, make_run, tmp_path, m
         write("")
 
 
-def test_a_report_from_a_place_that_may_only_be_read(study, tmp_path):
+def test_a_report_from_a_place_that_may_only_be_read(study, finished, tmp_path):
+    finished(tmp_path)
     assert study() == 0
     (tmp_path / "report.md").unlink()
     script = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && shift && exec "$@"'
@@ -105,7 +108,8 @@ def test_a_report_from_a_place_that_may_only_be_read(study, tmp_path):
     assert "the report cannot be written in" in done.stderr
 
 
-def test_a_terminal_that_lacks_characters_shows_the_tables(tiny_text, tmp_path):
+def test_a_terminal_that_lacks_characters_shows_the_tables(tiny_text, finished, tmp_path):
+    finished(tmp_path / "out")
     (tmp_path / "tiny.toml").write_text(tiny_text.replace("Tiny", "Effekt von \u03bb"), encoding="utf-8")
     command = [sys.executable, "-m", "cdgrad", "study", "tiny.toml", "--out", "out"]
     environment = {"PYTHONIOENCODING": "ascii"}

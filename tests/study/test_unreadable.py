@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -221,7 +222,7 @@ def test_a_checkpoint_that_may_not_be_read_is_named_and_kept(project, command):
 
 
 def test_a_checkpoint_of_a_study_that_may_not_be_read_is_not_started_over(project, command):
-    command("study", "tiny.toml", "--out", "again")
+    shutil.copytree(project / "done", project / "again")
     checkpoints = project / "again" / ".cdgrad-checkpoints"
     checkpoints.mkdir()  # as a run leaves it that was killed
     (checkpoints / "own.pt").write_bytes(b"weights")

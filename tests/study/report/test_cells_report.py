@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 import cdgrad
-from cdgrad.study.records import Run, Store, parquet
+from cdgrad.study.records import Run, parquet
 from cdgrad.study.report import compose as report
 from cdgrad.study.report import html_page as page
 from cdgrad.study.report import paper
@@ -445,11 +445,8 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_report_needs_no_torch(tiny_text, make_run, tmp_path):
-    with Store(tmp_path, write=True) as store:
-        for arm in ("sgd", "directed"):
-            for seed in range(2):
-                store.add(make_run(arm, seed, 3.0 + seed), store.use_spec("tiny", tiny_text))
+def test_a_report_needs_no_torch(finished, tmp_path):
+    finished(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", WITHOUT_TORCH, "report", str(tmp_path)],
         env=os.environ | {"PYTHONPATH": str(Path(cdgrad.__file__).parents[1])},

@@ -28,13 +28,8 @@ def run(seed, arm):
 
 
 @pytest.fixture
-def study(tmp_path, tiny, make_run):
-    with Store(tmp_path, write=True) as store:
-        digest = store.use_spec("tiny", tiny.text)
-        for arm, error in (("sgd", 3.0), ("directed", 2.0)):
-            for seed in range(2):
-                store.add(make_run(arm, seed, error + seed), digest)
-    return tmp_path
+def study(tmp_path, finished):
+    return finished(tmp_path, directed=2.0)
 
 
 def get(address, path="/", **headers):

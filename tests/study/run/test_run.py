@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import itertools
 import os
 import re
 import signal
@@ -21,7 +20,7 @@ from cdgrad.study.run import local_engine, worker
 from cdgrad.study.run.driver import run_study
 from cdgrad.study.run.engine import RunDone
 from cdgrad.study.run.local_engine import run_all
-from cdgrad.study.spec import Model, as_json, parse
+from cdgrad.study.spec import Model, parse
 
 
 def records(folder):
@@ -80,12 +79,8 @@ def test_trials_choose_what_the_final_runs_use(tiny_text, tmp_path, capfd):
     assert run_study(spec, tmp_path, workers=2) == []
 
 
-def test_checkpoints_that_a_killed_driver_left_go_with_the_last_run(tiny, make_run, tmp_path):
-    with Store(tmp_path, write=True) as store:
-        for arm, seed in itertools.product(tiny.arms, tiny.seeds):
-            run = make_run(arm, seed, 3.0, config=as_json(tiny.setting("", arm)))
-            store.add(run, store.use_spec(tiny.name, tiny.text))
-    left = tmp_path / ".cdgrad-checkpoints" / "run.pt"
+def test_checkpoints_that_a_killed_driver_left_go_with_the_last_run(tiny, finished, tmp_path):
+    left = finished(tmp_path) / ".cdgrad-checkpoints" / "run.pt"
     left.parent.mkdir()
     left.touch()
     assert run_study(tiny, tmp_path, workers=1) == []
