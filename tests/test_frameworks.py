@@ -10,6 +10,7 @@ from accelerate.state import AcceleratorState
 from documents import ROOT, blocks
 from torch import nn
 from torch.nn import functional
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, TensorBoardCallback
 
 import cdgrad
 import cdgrad.huggingface
@@ -322,6 +323,33 @@ def test_the_lightning_callback_resumes_its_schedule_and_logs(example, tmp_path)
 
 
 @lightning_example
+def test_the_lightning_callback_detaches_where_training_ends_by_an_error(example):
+    class Fails(Plain, example.Classifier):
+        fails = True
+
+        def configure_optimizers(self):
+            return optimizer
+
+        def on_train_batch_start(self, batch, index):
+            if self.fails and index == 2:
+                raise KeyError("no such batch")
+
+    module, callback = Fails(), cdgrad.lightning.ChannelDirected(SOBOLEV)
+    optimizer = Plain.configure_optimizers(module)
+
+    def fit():
+        trainer = example.lightning.Trainer(max_epochs=1, callbacks=[callback], **example.quiet)
+        trainer.fit(module, example.batches)
+
+    with pytest.raises(KeyError):
+        fit()
+    assert not callback.handles
+    module.fails = False
+    fit()
+    assert callback.state_dict()["handles"][0]["steps"] == 2 + len(example.batches)
+
+
+@lightning_example
 def test_weights_that_are_frozen_at_first_are_directed_once_an_optimizer_holds_them(example):
     class Unfrozen(example.Classifier):
         def configure_optimizers(self):
@@ -390,6 +418,30 @@ def test_the_trainer_callback_gives_the_weights_of_the_recipe_twice_over_and_log
     assert torch.equal(*trained)
     assert callback.handle is None
     assert any("cdgrad/cosine" in entry for entry in trainer.state.log_history)
+
+
+@huggingface_example
+def test_reporters_see_the_statistics_where_they_are_listed_after_the_callback(
+    example, tmp_path, monkeypatch
+):
+    seen = []
+
+    class Reporter(TensorBoardCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.append("cdgrad/cosine" in logs)
+
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tensorboard", Reporter)
+    for listed in (True, False):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        arguments = copy.copy(example.arguments)
+        arguments.output_dir, arguments.logging_steps, arguments.max_steps = str(tmp_path), 1, 1
+        arguments.report_to = [] if listed else ["tensorboard"]
+        callbacks = [cdgrad.huggingface.ChannelDirected(SOBOLEV, statistics=1), *[Reporter()] * listed]
+        trainer = example.Trainer(resnet(example), arguments, train_dataset=example.data, callbacks=callbacks)
+        with contextlib.nullcontext() if listed else pytest.warns(UserWarning, match="tensorboard.* before"):
+            trainer.train()
+        assert seen[0] == listed
+        seen.clear()
 
 
 @huggingface_example

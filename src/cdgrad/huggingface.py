@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -26,7 +27,8 @@ class ChannelDirected(TrainerCallback):
         metric: see `cdgrad.attach`.
         schedule: the metric, or lam, as a function of the step, see `cdgrad.Attachment.schedule`.
         statistics: log `cdgrad.Attachment.statistics` with what the trainer logs, every so many steps; 0
-            for never.
+            for never. Callbacks that report logs, as ``transformers.integrations.TensorBoardCallback`` does,
+            see them where they are listed after this one, and not where ``report_to`` names them.
         attach_options: the keywords of `cdgrad.attach`.
 
     Attributes:
@@ -34,6 +36,9 @@ class ChannelDirected(TrainerCallback):
 
     Raises:
         ValueError, TypeError: as `cdgrad.attach`, when training starts.
+
+    Warns:
+        UserWarning: `statistics` with ``report_to``.
     """
 
     def __init__(
@@ -55,6 +60,13 @@ class ChannelDirected(TrainerCallback):
         """Attach; where a run resumes, at its step."""
         optimizer = kwargs["optimizer"]
         optimizer = getattr(optimizer, "optimizer", optimizer)
+        if self.statistics and args.report_to:
+            warnings.warn(
+                f"report_to={args.report_to!r} reports before this callback adds its statistics, so they "
+                "would be missing there; set report_to='none' and list the callbacks that report after this "
+                "one, for example transformers.integrations.TensorBoardCallback()",
+                stacklevel=2,
+            )
         self._detach()
         self.handle = attach(optimizer, kwargs["model"], self.metric, **self.options)
         if self.schedule is not None:

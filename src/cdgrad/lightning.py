@@ -116,6 +116,13 @@ class ChannelDirected(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Detach; a further ``fit`` continues at this step."""
+        self._detach()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """The same: Lightning calls no `teardown` after an error or an interrupt."""
+        self._detach()
+
+    def _detach(self) -> None:
         self._states = [handle.state_dict() for handle in self.handles] or self._states
         for handle in self.handles:
             handle.remove()
