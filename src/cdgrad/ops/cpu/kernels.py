@@ -26,6 +26,7 @@ from cdgrad.ops.cpu.vectors import (
     FLOAT64,
     INT64,
     LANES,
+    called,
     fetch_add,
     load,
     pointer,
@@ -62,12 +63,16 @@ FIELDS = 13
     TOTAL,  # a number: the channels of all tensors
     SCALE,  # float64 (TENSORS,), the same
     PERIODIC,  # 0 or 1: the boundary
-    COUNTERS,  # int64 (2,): blocks taken so far, threads begun so far
+    BOUNDS,  # int64 (THREADS + 1,): the range of blocks of each thread is from its bound to the next
+    COUNTERS,  # int64 (THREADS + 1,): blocks taken of each thread's range, see `OWN`, and threads begun
     SCRATCH,  # memory of the threads, each with
     SCRATCH_BYTES,  # a number: as many bytes
     THREADS,  # a number
-) = range(10)
-JOB_FIELDS = 10
+    THREAD,  # a C function that returns the number of the thread that calls it; 0: none is known
+) = range(12)
+JOB_FIELDS = 12
+
+OWN, OTHERS = 1, 1 << 32  # added to a range's counter by its thread, and by another
 
 # As many as the nearest cache has ways: where channels are a multiple of a page apart, a tile's rows all fall
 # into one set of it. With 16 the sweeps take 1.7 times as long there, with 4 they take 1.1 times.
@@ -112,20 +117,30 @@ def _direct_of(address, like, family, source):
         table = carray(pointer(job[TABLE], INT64), (job[TENSORS], FIELDS))
         weights = carray(pointer(job[WEIGHT], FLOAT64), (4, job[TOTAL]))
         scales = carray(pointer(job[SCALE], FLOAT64), (job[TENSORS],))
-        run = job[SCRATCH] + fetch_add(job[COUNTERS] + 8) * job[SCRATCH_BYTES]
+        threads, counters, turn, tensor = job[THREADS], job[COUNTERS], 0, 0
+        bounds = carray(pointer(job[BOUNDS], INT64), (threads + 1,))
+        thread = called(job[THREAD]) if job[THREAD] else fetch_add(counters + 8 * threads, 1)
+        run = job[SCRATCH] + thread * job[SCRATCH_BYTES]
         periodic = job[PERIODIC] != 0
-        tensor = 0
-        while True:
-            block = fetch_add(job[COUNTERS])
-            if block >= table[-1, END]:
-                return
+        while turn < threads:
+            # Its own range from the front, then what others have left of theirs from the end: threads that
+            # work on neighbors at once take from each other the cache lines in which both have columns, and
+            # those that the hardware prefetches for one from the part of the other.
+            of = (thread + turn) % threads
+            taken = fetch_add(counters + 8 * of, OWN if of == thread else OTHERS)
+            front, back = taken % OTHERS, taken // OTHERS
+            if bounds[of] + front + back >= bounds[of + 1]:
+                turn, tensor = turn + 1, 0
+                continue
+            block = bounds[of] + front if of == thread else bounds[of + 1] - 1 - back
+            tensor = tensor if of == thread else 0
             while block >= table[tensor, END]:
                 tensor += 1
             t = table[tensor]
             if tensor:
                 block -= table[tensor - 1, END]
             w, scale = weights[:, t[WEIGHTS] : t[WEIGHTS] + t[CHANNELS]], scales[tensor]
-            vectors, part = -(-t[COLUMNS] // LANES), apart(block % t[ACROSS], t[ACROSS], job[THREADS])
+            vectors, part = -(-t[COLUMNS] // LANES), block % t[ACROSS]
             start = part * vectors // t[ACROSS] * LANES
             width = min((part + 1) * vectors // t[ACROSS] * LANES, t[COLUMNS]) - start
             first = block // t[ACROSS] * t[OUTER_BLOCK]
@@ -143,17 +158,6 @@ def _direct_of(address, like, family, source):
                     directed(x, like, t, t[STRIDE], width, width, periodic, w, scale, run)
 
     return direct
-
-
-@compiled
-def apart(i, number, threads):
-    """The i-th of a number of blocks in the order in which threads take them: each a range of neighbors.
-
-    Threads that work on neighbors at once take from each other the cache lines in which both have columns,
-    and those that the hardware prefetches for one from the part of the other.
-    """
-    turn = i % threads
-    return turn * (number // threads) + min(turn, number % threads) + i // threads
 
 
 # Below, addresses are integers; `stride` is None where columns are contiguous, and `count` where all lanes of

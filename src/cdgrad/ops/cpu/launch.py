@@ -99,6 +99,7 @@ class _Plan(NamedTuple):
     tensors: tuple[int, ...]  # which gradient each row is; those with nothing to smooth have none
     channels: tuple[int, ...]  # per row
     threads: int
+    bounds: NDArray[np.int64]  # the range of blocks of each thread is from its bound to the next
     scratch: int  # bytes that each of them needs
 
 
@@ -106,7 +107,7 @@ def _run(grads: list[Tensor], dtype: torch.dtype, plan: _Plan, metric: Metric) -
     weights, scale = weights_for(metric, plan.channels, dtype == torch.float64)
     table = plan.table.copy()
     table[:, 0] = [grad.data_ptr() for grad in grads]
-    counters = np.zeros(2, np.int64)
+    counters = np.zeros(plan.threads + 1, np.int64)
     scratch = np.empty(plan.threads * plan.scratch // 8)
     job = np.array(
         [
@@ -116,15 +117,17 @@ def _run(grads: list[Tensor], dtype: torch.dtype, plan: _Plan, metric: Metric) -
             weights.shape[1],
             scale.ctypes.data,
             is_periodic(metric),
+            plan.bounds.ctypes.data,
             counters.ctypes.data,
             scratch.ctypes.data,
             plan.scratch,
             plan.threads,
+            threads.thread_number(plan.threads),
         ],
         np.int64,
     )
     # Each thread's call holds what it works on, should this one be interrupted while another still writes.
-    held = (grads, table, weights, scale, counters, scratch)
+    held = (grads, plan, table, weights, scale, counters, scratch)
     threads.fork_join(compiled_worker(metric.family, dtype), job, plan.threads, held)
 
 
@@ -168,7 +171,12 @@ def make_plan(forms: tuple[_Form, ...], itemsize: int, most_threads: int) -> _Pl
         scratch = max(scratch, _scratch_bytes(columns.n, widest, itemsize))
         rows.append([0, *row, start, end])
     table = np.array(rows, dtype=np.int64).reshape(len(rows), len(rows[0]) if rows else 0)
-    return _Plan(table, tuple(i for i, _ in smoothed), tuple(sizes), min(most_threads, end), scratch)
+    count = min(most_threads, end)
+    # Ranges of about equally many elements, each of whole blocks.
+    shares = np.linspace(0, elements, count + 1)
+    done = np.cumsum([0, *(columns.n * columns.number for _, columns in smoothed)])
+    bounds = np.round(np.interp(shares, done, [0, *(row[-1] for row in rows)])).astype(np.int64)
+    return _Plan(table, tuple(i for i, _ in smoothed), tuple(sizes), count, bounds, scratch)
 
 
 def _bytes_per_element(itemsize: int) -> int:

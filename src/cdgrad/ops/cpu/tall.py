@@ -104,12 +104,12 @@ def _direct_of(address, family, source):
         totals = job[CARRIED] + chunks * CARRIES * gap
         total = -(-vectors // STRIP) if phase == CARRY else chunks * job[PARTS]
         threads, counters, turn = job[THREADS], job[COUNTERS], 0
-        thread = called(job[THREAD]) if job[THREAD] else fetch_add(counters + 8 * threads)
+        thread = called(job[THREAD]) if job[THREAD] else fetch_add(counters + 8 * threads, 1)
         while turn < threads:
             # A range of its own, the same in each phase, and in that order what others have left of theirs.
             of = (thread + turn) % threads
             begin, end = of * total // threads, (of + 1) * total // threads
-            taken = fetch_add(counters + 8 * of)
+            taken = fetch_add(counters + 8 * of, 1)
             if begin + taken >= end:
                 turn += 1
                 continue

@@ -251,14 +251,14 @@ def pointer(typing, address, like):
 
 
 @intrinsic
-def fetch_add(typing, address):
-    """The number at the address, which becomes one more: atomically, so each block has one thread."""
+def fetch_add(typing, address, amount):
+    """The number at the address, which grows by the amount: atomically, so each block has one thread."""
 
     def build(context, builder, signature, arguments):
         pointer = builder.inttoptr(arguments[0], _I64.as_pointer())
-        return builder.atomic_rmw("add", pointer, _I64(1), "monotonic")
+        return builder.atomic_rmw("add", pointer, arguments[1], "monotonic")
 
-    return types.int64(address), build
+    return types.int64(address, types.int64), build
 
 
 @intrinsic
