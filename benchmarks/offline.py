@@ -71,10 +71,10 @@ def compiled(metric: str, dtype: str, access: str, arch: str) -> dict[str, objec
     from cdgrad.ops.triton import kernels, launch, tables
 
     torch_dtype = getattr(torch, dtype)
-    of = parse_metric(metric)
-    tile = tables.TILES[type(of)][torch_dtype.itemsize]
+    parsed = parse_metric(metric)
+    tile = tables.TILES[type(parsed)][torch_dtype.itemsize]
     rocm = arch.startswith("gfx")
-    constants = launch.constants_of(of, torch_dtype, ACCESSES[access], tile) | {"ROCM": rocm}
+    constants = launch.constants_of(parsed, torch_dtype, ACCESSES[access], tile) | {"ROCM": rocm}
     signature = {
         "addresses": "*i64",
         "programs": "*i32",

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 
-from cdgrad.study.report.figures.drawing import Drawing
 from cdgrad.study.report.words import enumerated
 from cdgrad.study.statistics import paired as stats
 from cdgrad.study.statistics.results import Results
@@ -43,7 +42,7 @@ ARMS = {
 }
 
 
-def section() -> tuple[dict[str, str], list[Drawing]]:
+def section() -> dict[str, str]:
     """The table, what it shows in numbers, and what the learning rate has to do with it."""
     results = studies(ELSEWHERE)
     table = rows(results)
@@ -58,7 +57,7 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
     ]
     head = ["where", "arm", "chosen", "baseline error (SD), %", "difference, points", "Holm p", "MDD"]
     head += ["against the baseline at the arm's rate", "seeds", "trials x seeds"]
-    parts = {
+    return {
         "elsewhere_table": tables.markdown(head, lines, right=3),
         "elsewhere_count": str(len(table)),
         "elsewhere_regimes": enumerated([name for study, name in REGIMES.items() if study in by_name]),
@@ -80,7 +79,6 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
         "elsewhere_rates_better_count": str(sum(control.against.better for control in controls.values())),
         "elsewhere_labels": _labels(by_name["regimes-labels"]),
     }
-    return parts, []
 
 
 def _as_in_rates(row: Row) -> Row:

@@ -70,13 +70,12 @@ def all_parts() -> tuple[dict[str, str], list[Drawing]]:
     """Everything that the two pages ask for, by name, and the figures."""
     parts: dict[str, str] = {}
     drawn: list[Drawing] = []
-    for section in (
-        claims.section, axes, rates, photographs, elsewhere.section, mechanisms, attempts, width.section, ledger
-    ):  # fmt: skip
+    for section in (claims.section, axes, rates, mechanisms, width.section):
         more, figures_of_it = section()
         parts |= more
         drawn += figures_of_it
-    for words in (searches.section, labels.section, gpu.section, again.section):
+    without_figures = (photographs, elsewhere.section, attempts, ledger)
+    for words in (*without_figures, searches.section, labels.section, gpu.section, again.section):
         parts |= words()
     return parts, drawn
 
@@ -122,7 +121,7 @@ def rates() -> tuple[dict[str, str], list[Drawing]]:
     return parts, figures.rates("rates", dict(sorted(errors.items())), tuned)
 
 
-def photographs() -> tuple[dict[str, str], list[Drawing]]:
+def photographs() -> dict[str, str]:
     """Subsets of CIFAR-10 (JPEG) and Tiny ImageNet."""
     results = studies(PHOTOS)
     all_photographs = [*results, *studies(["regimes-cifar10"])]
@@ -138,7 +137,7 @@ def photographs() -> tuple[dict[str, str], list[Drawing]]:
     )
     better = [f"{row.cell} ({claims.METHODS[row.arm]})" for row in table if row.better]
     worse = [f"{row.cell} ({claims.METHODS[row.arm]})" for row in table if row.worse]
-    parts = {
+    return {
         "photos_about": "\n".join(f"- {_description(study)}" for study in results),
         "photos_jpeg": _variety([study for study in results if study.spec.name != "tiny-imagenet-50"]),
         "photos_count": str(len(table)),
@@ -160,7 +159,6 @@ def photographs() -> tuple[dict[str, str], list[Drawing]]:
         "photos_table": tables.matrix(table, base, {arm: claims.METHODS[arm] for arm in claims.STRENGTHS}),
         "photos_searched": _searched_longer(),
     }
-    return parts, []
 
 
 def _searched_longer() -> str:
@@ -248,7 +246,7 @@ def _training_table(layers: dict[str, mechanism.Array], cells: dict[str, str], a
     return tables.markdown(head, lines, right=2)
 
 
-def attempts() -> tuple[dict[str, str], list[Drawing]]:
+def attempts() -> dict[str, str]:
     """What was tried beyond the paper's idea."""
     results = studies(["best-effort-sgd", "best-effort-adamw"])
     table = rows(results)
@@ -269,7 +267,7 @@ def attempts() -> tuple[dict[str, str], list[Drawing]]:
         for study in results
     ]
     budgets = sorted({study.spec.tuning.trials for study in results if study.spec.tuning})
-    parts = {
+    return {
         "attempts_seeds": " or ".join(sorted({str(len(study.spec.seeds)) for study in results})),
         "attempts_trials": " or ".join(map(str, budgets)),
         "attempts_better": "; ".join(better) or "none",
@@ -281,14 +279,13 @@ def attempts() -> tuple[dict[str, str], list[Drawing]]:
         "attempts_rates_shown": str(sum(control.against.differs for control in controls)),
         "attempts_tables": "\n\n".join(listed),
     }
-    return parts, []
 
 
 def _attempt(row: Row) -> str:
     return f"{ATTEMPTS[row.arm]} ({tables.cell_name(row.cell)})"
 
 
-def ledger() -> tuple[dict[str, str], list[Drawing]]:
+def ledger() -> dict[str, str]:
     """What all records add up to; and the tables of the second page."""
     origin = runs_of(studies((*CLAIMS, *RATES, *OTHERS, *labels.LABELS, "searches", "cifar10-tuned")))
     groups = {
@@ -302,7 +299,7 @@ def ledger() -> tuple[dict[str, str], list[Drawing]]:
         },
     }
     listed = [f"## {title}\n\n{tables.full(table)}" for title, table in groups.items() if table]
-    parts = {
+    return {
         "ledger_not_run": ", ".join(f"`{name}`" for name in _not_run()) or "none",
         "ledger_runs": f"{origin['runs']:,}",
         "ledger_failed": str(origin["failed"]),
@@ -312,7 +309,6 @@ def ledger() -> tuple[dict[str, str], list[Drawing]]:
         "ledger_cpu": ", ".join(origin["cpu"]),
         "full_tables": "\n\n".join(listed),
     }
-    return parts, []
 
 
 def _not_run() -> list[str]:

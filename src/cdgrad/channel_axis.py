@@ -40,8 +40,8 @@ def uses_of(model: nn.Module) -> Iterator[Use]:
         layer, tensor = owners.get(module, (module, ""))
         for own_name, param in module.named_parameters(recurse=False, remove_duplicate=False):
             # The hooks of torch.nn.utils keep the free tensors as weight_v, weight_g, weight_orig.
-            of = tensor or own_name.removesuffix("_orig").removesuffix("_v").removesuffix("_g")
-            yield Use(f"{prefix}.{own_name}" if prefix else own_name, param, layer, of)
+            plain_name = own_name.removesuffix("_orig").removesuffix("_v").removesuffix("_g")
+            yield Use(f"{prefix}.{own_name}" if prefix else own_name, param, layer, tensor or plain_name)
 
 
 def channel_axis(use: Use, direction: Direction, linear: bool, named: bool) -> tuple[int, int] | str:

@@ -48,9 +48,9 @@ def directed_together(
 def _batches(leaves: Sequence[Any], targets: dict[int, Target]) -> list[list[int]]:
     """The places of leaves that can be one array: two or more with equally many channels, of one dtype."""
     places: dict[tuple[int, Any], list[int]] = {}
-    for i, of in targets.items():
-        if not of.sizes and _is_plain(leaves[i]):
-            places.setdefault((leaves[i].shape[of.axis] // of.groups, leaves[i].dtype), []).append(i)
+    for i, target in targets.items():
+        if not target.sizes and _is_plain(leaves[i]):
+            places.setdefault((leaves[i].shape[target.axis] // target.groups, leaves[i].dtype), []).append(i)
     return [members for members in places.values() if len(members) > 1]
 
 

@@ -94,7 +94,7 @@ def channel_directed(
             state = state._replace(count=optax.safe_increment(state.count))
         leaves, tree = jax.tree.flatten(updates)
         chosen = selection(updates, axis=axis, select=select, groups=groups, blocks=blocks).leaves
-        targets = {i: of for i, of in enumerate(chosen) if isinstance(of, Target)}
+        targets = {i: target for i, target in enumerate(chosen) if isinstance(target, Target)}
         if batches.worth_batches(static):
             leaves = batches.directed_together(leaves, targets, static, now, rescale)
         directed = [
@@ -106,11 +106,11 @@ def channel_directed(
     return optax.GradientTransformation(init, update)
 
 
-def _directed(leaf: jax.Array, metric: Metric, lam: ArrayLike, of: Target, rescale: Rescale) -> jax.Array:
+def _directed(leaf: jax.Array, metric: Metric, lam: ArrayLike, target: Target, rescale: Rescale) -> jax.Array:
     """The leaf directed, block by block where its blocks differ in size."""
-    if not of.sizes:
-        return direct(leaf, metric, lam, axis=of.axis, groups=of.groups, rescale=rescale)
-    blocks = jnp.split(leaf, list(accumulate(of.sizes))[:-1], of.axis)
-    parts = [direct(block, metric, lam, axis=of.axis, groups=1, rescale="none") for block in blocks]
-    whole = jnp.concatenate(parts, of.axis)
+    if not target.sizes:
+        return direct(leaf, metric, lam, axis=target.axis, groups=target.groups, rescale=rescale)
+    blocks = jnp.split(leaf, list(accumulate(target.sizes))[:-1], target.axis)
+    parts = [direct(block, metric, lam, axis=target.axis, groups=1, rescale="none") for block in blocks]
+    whole = jnp.concatenate(parts, target.axis)
     return whole if rescale == "none" else with_norm_of(leaf, whole)

@@ -103,11 +103,11 @@ class Worker(_Stoppable):
 
     def __init__(self, function: Callable[..., Any], *arguments: object, waits: bool = False) -> None:
         self.waits, self._asked = waits, True
-        self._connection, its = multiprocessing.Pipe()
+        self._connection, far_end = multiprocessing.Pipe()
         try:
-            self._process = _started(its, function, arguments, waits)
+            self._process = _started(far_end, function, arguments, waits)
         finally:
-            its.close()
+            far_end.close()
         _running.append(self)
 
     @property
@@ -194,10 +194,10 @@ def _prove(method: str) -> None:
         TimeoutError: it does not.
         RuntimeError: CUDA was initialized before it was forked.
     """
-    connection, its = multiprocessing.Pipe()
+    connection, far_end = multiprocessing.Pipe()
     with connection:
-        with its:
-            process = _begun(method, _tell_whether_usable, (its,))
+        with far_end:
+            process = _begun(method, _tell_whether_usable, (far_end,))
         if not connection.poll(_SERVER_SECONDS):
             process.kill()
             raise TimeoutError(f"no answer in {_SERVER_SECONDS:.0f} s")

@@ -251,10 +251,10 @@ def _solve(
         shard, piece, x = part.shard, part.piece, part.x
         family = [other for other in shard.pieces if other.interval == piece.interval]
         values = _of_interval(numbers_of_all[part.block], family)
-        its = metric, tuple(other.length for other in family), family.index(piece)
-        of_all = [_weights(name, *its, torch.float64, values.device) for name in ("shares", "rows")]
+        place = metric, tuple(other.length for other in family), family.index(piece)
+        of_all = [_weights(name, *place, torch.float64, values.device) for name in ("shares", "rows")]
         shares, rows = graphs.lent(of_all, values)
-        (response,) = graphs.lent([_weights("response", *its, x.dtype, x.device)], x)
+        (response,) = graphs.lent([_weights("response", *place, x.dtype, x.device)], x)
         mean = (values[:, 0] * shares).sum(0)
         values[:, 0] -= mean
         v, right, left = rows @ values.flatten(0, 1)

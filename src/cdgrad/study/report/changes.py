@@ -84,7 +84,7 @@ def _comparisons(planned: Spec, spec: Spec) -> Iterator[str]:
 def left_out(results: Results) -> Iterator[str]:
     """Recorded cells, arms and seeds that the specification leaves out, perhaps after a look."""
     spec = results.spec
-    final = [run for run in results.runs if run.trial is None and run.status != "failed"]
+    final = [run for run in results.completed if run.trial is None]
     kinds = {
         "seed": sorted({run.seed for run in final} - {*spec.seeds}),
         "arm": sorted({run.arm for run in final} - {*spec.arms}),

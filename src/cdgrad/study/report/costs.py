@@ -15,7 +15,7 @@ def cost(results: Results) -> Table:
     """An arm a row: its runs, how many diverged, and the time that they took."""
     rows: list[Sequence[str]] = []
     for arm in results.spec.arms:
-        runs = [run for run in results.runs if run.arm == arm and run.status != "failed"]
+        runs = [run for run in results.completed if run.arm == arm]
         trials = [run for run in runs if run.trial is not None]
         diverged = [sum(run.status == "diverged" for run in group) for group in (runs, trials)]
         seconds = [run.seconds for run in runs]
@@ -37,7 +37,7 @@ def resources(results: Results) -> Table:
     """An arm a row: the dates and backends of its runs, and their sizes."""
     rows: list[Sequence[str]] = []
     for arm in results.spec.arms:
-        runs = [run for run in results.runs if run.arm == arm and run.status != "failed"]
+        runs = [run for run in results.completed if run.arm == arm]
         days = sorted({run.started[:10] for run in runs})
         backends = sorted({run.environment["backend"] for run in runs if "backend" in run.environment})
         memory = [run.memory / 2**20 for run in runs if run.memory is not None]

@@ -58,11 +58,10 @@ def _evaluated(results: Results) -> Iterator[str]:
     none, were = "No test image was read", "images were"
     if data != "images":  # the user's own code, which may have read what it was not asked for
         none, were = "No result on test data was asked for", "data was"
-    ended = [run for run in results.runs if run.status != "failed"]
-    read = [run for run in ended if run.evaluated == "test"]
-    trials = [run for run in ended if run.trial is not None]
+    read = [run for run in results.completed if run.evaluated == "test"]
+    trials = [run for run in results.completed if run.trial is not None]
     if not read:
-        yield f"{none}: all {len(ended)} recorded runs were evaluated on validation {data}."
+        yield f"{none}: all {len(results.completed)} recorded runs were evaluated on validation {data}."
     elif wrong := [run for run in read if run.trial is not None]:
         what = "test errors" if results.spec.measure == ERROR else "results on test data"
         yield f"The test {were} read by {len(wrong)} trials: this study's {what} are not valid."
@@ -80,7 +79,7 @@ def when_tested(results: Results) -> str:
     """When the runs read the test data; the user's own training code may read it whenever it likes."""
     if results.spec.entry:
         return f"when {results.spec.entry} chose to"
-    read = [run for run in results.runs if run.status != "failed" and run.evaluated == "test"]
+    read = [run for run in results.completed if run.evaluated == "test"]
     schedules: list[dict[str, object]] = [run.config.get("schedule") or {} for run in read]
     often = sum(schedule.get("test_every_epoch") is True for schedule in schedules)
     if not often:
@@ -199,7 +198,7 @@ def _shared_images(results: Results) -> Iterator[str]:
     """Whether trials may have seen images that final runs test on."""
     if results.spec.evaluate != "test":
         return
-    trials = [run for run in results.runs if run.trial is not None and run.status != "failed"]
+    trials = [run for run in results.completed if run.trial is not None]
     drawn = {run.cell for run in trials if run.environment.get("test_split") == "drawn"}
     for cell in filter(drawn.__contains__, results.spec.cells):
         yield (
@@ -257,8 +256,8 @@ def _unread(results: Results) -> Iterator[str]:
 
 def _graphs(results: Results) -> Iterator[str]:
     """Why runs on a GPU were not CUDA graphs, where graphs were not switched off."""
-    runs = [run for run in results.runs if run.status != "failed"]
-    reasons = [str(run.environment.get("graph", "")).partition("not captured: ")[2] for run in runs]
+    graphs = [str(run.environment.get("graph", "")) for run in results.completed]
+    reasons = [graph.partition("not captured: ")[2] for graph in graphs]
     for reason in sorted({*reasons} - {"", "schedule.graph is false"}):
         executed = counted(reasons.count(reason), "run")
         yield (

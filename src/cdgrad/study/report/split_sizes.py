@@ -17,8 +17,8 @@ def split_sizes(results: Results) -> Iterator[str]:
     """A sentence for each size that a cell's runs had; none for training code of the user's."""
     said: dict[str, list[str]] = {}
     for cell in results.spec.cells:
-        for run in results.runs:
-            if run.cell == cell and run.status != "failed" and (sizes := run.environment.get("splits")):
+        for run in results.completed:
+            if run.cell == cell and (sizes := run.environment.get("splits")):
                 cells = said.setdefault(_sentence(sizes, run.environment.get("test_split")), [])
                 cells += [cell] if cell not in cells else []
     for sentence, cells in said.items():
@@ -43,7 +43,7 @@ def _sentence(sizes: dict[str, Any], test_split: str | None) -> str:
 def repeated_images(results: Results) -> Iterator[str]:
     """Whether test images are also among those that training draws from."""
     for cell in results.spec.cells:
-        runs = [run for run in results.runs if run.cell == cell and run.status != "failed"]
+        runs = [run for run in results.completed if run.cell == cell]
         most = max((_repeated(run.environment) for run in runs), default=(0, ""))
         if most[0]:
             what = f"{most[1]}{in_cell(cell)}"

@@ -18,7 +18,7 @@ from cdgrad.study.statistics.results import Results
 
 def dates(results: Results) -> list[str]:
     """When the study ran, and how long in all."""
-    runs = [run for run in results.runs if run.status != "failed" and run.started]
+    runs = [run for run in results.completed if run.started]
     if not runs:
         return []
     first, last = min(run.started for run in runs)[:10], max(run.started for run in runs)[:10]

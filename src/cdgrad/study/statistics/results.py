@@ -115,6 +115,11 @@ class Results:
             }
         return Results(spec, list(records.values()), finished, searches, failed, tuple(earlier))
 
+    @cached_property
+    def completed(self) -> list[Run]:
+        """The records `runs` without those of failed runs."""
+        return [run for run in self.runs if run.status != "failed"]
+
     @property
     def final_runs(self) -> list[Run]:
         """The final runs of the study, failed ones at the end."""
