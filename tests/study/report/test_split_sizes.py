@@ -1,15 +1,18 @@
 """Every report says how many images train, validate and test, and where they came from."""
 
+import dataclasses
+
 import pytest
 from parquet_folder import parquet, pictures
 
 from cdgrad.study import data
-from cdgrad.study.report.split_sizes import repeated_images, split_sizes
+from cdgrad.study.data import decoding
+from cdgrad.study.report.split_sizes import nothing_learned, repeated_images, split_sizes
 from cdgrad.study.run.driver import run_study
 from cdgrad.study.run.engine import RunDone
 from cdgrad.study.run.execute import execute
 from cdgrad.study.spec import Task, parse
-from cdgrad.study.statistics.results import read
+from cdgrad.study.statistics.results import Results, read
 
 
 def here(take, workers):
@@ -70,3 +73,31 @@ def test_images_that_occur_twice_are_counted_where_the_seed_draws_the_test(tmp_p
     images = pictures(12, 0)
     folder = parquet(tmp_path / "set", train=[*images, *images[:3], images[0]])
     assert data.repeated(Task(str(folder), 4, 4)) == 7
+
+
+@pytest.mark.parametrize(("level", "learned"), [(76.0, False), (71.0, False), (69.0, True)])
+def test_arms_that_learned_nothing_are_named(tiny, make_run, level, learned):
+    """On 320 images, an error of 75 % has a standard error of 2.4 points."""
+    sizes = data.split_sizes(tiny.setting("", "sgd").tables()[0])
+    assert sizes["constant_error"]["test"] == 75
+    runs = [
+        dataclasses.replace(make_run(arm, seed, error), environment={"splits": sizes})
+        for arm, error in zip(tiny.arms, (level, 50.0), strict=True)
+        for seed in (0, 1)
+    ]
+    first = next(iter(tiny.arms))
+    said = [sentence.partition(":")[0] for sentence in nothing_learned(Results.of(tiny, runs))]
+    assert said == ([] if learned else [first])
+
+
+def test_the_error_of_a_constant_prediction_is_of_the_images_that_a_split_is_drawn_from(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setenv("CDGRAD_CACHE", str(tmp_path / "cache"))
+    train, test = pictures(12, 0), pictures(6, 1)
+    task = Task(str(parquet(tmp_path / "set", train=train, test=test[:4])), 4, 4)
+    decoded = decoding.load(task)
+    for role, images in (("validation", decoded.train), ("test", decoded.test)):
+        labels = images.labels.tolist()
+        others = len(labels) - max(map(labels.count, labels))
+        assert data.split_sizes(task)["constant_error"][role] == pytest.approx(100 * others / len(labels))

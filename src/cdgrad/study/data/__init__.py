@@ -79,12 +79,20 @@ def has_test_split(task: Task) -> bool:
 
 
 def split_sizes(task: Task) -> dict[str, Any]:
-    """How many images train, validate and test, and what the data set calls the splits that they are of."""
+    """How many images train, validate and test, and what the data set calls the splits that they are of.
+
+    Also, of the images that validation and test are drawn from, the errors in percent of a network that names
+    the most frequent class of them for every image.
+    """
     decoded = _decoded(task)
     official = decoded.test and len(decoded.test.labels)
     train, validation, test = _sizes(task, len(decoded.train.labels), official)
     titles = dict(decoded.description.titles)
-    return {"train": train, "validation": validation, "test": test, "titles": titles}
+    drawn_from = {"validation": decoded.train, "test": decoded.test or decoded.train}
+    counts = {role: images.labels.bincount() for role, images in drawn_from.items()}
+    constant = {role: 100 - 100 * int(each.max()) / int(each.sum()) for role, each in counts.items()}
+    sizes = {"train": train, "validation": validation, "test": test}
+    return sizes | {"titles": titles, "constant_error": constant}
 
 
 def repeated(task: Task) -> int | None:

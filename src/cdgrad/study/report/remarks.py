@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cdgrad.study.report.changes import changed_later, left_out
-from cdgrad.study.report.split_sizes import repeated_images, split_sizes
+from cdgrad.study.report.split_sizes import nothing_learned, repeated_images, split_sizes
 from cdgrad.study.report.tuning_remarks import tuning_remarks
 from cdgrad.study.report.verdicts import why_equal
 from cdgrad.study.report.words import counted, in_cell, words
@@ -24,6 +24,7 @@ def remarks(results: Results) -> list[str]:
         *_evaluated(results),
         *split_sizes(results),
         *repeated_images(results),
+        *nothing_learned(results),
         *_reference(results),
         *_unreachable(results),
         *_diverged(results),

@@ -1,15 +1,18 @@
-"""How many images train, validate and test, and how many repeat, in sentences.
+"""How many images train, validate and test, how many repeat, and what they show at all, in sentences.
 
 From the records, not from the specification.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
+from statistics import median
 from typing import Any
 
 from cdgrad.study.report.words import in_cell
 from cdgrad.study.shown import published
+from cdgrad.study.spec import ERROR
 from cdgrad.study.statistics.results import Results
 
 
@@ -48,6 +51,34 @@ def repeated_images(results: Results) -> Iterator[str]:
         if most[0]:
             what = f"{most[1]}{in_cell(cell)}"
             yield f"{what}: the error is partly that of images which the network may have seen."
+
+
+def nothing_learned(results: Results) -> Iterator[str]:
+    """Arms whose typical run is no better than a network that names one class for every image.
+
+    Within two standard errors of an error that is counted on so many images: a difference to such an arm is
+    one between networks that did not train.
+    """
+    spec = results.spec
+    for cell in spec.cells:
+        arms: list[str] = []
+        constant = images = 0.0
+        for arm in spec.arms:
+            runs = results.finished[cell, arm].values()
+            recorded: list[dict[str, Any]] = [run.environment.get("splits") or {} for run in runs]
+            sizes = next((sizes for sizes in recorded if "constant_error" in sizes), None)
+            if sizes is None or spec.measure != ERROR:
+                continue
+            constant, images = sizes["constant_error"][spec.evaluate], sizes[spec.evaluate]
+            deviation = math.sqrt(constant * (100 - constant) / images)
+            if median(results.errors(cell, arm)) >= constant - 2 * deviation:
+                arms.append(arm)
+        if arms:
+            yield (
+                f"{', '.join(arms)}{in_cell(cell)}: half of the runs or more have learned nothing. Their "
+                f"error is that of naming one class for every image, {constant:.1f} %, as far as {images:,} "
+                "images can tell; comparisons with them say nothing about training."
+            )
 
 
 def _repeated(environment: dict[str, Any]) -> tuple[int, str]:
