@@ -15,6 +15,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 import cdgrad
 import cdgrad.huggingface
 import cdgrad.lightning
+from cdgrad.callbacks import attached
 
 
 @pytest.fixture(scope="module")
@@ -418,6 +419,40 @@ def test_the_trainer_callback_gives_the_weights_of_the_recipe_twice_over_and_log
     assert torch.equal(*trained)
     assert callback.handle is None
     assert any("cdgrad/cosine" in entry for entry in trainer.state.log_history)
+
+
+def test_resuming_in_another_metric_than_the_callbacks_is_warned_of():
+    model = nn.Conv2d(3, 8, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state = {"metric": "sobolev:lam=0.02", "steps": 5, "enabled": True}
+    with pytest.warns(UserWarning, match=r"resumes in sobolev:lam=0\.02, .* not in sobolev:lam=0\.01"):
+        handle = attached(optimizer, model, SOBOLEV, {}, None, state)
+    assert handle.state_dict() == state
+    handle.remove()
+    assert attached(optimizer, model, SOBOLEV, {}, lambda step: 0.01 * step, state).steps == 5
+
+
+@lightning_example
+def test_two_lightning_callbacks_save_a_state_each(example):
+    callbacks = [cdgrad.lightning.ChannelDirected(SOBOLEV, **kind) for kind in ({}, {"linear": True})]
+    assert [callback.state_key for callback in callbacks] == [
+        "ChannelDirected",
+        "ChannelDirected {'linear': True}",
+    ]
+    example.lightning.Trainer(callbacks=callbacks, **example.quiet)
+
+
+@huggingface_example
+def test_two_trainer_callbacks_save_a_state_each(example, tmp_path):
+    AcceleratorState._reset_state(reset_partial_state=True)
+    arguments = copy.copy(example.arguments)
+    arguments.output_dir, arguments.max_steps = str(tmp_path), 1
+    names = [name for name, param in resnet(example).named_parameters() if param.ndim == 4][:2]
+    callbacks = [cdgrad.huggingface.ChannelDirected(SOBOLEV, include=name) for name in names]
+    trainer = example.Trainer(resnet(example), arguments, train_dataset=example.data, callbacks=callbacks)
+    trainer.train()
+    saved = trainer.state.stateful_callbacks
+    assert [saved[f"cdgrad {{'include': '{name}'}}"]["steps"] for name in names] == [1, 1]
 
 
 @huggingface_example

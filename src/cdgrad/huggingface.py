@@ -8,11 +8,10 @@ from typing import Any, cast
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from cdgrad.attachment import Attachment, attach
+from cdgrad.attachment import Attachment
+from cdgrad.callbacks import attached, state_key
 from cdgrad.metric_schedule import Schedule
 from cdgrad.metrics import Metric
-
-_KEY = "cdgrad"  # among the states of callbacks; the name of a class there would be restored as one
 
 
 class ChannelDirected(TrainerCallback):
@@ -53,6 +52,8 @@ class ChannelDirected(TrainerCallback):
         self.statistics = statistics
         self.handle: Attachment | None = None
         self._last: dict[str, float] = {}
+        # Not the name of the class, which the trainer would restore by itself.
+        self._key = state_key("cdgrad", attach_options)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -68,11 +69,8 @@ class ChannelDirected(TrainerCallback):
                 stacklevel=2,
             )
         self._detach()
-        self.handle = attach(optimizer, kwargs["model"], self.metric, **self.options)
-        if self.schedule is not None:
-            self.handle.schedule(self.schedule)
-        if (saved := _states(state).get(_KEY)) is not None:
-            self.handle.load_state_dict(saved)
+        saved = _states(state).get(self._key)
+        self.handle = attached(optimizer, kwargs["model"], self.metric, self.options, self.schedule, saved)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -100,7 +98,7 @@ class ChannelDirected(TrainerCallback):
     ) -> None:
         """Put the attachment's state into the trainer's, which is saved next if a checkpoint is due."""
         if self.handle is not None:
-            _states(state)[_KEY] = self.handle.state_dict()
+            _states(state)[self._key] = self.handle.state_dict()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cdgrad.attachment import Attachment, attach
+from cdgrad.attachment import Attachment
+from cdgrad.callbacks import attached, state_key
 from cdgrad.metric_schedule import Schedule
 from cdgrad.metrics import Metric
 from cdgrad.options import Options
@@ -92,15 +93,12 @@ class ChannelDirected(Callback):
         if weights and not optimizers and not any(weight.requires_grad for weight in weights):
             return
         # Without a match, `attach` says why.
-        self.handles = [
-            attach(optimizer, pl_module, self.metric, **self.options)
-            for optimizer in optimizers or trainer.optimizers[:1]
-        ]
-        for handle in self.handles:
-            if self.schedule is not None:
-                handle.schedule(self.schedule)
-        for handle, state in zip(self.handles, self._states, strict=False):
-            handle.load_state_dict(state)
+        states = iter(self._states)
+        for optimizer in optimizers or trainer.optimizers[:1]:
+            state = next(states, None)
+            self.handles.append(
+                attached(optimizer, pl_module, self.metric, self.options, self.schedule, state)
+            )
         self._states = []
 
     def on_before_optimizer_step(
@@ -127,6 +125,11 @@ class ChannelDirected(Callback):
         for handle in self.handles:
             handle.remove()
         self.handles = []
+
+    @property
+    def state_key(self) -> str:
+        """Callbacks for different weights have a state each in a checkpoint."""
+        return state_key(super().state_key, self.options)
 
     def state_dict(self) -> dict[str, Any]:
         """The attachments' states, for Lightning's checkpoint."""
