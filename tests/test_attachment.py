@@ -492,8 +492,9 @@ def test_an_optimizer_of_another_model_is_refused():
 
 def test_a_model_without_convolutions_warns():
     model = nn.Linear(3, 2)
-    with pytest.warns(UserWarning, match="nothing to direct in Linear"):
+    with pytest.warns(UserWarning, match="nothing to direct in Linear") as caught:
         attach(torch.optim.SGD(model.parameters()), model, "sobolev:lam=1")
+    assert caught[0].filename == __file__  # the user's line, not the library's
 
 
 def test_nothing_outlives_the_optimizer():

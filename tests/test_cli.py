@@ -10,6 +10,7 @@ from torch import nn
 from cdgrad import cli
 from cdgrad.diagnostics import roughness
 from cdgrad.study import models
+from cdgrad.study.spec import load
 
 NET = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Linear(8, 4))
 
@@ -103,6 +104,15 @@ def test_an_invalid_specification_is_status_1_and_one_line(capsys, tmp_path):
     status, _, err = run(capsys, "study", str(tmp_path / "bad.toml"), "--out", str(tmp_path / "out"))
     assert (status, err) == (1, "cdgrad: bad: baseline is missing\n")
     assert not (tmp_path / "out").exists()
+
+
+def test_data_that_cannot_be_read_end_a_study_before_its_plan_and_its_runs(capsys, tmp_path):
+    spec = tmp_path / "typo.toml"
+    spec.write_text(load("quickstart").text.replace('"digits"', '"digit"'))
+    status, out, err = run(capsys, "study", str(spec), "--out", str(tmp_path / "out"))
+    assert (status, out) == (1, "")
+    assert err.startswith("cdgrad: task.data: there is no folder digit ")
+    assert err.count("\n") == 1
 
 
 def test_a_missing_extra_is_named_with_its_remedy(capsys, monkeypatch):

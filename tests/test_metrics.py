@@ -57,6 +57,8 @@ def test_text_is_short():
         ("reweighted:lam=nan", "must be positive and finite, got nan"),
         ("reweighted:lam=inf", "must be positive and finite, got inf"),
         ("l2:lam=1", "l2 takes no arguments"),
+        ("reweighted:3", r"did you mean lam=3\? reweighted takes lam"),
+        ("sobolev:lambda=0.1", r"did you mean lam=0.1\? sobolev takes lam, boundary"),
     ],
 )
 def test_bad_text_says_what_to_write(text, message):

@@ -122,7 +122,7 @@ def attach_operator(
         if is_dtensor(target.param):
             channel_mesh_dim(target.param, target.dim, target.name)
     if selection is None and not chosen.targets and not has_lazy(chosen):
-        warn_of_nothing(model, chosen, options.direction, options.linear)
+        warn_of_nothing(model, chosen, options.direction, options.linear, stacklevel=4)  # of `attach`
     return Attachment(optimizer, model, chosen, metrics, options, operate)
 
 

@@ -13,6 +13,8 @@ from __future__ import annotations
 import difflib
 import math
 import numbers
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, get_args
 
@@ -208,11 +210,20 @@ def parse_metric(text: str) -> Metric:
         if not equals or key not in known or key in values:
             reason = "is given twice" if key in values else "is not key=value with a key of this metric"
             takes = ", ".join(known) or "no arguments"
-            raise ValueError(f"metric {text!r}: {item!r} {reason}; {name} takes {takes}")
+            hint = "" if key in values else _argument_meant(key, value, known)
+            raise ValueError(f"metric {text!r}: {item!r} {reason}; {hint}{name} takes {takes}")
         values[key] = _number(text, value) if key == "lam" else value
     if "lam" in known and "lam" not in values:
         raise ValueError(f"metric {text!r} needs lam, for example '{name}:lam=0.1'")
     return family(**values)
+
+
+def _argument_meant(key: str, value: str, known: Iterable[str]) -> str:
+    """The question whether lam, or a key of similar spelling, was meant; empty where neither is likely."""
+    if not value and "lam" in known and re.fullmatch(r"[\d.]+(e[+-]?\d+)?", key):
+        key, value = "lam", key
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {close[0]}={value}? " if close and value else ""
 
 
 def as_metric(metric: Metric | str) -> Metric:

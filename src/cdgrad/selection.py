@@ -168,8 +168,10 @@ def find_targets(
     return Selection(tuple(targets.values()), tuple(skipped))
 
 
-def warn_of_nothing(model: nn.Module, selection: Selection, direction: str, linear: bool) -> None:
-    """Warn that nothing is processed, with the likely cause."""
+def warn_of_nothing(
+    model: nn.Module, selection: Selection, direction: str, linear: bool, stacklevel: int = 3
+) -> None:
+    """Warn that nothing is processed, with the likely cause; `stacklevel` 3 is the caller's caller."""
     hint = ""
     if is_scripted(model):
         hint = "; pass the module that torch.jit.script was given, whose parameters are the same tensors"
@@ -180,7 +182,7 @@ def warn_of_nothing(model: nn.Module, selection: Selection, direction: str, line
         f"ConvTranspose1d-3d{' and Linear' if linear else ''} with more than one entry along "
         f"{direction!r}{hint}; print the selection to see why each of its {len(selection.skipped)} "
         "parameters is left alone",
-        stacklevel=3,
+        stacklevel=stacklevel,
     )
 
 

@@ -51,6 +51,7 @@ def test_the_metric_may_be_replaced(tiny):
         ("metric=sobolef:lam=1", "--set metric: "),
         ("metric=none", "--set metric: rescale has no effect with metric none"),
         ("width=3", "unknown key width"),
+        ("lr=3", "unknown key lr; did you mean optimizer.lr?"),
     ],
 )
 def test_an_override_that_is_not_possible_is_explained(tiny, override, message):

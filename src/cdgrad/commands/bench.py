@@ -34,15 +34,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``cdgrad bench``."""
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the record to FILE, as JSON")
     parser.add_argument(
-        "--networks", nargs="*", choices=NETWORKS, default=ON_CPU["networks"], help="default: all of them"
+        "--networks",
+        nargs="*",
+        choices=NETWORKS,
+        metavar="NETWORK",
+        default=ON_CPU["networks"],
+        help=f"networks to time: {', '.join(NETWORKS)} (default: all of them)",
     )
     parser.add_argument(
-        "--rounds", type=count, default=ON_CPU["rounds"], help="timed repetitions per candidate (default: 21)"
+        "--rounds",
+        type=count,
+        metavar="N",
+        default=ON_CPU["rounds"],
+        help="timed repetitions per candidate (default: 21)",
     )
     parser.add_argument(
         "--peers",
         nargs="*",
         choices=NETWORKS,
+        metavar="NETWORK",
         default=PEERS,
         help="networks on which optimizer steps and other smoothing methods are timed, too "
         "(default: resnet18-imagenet; Muon is slow)",
@@ -58,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds",
         type=count,
+        metavar="N",
         default=ON_GPU["seconds"],
         help="time limit in seconds with --device cuda (default: 120)",
     )

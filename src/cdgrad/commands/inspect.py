@@ -46,7 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="channels, height and width of the images (default: 1x8x8 for small-cnn, 3x32x32 for others)",
     )
     parser.add_argument("--classes", type=count, metavar="N", help="number of outputs (default: 10)")
-    parser.add_argument("--direction", choices=("output", "input", "height", "width"), default="output")
+    parser.add_argument(
+        "--direction",
+        choices=("output", "input", "height", "width"),
+        default="output",
+        help="the axis of the weights to direct along (default: output, the output channels)",
+    )
     parser.add_argument("--linear", action="store_true", help="also process Linear weights")
     parser.add_argument(
         "--include",

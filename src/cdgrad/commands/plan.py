@@ -82,13 +82,14 @@ def show(
     sd: float | None = None,
     *,
     stderr: bool = False,
+    needs_data: bool = False,
 ) -> None:
-    """Print a plan, given the recorded `runs`."""
+    """Print a plan, given the recorded `runs`; with `needs_data`, refuse data that cannot be read here."""
     from rich.console import Console
 
     from cdgrad.study.report import preview, text
 
-    document = preview.preview(plan, runs, workers=workers, seconds=seconds, sd=sd)
+    document = preview.preview(plan, runs, workers=workers, seconds=seconds, sd=sd, needs_data=needs_data)
     text.to_terminal(document, Console(highlight=False, soft_wrap=False, stderr=stderr))
 
 

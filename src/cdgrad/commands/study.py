@@ -83,7 +83,9 @@ def run(options: argparse.Namespace) -> int:
 
     def first_screen(planned: Plan, recorded: list[Run]) -> None:
         seconds = preview.recorded_seconds(spec, recorded)
-        plan.show(planned, recorded, workers, seconds, stderr=True)  # as all progress
+        # On a cluster the nodes may have the data, and with --keep-going other cells may have theirs.
+        needs_data = options.engine == "local" and not options.keep_going
+        plan.show(planned, recorded, workers, seconds, stderr=True, needs_data=needs_data)  # as all progress
 
     try:
         with _page(folder, options.serve):

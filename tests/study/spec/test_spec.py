@@ -47,8 +47,18 @@ def test_an_arm_changes_only_what_it_names(tiny):
         ("lr = 0.1", "lr = -1", "optimizer.lr must be a positive number; got -1.0"),
         ("lr = 0.1", "lr = inf", "optimizer.lr must be a positive number; got inf"),
         ("lr = 0.3", "lr = 0", "arms.directed.optimizer.lr must be a positive number; got 0"),
-        ("torch.optim:SGD", "SGD", "optimizer.name must be one of module:callable, such as torch.optim:SGD"),
+        (
+            "torch.optim:SGD",
+            "SGD",
+            "optimizer.name must be module:callable, such as torch.optim:SGD; got",
+        ),
         ("small-cnn", "resnet", "model.name must be one of small-cnn, resnet8, resnet20"),
+        (
+            "small-cnn",
+            "small_cnn",
+            "such as mynet:build; got 'small_cnn'; did you mean small-cnn",
+        ),
+        ("lr = 0.1", "learning_rate = 0.1", "optimizer.lr is missing; the table has name, learning_rate"),
         ("lam=3", "lam=-3", "arms.directed.metric: lam must be"),
         ("reweighted:", "reweigted:", "did you mean 'reweighted'?"),
         (
@@ -93,7 +103,7 @@ def test_an_arm_changes_only_what_it_names(tiny):
         ("batch = 16", "batch = 16\nclip = -1", "schedule.clip must be a number of at least 0; got -1"),
         ("batch = 16", "batch = 16\ndecay = 'step'", "schedule.decay must be one of cosine, steps, none"),
         ("batch = 16", "batch = 16\nprecision = 'half'", "must be one of float32, bfloat16"),
-        ("seeds = 2", "seeds = 2\nentry = 'mytrain'", "entry must be one of module:callable"),
+        ("seeds = 2", "seeds = 2\nentry = 'mytrain'", "entry must be module:callable, such as mytrain:run"),
         ("seeds = 2", "seeds = 2\nentry = 'mytrain:run'", "unknown key task; known are"),
     ],
 )

@@ -270,7 +270,11 @@ def test_a_study_with_a_metric_takes_a_number_or_a_dict_with_its_name(returned):
 @pytest.mark.parametrize(
     ("returned", "percent", "message"),
     [
-        ({"perplexty": 3}, False, r'must return a dict with "perplexity"; .*did you mean \'perplexty\'\?'),
+        (
+            {"perplexty": 3},
+            False,
+            r"must return a dict with .*; rename 'perplexty' to 'perplexity'",
+        ),
         ("41.5", False, 'must return a dict with "perplexity"; got'),
         (None, True, 'must return a dict with "perplexity" in percent; got None'),
         (math.inf, False, "a diverged run is a result: return the value of an untrained model"),

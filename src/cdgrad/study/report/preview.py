@@ -124,7 +124,13 @@ def _ends(setting: Setting, device: str) -> list[float]:
 
 
 def preview(
-    plan: Plan, runs: Sequence[Run], *, workers: int, seconds: Seconds | None, sd: float | None
+    plan: Plan,
+    runs: Sequence[Run],
+    *,
+    workers: int,
+    seconds: Seconds | None,
+    sd: float | None,
+    needs_data: bool = False,
 ) -> Document:
     """The plan of a study as a document.
 
@@ -135,12 +141,18 @@ def preview(
         seconds: expected seconds of a run; None where they are not known.
         sd: standard deviation of a paired difference in points, for the minimum detectable difference;
             None: that of the recorded pairs, where there are any.
+        needs_data: refuse data that this machine cannot read; otherwise a remark says so.
+
+    Raises:
+        StudyError: the data cannot be read, and `needs_data`.
     """
     spec = plan.spec
     remarks = list(warnings(spec))
     try:
         splits = list(_splits(spec))
     except StudyError as error:  # the workers of a cluster may have what this machine lacks
+        if needs_data:
+            raise
         splits = []
         remarks.append(f"The data cannot be read on this machine: {error}")
     tables = [_runs(plan), *splits, *_time(plan, workers, seconds)]

@@ -149,7 +149,7 @@ class Head:
     evaluate: str = field(default="test", metadata=one_of("test", "validation"))
     workers: int = field(default=2, metadata=at_least(1))
     out: str = ""
-    entry: str = field(default="", metadata=one_of(importable=True))
+    entry: str = field(default="", metadata=one_of(importable="mytrain:run"))
     margin: float = field(default=0.0, metadata=within(0, math.inf))
     reference: str = ""
     all_pairs: bool = False

@@ -29,7 +29,7 @@ class Rule(TypedDict, total=False):
         positive: a positive number.
         minimum, or_all: an integer of at least `minimum`, or with `or_all` the text ``"all"``.
         within: a number x with low <= x < below.
-        choices, importable: one of some texts, or with `importable` a ``module:callable``.
+        choices, importable: one of some texts, or a ``module:callable`` such as `importable`, if not empty.
         some_of: a list of different texts among these.
         omitted_at_default: records do not have the key where it is at its default.
         words: what a report calls an arm's option that is not at its default; ``{}`` is its value.
@@ -41,7 +41,7 @@ class Rule(TypedDict, total=False):
     or_all: bool
     within: tuple[float, float]
     choices: tuple[str, ...]
-    importable: bool
+    importable: str
     some_of: tuple[str, ...]
     omitted_at_default: bool
     words: str
@@ -61,8 +61,8 @@ def within(low: float, below: float) -> Rule:
     return {"within": (low, below)}
 
 
-def one_of(*choices: str, importable: bool = False) -> Rule:
-    """One of some texts, or with `importable` a ``module:callable``."""
+def one_of(*choices: str, importable: str = "") -> Rule:
+    """One of some texts, or a ``module:callable``, of which `importable` is an example."""
     return {"choices": choices, "importable": importable}
 
 
@@ -105,7 +105,8 @@ def check_keys(
             raise StudyError(f"{name}: unknown key {prefix}{key}; {hint}known are {', '.join(known)}")
     for key in required:
         if key not in table:
-            raise StudyError(f"{name}: {prefix}{key} is missing")
+            given = f"; the table has {', '.join(map(str, table)):.200}" if known is None and table else ""
+            raise StudyError(f"{name}: {prefix}{key} is missing{given}")
 
 
 def _checked(value: object, kind: object, declared: Field[Any], where: str, name: str) -> object:
@@ -113,11 +114,14 @@ def _checked(value: object, kind: object, declared: Field[Any], where: str, name
     if kind is float and is_a(value, int):
         value = float(value) if abs(value) < 2**1000 else math.inf
     if "choices" in rules:
-        choices, may_be_importable = rules["choices"], rules.get("importable")
+        choices, example = rules["choices"], rules.get("importable")
         importable = isinstance(value, str) and bool(IMPORTABLE.fullmatch(value))
-        if value not in choices and not (may_be_importable and importable):
-            form = ["module:callable, such as torch.optim:SGD"] if may_be_importable else []
-            raise error_at(name, where, value, "one of " + ", ".join([*choices, *form]))
+        if value not in choices and not (example and importable):
+            form = f"module:callable, such as {example}" if example else ""
+            listed = "one of " * bool(choices) + ", ".join(choices) + " or " * bool(choices and form)
+            close = difflib.get_close_matches(str(value), choices, n=1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise StudyError(f"{error_at(name, where, value, listed + form)}{hint}")
     elif rules.get("positive"):
         if not (is_a(value, float) and value > 0 and math.isfinite(value)):
             raise error_at(name, where, value, "a positive number")

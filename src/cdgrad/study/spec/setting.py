@@ -82,7 +82,7 @@ class Model:
         arguments: all other keys are the callable's keyword arguments.
     """
 
-    name: str = field(metadata=one_of(*MODELS, importable=True))
+    name: str = field(metadata=one_of(*MODELS, importable="mynet:build"))
     arguments: dict[str, Any] = field(default_factory=dict[str, Any])
     initialization: str = field(default="default", metadata=_later(one_of(*INITIALIZATIONS)))
 
@@ -159,7 +159,7 @@ class Optimizer:
         arguments: all other keys are the callable's keyword arguments.
     """
 
-    name: str = field(metadata=one_of(importable=True))
+    name: str = field(metadata=one_of(importable="torch.optim:SGD"))
     lr: float = field(metadata=POSITIVE)
     arguments: dict[str, Any] = field(default_factory=dict[str, Any])
 

@@ -225,6 +225,8 @@ def with_option(arm: Arm, key: str, value: Any, name: str) -> Arm:
     metric = None if arm.metric == NO_METRIC else parse_metric(arm.metric)
     if key != "lam":
         known = [*TUNABLE, "model.KEY", "schedule.KEY", "optimizer.KEY"]
+        if key == "lr":
+            raise StudyError(f"{name}: unknown key lr; did you mean optimizer.lr?")
         check_keys({key: value}, known, (), "", name)
     if metric is None or lam_of(metric) is None:
         raise StudyError(f"{name}: metric {arm.metric} has no lam; choose a metric with one, or another key")

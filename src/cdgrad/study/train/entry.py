@@ -219,7 +219,7 @@ def _with_result(returned: Any, setting: EntrySetting) -> Mapping[object, object
         if name in values:
             return values
         meant = difflib.get_close_matches(name, map(str, values), 1)
-        hint = f"; did you mean {meant[0]!r}?" if meant else ""
+        hint = f"; rename {meant[0]!r} to {name!r}" if meant else ""
     elif name == ERROR.name:  # a number alone would not say that it is in percent
         values, hint = {}, ""
     else:
