@@ -10,7 +10,7 @@ from rich.console import Console
 from cdgrad.study import StudyError
 from cdgrad.study.records import Store
 from cdgrad.study.report import compose as report
-from cdgrad.study.report import costs, paper
+from cdgrad.study.report import paper, run_tables
 from cdgrad.study.report import text as render
 from cdgrad.study.report.remarks import remarks
 from cdgrad.study.spec import parse
@@ -175,7 +175,7 @@ def test_an_arm_shows_when_and_with_what_its_runs_were_made(tiny, make_run):
         make_run("sgd", 1, 3.0, parameters=1234, images=96, memory=5 * 2**20, environment=none),
         make_run("directed", 0, 3.0, environment={"backend": "triton"}),
     ]
-    assert costs.resources(Results.of(tiny, runs)).rows == [
+    assert run_tables.resources(Results.of(tiny, runs)).rows == [
         ("sgd", "2026-01-01 to 2026-01-03", "none", "1,234", "96 to 480", "5"),
         ("directed", "2026-01-01", "triton", "-", "-", "-"),
     ]

@@ -56,7 +56,7 @@ def test_an_arm_starts_where_the_baseline_starts(setting):
     assert base.epochs[1]["loss"] != directed.epochs[1]["loss"]
 
 
-def test_the_recorded_agreement_is_that_of_the_metric(setting):
+def test_the_recorded_alignment_is_that_of_the_metric(setting):
     whole = dataclasses.replace(
         setting, metric="reweighted:lam=3", schedule=dataclasses.replace(setting.schedule, batch=48, epochs=1)
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cdgrad.study import StudyError, files
 from cdgrad.study.records import FILE, csv_file
-from cdgrad.study.report import across, costs, details, further, html_page, tables, text, times, tuning_tables
+from cdgrad.study.report import across, further, html_page, run_tables, tables, text, times, tuning_tables
 from cdgrad.study.report.document import Document, Figure, Section, Table
 from cdgrad.study.report.figures import curves, differences, levels, settings
 from cdgrad.study.report.remarks import environments, remarks
@@ -212,14 +212,14 @@ def _details(results: Results) -> Section:
     """Every number that the tables are made of."""
     cells = results.spec.cells
     searches = results.searches.items()
-    seeds = [details.seeds(results, cell) for cell in cells]
+    seeds = [run_tables.seeds(results, cell) for cell in cells]
     trials = [tuning_tables.trials(results, search, place.cell) for place, search in searches if search.runs]
     parts = [
         *seeds,
         *trials,
-        costs.cost(results),
-        costs.resources(results),
-        details.evaluated_splits(results),
+        run_tables.cost(results),
+        run_tables.resources(results),
+        run_tables.evaluated_splits(results),
     ]
     return Section("Every run", (), parts, detail=True)
 
