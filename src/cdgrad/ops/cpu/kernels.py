@@ -123,9 +123,8 @@ def _direct_of(address, like, family, source):
         run = job[SCRATCH] + thread * job[SCRATCH_BYTES]
         periodic = job[PERIODIC] != 0
         while turn < threads:
-            # Its own range from the front, then what others have left of theirs from the end: threads that
-            # work on neighbors at once take from each other the cache lines in which both have columns, and
-            # those that the hardware prefetches for one from the part of the other.
+            # Its own range from the front, then what others have left of theirs from the end: threads on
+            # neighbors take cache lines from each other, where both have columns or one has prefetched.
             of = (thread + turn) % threads
             taken = fetch_add(counters + 8 * of, OWN if of == thread else OTHERS)
             front, back = taken % OTHERS, taken // OTHERS
