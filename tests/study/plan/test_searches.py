@@ -140,7 +140,7 @@ def test_report_plan_and_methods_say_so(spec):
     said = " ".join(markdown(document(results)).split())
     assert "Each arm was tuned by 3 independent searches" in said
     assert "| directed | -0.50, +0.00, +0.50 | 0.50 | 0.00 | -0.47 to +0.47 |" in said
-    assert "seed 100, 103 in search 1; seed 101, 104 in search 2; seed 102, 105 in search 3" in said
+    assert "seeds 100, 103 in search 1; seeds 101, 104 in search 2; seeds 102, 105 in search 3" in said
     assert "Trials of directed, search 3" in said
     assert "t-test over the searches" in said
     text = paper.methods(results)

@@ -55,6 +55,11 @@ def _seeds(planned: Spec, spec: Spec) -> Iterator[str]:
         )
 
 
+def has_later_margin(results: Results) -> bool:
+    """Whether the margin of equivalence is not the one of the first specification."""
+    return any(planned.margin != results.spec.margin for planned in results.earlier[:1])
+
+
 def _comparisons(planned: Spec, spec: Spec) -> Iterator[str]:
     """Whether the specification states another margin or direction, or compares other arms."""
     if spec.measure.direction != planned.measure.direction:

@@ -43,26 +43,28 @@ class Difference(NamedTuple):
 def further_table(results: Results, cell: str) -> Table | None:
     """A measure and comparison a row; None where the runs measured nothing else."""
     rows: list[Sequence[str]] = []
-    before = ""
+    before, one_reference = "", not results.spec.all_pairs
     for d in _differences(results, cell):
         counts = all(number.is_integer() for number in (*d.of_arm, *d.differences))  # such as of parameters
         digits = 0 if counts else decimals(paired.standard_deviation(d.differences))
         w = Words(Measure(_ANY, "min"), digits)
         shown, before = ("" if d.measure == before else one_line(d.measure)), d.measure
         interval = w.interval(paired.mean_interval(d.differences), "+")
-        arm_mean = "-" if results.spec.all_pairs else w.number(mean(d.of_arm))
+        of_arm = [w.number(mean(d.of_arm))] * one_reference
         difference = w.number(mean(d.differences), "+")
-        rows.append((shown, d.name, arm_mean, difference, interval, str(len(d.differences))))
+        rows.append((shown, d.name, *of_arm, difference, interval, str(len(d.differences))))
     if not rows:
         return None
     return Table(
         "Further measures, not tested",
-        ("measure", row_name(results), "mean", "difference", "95 % t", "pairs"),
+        ("measure", row_name(results), *["mean"] * one_reference, "difference", "95 % t", "pairs"),
         rows,
-        "mean: of the arm; difference: paired, with its uncorrected interval; pairs: seeds on which both "
-        "arms have a finite number, which diverged runs may lack. These numbers are descriptive: no "
-        "hypothesis about them is tested",
-        align="llrrrr",
+        "mean: of the arm; "
+        * one_reference
+        + "difference: paired, with its uncorrected interval; pairs: seeds on which both arms have a finite "
+        "number, which diverged runs may lack. These numbers are descriptive: no hypothesis about them is "
+        "tested",
+        align="llrrr" + "r" * one_reference,
         grouped=True,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cdgrad.messages import first_few
 from cdgrad.study.report.changes import changed_later, left_out
 from cdgrad.study.report.split_sizes import nothing_learned, repeated_images, split_sizes
 from cdgrad.study.report.tuning_remarks import tuning_remarks
@@ -153,46 +154,51 @@ def _unreachable(results: Results) -> Iterator[str]:
     pairs = [c.pairs for c, _ in results.comparisons.values() if c.pairs > 1]
     if not pairs or not results.spec.tests or results.spec.until or results.spec.replicates > 1:
         return
-    smallest = paired.smallest_p(max(pairs)) * results.spec.tests
+    tests, planned = results.spec.tests, len(results.spec.seeds)
+    enough_planned = paired.smallest_p(planned) * tests < 1 - paired.LEVEL
+    seeds = max(pairs) if enough_planned else planned
+    smallest = paired.smallest_p(seeds) * tests
     if smallest >= 1 - paired.LEVEL:
         yield (
-            f"With {max(pairs)} seeds and {counted(results.spec.tests, 'comparison')} no p can be below "
-            f"{min(smallest, 1):.2g}, so that no difference, however large, can be shown; add seeds."
+            f"With {seeds} seeds{' so far' * enough_planned} and {counted(tests, 'comparison')} no "
+            f"{'Holm ' * (tests > 1)}p can be below {min(smallest, 1):.2g}, so that no difference, however "
+            f"large, can be shown{' yet' if enough_planned else '; add seeds'}."
         )
 
 
 def _diverged(results: Results) -> Iterator[str]:
     """Diverged runs are results; where they rule the mean, the median says what the others did."""
-    measure = results.spec.measure
+    measure, given = results.spec.measure, set[tuple[str, str]]()
     for (cell, arm), runs in results.finished.items():
         seeds = sorted(seed for seed, run in runs.items() if run.status == "diverged")
         if not seeds:
             continue
-        listed = ", ".join(map(str, seeds))
         sentence = (
-            f"{arm}{in_cell(cell)}: {len(seeds)} of {counted(len(runs), 'run')} diverged (seed {listed}) and "
+            f"{arm}{in_cell(cell)}: {len(seeds)} of {counted(len(runs), 'run')} diverged "
+            f"(seed{'s' * (len(seeds) > 1)} {first_few(seeds, 10)}) and "
             f"{'is' if len(seeds) == 1 else 'are'} included with the final {measure.name}"
             + "; predictions that are not finite count as errors"
             * (measure == ERROR and not results.spec.entry)
             + "."
         )
-        if medians := _medians(results, cell, arm):
+        if medians := _medians(results, cell, arm, given):
             what = "errors" if measure == ERROR else "values"
             sentence += f" Such {what} dominate a mean and its interval; the median difference{medians}."
         yield sentence
 
 
-def _medians(results: Results, cell: str, arm: str) -> str:
-    """The median differences of an arm's comparisons; empty where it has none."""
-    w, listed = words(results), list[str]()
-    compared = {results.spec.contrasts[name]: c for name, (c, _) in results.in_cell(cell).items()}
-    for contrast, c in compared.items():
-        if arm in contrast and c.pairs > 1:
+def _medians(results: Results, cell: str, arm: str, given: set[tuple[str, str]]) -> str:
+    """The median differences of an arm's comparisons; empty where it has none that is not in `given`."""
+    w, medians = words(results), list[str]()
+    for name, (c, _) in results.in_cell(cell).items():
+        contrast = results.spec.contrasts[name]
+        if arm in contrast and c.pairs > 1 and (cell, name) not in given:
+            given.add((cell, name))
             interval = w.interval(c.median_interval, "+")
             between = "" if interval == "-" else f" (95 % interval {interval})"
             of = "" if arm == contrast.arm else f" of {contrast.arm}"
-            listed.append(f"{of} to {contrast.reference} is {w.difference(c.median)}{between}")
-    return ",".join(listed)
+            medians.append(f"{of} to {contrast.reference} is {w.difference(c.median)}{between}")
+    return ",".join(medians)
 
 
 def _shared_images(results: Results) -> Iterator[str]:
@@ -211,9 +217,19 @@ def _shared_images(results: Results) -> Iterator[str]:
 def _environment(results: Results) -> Iterator[str]:
     # Training is chaotic: a changed rounding error moves a single run by as much as a changed seed.
     for key, values in environments(results).items():
-        if len(values) > 1:
-            listed = ", ".join(values)
-            yield f"The runs differ in {key} ({listed}), so arms may differ in more than their setting."
+        if len(values) < 2:
+            continue
+        of_seed: dict[tuple[str, int], set[str]] = {}
+        for (cell, _), runs in results.finished.items():
+            for seed, run in runs.items():
+                of_seed.setdefault((cell, seed), set()).add(str(run.environment.get(key)))
+        alike = of_seed and all(len(found) == 1 for found in of_seed.values())
+        so = (
+            "but those of one seed do not: the paired differences are within each of them"
+            if alike
+            else "so arms may differ in more than their setting"
+        )
+        yield f"The runs differ in {key} ({', '.join(values)}), {so}."
 
 
 def _images(results: Results) -> Iterator[str]:
@@ -310,6 +326,6 @@ def _unfinished(results: Results) -> Iterator[str]:
             )
     planned = results.total + results.trials_total
     if left := planned - results.count - results.trials_finished - len(failed):
-        runs = counted(left, "run")
+        runs = "At most " * bool(results.spec.until) + counted(left, "run")
         again = "run the same command again to complete them"
         yield f"{runs} {'remains' if left == 1 else 'remain'}: {again}; until then, results are provisional."

@@ -5,15 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from cdgrad.study.report.changes import has_later_margin
 from cdgrad.study.report.document import Table
 from cdgrad.study.report.words import Words, on_its_side, words
 from cdgrad.study.spec import NO_METRIC, OPTIONS, EntrySetting, LoopSetting, Spec
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.equivalence import anytime_equivalence, equivalence
 from cdgrad.study.statistics.results import Results
-from cdgrad.study.statistics.sequential import anytime_interval, anytime_p
+from cdgrad.study.statistics.sequential import anytime_interval, anytime_p, fewest_pairs
 
 _SIZES = (0.1, 0.2, 0.5)  # points, for the number of seeds needed
+_ANYTIME = (
+    "valid after a look at every seed, by the mixture sequential t-test (arXiv 2310.03722) with a correction "
+    "for skewness (Hall 1992)"
+)
 FIXED = "; all of a fixed number of seeds: the anytime-valid interval needs more"
 
 
@@ -59,15 +64,16 @@ def differences(results: Results, cell: str) -> Table:
     ]
     kind = interval_name(results)
     units = "searches" if results.spec.replicates > 1 else "pairs"
-    note = f"95 % {kind}: interval of the mean, uncorrected; p: {_test_name(results)}; "
+    valid = f", {_ANYTIME}" if results.spec.until else ""
+    note = f"95 % {kind}: interval of the mean{valid}, uncorrected; p: {_test_name(results)}; "
     if several:
         note += f"Holm p: corrected for all {results.spec.tests} comparisons of the study; "
     return Table(
         difference_title(results.spec, w),
         (row_name(results), "mean", f"95 % {kind}", "p", *(["Holm p"] * several), "win rate", "corr.", units),
         rows,
-        f"{note}win rate: share of seeds on which the {row_name(results)} is better, ties half; "
-        "corr.: of the pairs"
+        f"{note}win rate: share of seeds on which {_winner(results)} is better, ties half; "
+        "corr.: correlation of the two arms over the seeds"
         + f"; {', '.join(floor)}: the baseline with other rounding errors, not a test"
         * bool(floor),
         align="l" + "r" * (6 + several),
@@ -86,6 +92,10 @@ def row_name(results: Results) -> str:
     return "pair" if results.spec.all_pairs else "arm"
 
 
+def _winner(results: Results) -> str:
+    return "the first arm of the pair" if results.spec.all_pairs else "the arm"
+
+
 def interval_name(results: Results) -> str:
     """Which interval the comparisons have: Student's t, or the anytime-valid one."""
     return "anytime" if results.spec.until else "t"
@@ -98,40 +108,62 @@ def _test_name(results: Results) -> str:
 
 
 def certainty(results: Results, cell: str) -> Table:
-    """A comparison a row: what holds after any number of looks, and whether the arms are equivalent."""
-    w, margin = words(results), results.spec.margin
+    """A comparison a row: what holds after any number of looks, and whether the arms are equivalent.
+
+    Without rows where neither is asked for: with ``seeds = { until, most }`` the differences' table has the
+    anytime-valid intervals.
+    """
+    w, margin, until = words(results), results.spec.margin, results.spec.until
+    looks = () if until else ("95 % anytime", "anytime p")
+    tests = () if not margin else ("margin p", "equivalent") if until else ("90 % t", "TOST p", "equivalent")
+    intervals = {name: anytime_interval(c.differences) for name, (c, _) in results.in_cell(cell).items()}
     rows: list[Sequence[str]] = []
     for name, (c, _) in results.in_cell(cell).items():
-        d = c.differences
-        row = [name, w.interval(anytime_interval(d), "+"), p_value(anytime_p(d))]
-        if margin:
-            test = (anytime_equivalence if results.spec.until else equivalence)(d, margin)
-            shown = test.shown and c.sd > 0
-            row += [] if results.spec.until else [_interval(w, c, test.interval)]
-            row += [p_value(test.p if c.sd else math.nan), "yes" if shown else "not shown"]
+        row = [name]
+        row += [w.interval(intervals[name], "+"), p_value(anytime_p(c.differences))] if looks else []
+        row += _equivalence(results, w, c) if margin else []
         rows.append(row)
-    note = (
-        f"anytime: valid after a look at every {results.sampled}, by the mixture sequential t-test "
-        "(arXiv 2310.03722) with a correction for skewness (Hall 1992), each comparison on its own"
-    )
+    notes: list[str] = []
+    if looks:
+        sampled = _ANYTIME.replace("seed", results.sampled)
+        notes.append(f"anytime: {sampled}, each comparison on its own")
+    if looks and any(math.isnan(interval.low) for interval in intervals.values()):
+        plural = "searches" if results.sampled == "search" else "seeds"
+        notes.append(f"a dash: fewer than {fewest_pairs()} {plural}, or equal differences")
     if margin:
-        size = w.amount(margin)
-        note += f"; equivalence: the mean difference is smaller than the margin of {size}, by "
-        note += (
-            "the anytime-valid interval, which lies within the margin where its p is below 0.05"
-            if results.spec.until
-            else "two one-sided t-tests at 5 %, which hold where neither the margin nor the number of seeds "
-            "followed from the results"
-        )
-        note += ", each comparison on its own; equal differences show none"
-    test_columns = ("margin p",) if results.spec.until else ("90 % t", "TOST p")
-    columns = (*test_columns, "equivalent") if margin else ()
+        notes.append(_equivalence_note(w.amount(margin), until=bool(until)))
+    titles = ["After any number of looks"] * bool(looks) + ["equivalence"] * bool(tests)
+    title = ", and ".join(titles)
     return Table(
-        "After any number of looks" + (", and equivalence" if margin else ""),
-        (row_name(results), "95 % anytime", "anytime p", *columns),
-        rows,
-        note,
-        align="lrr" + "r" * len(columns),
+        title[:1].upper() + title[1:],
+        (row_name(results), *looks, *tests),
+        rows if looks or tests else (),
+        "; ".join(notes),
+        align="l" + "r" * len(looks + tests),
+    )
+
+
+def _equivalence(results: Results, w: Words, c: paired.Comparison) -> list[str]:
+    """The interval, the p and the outcome of the test of equivalence."""
+    test = (anytime_equivalence if results.spec.until else equivalence)(c.differences, results.spec.margin)
+    shown = test.shown and c.sd > 0 and not has_later_margin(results)
+    return [
+        *([] if results.spec.until else [_interval(w, c, test.interval)]),
+        p_value(test.p if c.sd else math.nan),
+        "yes" if shown else "not shown",
+    ]
+
+
+def _equivalence_note(margin: str, *, until: bool) -> str:
+    how = (
+        "the anytime-valid interval, which lies within the margin where its p is below 0.05"
+        if until
+        else "two one-sided t-tests at 5 %, which hold where neither the margin nor the number of seeds "
+        "followed from the results"
+    )
+    return (
+        f"equivalence: the mean difference is smaller than the margin of {margin}, by {how}, each comparison "
+        "on its own; equal differences show none"
     )
 
 
@@ -139,11 +171,12 @@ def power(results: Results, cell: str) -> Table:
     """A comparison a row: the minimum detectable difference, and the seeds needed for smaller ones."""
     w, compared = words(results), {n: c for n, (c, _) in results.in_cell(cell).items() if c.pairs > 1}
     sizes = true_differences(w, max((c.sd for c in compared.values()), default=math.nan))
-    plural = "searches" if results.sampled == "search" else "seeds"
+    searches = results.sampled == "search"
+    plural = "searches" if searches else "seeds"
     rows = [
         (
             name,
-            _interval(w, c, c.bootstrap),
+            *([] if searches else [_interval(w, c, c.bootstrap)]),
             w.number(c.sd),
             w.number(paired.detectable_difference(c.pairs, c.sd) if c.sd else math.nan),
             *(f"{paired.required_pairs(size, c.sd):,}" if c.sd else "-" for size in sizes),
@@ -151,17 +184,20 @@ def power(results: Results, cell: str) -> Table:
         for name, c in compared.items()
     ]
     unit = f" in {w.of_difference}" if w.of_difference else ""
+    bootstrap = () if searches else ("95 % BCa",)
+    sampled = "the mean difference of a search" if searches else "a difference"
     return Table(
         f"Statistical power: detectable difference, and {plural} needed",
-        (row_name(results), "95 % BCa", "SD", "MDD", *(f"for {size:g}" for size in sizes)),
+        (row_name(results), *bootstrap, "SD", "MDD", *(f"for {size:g}" for size in sizes)),
         rows,
-        "BCa: bootstrap interval of the mean difference, too narrow below about 30 pairs; SD: standard "
-        f"deviation of a difference; MDD: the smallest true difference{unit} shown with "
+        "BCa: bootstrap interval of the mean difference, too narrow below about 30 pairs; "
+        * bool(bootstrap)
+        + f"SD: standard deviation of {sampled}; MDD: the smallest true difference{unit} shown with "
         f"{100 * paired.POWER:.0f} % power by a two-sided paired t-test at 5 %; for x: {plural} that would "
         f"detect {f'x {w.of_difference}'.rstrip()} with that power, at this SD"
         + FIXED
         * bool(results.spec.until),
-        align="lrrr" + "r" * len(sizes),
+        align="lrr" + "r" * len((*bootstrap, *sizes)),
     )
 
 
@@ -189,7 +225,7 @@ def summary(results: Results) -> Table:
         ("cell", row_name(results), "mean", f"95 % {interval_name(results)}", "Holm p", "win rate"),
         rows,
         f"Holm p: {_test_name(results)}, corrected for all {results.spec.tests} comparisons; "
-        f"win rate: share of seeds on which the {row_name(results)} is better",
+        f"win rate: share of seeds on which {_winner(results)} is better, ties half",
         align="llrrrr",
         grouped=True,
     )
@@ -223,10 +259,19 @@ def p_value(value: float) -> str:
     return on_its_side(value, 3, "f") if value >= 0.001 else "<.001"
 
 
-def _metric(text: str) -> str:
+def _searched(spec: Spec, arm: str) -> list[str]:
+    """The keys whose values trials choose for an arm."""
+    tuning = spec.arms[arm].tuning
+    if spec.tuning is None or tuning == "none":
+        return []
+    return sorted(spec.tuning.of(arm if tuning == "own" else spec.baseline))
+
+
+def _metric(text: str, *, with_lam: bool) -> str:
     """A metric with its parameters apart, which a narrow column can break; a tuned lam in three digits."""
     family, _, parameters = text.partition(":")
     pairs = [parameter.split("=") for parameter in parameters.split(",") if parameter]
+    pairs = [pair for pair in pairs if with_lam or pair[0] != "lam"]
     return ", ".join(
         [family, *(f"{key} {float(v):.3g}" if key == "lam" else f"{key} {v}" for key, v in pairs)]
     )
@@ -237,8 +282,9 @@ def what(results: Results, cell: str, arm: str) -> str:
     spec = results.spec
     chosen = results.values(cell, arm)
     setting = spec.setting(cell, arm, chosen)
-    metric = setting.metric if spec.replicates == 1 else spec.arms_in(cell)[arm].metric
-    parts = [_metric(metric)] if metric != NO_METRIC else []
+    # What is not the same in all of the arm's runs, or not known yet, is named without a value.
+    searched = [] if chosen and spec.replicates == 1 else _searched(spec, arm)
+    parts = [_metric(setting.metric, with_lam="lam" not in searched)] if setting.metric != NO_METRIC else []
     parts += ["no metric"] if not parts and words(results).metrics else []
     parts += setting.words()
     own = {f"optimizer.{key}": value for key, value in spec.arms_in(cell)[arm].optimizer.items()}
@@ -246,7 +292,8 @@ def what(results: Results, cell: str, arm: str) -> str:
     own |= {key: value for key, value in chosen.items() if key not in ("lam", *OPTIONS)}
     if isinstance(setting, LoopSetting):
         own |= {"optimizer.lr": setting.optimizer.lr}
-    if chosen and spec.replicates > 1:
-        own = {key: value for key, value in own.items() if key not in chosen}
-        parts.append(f"chosen by each of {spec.replicates} searches: {', '.join(sorted(chosen))}")
+    if searched:
+        own = {key: value for key, value in own.items() if key.removeprefix("values.") not in searched}
+        by = f"each of {spec.replicates} searches" if spec.replicates > 1 else "trials"
+        parts.append(f"{'' if chosen else 'to be '}chosen by {by}: {', '.join(searched)}")
     return ", ".join([*parts, *([values(own)] if own else [])])

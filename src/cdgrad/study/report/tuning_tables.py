@@ -71,10 +71,13 @@ def _tuning_seeds(spec: Spec) -> str:
     """The seeds of the trials, in words."""
     if spec.tuning is None:
         return "no seed"
-    of_each = [", ".join(map(str, spec.tuning.seeds_of(r))) for r in range(spec.replicates)]
+    of_each = [
+        f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+        for seeds in (spec.tuning.seeds_of(r) for r in range(spec.replicates))
+    ]
     if len(of_each) == 1:
-        return f"seed {of_each[0]}"
-    return "; ".join(f"seed {seeds} in search {r}" for r, seeds in enumerate(of_each, 1))
+        return of_each[0]
+    return "; ".join(f"{seeds} in search {r}" for r, seeds in enumerate(of_each, 1))
 
 
 def trials(results: Results, search: Search, cell: str) -> Table:

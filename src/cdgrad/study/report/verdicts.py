@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from cdgrad.study.report.changes import has_later_margin
 from cdgrad.study.report.words import Words, counted, in_cell, on_its_side, words
 from cdgrad.study.statistics.equivalence import Equivalence, anytime_equivalence, equivalence
 from cdgrad.study.statistics.paired import LEVEL, Comparison, excludes_zero, is_estimated, is_shown
@@ -29,10 +30,17 @@ def verdicts(results: Results, cell: str) -> list[str]:
         for name, (arm, reference), c, p in compared
         if name in spec.tested_contrasts
     ]
+    sentences += [
+        f"{arm} against {reference}: no seed has finished in both arms."
+        for name, (arm, reference) in spec.tested_contrasts.items()
+        if (cell, name) not in results.comparisons
+    ]
     if spec.margin:
         test, kind = (anytime_equivalence, "anytime p") if spec.until else (equivalence, "TOST p")
         sentences += [
-            equivalence_verdict(arm, reference, test(c.differences, spec.margin), kind, w)
+            equivalence_verdict(
+                arm, reference, test(c.differences, spec.margin), kind, w, later=has_later_margin(results)
+            )
             for _, (arm, reference), c, _ in compared
             if c.pairs > 1 and c.sd > 0
         ]
@@ -45,17 +53,13 @@ def across_cells(results: Results) -> list[str]:
     sentences: list[str] = []
     for name, (arm, reference) in results.spec.tested_contrasts.items():
         cells = {cell: compared for (cell, n), compared in results.comparisons.items() if n == name}
-        if not cells:
-            continue
         shown = {cell: w.is_better(c.mean) for cell, (c, p) in cells.items() if is_shown(c, p)}
         unknown = [cell for cell, (c, _) in cells.items() if not is_estimated(c)]
-        bounds = [
-            max(map(abs, c.interval))
-            for cell, (c, _) in cells.items()
-            if cell not in shown and cell not in unknown
-        ]
+        missing = [cell for cell in results.spec.cells if cell not in cells]
+        intervals = {cell: c.interval for cell, (c, _) in cells.items() if cell not in (*shown, *unknown)}
+        bounds = [max(map(abs, interval)) for interval in intervals.values()]
         sentence = (
-            f"{arm} against {reference}, {counted(len(cells), 'cell')}: "
+            f"{arm} against {reference}, {counted(len(results.spec.cells), 'cell')}: "
             f"better in {_named([cell for cell, better in shown.items() if better])}, "
             f"worse in {_named([cell for cell, better in shown.items() if not better])}, "
             f"no difference shown in {len(bounds)}"
@@ -63,8 +67,12 @@ def across_cells(results: Results) -> list[str]:
         if bounds:
             bound = w.rounded_up(max(bounds))
             sentence += f", where no difference larger than {bound} is supported at 95 %"
+        if beside := [cell for cell, interval in intervals.items() if excludes_zero(interval)]:
+            sentence += f", although the interval, uncorrected, excludes 0 in {_named(beside)}"
         if unknown:
             sentence += f"; too few {sampled} or equal differences in {_named(unknown)}"
+        if missing:
+            sentence += f"; no seed has finished in both arms in {_named(missing)}"
         sentences.append(f"{sentence}.")
     return sentences
 
@@ -74,7 +82,13 @@ def _named(cells: list[str]) -> str:
 
 
 def verdict(
-    name: str, baseline: str, comparison: Comparison, p: float, label: str = "p", w: Words = IN_PERCENT
+    name: str,
+    baseline: str,
+    comparison: Comparison,
+    p: float,
+    label: str = "p",
+    w: Words = IN_PERCENT,
+    kind: str = "interval",
 ) -> str:
     """The comparison in plain words: mean, both ends of its interval, and p under its name.
 
@@ -85,6 +99,7 @@ def verdict(
         p: after the correction for the number of comparisons.
         label: what p is, such as ``"Holm p"``.
         w: names and numbers of the measure; an error in percent unless given.
+        kind: what the interval is, such as ``"anytime-valid interval"``.
     """
     if comparison.pairs < 2:
         return f"{name} against {baseline}: {comparison.pairs} pair of seeds; a comparison needs at least 2."
@@ -95,7 +110,7 @@ def verdict(
             f"nothing can be estimated; {why_equal(comparison)}."
         )
     interval, shown_p = w.interval(comparison.interval, "+"), f"{label} = {p_in_words(p)}"
-    numbers = f"mean difference {mean}, 95 % interval {interval}, {shown_p}"
+    numbers = f"mean difference {mean}, 95 % {kind} {interval}, {shown_p}"
     if is_shown(comparison, p):
         better = "better" if w.is_better(comparison.mean) else "worse"
         size = w.difference(abs(comparison.mean), "")
@@ -136,24 +151,28 @@ def verdict_after_looks(
     name: str, baseline: str, comparison: Comparison, p: float, label: str = "p", w: Words = IN_PERCENT
 ) -> str:
     """As `verdict`, of a comparison whose interval and `p` are valid after any number of looks."""
-    if not math.isfinite(comparison.interval.low):
+    if comparison.sd > 0 and not math.isfinite(comparison.interval.low):
         return (
             f"{name} against {baseline}: {comparison.pairs} pairs of seeds; an anytime-valid interval needs "
             f"{fewest_pairs()} or more with different results."
         )
-    if is_shown(comparison, p):
-        return verdict(name, baseline, comparison, p, label, w)
-    bound = w.rounded_up(max(map(abs, comparison.interval)))
-    return (
-        f"{name} against {baseline}: no difference is shown ({label} = {p_in_words(p)}), and no difference "
-        f"larger than {bound} is supported at 95 % after any number of looks; {comparison.pairs} seeds."
-    )
+    return verdict(name, baseline, comparison, p, label, w, "anytime-valid interval")
 
 
-def equivalence_verdict(name: str, baseline: str, test: Equivalence, label: str, w: Words) -> str:
-    """Whether two arms differ by less than the margin; `label` is what p is."""
+def equivalence_verdict(
+    name: str, baseline: str, test: Equivalence, label: str, w: Words, *, later: bool = False
+) -> str:
+    """Whether two arms differ by less than the margin.
+
+    `label` is what p is; `later` says that the margin was set after runs were recorded.
+    """
     margin = w.amount(test.margin)
     p = "(too few seeds)" if math.isnan(test.p) else f"({label} = {p_in_words(test.p)})"
+    if test.shown and later:
+        return (
+            f"{name} and {baseline} differ by less than {margin} {p}, but that margin was set after runs "
+            "were recorded, so that equivalence is not shown."
+        )
     if test.shown:
         return f"{name} and {baseline} are equivalent within {margin} {p}."
     return f"{name} and {baseline}: equivalence within {margin} is not shown {p}."

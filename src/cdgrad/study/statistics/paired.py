@@ -85,7 +85,7 @@ def compare(arm: ArrayLike, baseline: ArrayLike, *, larger_is_better: bool = Fal
     d = differences_of(a, b)
     return Comparison(
         differences=d,
-        mean=float(d.mean()),
+        mean=_mean(d),
         sd=standard_deviation(d),
         interval=mean_interval(d),
         bootstrap=bca_interval(d),
@@ -107,6 +107,12 @@ def differences_of(arm: ArrayLike, baseline: ArrayLike) -> Array:
     d, rounding = a - b, _ROUNDING * float(max(np.abs(a).max(), np.abs(b).max()))
     d[np.abs(d) <= rounding] = 0.0
     return np.full_like(d, np.median(d)) if np.ptp(d) <= rounding else d
+
+
+def _mean(d: Array) -> float:
+    """The mean; 0 where the values cancel but for rounding errors, so that it has no sign."""
+    total = float(d.sum())
+    return 0.0 if abs(total) <= _ROUNDING * float(np.abs(d).sum()) else total / len(d)
 
 
 def standard_deviation(values: ArrayLike) -> float:
