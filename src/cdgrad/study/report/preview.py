@@ -84,14 +84,13 @@ def timed_seconds(spec: Spec, device: str) -> Seconds:
         setting = spec.setting(cell, spec.baseline, trial=True)
         _, _, schedule, _ = setting.tables()
         twice = replace(setting, schedule=replace(schedule, epochs=2, warmup=0))
-        ends = _ends(twice, device)
-        begin, first, last = ends[0], ends[1], ends[-1]
-        epoch, besides = last - (first if last > first else begin), 0.0
+        begin, first, *second = _ends(twice, device)
+        epoch, besides = second[0] - first if second else first - begin, 0.0
         start = max(start, first - begin - epoch)
         if epoch < _SHORT:
-            begin, first, last, end = (*_ends(twice, device), time.perf_counter())
+            begin, first, last = _ends(twice, device)
             epoch = last - first
-            besides = max(0.0, end - begin - 2 * epoch)
+            besides = max(0.0, time.perf_counter() - begin - 2 * epoch)
         means[cell] = besides + epoch * schedule.epochs
     return Seconds(means, "one timed epoch of the baseline", start)
 
