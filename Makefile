@@ -8,6 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 quickstart: $(VENV)/.study
 	$(BIN)/cdgrad study quickstart --out runs/quickstart
+	@echo "for cdgrad in this shell: . $(BIN)/activate; then docs/start.md says what the output means"
 
 test: lint $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2
@@ -19,6 +20,7 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports --no-cache
 
 docs: $(VENV)/.docs
+	@echo "building the site (minutes)"
 	$(BIN)/python -m sphinx --fail-on-warning --keep-going --nitpicky --quiet docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 

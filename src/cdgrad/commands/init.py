@@ -19,8 +19,8 @@ DESCRIPTION = (
 )
 TEMPLATES = {
     "network": "a network of your own in the built-in training loop, on your folder of images",
-    "training": "your own training code, with and without a metric",
-    "optimizers": "two optimizers in your own training code",
+    "training": "your own data loader and training loop, with and without a metric",
+    "optimizers": "two or more optimizers in your own training code, without a metric",
 }
 
 
