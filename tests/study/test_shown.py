@@ -2,7 +2,7 @@
 
 import pytest
 
-from cdgrad.study.shown import lines, one_line, published
+from cdgrad.study.shown import lines, named, one_line, published
 
 
 def test_nothing_that_steers_a_terminal_or_reverses_text_is_left():
@@ -29,3 +29,11 @@ def test_nothing_that_steers_a_terminal_or_reverses_text_is_left():
 )
 def test_absolute_paths_are_not_published(text, shown):
     assert published(text) == shown
+
+
+def test_an_error_whose_text_raises_has_a_name():
+    class SilentError(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    assert named(SilentError()) == "SilentError: (its text raised RuntimeError)"

@@ -39,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="add runs although your own modules have changed since the recorded runs; the report notes it",
     )
     parser.add_argument(
+        "--allow-data-change",
+        action="store_true",
+        help="add runs although the images have changed since the recorded runs; the report notes it",
+    )
+    parser.add_argument(
         "--keep-going",
         action="store_true",
         help="continue with the other runs after one raises an exception (default: stop)",
@@ -96,6 +101,7 @@ def run(options: argparse.Namespace) -> int:
                 engine,
                 first_screen,
                 allow_code_change=options.allow_code_change,
+                allow_data_change=options.allow_data_change,
                 keep_going=options.keep_going,
             )
     except KeyboardInterrupt:

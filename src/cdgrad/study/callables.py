@@ -50,6 +50,11 @@ def modules_beside(folder: str) -> Generator[None]:
         _FOLDER.reset(token)
 
 
+def specification_folder() -> str:
+    """The folder that `modules_beside` was given; empty outside."""
+    return _FOLDER.get()
+
+
 @contextmanager
 def users_modules() -> Generator[None]:
     """Inside, the user's modules are importable: beside the specification, and in the working directory."""

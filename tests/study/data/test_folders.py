@@ -1,19 +1,22 @@
 """Folders as people have them: cameras, damaged files, desktops, splits by name; nothing dropped unsaid."""
 
+import errno
+import hashlib
 import io
 import os
 import struct
 import unicodedata
 import warnings
 import zlib
-from pathlib import Path
+from dataclasses import replace
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
 import torch
 
 from cdgrad.study import StudyError, data
-from cdgrad.study.data import decoding, files
+from cdgrad.study.data import cache, decoding, files
 from cdgrad.study.data.images import common_shape
 from cdgrad.study.spec import Task
 
@@ -461,3 +464,35 @@ def test_a_mistyped_folder_is_not_looked_for_on_the_hub(name):
     Path(name.rstrip("/")).is_dir() and Path(name.rstrip("/")).rmdir()
     with pytest.raises(StudyError, match=f"there is no folder {name}"):
         data.load(Task(name, 1, 1), seed=0)
+
+
+def test_a_folder_has_one_identity_on_every_system(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "x.png").write_bytes(b"1")
+    posix = files.digest.__wrapped__(tmp_path)
+    listing = replace(files.contents(tmp_path), data=(PureWindowsPath("a/b/x.png"),))
+    monkeypatch.setattr(files, "contents", lambda _: listing)
+    assert files.digest.__wrapped__(tmp_path) == posix
+    # What the first records have: of the name in bytes, the size and the hash of the content.
+    content = b"a/b/x.png\x001\x00" + hashlib.sha256(b"1").digest()
+    assert posix == hashlib.sha256(content).hexdigest()
+
+
+def test_a_disk_without_space_for_the_arrays_is_an_error_and_no_killed_process(tmp_path, monkeypatch):
+    """The file of a map has holes, and the first write into one would be SIGBUS."""
+    asked = []
+
+    def full(descriptor, start, size):
+        asked.append(size)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(OSError, match="No space left"):
+        cache.new_images(tmp_path / "images.npy", (10, 3, 8, 8))
+    assert asked == [(tmp_path / "images.npy").stat().st_size]
+    assert asked[0] > 10 * 3 * 8 * 8
+
+
+def test_a_home_of_nobody_is_a_missing_folder():
+    with pytest.raises(StudyError, match="there is no folder ~nobody-of-that-name/images"):
+        decoding.load(Task("~nobody-of-that-name/images", 1, 1))

@@ -7,18 +7,20 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from cdgrad.study import StudyError, data, models
+from cdgrad.study.files import CHECKPOINTS
 from cdgrad.study.plan.job import Job
 from cdgrad.study.plan.plan import Plan
 from cdgrad.study.records import Store
 from cdgrad.study.records.environment import environment
 from cdgrad.study.run import execute as workers
-from cdgrad.study.run import local_engine, worker
+from cdgrad.study.run import local_engine, progress, worker
 from cdgrad.study.run.driver import run_study
-from cdgrad.study.run.engine import RunDone
+from cdgrad.study.run.engine import EpochDone, RunDone
 from cdgrad.study.run.local_engine import run_all
 from cdgrad.study.spec import Model, parse
 
@@ -237,3 +239,64 @@ def test_an_interrupted_study_goes_on_where_it_was(tiny_text, tmp_path):
     after = records(out)
     assert len(after) == 60
     assert [run for run in after if run in before] == before
+
+
+def jobs(spec):
+    return iter(Plan(spec, [], "here").take, None)
+
+
+def in_this_process(take, _):
+    for job in iter(take, None):
+        yield RunDone(0, job, workers.execute(job, lambda *_: None))
+
+
+def test_a_run_whose_record_cannot_be_written_keeps_its_checkpoint(tiny, tmp_path, monkeypatch):
+    """A disk that is full at the end of a run of hours costs what came after its last checkpoint."""
+    file = tmp_path / CHECKPOINTS / next(jobs(tiny)).file("cpu")
+    file.parent.mkdir()
+    file.write_bytes(b"state")
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "add", lambda *_: (_ for _ in ()).throw(StudyError("the disk is full")))
+        with pytest.raises(StudyError, match="full"):
+            run_study(tiny, tmp_path, 1, in_this_process)
+    assert file.exists()
+    monkeypatch.setattr("cdgrad.study.run.driver._clear", lambda _: None)
+    run_study(tiny, tmp_path, 1, in_this_process)
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_runs_of_other_images_are_not_added_unasked(tiny, tmp_path, make_run, allowed):
+    with Store(tmp_path, write=True) as store:
+        store.add(
+            make_run("sgd", 0, 1.0, environment={"data": "former"}), store.use_spec(tiny.name, tiny.text)
+        )
+    ran = run_study(tiny, tmp_path, 1, in_this_process, allow_data_change=allowed)
+    if allowed:
+        assert [run.status for run in ran] == ["ok"] * 3
+    else:
+        (run,) = ran
+        assert run.status == "failed"
+        assert "fake has other images (fake) than the recorded runs of the study (former)" in run.message
+
+
+class Steps:
+    """A plan of `total` runs, `done` of which are recorded."""
+
+    def __init__(self, total, done):
+        self.total, self.done = total, done
+
+
+@pytest.mark.parametrize("resumed", [0, 50])
+def test_the_time_left_counts_epochs_under_way_and_not_those_of_a_checkpoint(tiny, monkeypatch, resumed):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    setting = tiny.setting("", "sgd")
+    setting = replace(setting, schedule=replace(setting.schedule, epochs=100))
+    job = replace(next(jobs(tiny)), setting=setting)
+    pace = progress.Pace(Steps(total=12, done=10))
+    assert pace.left is None
+    for epoch in range(resumed + 1, resumed + 31):
+        clock[0] += 10  # rich's own estimate knows the last 30 s alone
+        pace.epoch(EpochDone(0, job, epoch))
+    assert pace.left == pytest.approx(10 * (200 - resumed - 30))

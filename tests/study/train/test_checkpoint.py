@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cdgrad.study import StudyError, data
+from cdgrad.study.callables import modules_beside
 from cdgrad.study.spec import Model, Optimizer
 from cdgrad.study.train.loop import train
 from cdgrad.study.train.ranks import Ranks
@@ -229,3 +230,41 @@ def test_a_rank_that_resumes_draws_dropout_masks_of_its_own_and_the_first_rank_t
         draws.append(torch.rand(4))
     assert torch.equal(draws[0], expected)
     assert not torch.equal(*draws)
+
+
+EDITED = """
+from torch import nn
+
+def net(image_shape, classes):
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.{}(), nn.Flatten(), nn.Linear(72, classes))
+"""
+
+
+def test_a_run_is_never_continued_with_other_code(setting, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "edited_net.py").write_text(EDITED.format("ReLU"))
+    run, own = setting(model=Model("edited_net:net")), tmp_path / ".cdgrad-checkpoints" / "run.pt"
+    with modules_beside(str(tmp_path)):
+        for path in (tmp_path / "run.pt", own):
+            killed_after(run, 2, path)
+        seen = []
+        train(run, 0, lambda epoch, _: seen.append(epoch), checkpoint=own, every=0)
+        assert seen[0] > 1  # unchanged code resumes
+        killed_after(run, 2, own)
+        (tmp_path / "edited_net.py").write_text(EDITED.format("Tanh"))
+        with pytest.raises(StudyError, match=r"another run \(edited_net.py changed since it was saved\)"):
+            train(run, 0, lambda *_: None, checkpoint=tmp_path / "run.pt")
+        with pytest.warns(UserWarning, match="edited_net.py changed since .* so the run starts over"):
+            train(run, 0, lambda epoch, _: seen.append(epoch), checkpoint=own)
+        assert seen[-4:] == [1, 2, 3, 4]
+
+
+def test_the_time_of_a_resumed_run_is_that_of_all_its_parts_and_a_studys_file_stays(setting, tmp_path):
+    own = tmp_path / ".cdgrad-checkpoints" / "run.pt"
+    killed_after(setting(), 2, own)
+    content = torch.load(own, weights_only=True)
+    assert content["seconds"] > 0
+    torch.save({**content, "seconds": 1000.0}, own)
+    outcome = train(setting(), 0, lambda *_: None, checkpoint=own, every=1e9)
+    assert outcome.earlier == 1000
+    assert own.exists()  # until the study has recorded the run

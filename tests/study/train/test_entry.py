@@ -18,6 +18,7 @@ from cdgrad.study.records import Store
 from cdgrad.study.run.driver import run_study
 from cdgrad.study.run.execute import execute
 from cdgrad.study.spec import parse
+from cdgrad.study.train import entry as entries
 from cdgrad.study.train.entry import run_entry
 
 TEXT = """
@@ -294,3 +295,24 @@ def test_the_parameters_of_an_attached_model_are_recorded():
 
     assert ran(function).columns == {"parameters": 40}
     assert ran(lambda seed, arm: {"error": 5.0}).columns == {}
+
+
+class Refuses:
+    def __float__(self):
+        raise RuntimeError("no number")
+
+
+@pytest.mark.parametrize("value", ["12.5", b"1", 10**400, torch.ones(2), Refuses()], ids=range(5))
+def test_what_is_no_number_is_named(value):
+    with pytest.raises(StudyError, match=r"^mine:run: error must be a number, got "):
+        entries._numbers({"error": value}, "mine:run")
+
+
+def test_an_epoch_may_be_a_number_of_numpys():
+    """The worker sends it to the driver, which took anything but an int for the run."""
+    sent = []
+    setting = parse('baseline = "a"\nseeds = 1\nentry = "mine:run"\narms.a = {}', "numpy").setting("", "a")
+    arm = entries.EntryArm("a", setting, 0, lambda epoch, _: sent.append(epoch))
+    for epoch in np.arange(1, 3):
+        arm.report(epoch, loss=np.float32(1))
+    assert [type(epoch) for epoch in sent] == [int, int]

@@ -6,6 +6,7 @@ and renamed. Two processes may build the same one; the second to finish discards
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from cdgrad.study import StudyError
 
 LAYOUT = 2  # of entries; 1 had images as they were stored, not turned as their EXIF orientation says
 _ABOUT = "about.json"
+_NOT_SUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # by the file system, for musl's libc
 _READ_WHOLE = 1 << 30  # bytes of a file, up to which its checksum is compared, once a process
 
 
@@ -144,6 +146,23 @@ def describe(entry: Path, description: Description) -> None:
 def images_file(entry: Path, split: str) -> Path:
     """Where the images of a split are, uint8 of shape (n, channels, height, width)."""
     return entry / f"{split}-images.npy"
+
+
+def new_images(file: Path, shape: tuple[int, int, int, int]) -> Any:
+    """A new file of images as an array in memory, with all the space that it takes of the disk.
+
+    Raises:
+        OSError: the disk has less. Without that space, a later write to the array would kill the process.
+    """
+    images: Any = np.lib.format.open_memmap(file, "w+", np.uint8, shape)
+    if allocate := getattr(os, "posix_fallocate", None):
+        with file.open("r+b") as opened:
+            try:
+                allocate(opened.fileno(), 0, file.stat().st_size)
+            except OSError as error:
+                if error.errno not in _NOT_SUPPORTED:
+                    raise
+    return images
 
 
 def labels_file(entry: Path, split: str) -> Path:

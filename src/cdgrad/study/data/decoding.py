@@ -75,13 +75,20 @@ def _folder(task: Task) -> Path | None:
     """The local folder that is meant, or None for a name on the hub."""
     if hub_name(task.data):
         return None
-    folder = Path(task.data).expanduser()
+    folder = _expanded(task.data)
     return folder.resolve() if task.data and folder.is_dir() else None
+
+
+def _expanded(data: str) -> Path:
+    try:
+        return Path(data).expanduser()
+    except RuntimeError:  # no user of that name, or no home folder
+        return Path(data)
 
 
 def _missing(data: str) -> str:
     """What to do where `data` is neither built in nor a folder: a mistyped name is not asked of the hub."""
-    path = Path(data).expanduser()
+    path = _expanded(data)
     try:
         beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
     except OSError:
@@ -117,9 +124,8 @@ def _decode(task: Task, folder: Path | None, entry: Path) -> None:
     turned = 0
     for role, split in source.splits.items():
         np.save(cache.labels_file(entry, role), labels[role])
-        arrays = np.lib.format.open_memmap(
-            cache.images_file(entry, role), "w+", np.uint8, (len(split.labels), channels, height, width)
-        )
+        shape = (len(split.labels), channels, height, width)
+        arrays = cache.new_images(cache.images_file(entry, role), shape)
         turned += images.decode(task, split.images, arrays)
         arrays.flush()
     cache.describe(entry, cache.Description(source.titles, classes, turned, (*source.notes, *notes)))

@@ -100,13 +100,15 @@ def listed(paths: Iterable[Path | str], most: int = 3) -> str:
 def digest(folder: Path) -> str:
     """A hash of the names, sizes and contents of the data below a folder, once a process.
 
+    Names are hashed with ``/`` between their parts on every system.
+
     Beyond 1 GiB the times of the last changes stand for the contents, which would take minutes to read.
     """
     facts = [(path, (folder / path).stat()) for path in contents(folder).data]
     whole = sum(stat.st_size for _, stat in facts) <= READ_WHOLE
     hasher = hashlib.sha256()
     for path, stat in facts:
-        hasher.update(os.fsencode(path) + f"\0{stat.st_size}\0".encode())
+        hasher.update(os.fsencode(path.as_posix()) + f"\0{stat.st_size}\0".encode())
         if whole:
             with (folder / path).open("rb") as file:
                 hasher.update(hashlib.file_digest(file, "sha256").digest())

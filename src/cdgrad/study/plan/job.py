@@ -17,7 +17,7 @@ class Job:
 
     `values` are those that a trial, or the choice among trials, sets; `folder` is the specification's
     folder, in which modules that it names are looked for; `replicate` the search that the run belongs
-    to.
+    to; `images` the identities of the data that recorded runs of the cell had, empty where any will do.
     """
 
     cell: str
@@ -28,6 +28,7 @@ class Job:
     values: dict[str, Any] = field(default_factory=dict[str, Any])
     folder: str = ""
     replicate: int = 0
+    images: frozenset[str] = frozenset()
 
     @property
     def key(self) -> Key:
@@ -72,7 +73,7 @@ class Job:
             epochs=[],
             measures={},
             environment=environment,
-            seconds=(datetime.now(UTC) - started).total_seconds(),
+            seconds=max(0.0, (datetime.now(UTC) - started).total_seconds()),  # a clock may be set back
             message=message,
         )
 

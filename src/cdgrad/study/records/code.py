@@ -23,13 +23,14 @@ _PACKAGES = tuple(f"{os.sep}{kind}-packages{os.sep}" for kind in ("site", "dist"
 _SEEN: dict[str, str] = {}  # a module stays as it was imported, whatever becomes of its file
 
 
-def user_code(folder: str) -> dict[str, str]:
+def user_code(folder: str, names: Iterable[str] | None = None) -> dict[str, str]:
     """The imported modules whose files lie below `folder` or the working directory, each with a hash.
 
-    Installed packages and cdgrad are left out: records have their versions. Call it soon after an import.
+    With `names`, those of the modules of these names alone. Installed packages and cdgrad are left out:
+    records have their versions. Call it soon after an import.
     """
     hashes: dict[str, str] = {}
-    for module in list(sys.modules.values()):
+    for module in [*map(sys.modules.get, names)] if names is not None else list(sys.modules.values()):
         file = getattr(module, "__file__", None)
         if not isinstance(file, str) or not file.endswith(".py"):
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from cdgrad.messages import first_few
 from cdgrad.study import StudyError
 from cdgrad.study.callables import check_importable, modules_beside
 from cdgrad.study.files import CHECKPOINTS
+from cdgrad.study.plan.job import Job
 from cdgrad.study.plan.plan import Plan
 from cdgrad.study.records.code import changed_files
 from cdgrad.study.records.run import FailedRun, Run
@@ -32,6 +34,7 @@ def run_study(
     before: Callable[[Plan, list[Run]], None] | None = None,
     *,
     allow_code_change: bool = False,
+    allow_data_change: bool = False,
     keep_going: bool = False,
 ) -> list[Run]:
     """Execute the remaining runs of `spec` in `folder`; seeds and arms may have been added since.
@@ -46,6 +49,7 @@ def run_study(
         engine: what executes them; None: processes of this machine, of one thread each.
         before: called with the plan and the recorded runs before the first run is executed, if any remains.
         allow_code_change: add runs of changed modules of the user to those recorded; the report says so.
+        allow_data_change: add runs of other images to those recorded; the report says so.
         keep_going: execute the other runs, too, after one raised an exception. Otherwise that run is the
             last: an error in the user's code would repeat in each. Neither a run that diverged, which is a
             result, nor a killed worker ends the study.
@@ -74,13 +78,16 @@ def run_study(
         if remaining:
             if before is not None:
                 before(plan, recorded)
-            with display(plan, workers) as shown, closing(engine(plan.take, workers)) as events:
+            take = plan.take if allow_data_change else partial(_take, plan, _images(recorded))
+            with display(plan, workers) as shown, closing(engine(take, workers)) as events:
                 for event in events:
                     if isinstance(event, EpochDone):
                         shown.epoch(event)
                         continue
                     store.add(event.run, spec_hash)
                     logs.keep(folder, event.run)
+                    if event.run.status != "failed":
+                        _remove(folder / CHECKPOINTS, event.job.file("*"))
                     plan.add(event.run)
                     executed.append(event.run)
                     shown.run(event)
@@ -113,10 +120,29 @@ def _check_code(spec: Spec, recorded: list[Run], folder: Path) -> None:
         )
 
 
+def _images(recorded: list[Run]) -> dict[str, frozenset[str]]:
+    """The identities of the images that the recorded runs of each cell had."""
+    images: dict[str, set[str]] = {}
+    for run in recorded:
+        if run.status != "failed" and (name := run.environment.get("data")):
+            images.setdefault(run.cell, set()).add(name)
+    return {cell: frozenset(names) for cell, names in images.items()}
+
+
+def _take(plan: Plan, images: dict[str, frozenset[str]]) -> Job | None:
+    """The next job, which no other images will do for than those of the recorded runs."""
+    job = plan.take()
+    return job and replace(job, images=images.get(job.cell, frozenset()))
+
+
+def _remove(checkpoints: Path, *patterns: str) -> None:
+    with suppress(OSError):
+        for file in (file for pattern in patterns for file in checkpoints.glob(pattern)):
+            file.unlink()
+
+
 def _clear(checkpoints: Path) -> None:
     """Remove the checkpoints of runs, and the folder unless it holds something else."""
+    _remove(checkpoints, "*.pt", "*.pt.part")
     with suppress(OSError):
-        for pattern in ("*.pt", "*.pt.part"):
-            for file in checkpoints.glob(pattern):
-                file.unlink()
         checkpoints.rmdir()

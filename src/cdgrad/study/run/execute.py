@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdgrad.study import StudyError
-from cdgrad.study.callables import load_callable, modules_beside, traceback_of
+from cdgrad.study.callables import modules_beside, traceback_of
 from cdgrad.study.files import SAVE_EVERY
 from cdgrad.study.plan.job import Job
 from cdgrad.study.records.code import user_code
 from cdgrad.study.records.environment import environment, folder_commit
 from cdgrad.study.records.run import FailedRun, Run
+from cdgrad.study.run import flags
 from cdgrad.study.shown import named, one_line
 from cdgrad.study.spec import EntrySetting, Setting
 
 if TYPE_CHECKING:
     from cdgrad.study.train.outcome import OnEpoch, Outcome
+
+_LONGEST = 2_000  # characters of a message; the traceback has all
 
 
 def execute(
@@ -55,45 +56,31 @@ def execute(
 
     if job.trial is not None and job.setting.evaluate == "test":
         raise ValueError(f"trial {job.trial} of arm {job.arm} would read the test split")
-    started, clock, traceback = datetime.now(UTC), time.perf_counter(), ""
+    started, clock, traceback, earlier = datetime.now(UTC), time.perf_counter(), "", 0.0
     # Before training: the commit and the images may change during the run.
     conditions = environment(device) | {"threads": torch.get_num_threads()}
     try:
-        with modules_beside(job.folder):
-            _import_callables(job.setting)
-            conditions |= _code(job.folder) | _data(job.setting)
+        # The user's modules first: they are recorded as they were when the run began.
+        with modules_beside(job.folder), flags.of_modules(users_callables(job.setting), job.folder):
+            conditions |= {"threads": torch.get_num_threads()} | _code(job.folder) | _data(job.setting)
+            _check_images(job, conditions)
             place = tensorboard and tensorboard / job.place
-            with _process_restored(), curves(place, job.setting.fingerprint) as log:
+            with curves(place, job.setting.fingerprint) as log:
                 checkpoint = checkpoints and checkpoints / job.file(device)
                 outcome = _outcome(job, _both(log, on_epoch), device, checkpoint, save_every)
         # What was imported only during the run, too.
         conditions |= _code(job.folder) | outcome.environment
+        earlier = outcome.earlier
         measured = {key: getattr(outcome, key) for key in ("status", "error", "epochs", "measures")}
         result = measured | outcome.columns
     except Exception as error:
         of_the_gpu = explained(error)
-        result = _failed(of_the_gpu or one_line(error if isinstance(error, StudyError) else named(error)))
+        what = of_the_gpu or one_line(error if isinstance(error, StudyError) else named(error))
+        result = _failed(what if len(what) <= _LONGEST else f"{what[:_LONGEST]} ...")
         traceback = "" if of_the_gpu else traceback_of(error)
-    seconds = round(time.perf_counter() - clock, 3)
+    seconds = round(earlier + time.perf_counter() - clock, 3)
     run = job.run(started, environment=conditions, seconds=seconds, **result)
     return FailedRun(**vars(run), traceback=traceback) if traceback else run
-
-
-@contextmanager
-def _process_restored() -> Generator[None]:
-    """What a run's own code changes of its process is afterwards as before, for the next run."""
-    import torch
-
-    dtype, threads, folder = torch.get_default_dtype(), torch.get_num_threads(), ""
-    with suppress(FileNotFoundError):  # the working directory was removed
-        folder = os.getcwd()
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(dtype)
-        torch.set_num_threads(threads)
-        with suppress(OSError):
-            os.chdir(folder)
 
 
 def _both(first: OnEpoch, second: OnEpoch) -> OnEpoch:
@@ -119,12 +106,6 @@ def _outcome(job: Job, on_epoch: OnEpoch, device: str, checkpoint: Path | None, 
     return train(job.setting, job.seed, on_epoch, device=device, checkpoint=checkpoint, every=save_every)
 
 
-def _import_callables(setting: Setting) -> None:
-    """Import the user's modules first: they are recorded as they were when the run began."""
-    for name in users_callables(setting):
-        load_callable(name)
-
-
 def users_callables(setting: Setting) -> list[str]:
     """The ``module:callable`` names of a setting, but for those of libraries that cdgrad knows."""
     if isinstance(setting, EntrySetting):
@@ -140,6 +121,16 @@ def _code(folder: str) -> dict[str, Any]:
     if not code:
         return {}
     return {"code": code, "code_commit": folder_commit(folder or ".")}
+
+
+def _check_images(job: Job, conditions: Mapping[str, Any]) -> None:
+    """Refuse to add a run to recorded ones that had other images: they are not comparable."""
+    if job.images and (own := conditions.get("data")) not in {None, *job.images}:
+        raise StudyError(
+            f"{job.setting.tables()[0].data} has other images ({own}) than the recorded runs of the study "
+            f"({', '.join(sorted(job.images))}), and a further run would not be comparable; restore them, "
+            "choose another --out, or add --allow-data-change if the change cannot matter"
+        )
 
 
 def _data(setting: Setting) -> dict[str, Any]:

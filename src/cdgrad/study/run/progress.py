@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from cdgrad.study.plan.job import run_name
@@ -35,25 +36,69 @@ def display(plan: Plan, workers: int) -> Display:
     return Bars(plan, workers) if sys.stderr.isatty() else Lines(plan)
 
 
+class Pace:
+    """How much of a study is done, in runs and shares of runs, and the time that the rest takes at its pace.
+
+    Attributes:
+        runs: number of runs that are done.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan, self.runs = plan, plan.done
+        self._start = time.monotonic()
+        self._before = float(self.runs)  # what took no time here: recorded runs, and epochs of a checkpoint
+        self._shares = dict[int, float]()  # by worker, of the run that it executes
+        self._epochs = 0  # of the last run: how many the user's own training code has is not known before
+
+    def epoch(self, event: EpochDone) -> tuple[float, int]:
+        """The share of its run that a worker has executed, and how many epochs that run has; 0: not known."""
+        setting = event.job.setting
+        epochs = setting.schedule.epochs if isinstance(setting, LoopSetting) else self._epochs
+        if event.worker not in self._shares and epochs:
+            self._before += min(event.epoch - 1, epochs) / epochs  # of a run that was resumed
+        self._shares[event.worker] = min(event.epoch / epochs, 1.0) if epochs else 0.0
+        return self._shares[event.worker], epochs
+
+    def run(self, event: RunDone) -> None:
+        """A run ended."""
+        confirmed = max(0, self._plan.done - self.runs - 1)  # recorded runs that trials confirm
+        self._before += confirmed
+        self.runs += 1 + confirmed
+        self._epochs = len(event.run.epochs) or self._epochs
+        self._shares.pop(event.worker, None)
+
+    @property
+    def completed(self) -> float:
+        """Runs that are done, and shares of those that are being executed."""
+        return self.runs + sum(self._shares.values())
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the end; None before anything was executed."""
+        fresh = self.completed - self._before
+        if fresh <= 0:
+            return None
+        return (time.monotonic() - self._start) / fresh * (self._plan.total - self.completed)
+
+
 class Bars:
     """One bar for the study with the time left, one for each worker with its run and epoch."""
 
     def __init__(self, plan: Plan, workers: int) -> None:
-        self._plan, self._done = plan, plan.done
+        self._plan, self._pace = plan, Pace(plan)
         self._bars = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=22),
             TextColumn("{task.fields[at]}"),
-            _TimeLeft(),
+            _TimeLeft(self._pace),
             console=Console(stderr=True, highlight=False),
             transient=True,
         )
         # A run counts 1, and each epoch its share of it: cells may have different numbers of epochs.
         self._study = self._bars.add_task(
-            f"[bold]{plan.spec.name}", total=plan.total, completed=self._done, at=self._at(), timed=True
+            f"[bold]{plan.spec.name}", total=plan.total, completed=self._pace.runs, at=self._at(), timed=True
         )
         self._workers = [self._bars.add_task("starting", total=1, at="", timed=False) for _ in range(workers)]
-        self._under_way = dict.fromkeys(range(workers), 0.0)
 
     def __enter__(self) -> Bars:
         self._bars.start()
@@ -63,48 +108,49 @@ class Bars:
         self._bars.stop()
 
     def epoch(self, event: EpochDone) -> None:
-        setting = event.job.setting
-        # How many epochs the user's own training code has is not known in advance.
-        epochs = setting.schedule.epochs if isinstance(setting, LoopSetting) else 0
-        share = event.epoch / epochs if epochs else 0.5
-        self._under_way[event.worker] = share
-        self._bars.update(self._study, completed=self._done + sum(self._under_way.values()))
+        share, epochs = self._pace.epoch(event)
+        self._bars.update(self._study, completed=self._pace.completed)
         self._bars.update(
             self._workers[event.worker],
             description=run_name(event.job),
-            completed=share,
+            completed=share if epochs else 0.5,
             at=f"epoch {event.epoch}/{epochs}" if epochs else f"epoch {event.epoch}",
         )
 
     def run(self, event: RunDone) -> None:
-        self._done = max(self._done + 1, self._plan.done)  # trials may confirm recorded runs
-        self._under_way[event.worker] = 0.0
-        completed = self._done + sum(self._under_way.values())
+        self._pace.run(event)
+        completed = self._pace.completed
         self._bars.update(self._study, total=self._plan.total, completed=completed, at=self._at())
         if event.run.status != "ok":
             self._bars.console.print(describe(event.run, self._plan.spec.measure), markup=False)
 
     def _at(self) -> str:
-        return f"{self._done}/{_runs(self._plan)}"
+        return f"{self._pace.runs}/{_runs(self._plan)}"
 
 
-class _TimeLeft(TimeRemainingColumn):
-    """The time left, for the study as a whole."""
+class _TimeLeft(ProgressColumn):
+    """The time left, for the study as a whole; rich's own forgets all that is older than 30 s."""
+
+    def __init__(self, pace: Pace) -> None:
+        super().__init__()
+        self._pace = pace
 
     def render(self, task: Task) -> Text:
-        return super().render(task).append(" left") if task.fields["timed"] else Text("")
+        if not task.fields["timed"]:
+            return Text("")
+        left = self._pace.left
+        return Text("-:--:-- left" if left is None else f"{timedelta(seconds=round(left))} left")
 
 
 class Lines:
     """A line for every finished run."""
 
     def __init__(self, plan: Plan) -> None:
-        self._plan, self._done = plan, plan.done
-        self._fresh, self._start = 0, time.monotonic()
+        self._plan, self._pace = plan, Pace(plan)
 
     def __enter__(self) -> Lines:
         print(
-            f"{self._plan.spec.name}: {_runs(self._plan)}, {self._done} of them finished",
+            f"{self._plan.spec.name}: {_runs(self._plan)}, {self._pace.runs} of them finished",
             file=sys.stderr,
             flush=True,
         )
@@ -114,15 +160,15 @@ class Lines:
         return None
 
     def epoch(self, event: EpochDone) -> None:
-        """Nothing: in a log, a line for each epoch would be too much."""
+        """No line: in a log, one for each epoch would be too much."""
+        self._pace.epoch(event)
 
     def run(self, event: RunDone) -> None:
-        self._done = max(self._done + 1, self._plan.done)  # trials may confirm recorded runs
-        self._fresh += 1
-        left = (time.monotonic() - self._start) / self._fresh * (self._plan.total - self._done)
+        self._pace.run(event)
+        left = self._pace.left or 0.0
         line = describe(event.run, self._plan.spec.measure)
         print(
-            f"{self._done}/{self._plan.total} {line}, {left:.0f} s left",
+            f"{self._pace.runs}/{self._plan.total} {line}, {left:.0f} s left",
             file=sys.stderr,
             flush=True,
         )

@@ -25,6 +25,7 @@ from cdgrad.study.files import SAVE_EVERY
 from cdgrad.study.plan.job import Job
 from cdgrad.study.records.environment import environment
 from cdgrad.study.records.run import Run
+from cdgrad.study.run import flags
 from cdgrad.study.run.engine import ONE_THREAD, EpochDone, RunDone
 from cdgrad.study.run.execute import execute
 
@@ -95,7 +96,7 @@ class Worker:
             self._process.join()
             code = self._process.exitcode or 0
             how = (
-                f"was killed by signal {-code} during the run (out of memory?)"
+                f"was killed by signal {-code} during the run{' (out of memory?)' * (code == -9)}"
                 if code < 0
                 else f"ended during the run with exit status {code}"
             )
@@ -163,9 +164,12 @@ def serve(pipe: Connection, options: WorkerOptions) -> None:
             # The user's own training code chooses its device: without the option it may use a GPU, too.
             used_gpu = on_gpu or torch.cuda.is_initialized()
             lost = used_gpu and run.status == "failed" and device.is_lost()
-            pipe.send(LastRun(run) if lost else run)
+            last = lost or flags.need_new_process()
+            pipe.send(LastRun(run) if last else run)
             if lost:
                 os._exit(1)  # an orderly exit would free memory on the failed GPU
+            if last:
+                return
     except (EOFError, ConnectionError):  # the driver has ended
         return
 

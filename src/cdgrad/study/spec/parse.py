@@ -57,7 +57,8 @@ def load(source: str) -> Spec:
         known = ", ".join(builtin_names())
         raise FileNotFoundError(f"no study {source!r}: neither a TOML file nor one of the built-in {known}")
     try:
-        spec = parse(_decoded(path.read_bytes()), path.stem)
+        name = path.stem.encode("utf-8", "backslashreplace").decode()  # it may be no UTF-8, as records are
+        spec = parse(_decoded(path.read_bytes()), name)
     except OSError as error:
         raise StudyError(
             f"{source} cannot be read: {error.strerror or error}; change its permissions, or name another "

@@ -10,13 +10,17 @@ import io
 import os
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from cdgrad.messages import first_few
 from cdgrad.study import StudyError, data
+from cdgrad.study.callables import specification_folder
 from cdgrad.study.files import is_own, replace
+from cdgrad.study.records.code import changed_files, user_code
 from cdgrad.study.spec import Setting
 
 _FORMAT = "cdgrad run 1"
@@ -31,6 +35,9 @@ class Checkpoint:
         seed: the run's seed.
         device: the type of the device, whose generators' states are kept.
         every: least number of seconds between two saves, so that short runs have no overhead.
+
+    Attributes:
+        earlier: seconds that the run took, up to the state that was loaded, in processes before this one.
     """
 
     def __init__(self, path: Path, setting: Setting, seed: int, device: str, every: float) -> None:
@@ -43,7 +50,8 @@ class Checkpoint:
             "data": data.identity(setting.tables()[0]),
         }
         self._every = every
-        self._saved = time.monotonic()
+        self.earlier = 0.0
+        self._started = self._saved = time.monotonic()
         self._ours = False  # whether the file is known to be this run's
 
     def load(self) -> dict[str, Any] | None:
@@ -54,7 +62,8 @@ class Checkpoint:
                 it is.
 
         Warns:
-            UserWarning: the file is in a study's own folder and damaged, and the run starts over.
+            UserWarning: the file is in a study's own folder, and damaged or of other code or images: the run
+                starts over.
         """
         try:
             os.lstat(self.path)
@@ -83,6 +92,9 @@ class Checkpoint:
                 f"{self.path} is not the checkpoint of a run; move it away, or name another file"
             )
         saved = cast(dict[str, Any], content)
+        if is_own(self.path) and (change := self._change(saved)):
+            warnings.warn(f"{change} since {self.path} was saved, so the run starts over", stacklevel=2)
+            return None
         for key, own in self._mark.items():
             # Older files do not say which images they had.
             if saved.get(key, own if key == "data" else None) != own:
@@ -92,8 +104,20 @@ class Checkpoint:
                 )
         if not isinstance(saved.get("state"), dict):
             raise StudyError(f"{self.path} holds no state of a run; move it away, or name another file")
-        self._ours = True
+        if change := self._change(saved):
+            raise StudyError(
+                f"{self.path} is the checkpoint of another run ({change} since it was saved); move it "
+                "away, or name another file"
+            )
+        self._ours, self.earlier = True, float(saved.get("seconds", 0.0))
         return saved["state"]
+
+    def _change(self, saved: Mapping[str, Any]) -> str:
+        """What the run would be continued with that is not what it was begun with; empty for nothing."""
+        # Older files lack the code.
+        if files := changed_files([saved.get("code", {})], specification_folder()):
+            return f"{first_few(files)} changed"
+        return "the images changed" if saved.get("data", self._mark["data"]) != self._mark["data"] else ""
 
     @property
     def due(self) -> bool:
@@ -107,7 +131,8 @@ class Checkpoint:
             StudyError: it cannot be written; the file saved before is still whole.
         """
         buffer = io.BytesIO()
-        torch.save({**self._mark, "state": state}, buffer)
+        mark = self._mark | {"code": user_code(specification_folder()), "seconds": self._seconds()}
+        torch.save({**mark, "state": state}, buffer)
         if not self._ours and os.path.lexists(self.path) and not is_own(self.path):
             raise StudyError(f"{self.path} appeared during the run, and is left as it is; name another file")
         try:
@@ -121,7 +146,10 @@ class Checkpoint:
             ) from error
         self._saved = time.monotonic()
 
+    def _seconds(self) -> float:
+        return self.earlier + time.monotonic() - self._started
+
     def remove(self) -> None:
-        """Delete the file: the run is over."""
-        if self._ours:
+        """Delete the file: the run is over. One of a study stays until the study has recorded the run."""
+        if self._ours and not is_own(self.path):
             self.path.unlink(missing_ok=True)

@@ -80,7 +80,7 @@ class EntryArm:
                 f"arm.report expects epoch {len(self.epochs) + 1} next, counted from 1; got {epoch!r}"
             )
         self.epochs.append(_numbers(measures, "arm.report"))
-        self._on_epoch(epoch, self.epochs[-1])
+        self._on_epoch(len(self.epochs), self.epochs[-1])  # `epoch` may be a number of numpy's
 
 
 class ReadValues(dict[str, Any]):
@@ -261,7 +261,9 @@ def _numbers(values: Mapping[Any, Any], source: str) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for key, value in values.items():
         try:
+            if isinstance(value, str | bytes):
+                raise TypeError
             numbers[str(key)] = float(value)
-        except (TypeError, ValueError):
+        except Exception:  # whatever an object of another library raises: torch has RuntimeErrors
             raise StudyError(f"{source}: {key} must be a number, got {value!r:.60}") from None
     return numbers

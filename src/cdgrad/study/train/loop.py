@@ -39,7 +39,7 @@ def train(
         on_epoch: called after each epoch with its number from 1 and what was measured in it.
         device: where to train, such as ``"cuda:0"``; data and network are held there.
         checkpoint: a file to save the state to, and to resume from where it exists: on the CPU to the
-            same bits as without interruption. It is removed when the run is over.
+            same bits as without interruption. It is removed when the run is over, unless it is a study's.
         every: least number of seconds between two saves; saves happen between epochs.
         ranks: the processes that train together. All of them call this, and all return the same numbers.
 
@@ -74,8 +74,10 @@ def train(
         outcome = _outcome(state)
         if where.type == "cuda":
             outcome.environment["graph"] = _graphs(state.execute, refusal)
-    if saved and ranks.rank == 0:
-        saved.remove()
+    if saved:
+        outcome.earlier = saved.earlier
+        if ranks.rank == 0:
+            saved.remove()
     return outcome
 
 

@@ -40,7 +40,8 @@ class Outcome:
     error and `error` are the average's. A run whose loss or weights stop being finite ends there: it
     is "diverged" and evaluated as it is. `measures` holds further final numbers of the user's own code,
     `columns` what else a `cdgrad.study.records.Run` has a column for, by name, and `environment` how the run
-    was executed: the operator's backends, and whether its steps were CUDA graphs.
+    was executed: the operator's backends, and whether its steps were CUDA graphs. `earlier` is the number of
+    seconds that the run took before it was resumed.
     """
 
     status: Literal["ok", "diverged"] = "ok"
@@ -50,3 +51,4 @@ class Outcome:
     columns: dict[str, Any] = field(default_factory=dict[str, Any])
     environment: dict[str, Any] = field(default_factory=dict[str, Any])
     model: nn.Module = field(default_factory=nn.Module, repr=False)
+    earlier: float = 0.0
