@@ -8,6 +8,7 @@ from browser import measure, needs_browser, run
 from cdgrad.study import spec
 from cdgrad.study.records import Run
 from cdgrad.study.report import compose, html_page
+from cdgrad.study.report.document import Document, Section, Table
 from cdgrad.study.statistics import Results
 
 SPEC = """
@@ -70,3 +71,21 @@ def test_printed_pages_are_numbered_and_carry_the_title(html, tmp_path):
     assert pdf.read_bytes().startswith(b"%PDF")
     assert "@bottom-right" in html
     assert '"A title with \\22 quotes\\22  \\26  \\3c tags\\3e "' in html
+
+
+def test_every_cell_of_a_table_has_a_header_of_its_column_and_of_its_row():
+    table = Table(
+        "T",
+        ("cell", "arm", "mean"),
+        [("one", "a", "1"), ("", "b", "2"), ("two", "a", "3")],
+        "",
+        "llr",
+        grouped=True,
+    )
+    page = html_page.html(Document("D", "", (), (), [Section("", (), [table])], (), ""))
+    (found,) = re.findall("<table>.*?</table>", page)
+    assert re.findall(r'<th scope="col"[^>]*>(\w+)', found) == ["arm", "mean"]
+    groups = re.findall("<tbody>(.*?)</tbody>", found)
+    assert [re.findall(r'scope="rowgroup">(\w+)', group) for group in groups] == [["one"], ["two"]]
+    assert [re.findall(r'<th scope="row"[^>]*>(\w+)', group) for group in groups] == [["a", "b"], ["a"]]
+    assert [re.findall(r"<td>(\w+)", group) for group in groups] == [["1", "2"], ["3"]]

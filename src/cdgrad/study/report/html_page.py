@@ -37,7 +37,9 @@ def html(document: Document) -> str:
 {_sentences(document.verdicts, "verdict")}
 {_sentences(document.remarks, "said")}
 {_contents(document.sections)}
+<main>
 {sections}
+</main>
 <h2 id="environment">Environment</h2>
 <ul>{"".join(f"<li>{escape(line)}</li>" for line in document.environment)}</ul>
 <h2 id="specification">Specification</h2>
@@ -74,7 +76,8 @@ nav ul { columns: 16rem; list-style: none; padding: 0; } nav li { padding: .25re
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem; }
 th, td { padding: .3rem .9rem .3rem 0; text-align: right; white-space: nowrap; vertical-align: top;
   border-bottom: 1px solid var(--line); }
-th { border-bottom-width: 2px; } .group { padding-top: .8rem; border-bottom-width: 1px; }
+thead th { border-bottom-width: 2px; } tbody th { font-weight: normal; }
+tbody .group { padding-top: .8rem; font-weight: bold; }
 .text { text-align: left; }
 td.long { white-space: normal; min-width: 11rem; }
 @media (max-width: 30rem) {
@@ -138,21 +141,28 @@ def _table(table: Table, level: str) -> str:
     width = len(table.header) - grouped
     kinds = [_CLASSES[letter] for letter in table.align]
 
-    def row(cells: Sequence[str], tag: str) -> str:
-        parts = [f"<{tag}{k}>{escape(cell)}</{tag}>" for k, cell in zip(kinds, cells, strict=True)]
-        return f"<tr>{''.join(parts[grouped:])}</tr>"
+    def row(cells: Sequence[str], *tags: str) -> str:
+        """A row; the last of `tags` is that of all further cells."""
+        visible = list(zip(kinds, cells, strict=True))[grouped:]
+        names = [*tags, *[tags[-1]] * len(visible)]
+        parts = [
+            f"<{tag}{kind}>{escape(cell)}</{tag.split()[0]}>"
+            for tag, (kind, cell) in zip(names, visible, strict=False)
+        ]
+        return f"<tr>{''.join(parts)}</tr>"
 
-    body = ""
+    body = "<tbody>"
     for cells in table.rows:
         if grouped and cells[0]:
-            body += (
-                f'<tr><th class="text group" colspan="{width}" scope="rowgroup">{escape(cells[0])}</th></tr>'
-            )
-        body += row(cells, "td")
+            group = f'<th class="text group" colspan="{width}" scope="rowgroup">{escape(cells[0])}</th>'
+            body += f"</tbody><tbody><tr>{group}</tr>"
+        body += row(cells, 'th scope="row"', "td")
+    body = f"{body}</tbody>".replace("<tbody></tbody>", "", 1) if table.rows else ""
+    head = row(table.header, 'th scope="col"')
     return (
         f"<{level}>{escape(table.title)}</{level}>"
         f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(table.title)}">'
-        f"<table><thead>{row(table.header, 'th')}</thead><tbody>{body}</tbody></table></div>"
+        f"<table><thead>{head}</thead>{body}</table></div>"
         f'<p class="note">{escape(table.note)}</p>'
     )
 

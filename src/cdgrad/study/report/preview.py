@@ -20,7 +20,7 @@ from cdgrad.study.plan import Plan
 from cdgrad.study.records import Run
 from cdgrad.study.report.document import Document, Section, Table
 from cdgrad.study.report.tables import FIXED, true_differences
-from cdgrad.study.report.words import words_of
+from cdgrad.study.report.words import duration, words_of
 from cdgrad.study.spec import Dimension, Setting, Spec
 from cdgrad.study.statistics import Results
 from cdgrad.study.statistics import paired as stats
@@ -347,11 +347,3 @@ def _tried(values: Sequence[Any]) -> str:
     if any(isinstance(value, str | bool) for value in values):
         return f"{len(set(values))} choices"
     return f"{min(values):.3g} to {max(values):.3g}"
-
-
-def duration(seconds: float) -> str:
-    """A time in the unit that a person would use."""
-    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s" if seconds < 2 else f"{seconds:.0f} s"

@@ -10,8 +10,8 @@ import numpy as np
 from cdgrad.study.records.run import Run
 from cdgrad.study.report.document import Table
 from cdgrad.study.report.figures.curves import curve_key
-from cdgrad.study.report.preview import duration
 from cdgrad.study.report.tables import mean
+from cdgrad.study.report.words import duration
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.results import Results
 

@@ -158,3 +158,11 @@ def enumerated(names: Sequence[str]) -> str:
 def counted(n: int, what: str) -> str:
     """A number of things, such as ``1 seed`` or ``2 seeds``."""
     return f"{n} {what}{'s' * (n != 1)}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that a person would use."""
+    for unit, size in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s" if seconds < 2 else f"{seconds:.0f} s"
