@@ -93,7 +93,7 @@ def test_a_schedule_resumes_bit_for_bit_and_statistics_want_ordinary_gradients()
 @pytest.mark.parametrize(
     ("schedule", "message"),
     [
-        (None, "expected a function of the step, got None; for a constant metric, set handle.metric"),
+        (3, "expected a function of the step, got 3; for a constant metric, set handle.metric"),
         (lambda step: None, "the schedule returned None for step 0; expected lam, a metric or its text"),
         (lambda step: torch.ones(2), r"the schedule returned tensor\(.*\) for step 0; expected lam"),
     ],
@@ -104,6 +104,22 @@ def test_a_schedule_that_gives_no_metric_is_refused_at_once(schedule, message):
     with pytest.raises(TypeError, match=message):
         handle.schedule(schedule)
     assert handle.metric == METRIC
+
+
+def test_a_schedule_overrides_the_metric_until_it_ends():
+    model = nn.Conv2d(3, 9, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = attach(optimizer, model, METRIC)
+    handle.schedule(lambda step: "reweighted:lam=3")
+    used = []
+    for schedule in ("kept", None):
+        handle.metric = METRIC
+        if schedule is None:
+            handle.schedule(None)
+        model.weight.grad = torch.randn_like(model.weight)
+        optimizer.step()
+        used.append(str(handle.metric))
+    assert used == ["reweighted:lam=3", str(METRIC)]
 
 
 @pytest.mark.parametrize("apply", [False, True])
@@ -138,6 +154,7 @@ def test_statistics_within_a_closure_are_those_of_each_evaluation(apply):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"linear": "False"}, "linear is True or False, got 'False'"),
         ({"include": 3}, "include must be a shell pattern .* or a list of them, .*; got 3"),
         ({"exclude": ["0.*", 3]}, "exclude must be a shell pattern"),
         ({"include": (name for name in ["0.*"])}, "include must be a shell pattern .* got <generator"),

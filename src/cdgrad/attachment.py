@@ -19,7 +19,7 @@ from cdgrad._torch_private import outside_graphs
 from cdgrad.diagnostics import gradient_statistics
 from cdgrad.dtensors import channel_mesh_dim, is_dtensor
 from cdgrad.held_targets import HeldTargets
-from cdgrad.metric_schedule import Metrics, as_metrics, text_of
+from cdgrad.metric_schedule import Metrics, Schedule, as_metrics, text_of
 from cdgrad.metrics import Metric
 from cdgrad.name_patterns import Patterns
 from cdgrad.options import Options
@@ -167,10 +167,7 @@ class Attachment:
 
     @property
     def metric(self) -> Metric | Mapping[str, Metric]:
-        """The metric of the next step, or metrics by patterns; set it at any time between steps.
-
-        A schedule overrides it.
-        """
+        """The metric, or metrics by patterns, of the next step. It can be set; a schedule overrides it."""
         return self._gradients.metrics
 
     @metric.setter
@@ -209,8 +206,10 @@ class Attachment:
         """
         return {"metric": text_of(self._gradients.metrics), **asdict(self._options)}
 
-    def schedule(self, fn: Callable[[int], float | Metric | str | Mapping[str, Metric | str]]) -> None:
+    def schedule(self, fn: Schedule | None) -> None:
         """From the next step on, use ``fn(step)``: a metric, metrics by patterns, or lam of the present ones.
+
+        It overrides `metric`; None ends it, in the metric of the last step.
 
         `step` counts the steps that ended since `attach`, from 0, over all runs where `state_dict` is
         saved and loaded. A step that a gradient scaler leaves out does not count, except with a fused

@@ -130,6 +130,8 @@ def find_targets(
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     if direction not in get_args(Direction):
         raise ValueError(f"direction must be one of {', '.join(get_args(Direction))}, got {direction!r}")
+    if not isinstance(linear, bool):
+        raise TypeError(f"linear is True or False, got {linear!r}")
     _check_blocks(blocks)
     uses = list(uses_of(model))
     names = [use.name for use in uses]

@@ -95,10 +95,11 @@ class TargetGradients:
             self._refuse_after_capture("handle.enabled")
         self._enabled = enabled
 
-    def schedule(self, fn: Schedule) -> None:
-        """The metric as a function of the step."""
+    def schedule(self, fn: Schedule | None) -> None:
+        """The metric as a function of the step; None for the present one."""
         self._refuse_after_capture("handle.schedule")
-        scheduled(fn, self.steps, self._metrics)
+        if fn is not None:
+            scheduled(fn, self.steps, self._metrics)
         self._schedule = fn
 
     def refresh(self, optimizer: Optimizer, *, watch: bool) -> None:

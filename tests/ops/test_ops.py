@@ -128,14 +128,14 @@ def test_out_of_place_leaves_the_input():
 
 def test_many_tensors_with_their_own_axes():
     grads = [torch.randn(4, 3), torch.randn(3, 6), torch.randn(8, 2, dtype=torch.float64)]
-    dims, groups = (0, 1, -2), (1, 3, 2)
+    dims, groups = (0, np.int64(1), -2), (1, 3, 2)
     expected = [
         channel_directed(*args) for args in zip(grads, ["sobolev:lam=0.1"] * 3, dims, groups, strict=True)
     ]
     channel_directed_(grads, "sobolev:lam=0.1", dims, groups)
     for grad, direct in zip(grads, expected, strict=True):
         torch.testing.assert_close(grad, direct)
-    channel_directed_([], "sobolev:lam=0.1")
+    channel_directed_([], "sobolev:lam=0.1", np.int64(1), np.int64(1))
 
 
 @pytest.mark.parametrize(
@@ -154,6 +154,9 @@ def test_many_tensors_with_their_own_axes():
         ((torch.ones(()), "l2"), IndexError, "dim 0 is out of range"),
         ((torch.ones(4), "l2", 0, 3), ValueError, "divisor of the channel axis: got groups=3 for 4 channels"),
         ((torch.ones(4), "l2", 0, 0), ValueError, "got groups=0"),
+        ((torch.ones(4, 3), "l2", "0"), TypeError, "dim of grad.* must be an integer, got '0'"),
+        ((torch.ones(4, 3), "l2", True), TypeError, "dim of grad.* must be an integer, got True"),
+        ((torch.ones(4, 3), "l2", 0, 2.0), TypeError, "groups of grad.* must be an integer, got 2.0"),
     ],
 )
 def test_errors_say_what_came_and_what_was_expected(arguments, error, message):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
+from typing import SupportsIndex
 
 import torch
 
@@ -194,6 +195,9 @@ def _check(grad: torch.Tensor, dim: int, groups: int, name: str) -> None:
             f"{name} has layout {grad.layout}, and only dense ones have a channel axis; make it dense first, "
             ".to_dense()"
         )
+    for what, value in (("dim", dim), ("groups", groups)):
+        if not isinstance(value, SupportsIndex) or isinstance(value, bool):
+            raise TypeError(f"{what} of {name} must be an integer, got {value!r}")
     if not grad.ndim:
         raise IndexError(f"dim {dim} is out of range for {name}, which has no axes; expected one or more")
     if not -grad.ndim <= dim < grad.ndim:
@@ -209,7 +213,7 @@ def _check(grad: torch.Tensor, dim: int, groups: int, name: str) -> None:
 
 
 def _one_each(value: int | Sequence[int], count: int, name: str) -> Sequence[int]:
-    if isinstance(value, int):
+    if not isinstance(value, Sized):
         return [value] * count
     if len(value) != count:
         raise ValueError(
