@@ -41,7 +41,7 @@ def test_help_needs_neither_torch_nor_the_extras(arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "COMMAND"),
+        ([], "run or resume a paired study"),
         (["nonesuch"], "invalid choice: 'nonesuch'"),
         (["study"], "SPEC"),
         (
@@ -69,6 +69,7 @@ def test_help_needs_neither_torch_nor_the_extras(arguments):
         (["inspect", "--image-shape", "3x100000x32"], "must be like 3x32x32"),
         (["inspect", "--direction", "depth"], "invalid choice: 'depth'"),
         (["inspect", "--image-shape", "32x32"], "must be like 3x32x32, channels first, got '32x32'"),
+        (["inspect", "--image-shape", "32x32x3"], "has the channels first, like 3x32x32; got '32x32x3'"),
         (["inspect", "--checkpoint", "net.pt"], "use --weights net.pt"),
         (["inspect", "--classes", "0"], "must be an integer of at least 1, got '0'"),
     ],
@@ -113,6 +114,12 @@ def test_data_that_cannot_be_read_end_a_study_before_its_plan_and_its_runs(capsy
     assert (status, out) == (1, "")
     assert err.startswith("cdgrad: task.data: there is no folder digit ")
     assert err.count("\n") == 1
+
+
+def test_a_missing_torch_is_named_with_its_remedy(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    status, _, err = run(capsys, "inspect")
+    assert (status, err) == (1, "cdgrad: torch is not installed; in a clone of cdgrad, run pip install .\n")
 
 
 def test_a_missing_extra_is_named_with_its_remedy(capsys, monkeypatch):

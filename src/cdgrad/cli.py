@@ -32,6 +32,7 @@ _COMMANDS = {
     "bench": bench,
 }
 _UNUSABLE = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}  # what a path may lead any call to
+_REQUIRED = {"torch", "numba"}
 _EXTRAS = {"matplotlib", "optuna", "pyarrow", "rich", "sklearn", "scipy"}
 
 
@@ -47,7 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows ? for it
             stream.reconfigure(errors="replace")
-    options = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given:  # the names of the commands help more than that one is missing
+        parser().print_help(sys.stderr)
+        return 2
+    options = parser().parse_args(given)
     try:
         return options.command(options)
     except UsageError as error:
@@ -57,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except StudyError as error:
         return failed(1, str(error))
     except ModuleNotFoundError as error:
+        if error.name in _REQUIRED:  # left out by a user of JAX, with pip install --no-deps
+            return failed(1, f"{error.name} is not installed; in a clone of cdgrad, run pip install .")
         if (error.name or "").partition(".")[0] not in _EXTRAS:
             return failed(1, unexpected(error))
         return failed(1, f"{error.name} is not installed; in a clone of cdgrad, run pip install '.[study]'")
@@ -77,7 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The parser of all commands; needs neither torch nor the extras."""
     root = _Parser(
-        prog="cdgrad", description="Channel-directed gradients, and paired studies of whether they help."
+        prog="cdgrad",
+        description="Channel-directed gradients, and paired studies of whether they help.",
+        epilog="A study of a minute or two: cdgrad study quickstart. One of your own: cdgrad init NAME. "
+        "Options of a command: cdgrad COMMAND --help",
     )
     root.add_argument("--version", action="version", version=f"cdgrad {cdgrad.__version__}")
     commands = root.add_subparsers(title="commands", required=True, metavar="COMMAND")

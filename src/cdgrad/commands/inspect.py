@@ -86,6 +86,10 @@ def _image_shape(text: str) -> tuple[int, int, int]:
     if len(sides) != 3 or not all(re.fullmatch("[1-9][0-9]{0,3}", side) for side in sides):
         raise argparse.ArgumentTypeError(f"must be like 3x32x32, channels first, got {text!r:.60}")
     channels, height, width = map(int, sides)
+    if channels == height > 3 and width in (1, 3):
+        raise argparse.ArgumentTypeError(
+            f"has the channels first, like {width}x{channels}x{height}; got {text!r}"
+        )
     return channels, height, width
 
 
