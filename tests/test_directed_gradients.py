@@ -728,3 +728,15 @@ def test_a_gradient_that_a_removed_attachment_directed_is_directed_once(between)
     if between == "backward after attach":
         want = channel_directed(backward(model, zero=True), METRIC)
     assert_close(moved_by(optimizer, model.weight), want)
+
+
+def test_gradients_written_past_autograd_are_directed_after_a_skipped_step_that_zeroed_them():
+    """As copies to master weights are, and what a replayed CUDA graph writes."""
+    model, optimizer, handle = convolution()
+    backward(model)
+    for skipped in (True, False):
+        model.weight.grad.data.copy_(g := torch.randn_like(model.weight))
+        handle.apply()
+        if skipped:
+            optimizer.zero_grad(set_to_none=False)
+    assert_close(moved_by(optimizer, model.weight), channel_directed(g, METRIC))
