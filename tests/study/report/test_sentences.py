@@ -5,7 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from cdgrad.study.plan import Plan
 from cdgrad.study.records import Run
+from cdgrad.study.report import preview
 from cdgrad.study.report.further import further_table
 from cdgrad.study.report.methods import methods
 from cdgrad.study.report.remarks import remarks
@@ -189,3 +191,20 @@ def test_the_methods_paragraph_is_true_of_every_arm_and_of_an_unfinished_study()
     assert "The study is not complete: 14 runs of it did not finish." in half
     later = Results.of(spec(), runs_of(spec()), [spec("", "6")])
     assert "2 seeds (6, 7) were added to a study with recorded runs of 6 seeds" in methods(later)
+
+
+def test_seeds_needed_are_never_so_few_that_no_p_can_be_small_enough():
+    table = power(results(), "")
+    assert [row[-1] for row in table.rows] == ["7", "7"], "6 would detect 0.5 points by a t-test"
+    assert "with that power, at this SD, at least 7: with fewer no Holm p can be below 0.05" in table.note
+    assert "at least" not in power(results(spec_seeds="{ until = 0.1, most = 30 }"), "").note
+
+
+def test_a_plan_promises_no_seeds_that_cannot_show_anything():
+    plan = Plan(spec(), [], "here")
+    tables = preview.preview(plan, [], workers=1, seconds=None, sd=0.2).sections[0].tables
+    (row,) = next(table for table in tables if table.title.startswith("Statistical power")).rows
+    assert row[-4:] == ["34", "10", "7", "7"]
+    assert not any(table.title.startswith("What is searched") for table in tables)
+    many = "".join(f"[cells.c{k}]\n" for k in range(1700))
+    assert next(preview.warnings(spec(many))).endswith("can be shown. Compare fewer arms in fewer cells.")

@@ -13,15 +13,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 from cdgrad.study import StudyError
 from cdgrad.study.plan import Plan
 from cdgrad.study.records import Run
 from cdgrad.study.report.document import Document, Section, Table
-from cdgrad.study.report.tables import FIXED, true_differences
+from cdgrad.study.report.tables import FIXED, at_least, pairs_needed, true_differences
+from cdgrad.study.report.tuning_tables import search_space
 from cdgrad.study.report.words import duration, words_of
-from cdgrad.study.spec import Dimension, Setting, Spec
+from cdgrad.study.spec import Setting, Spec
 from cdgrad.study.statistics import Results
 from cdgrad.study.statistics import paired as stats
 from cdgrad.study.statistics.sequential import fewest_pairs
@@ -155,7 +155,7 @@ def preview(
         splits = []
         remarks.append(f"The data cannot be read on this machine: {error}")
     tables = [_runs(plan), *splits, *_time(plan, workers, seconds)]
-    tables += [*_power(spec, runs, sd), *_search(spec)]
+    tables += [*_power(spec, runs, sd), *search_space(spec)]
     remaining, most = len(plan.keys) - plan.done, "at most " * bool(spec.until)
     return Document(
         title=f"Plan of {spec.title}",
@@ -182,11 +182,11 @@ def warnings(spec: Spec) -> Iterator[str]:
             f"seeds.most to at least {fewest_pairs()}."
         )
     elif (smallest := _smallest_p(spec)) >= 1 - stats.LEVEL:
-        enough = next(n for n in range(2, 64) if 2.0 ** (1 - n) * comparisons < 1 - stats.LEVEL)
+        enough = stats.fewest_tested_pairs(comparisons)
+        remedy = f"Use at least {enough} seeds." if enough else "Compare fewer arms in fewer cells."
         yield (
             f"With {pairs} seeds and {comparisons} comparison{'s' * (comparisons > 1)} no p after Holm's "
-            f"correction can be below {smallest:.2g}: no difference, however large, can be shown. "
-            f"Use at least {enough} seeds."
+            f"correction can be below {smallest:.2g}: no difference, however large, can be shown. {remedy}"
         )
     if spec.replicates == 2:
         yield "With 2 searches the interval is mean +- 12.7 standard errors: use at least 3 searches."
@@ -262,7 +262,13 @@ def _time(plan: Plan, workers: int, seconds: Seconds | None) -> Iterator[Table]:
     else:
         each = [seconds.by_cell[key[0]] for key in remaining]
         until = makespan(each, workers, seconds.start or 0.0)
-        rows = [(duration(until), str(workers), duration(math.fsum(each) / len(each)))]
+        rows = [
+            (
+                "at most " * bool(plan.spec.until) + duration(until),
+                str(workers),
+                duration(math.fsum(each) / len(each)),
+            )
+        ]
         start = (
             "without the start of the workers"
             if seconds.start is None
@@ -299,10 +305,12 @@ def _power(spec: Spec, runs: Sequence[Run], sd: float | None) -> Iterator[Table]
         row += ["-"] * (2 + len(sizes))
         source = "not known yet; set it with --sd"
     else:
-        needed = (f"{stats.required_pairs(size, sd):,}" for size in sizes)
+        needed = (pairs_needed(spec, size, sd) for size in sizes)
         row += [w.number(sd), w.number(stats.detectable_difference(pairs, sd)), *needed]
     unit = f" in {w.of_difference}" if w.of_difference else ""
-    needs = f"; for x: {units} needed to detect {f'x {w.of_difference}'.rstrip()}" * bool(sizes)
+    needs = f"; for x: {units} needed to detect {f'x {w.of_difference}'.rstrip()}{at_least(spec)}" * bool(
+        sizes
+    )
     yield Table(
         f"Statistical power of {pairs} {units}",
         (units, "comparisons", "smallest p", "SD", "MDD", *(f"for {size:g}" for size in sizes)),
@@ -312,38 +320,3 @@ def _power(spec: Spec, runs: Sequence[Run], sd: float | None) -> Iterator[Table]
         f"the paired differences at 5 %, uncorrected{needs}" + FIXED * bool(spec.until),
         align="rrrrr" + "r" * len(sizes),
     )
-
-
-def _search(spec: Spec) -> Iterator[Table]:
-    """For each arm and key: the range that is searched, or what fixes the value."""
-    rows: list[Sequence[str]] = []
-    for arm, options in spec.arms.items():
-        if spec.tuning and options.tuning == "own":
-            points = [p for r in range(spec.replicates) for p in spec.tuning.points(arm, r)]
-            rows += [
-                (arm, key, _range(dimension), _tried([point[key] for point in points]))
-                for key, dimension in spec.tuning.of(arm).items()
-            ]
-        elif spec.tuning and options.tuning == "baseline":
-            keys = ", ".join(spec.tuning.of(spec.baseline))
-            rows.append((arm, keys, f"pinned by the choice for {spec.baseline}", "-"))
-        else:
-            keys = ", ".join((*options.optimizer, *options.values)) or "all"
-            rows.append((arm, keys, "pinned by the specification", "-"))
-    yield Table(
-        "What is searched, and what is pinned",
-        ("arm", "key", "range", "tried"),
-        rows,
-        "tried: smallest and largest value of the trials, which are known beforehand",
-        align="lppr",
-    )
-
-
-def _range(dimension: Dimension) -> str:
-    return f"{dimension}{', logarithmic' if dimension.log else ''}"
-
-
-def _tried(values: Sequence[Any]) -> str:
-    if any(isinstance(value, str | bool) for value in values):
-        return f"{len(set(values))} choices"
-    return f"{min(values):.3g} to {max(values):.3g}"

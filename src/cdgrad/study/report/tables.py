@@ -179,7 +179,7 @@ def power(results: Results, cell: str) -> Table:
             *([] if searches else [_interval(w, c, c.bootstrap)]),
             w.number(c.sd),
             w.number(paired.detectable_difference(c.pairs, c.sd) if c.sd else math.nan),
-            *(f"{paired.required_pairs(size, c.sd):,}" if c.sd else "-" for size in sizes),
+            *(pairs_needed(results.spec, size, c.sd) if c.sd else "-" for size in sizes),
         )
         for name, c in compared.items()
     ]
@@ -195,10 +195,23 @@ def power(results: Results, cell: str) -> Table:
         + f"SD: standard deviation of {sampled}; MDD: the smallest true difference{unit} shown with "
         f"{100 * paired.POWER:.0f} % power by a two-sided paired t-test at 5 %; for x: {plural} that would "
         f"detect {f'x {w.of_difference}'.rstrip()} with that power, at this SD"
-        + FIXED
-        * bool(results.spec.until),
+        + at_least(results.spec) * bool(sizes)
+        + FIXED * bool(results.spec.until),
         align="lrr" + "r" * len((*bootstrap, *sizes)),
     )
+
+
+def pairs_needed(spec: Spec, size: float, sd: float) -> str:
+    """The fewest seeds, or searches, that detect a true difference, and with which p can show one at all."""
+    fewest = 2 if spec.until or spec.replicates > 1 else paired.fewest_tested_pairs(spec.tests)
+    return "-" if fewest is None else f"{max(fewest, paired.required_pairs(size, sd)):,}"
+
+
+def at_least(spec: Spec) -> str:
+    """A clause of a note: below which number of seeds no p is small enough; empty where there is none."""
+    fewest = None if spec.until or spec.replicates > 1 else paired.fewest_tested_pairs(spec.tests)
+    label = "Holm p" if spec.tests > 1 else "p"
+    return "" if fewest is None else f", at least {fewest}: with fewer no {label} can be below 0.05"
 
 
 def true_differences(w: Words, sd: float, sizes: Sequence[float] = _SIZES) -> Sequence[float]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from cdgrad.study.plan.search import Search
 from cdgrad.study.report.document import Table
 from cdgrad.study.report.tables import difference_title, one_value, row_name, values
 from cdgrad.study.report.words import words
-from cdgrad.study.spec import Spec
+from cdgrad.study.spec import Dimension, Spec
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.results import Results
 
@@ -102,3 +103,40 @@ def trials(results: Results, search: Search, cell: str) -> Table:
         f"mean validation {measure.name}{w.in_unit.replace(',', '')}, best first; * chosen",
         align="r" * (4 + len(keys)),
     )
+
+
+def search_space(spec: Spec) -> Iterator[Table]:
+    """For each arm and key: the range that is searched, or what fixes the value."""
+    if spec.tuning is None:
+        return
+    rows: list[Sequence[str]] = []
+    for arm, options in spec.arms.items():
+        if options.tuning == "own":
+            points = [p for r in range(spec.replicates) for p in spec.tuning.points(arm, r)]
+            rows += [
+                (arm, key, _range(dimension), _tried([point[key] for point in points]))
+                for key, dimension in spec.tuning.of(arm).items()
+            ]
+        elif options.tuning == "baseline":
+            keys = ", ".join(spec.tuning.of(spec.baseline))
+            rows.append((arm, keys, f"pinned by the choice for {spec.baseline}", "-"))
+        else:
+            keys = ", ".join((*options.optimizer, *options.values)) or "all"
+            rows.append((arm, keys, "pinned by the specification", "-"))
+    yield Table(
+        "What is searched, and what is pinned",
+        ("arm", "key", "range", "tried"),
+        rows,
+        "tried: smallest and largest value of the trials, which are known beforehand",
+        align="lppr",
+    )
+
+
+def _range(dimension: Dimension) -> str:
+    return f"{dimension}{', logarithmic' if dimension.log else ''}"
+
+
+def _tried(values: Sequence[Any]) -> str:
+    if any(isinstance(value, str | bool) for value in values):
+        return f"{len(set(values))} choices"
+    return f"{min(values):.3g} to {max(values):.3g}"

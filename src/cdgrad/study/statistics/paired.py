@@ -189,6 +189,11 @@ def smallest_p(pairs: int) -> float:
     return 2.0 ** (1 - min(pairs, _EXACT_PAIRS)) if pairs > 1 else math.nan
 
 
+def fewest_tested_pairs(tests: int, level: float = LEVEL) -> int | None:
+    """The fewest pairs whose `smallest_p`, times so many tests, is below 1 - `level`; None: no number is."""
+    return next((n for n in range(2, _EXACT_PAIRS + 1) if smallest_p(n) * tests < 1 - level), None)
+
+
 @lru_cache(maxsize=2)
 def sign_flips(pairs: int) -> NDArray[np.int8]:
     """All flips of n signs but for the common one, or 2^16, the unflipped first: (flips, n), a byte each."""

@@ -98,7 +98,10 @@ def difference_curves(results: Results, cell: str) -> Drawing | None:
     better, worse = ("below", "above") if w.is_better(-1) else ("above", "below")
     axes.set_title(f"{better} 0: better, {worse}: worse", loc="right", fontsize=10, color="0.3")
     legend(figure, axes)
-    bands = " The band is the 95 % interval of the mean." if len(drawn) <= _BANDS_AT_MOST else ""
+    looks = ", valid for one look at a fixed number of seeds" * bool(spec.until)
+    tuning = ", without the noise of tuning" * (spec.replicates > 1)
+    bands = f" The band is the 95 % t interval of the mean over the seeds{looks}{tuning}."
+    bands *= len(drawn) <= _BANDS_AT_MOST
     return Drawing(
         file_name("difference_curves", cell),
         figure,
