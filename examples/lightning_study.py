@@ -1,4 +1,7 @@
-"""A Lightning module as the training code of a paired study: ``cdgrad study lightning.toml``."""
+"""A Lightning module as the training code of a paired study: ``cdgrad study lightning.toml``.
+
+It needs ``pip install lightning``.
+"""
 
 import logging
 import warnings

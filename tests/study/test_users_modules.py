@@ -117,6 +117,7 @@ def test_a_module_that_cannot_be_imported_is_one_line(tmp_path, tiny_text, body)
     done = python(tmp_path, "-m", "cdgrad", "train", "own.toml")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1), done.stderr
     assert "mine:build cannot be imported" in done.stderr
+    assert ("; install it, or correct the import" in done.stderr) is (body == "import nonesuch")
 
 
 NETWORKS = """

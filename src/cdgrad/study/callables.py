@@ -96,7 +96,9 @@ def load_callable(name: str) -> Callable[..., Any]:
         where = f" (the module is {file})" if file else ""
         absent = isinstance(error, ModuleNotFoundError) and module.startswith(error.name or " ")
         kind = StudyError if absent or module in sys.modules else UserCodeError
-        raise kind(f"{name} cannot be imported: {error}{where}") from error
+        remedy = "; install it, or correct the import" if isinstance(error, ModuleNotFoundError) else ""
+        remedy *= not absent  # a module of the user's imports it
+        raise kind(f"{name} cannot be imported: {error}{where}{remedy}") from error
     except (Exception, SystemExit) as error:  # whatever the module does when it is imported
         raise UserCodeError(f"{name} cannot be imported: {named(error)}") from error
     if not callable(loaded):

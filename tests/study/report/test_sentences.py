@@ -156,6 +156,12 @@ def test_what_is_searched_has_no_value_before_it_is_chosen_or_where_searches_dif
     )
 
 
+def test_an_optimizer_of_an_arm_is_called_one(tiny_text):
+    arm = '{ name = "torch.optim:Adam", lr = 1e-3 }'
+    found = Results.of(parse(tiny_text.replace("{ lr = 0.3 }", arm), "tiny"), [])
+    assert what(found, "", "directed") == "reweighted, lam 3, optimizer torch.optim:Adam, lr 0.001"
+
+
 def test_tables_of_all_pairs_and_of_searches_have_no_empty_columns():
     found = results().compared_with("", all_pairs=True)
     measured = Results.of(found.spec, [replace(each, measures={"length": each.error}) for each in found.runs])

@@ -80,7 +80,7 @@ def _evaluated(results: Results) -> Iterator[str]:
 def when_tested(results: Results) -> str:
     """When the runs read the test data; the user's own training code may read it whenever it likes."""
     if results.spec.entry:
-        return f"when {results.spec.entry} chose to"
+        return f"at the times that {results.spec.entry} chose"
     read = [run for run in results.completed if run.evaluated == "test"]
     schedules: list[dict[str, object]] = [run.config.get("schedule") or {} for run in read]
     often = sum(schedule.get("test_every_epoch") is True for schedule in schedules)

@@ -309,4 +309,6 @@ def what(results: Results, cell: str, arm: str) -> str:
         own = {key: value for key, value in own.items() if key.removeprefix("values.") not in searched}
         by = f"each of {spec.replicates} searches" if spec.replicates > 1 else "trials"
         parts.append(f"{'' if chosen else 'to be '}chosen by {by}: {', '.join(searched)}")
+    if "optimizer.name" in own:  # a key is shown by its last part
+        own = {"optimizer": own.pop("optimizer.name"), **own}
     return ", ".join([*parts, *([values(own)] if own else [])])
