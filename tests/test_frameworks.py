@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import importlib
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -430,6 +432,15 @@ def test_resuming_in_another_metric_than_the_callbacks_is_warned_of():
     assert handle.state_dict() == state
     handle.remove()
     assert attached(optimizer, model, SOBOLEV, {}, lambda step: 0.01 * step, state).steps == 5
+
+
+def test_lightning_under_its_older_name(monkeypatch):
+    older = pytest.importorskip("pytorch_lightning")
+    monkeypatch.setattr(cdgrad, "lightning", cdgrad.lightning)
+    monkeypatch.delitem(sys.modules, "cdgrad.lightning")
+    monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "pytorch_lightning")
+    assert issubclass(importlib.import_module("cdgrad.lightning").ChannelDirected, older.Callback)
 
 
 @lightning_example

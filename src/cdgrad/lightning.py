@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cdgrad.attachment import Attachment
 from cdgrad.callbacks import attached, state_key
@@ -15,6 +15,11 @@ from cdgrad.metric_schedule import Schedule
 from cdgrad.metrics import Metric
 from cdgrad.options import Options
 from cdgrad.refusals import parameters
+
+if TYPE_CHECKING or find_spec("lightning") or not find_spec("pytorch_lightning"):
+    from lightning.pytorch import Callback, LightningModule, Trainer
+else:  # the same library under its older name
+    from pytorch_lightning import Callback, LightningModule, Trainer
 
 
 class ChannelDirected(Callback):
