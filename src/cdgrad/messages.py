@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 def one_line(text: object) -> str:
     """`text` on one line, with a space for each character that steers a terminal or reverses the text."""
-    return "".join(c if c.isprintable() else " " for c in " ".join(_text(text).split()))
+    return "".join(c if c.isprintable() else " " for c in " ".join(text_of(text).split()))
 
 
 def first_few(names: Sequence[object], most: int = 3) -> str:
@@ -21,17 +21,17 @@ def first_few(names: Sequence[object], most: int = 3) -> str:
 
 def named(error: BaseException) -> str:
     """The kind and the message of an error, on one line."""
-    return one_line(f"{type(error).__name__}: {_text(error)}")
+    return one_line(f"{type(error).__name__}: {text_of(error)}")
 
 
 def brief(error: BaseException) -> str:
     """As `named`, with the first line of the message alone: some libraries append pages of advice."""
-    return one_line(f"{type(error).__name__}: {_text(error).strip().partition(chr(10))[0]}").removesuffix(
+    return one_line(f"{type(error).__name__}: {text_of(error).strip().partition(chr(10))[0]}").removesuffix(
         ": "
     )
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
     """The text of any value, whose own code may raise an error."""
     try:
         return str(value)

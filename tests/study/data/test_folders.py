@@ -493,6 +493,22 @@ def test_a_disk_without_space_for_the_arrays_is_an_error_and_no_killed_process(t
     assert asked[0] > 10 * 3 * 8 * 8
 
 
+@pytest.mark.parametrize(("color", "channels"), [(2, 3), (4, 2), (6, 4)])
+def test_color_images_of_sixteen_bits_are_refused_as_gray_ones_are(color, channels):
+    """Pillow opens them as images of eight bits, whose lower ones would be lost unsaid."""
+
+    def chunk(kind, content):
+        return (
+            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        )
+
+    header = struct.pack(">IIBBBBB", 2, 2, 16, color, 0, 0, 0)
+    rows = zlib.compress(2 * (b"\0" + bytes(4 * channels)))
+    file = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    with pytest.raises(StudyError, match=r"images of mode (RGB|LA|RGBA);16B, and only 8 bits per channel"):
+        common_shape(Task("deep", 1, 1), [lambda: iter([("x.png", io.BytesIO(file))])])
+
+
 def test_a_home_of_nobody_is_a_missing_folder():
     with pytest.raises(StudyError, match="there is no folder ~nobody-of-that-name/images"):
         decoding.load(Task("~nobody-of-that-name/images", 1, 1))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 
 import pytest
@@ -234,3 +235,29 @@ def test_an_arm_may_have_a_multiple_of_the_tuned_rate(tiny_text):
     assert "lr_factor" not in json.dumps(as_json(setting))  # what a record holds is the rate itself
     with pytest.raises(StudyError, match=r"arms.directed.lr_factor must be a positive number; got 0"):
         parse(text.replace("lr_factor = 3", "lr_factor = 0"), "tiny")
+
+
+@pytest.mark.parametrize(
+    ("trials", "space", "message"),
+    [
+        ("2", "low = -1e308, high = 1e308", "so close to low = -1e+308 that high - low is finite"),
+        (
+            "1_000_000",
+            "low = 0, high = 1",
+            "tuning.trials must be an integer of at least 1 and at most 100000",
+        ),
+    ],
+)
+def test_a_search_that_could_not_be_drawn_is_refused(trials, space, message):
+    """Over an infinite width every trial was the upper end; so many trials filled the memory."""
+    text = (
+        f'baseline = "a"\nentry = "mine:run"\nseeds = [5]\n[arms.a]\n[tuning]\ntrials = {trials}\nseeds = 2\n'
+    )
+    with pytest.raises(StudyError, match=re.escape(message)):
+        parse(f"{text}[tuning.space]\nx = {{ {space} }}\n", "wide")
+
+
+def test_the_most_seeds_of_a_study_that_may_end_early_are_bounded():
+    text = 'baseline = "a"\nentry = "mine:run"\nseeds = { until = 1, most = 1_000_000_000 }\n[arms.a]\n'
+    with pytest.raises(StudyError, match=r"seeds\.most must be an integer of at least 2 and at most 100000"):
+        parse(text, "many")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from importlib import import_module
@@ -20,6 +21,7 @@ from cdgrad.study.spec import Task
 
 _GRAY = {"1", "L"}
 _EIGHT_BIT = {*_GRAY, "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
+_SIXTEEN_BIT = re.compile(r"\w+;16[BLN]\b")  # in Pillow's names; BGR;16 has 16 bits per pixel
 _ORIENTATION = 0x0112  # the EXIF tag: how to turn what a camera stored
 _SIDEWAYS = range(5, 9)  # its values that exchange width and height
 
@@ -33,7 +35,7 @@ def common_shape(task: Task, splits: Iterable[Images]) -> tuple[tuple[int, int, 
         StudyError: an image cannot be read or has more than 8 bits per channel, or sizes differ without
             ``task.size``.
     """
-    modes: dict[str, str] = {}
+    modes: dict[str, str] = {}  # and where each was seen first
     several: list[str] = []  # with several frames or pages
     sizes: dict[tuple[int, int], str] = {}
 
@@ -41,7 +43,7 @@ def common_shape(task: Task, splits: Iterable[Images]) -> tuple[tuple[int, int, 
         width, height = image.size
         if width != height and image.getexif().get(_ORIENTATION) in _SIDEWAYS:
             width, height = height, width
-        modes.setdefault(image.mode, where)
+        modes.setdefault(_mode(image), where)
         sizes.setdefault((width, height), where)
         if _has_several_frames(image):
             several.append(where)
@@ -66,6 +68,15 @@ def common_shape(task: Task, splits: Iterable[Images]) -> tuple[tuple[int, int, 
         )
     ((width, height),) = sizes
     return (channels, height, width), notes
+
+
+def _mode(image: Any) -> str:
+    """Pillow's mode; the one of the file where that has 16 bits per channel, of which Pillow would keep 8."""
+    if image.mode not in _EIGHT_BIT:
+        return image.mode
+    raw = " ".join(str(arguments) for _, _, _, arguments in image.tile)
+    match = _SIXTEEN_BIT.search(raw)
+    return match[0] if match else image.mode
 
 
 def _has_several_frames(image: Any) -> bool:

@@ -78,7 +78,8 @@ def run_study(
         if remaining:
             if before is not None:
                 before(plan, recorded)
-            take = plan.take if allow_data_change else partial(_take, plan, _images(recorded))
+            images = _Images(recorded)
+            take = plan.take if allow_data_change else partial(images.take, plan)
             with display(plan, workers) as shown, closing(engine(take, workers)) as events:
                 for event in events:
                     if isinstance(event, EpochDone):
@@ -88,6 +89,7 @@ def run_study(
                     logs.keep(folder, event.run)
                     if event.run.status != "failed":
                         _remove(folder / CHECKPOINTS, event.job.file("*"))
+                        images.add(event.run)
                     plan.add(event.run)
                     executed.append(event.run)
                     shown.run(event)
@@ -120,19 +122,22 @@ def _check_code(spec: Spec, recorded: list[Run], folder: Path) -> None:
         )
 
 
-def _images(recorded: list[Run]) -> dict[str, frozenset[str]]:
-    """The identities of the images that the recorded runs of each cell had."""
-    images: dict[str, set[str]] = {}
-    for run in recorded:
-        if run.status != "failed" and (name := run.environment.get("data")):
-            images.setdefault(run.cell, set()).add(name)
-    return {cell: frozenset(names) for cell, names in images.items()}
+class _Images:
+    """The identities of the images that the recorded runs of each cell had, which further runs must have."""
 
+    def __init__(self, recorded: list[Run]) -> None:
+        self._of = dict[str, frozenset[str]]()
+        for run in recorded:
+            if run.status != "failed":
+                self.add(run)
 
-def _take(plan: Plan, images: dict[str, frozenset[str]]) -> Job | None:
-    """The next job, which no other images will do for than those of the recorded runs."""
-    job = plan.take()
-    return job and replace(job, images=images.get(job.cell, frozenset()))
+    def add(self, run: Run) -> None:
+        if name := run.environment.get("data"):
+            self._of[run.cell] = self._of.get(run.cell, frozenset()) | {name}
+
+    def take(self, plan: Plan) -> Job | None:
+        job = plan.take()
+        return job and replace(job, images=self._of.get(job.cell, frozenset()))
 
 
 def _remove(checkpoints: Path, *patterns: str) -> None:

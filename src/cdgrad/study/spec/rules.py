@@ -27,7 +27,7 @@ class Rule(TypedDict, total=False):
 
     Attributes:
         positive: a positive number.
-        minimum, or_all: an integer of at least `minimum`, or with `or_all` the text ``"all"``.
+        minimum, maximum, or_all: an integer in this range, or with `or_all` the text ``"all"``.
         within: a number x with low <= x < below.
         choices, importable: one of some texts, or a ``module:callable`` such as `importable`, if not empty.
         some_of: a list of different texts among these.
@@ -38,6 +38,7 @@ class Rule(TypedDict, total=False):
 
     positive: bool
     minimum: int
+    maximum: int
     or_all: bool
     within: tuple[float, float]
     choices: tuple[str, ...]
@@ -51,9 +52,9 @@ class Rule(TypedDict, total=False):
 POSITIVE: Rule = {"positive": True}
 
 
-def at_least(minimum: int, *, or_all: bool = False) -> Rule:
-    """An integer of at least `minimum`, or with `or_all` the text ``"all"``."""
-    return {"minimum": minimum, "or_all": or_all}
+def at_least(minimum: int, *, or_all: bool = False, most: int = MOST) -> Rule:
+    """An integer from `minimum` to `most`, or with `or_all` the text ``"all"``."""
+    return {"minimum": minimum, "maximum": most, "or_all": or_all}
 
 
 def within(low: float, below: float) -> Rule:
@@ -131,11 +132,11 @@ def _checked(value: object, kind: object, declared: Field[Any], where: str, name
             allowed = f"a number of at least {low:g}" + (f" and below {below:g}" if below < math.inf else "")
             raise error_at(name, where, value, allowed)
     elif "minimum" in rules:
-        if not (is_a(value, int) and rules["minimum"] <= value <= MOST) and not (
-            rules.get("or_all") and value == "all"
-        ):
+        low, high = rules["minimum"], rules.get("maximum", MOST)
+        if not (is_a(value, int) and low <= value <= high) and not (rules.get("or_all") and value == "all"):
+            above = f" and at most {high}" if is_a(value, int) and value > high else ""
             other = ' or "all"' if rules.get("or_all") else ""
-            raise error_at(name, where, value, f"an integer of at least {rules['minimum']}{other}")
+            raise error_at(name, where, value, f"an integer of at least {low}{above}{other}")
     elif "some_of" in rules:
         known = rules["some_of"]
         given = as_list(value)
@@ -196,7 +197,7 @@ class Until:
     """
 
     until: float = field(metadata=POSITIVE)
-    most: int = field(metadata=at_least(2))
+    most: int = field(metadata=at_least(2, most=MOST_SEEDS))
 
 
 def error_at(name: str, where: str, value: object, allowed: str) -> StudyError:

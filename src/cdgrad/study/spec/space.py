@@ -13,6 +13,7 @@ from typing import Any
 
 from cdgrad.study import StudyError
 from cdgrad.study.spec.rules import (
+    MOST_SEEDS,
     as_list,
     as_table,
     at_least,
@@ -95,7 +96,7 @@ class Tuning:
 
 @dataclass(frozen=True)
 class _Counts:
-    trials: int = field(metadata=at_least(1))
+    trials: int = field(metadata=at_least(1, most=MOST_SEEDS))
     replicates: int = field(default=1, metadata=at_least(1))
 
 
@@ -195,6 +196,8 @@ def _dimension(table: object, where: str, name: str) -> Dimension:
     low, high = (_number(keys[key], integer, f"{where}.{key}", name) for key in ("low", "high"))
     if low >= high:
         raise error_at(name, f"{where}.high", high, f"above low, which is {low!r}")
+    if not math.isfinite(float(high) - float(low)):  # of which the sequence would draw one end alone
+        raise error_at(name, f"{where}.high", high, f"so close to low = {low!r} that high - low is finite")
     if log and low <= 0:
         raise error_at(name, f"{where}.low", low, "positive where log = true")
     return Dimension(low, high, log, integer)

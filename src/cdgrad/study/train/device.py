@@ -6,6 +6,7 @@ import gc
 
 import torch
 
+from cdgrad.messages import text_of
 from cdgrad.study import StudyError
 from cdgrad.study.callables import UserCodeError
 from cdgrad.study.shown import one_line
@@ -59,7 +60,9 @@ def explained(error: BaseException) -> str:
     """One line for an error of the GPU, the user's code included, with what to do; empty for any other."""
     if isinstance(error, UserCodeError) and error.__cause__ is not None:
         error = error.__cause__
-    first = str(error).strip().partition("\n")[0].removeprefix("CUDA out of memory. ").partition(". GPU ")[0]
+    first = (
+        text_of(error).strip().partition("\n")[0].removeprefix("CUDA out of memory. ").partition(". GPU ")[0]
+    )
     if isinstance(error, torch.OutOfMemoryError):
         return one_line(
             f"the GPU's memory is full ({first.rstrip('.')}); use fewer --workers for each GPU, or a smaller "
