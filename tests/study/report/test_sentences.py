@@ -11,7 +11,7 @@ from cdgrad.study.report import preview
 from cdgrad.study.report.further import further_table
 from cdgrad.study.report.methods import methods
 from cdgrad.study.report.remarks import remarks
-from cdgrad.study.report.tables import certainty, differences, power, what
+from cdgrad.study.report.tables import certainty, differences, errors, power, what
 from cdgrad.study.report.verdicts import across_cells, verdicts
 from cdgrad.study.spec import parse
 from cdgrad.study.statistics import Results
@@ -214,3 +214,13 @@ def test_a_plan_promises_no_seeds_that_cannot_show_anything():
     assert not any(table.title.startswith("What is searched") for table in tables)
     many = "".join(f"[cells.c{k}]\n" for k in range(1700))
     assert next(preview.warnings(spec(many))).endswith("can be shown. Compare fewer arms in fewer cells.")
+
+
+def test_a_diverged_run_takes_no_decimals_from_the_others():
+    text = 'baseline = "a"\nseeds = 4\nentry = "mine:run"\n[metric]\nname = "loss"\ndirection = "min"\n'
+    study = parse(text + "[arms.a]\nvalues.lr = 0.1\n[arms.b]\nvalues.lr = 0.2\n", "diverged")
+    kept = [run("", arm, k, 0.3 + 0.01 * k + k * k / 1e3 * (arm == "b")) for arm in "ab" for k in range(3)]
+    diverged = run("", "b", 3, 1e30, status="diverged")
+    found = Results.of(study, [*kept, run("", "a", 3, 0.33), diverged])
+    assert errors(found, "").rows[0][:4] == ("a", "0.3150", "0.2945 to 0.3355", "0.0129")
+    assert errors(found, "").rows[1][1] == "2.5e+29"

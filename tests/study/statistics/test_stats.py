@@ -219,3 +219,13 @@ def test_the_verdict_on_a_difference_says_which_way(shift, word):
 def test_vectors_of_different_lengths_are_refused():
     with pytest.raises(ValueError, match="same seeds"):
         stats.compare([1.0, 2.0], [1.0])
+
+
+def test_a_huge_pair_does_not_make_the_differences_of_the_others_vanish():
+    base = np.array([0.30, 0.31, 0.32, 0.33, 0.34, 0.35])
+    arm = base - [0.02, 0.03, 0.02, 0.01, 0.02, 0.03]
+    for of_arm, of_base, better in ((1e30, 0.3, 6 / 7), (1e30, 1e30, 6.5 / 7)):
+        compared = stats.compare(np.append(arm, of_arm), np.append(base, of_base))
+        assert compared.median == pytest.approx(-0.02)
+        assert compared.win_rate == pytest.approx(better)
+    assert stats.compare([5.3, 4.3, 1e3 + 0.1], [5.2, 4.2, 1e3]).sd == 0

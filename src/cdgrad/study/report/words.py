@@ -7,8 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cdgrad.study.spec import ERROR, NO_METRIC, Measure, Spec
-from cdgrad.study.statistics.paired import LEVEL, Interval, standard_deviation
-from cdgrad.study.statistics.results import Results
+from cdgrad.study.statistics.paired import (
+    LEVEL,
+    Comparison,
+    Interval,
+    differences_of,
+    standard_deviation,
+)
+from cdgrad.study.statistics.results import Place, Results
 
 _DECIMALS = 2  # of a percentage
 
@@ -140,10 +146,18 @@ def decimals(scale: float | None) -> int | None:
 
 
 def _scale(results: Results) -> float | None:
-    """The smallest standard deviation of a comparison's differences, or else of an arm's results."""
-    values = [results.errors(*place) for place in results.finished if results.finished[place]]
+    """The smallest standard deviation of a comparison's differences, or else of an arm's results.
+
+    Without runs that diverged, beside whose values the others have no decimals.
+    """
+    value = results.spec.measure.value
+    values = [
+        [value(run.error) for run in by_seed.values() if run.status == "ok"] or results.errors(*place)
+        for place, by_seed in results.finished.items()
+        if by_seed
+    ]
     rounding = 1e-9 * max((abs(value) for of_arm in values for value in of_arm), default=0.0)
-    compared = [c.sd for c, _ in results.comparisons.values()]
+    compared = [_sd_of_kept(results, place, c) for place, (c, _) in results.comparisons.items()]
     for deviations in (compared, map(standard_deviation, values)):
         if larger := [sd for sd in deviations if math.isfinite(sd) and sd > rounding]:
             return min(larger)
@@ -153,6 +167,16 @@ def _scale(results: Results) -> float | None:
 def enumerated(names: Sequence[str]) -> str:
     """Names in a sentence, such as ``a, b and c``."""
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def _sd_of_kept(results: Results, place: Place, comparison: Comparison) -> float:
+    """The standard deviation of the differences of runs that did not diverge; of all, where there are few."""
+    value = results.spec.measure.value
+    pairs = [(a, b) for a, b in results.paired_runs(*place) if a.status == b.status == "ok"]
+    if len(pairs) < 2 or results.spec.replicates > 1:
+        return comparison.sd
+    of_arm, of_reference = ([value(run.error) for run in runs] for runs in zip(*pairs, strict=True))
+    return standard_deviation(differences_of(of_arm, of_reference))
 
 
 def counted(n: int, what: str) -> str:

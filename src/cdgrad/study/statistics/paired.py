@@ -24,7 +24,7 @@ POWER = 0.8
 RESAMPLES = 9999  # of the bootstrap
 _EXACT_PAIRS = 17  # of the sign-flip test: 2^16 flips, the first sign being fixed
 _AT_ONCE = 4096  # flips that are computed with in float64
-_ROUNDING = 1e-12  # of a difference of two values, relative to the largest of them
+_ROUNDING = 1e-12  # of a difference of two values, relative to the larger of them
 
 
 class Interval(NamedTuple):
@@ -101,12 +101,14 @@ def differences_of(arm: ArrayLike, baseline: ArrayLike) -> Array:
     """arm - baseline, elementwise, without rounding errors where they would be taken for a spread.
 
     5.3 - 5.2 and 4.3 - 4.2 differ in the last bit: differences that are equal but for that are made equal,
-    and those that are 0 but for that are made 0.
+    and those that are 0 but for that are made 0. Each pair has its own rounding error: one pair of huge
+    values, of a run that diverged, says nothing about the others.
     """
     a, b = np.asarray(arm, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
-    d, rounding = a - b, _ROUNDING * float(max(np.abs(a).max(), np.abs(b).max()))
+    d, rounding = a - b, _ROUNDING * np.maximum(np.abs(a), np.abs(b))
     d[np.abs(d) <= rounding] = 0.0
-    return np.full_like(d, np.median(d)) if np.ptp(d) <= rounding else d
+    middle = float(np.median(d))
+    return np.full_like(d, middle) if (np.abs(d - middle) <= rounding).all() else d
 
 
 def _mean(d: Array) -> float:
