@@ -421,7 +421,7 @@ def test_attaching_twice_is_an_error_unless_the_parameters_differ():
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     handle = attach(optimizer, model, "sobolev:lam=0.1", include="0.*")
-    with pytest.raises(ValueError, match=r"already attached to this optimizer: 0\.weight and 0 more.*remove"):
+    with pytest.raises(ValueError, match=r"already attached to this optimizer: 0\.weight; the.*remove"):
         attach(optimizer, model, "sobolev:lam=0.1")
     attach(optimizer, model, "reweighted:lam=2", exclude="0.*")
     handle.remove()

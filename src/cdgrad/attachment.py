@@ -19,6 +19,7 @@ from cdgrad._torch_private import outside_graphs
 from cdgrad.diagnostics import gradient_statistics
 from cdgrad.dtensors import channel_mesh_dim, is_dtensor
 from cdgrad.held_targets import HeldTargets
+from cdgrad.messages import first_few
 from cdgrad.metric_schedule import Metrics, Schedule, as_metrics, text_of
 from cdgrad.metrics import Metric
 from cdgrad.name_patterns import Patterns
@@ -334,7 +335,7 @@ def _refuse_second(optimizer: Optimizer, selection: Selection) -> None:
     attached = _attached_parameters(optimizer)
     if shared := [target.name for target in selection.targets if target.param in attached]:
         raise ValueError(
-            f"already attached to this optimizer: {shared[0]} and {len(shared) - 1} more; the "
+            f"already attached to this optimizer: {first_few(shared)}; the "
             "operator would apply twice; set handle.metric, or call handle.remove() before attaching again"
         )
 

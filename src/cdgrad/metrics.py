@@ -214,7 +214,7 @@ def parse_metric(text: str) -> Metric:
             raise ValueError(f"metric {text!r}: {item!r} {reason}; {hint}{name} takes {takes}")
         values[key] = _number(text, value) if key == "lam" else value
     if "lam" in known and "lam" not in values:
-        raise ValueError(f"metric {text!r} needs lam, for example '{name}:lam=0.1'")
+        raise ValueError(f"metric {text!r} needs lam, for example '{name}:lam={_example(family)}'")
     return family(**values)
 
 
@@ -285,10 +285,16 @@ def _mean_slope_product(h: Array, k: Array, boundary: Boundary) -> Array:
     return np.sum(slope_h * slope_k, axis=0) / n
 
 
+def _example(family: type[Metric]) -> str:
+    """A lam for messages: the one of the documentation, because 0.1 would lengthen a re-weighted gradient."""
+    examples: dict[type[Metric], str] = {ReweightedL2: "3", Sobolev: "0.01", MeanSobolev: "0.05"}
+    return examples.get(family, "0.1")
+
+
 def _store_lam(metric: ReweightedL2 | Sobolev | MeanSobolev) -> None:
     """Check lam and store it as a float, so that equal metrics compare, hash and print equal."""
     lam: object = metric.lam
-    example = f"{type(metric).__name__}(0.1)"
+    example = f"{type(metric).__name__}({_example(type(metric))})"
     if isinstance(lam, bool) or not isinstance(lam, numbers.Real):
         raise TypeError(
             f"lam must be a number, got {type(lam).__name__}: {lam!r}; write for example {example}"

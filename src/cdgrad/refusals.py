@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cdgrad._torch_private import is_hooked, runs_hooks, unwrapped
+from cdgrad.messages import first_few
 
 _FSDP2 = "use torch.distributed.fsdp.fully_shard (FSDP2), which keeps every weight's axes, or DDP"
 _BY_HAND = "DeepSpeed's functions between backward and step, as docs/distributed.md shows"
@@ -84,9 +85,10 @@ def _shared_with_inner(
     for path, inner in _inside(optimizer):
         shared = names.keys() & parameters(inner)
         if shared and shared <= attached(inner):
+            directed = first_few([name for param, name in names.items() if param in shared])
             raise ValueError(
                 f"already attached: {path}, the optimizer inside this {type(optimizer).__name__}, directs "
-                f"{names[next(iter(shared))]} and {len(shared) - 1} more; keep its handle, or call "
+                f"{directed}; keep its handle, or call "
                 "handle.remove() first"
             )
         inside.append((path, shared))
