@@ -199,6 +199,9 @@ def test_latex_escapes_what_is_special_and_cites():
     assert r"\begin{tabular}{lr}" in table
     assert r"a\_b & \textless{}.001 \\" in table
     assert r"\caption{T \& U}" in table
+    row = ("a-1", "-0.52", "-0.9 to +1e-05", "-")
+    signs = paper.latex_table(Table("T", ("arm", "mean", "95 % t", "p"), [row], "", "lrrr"))
+    assert r"a-1 & $-$0.52 & $-$0.9 to +1e-05 & -- \\" in signs
 
 
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")

@@ -31,6 +31,9 @@ _TEX = {
 }
 
 
+_MINUS = re.compile(r"(?<![\w.-])-(?=\d)")
+
+
 def write(results: Results, document: Document, folder: Path) -> list[Path]:
     """Write every file into `folder`, which is created; their paths. After an error none is left.
 
@@ -96,7 +99,7 @@ def latex_table(table: Table) -> str:
     columns = table.align.replace("p", "l")
 
     def row(cells: Sequence[str]) -> str:
-        return " & ".join("".join(_TEX.get(c, c) for c in one_line(cell)) for cell in cells) + r" \\"
+        return " & ".join(map(_latex_cell, cells)) + r" \\"
 
     return "\n".join(
         [
@@ -116,6 +119,12 @@ def latex_table(table: Table) -> str:
             "",
         ]
     )
+
+
+def _latex_cell(text: str) -> str:
+    """A cell for LaTeX: a minus before a number is no hyphen, and what is missing is a dash."""
+    escaped = "".join(_TEX.get(c, c) for c in one_line(text))
+    return "--" if escaped == "-" else _MINUS.sub("$-$", escaped)
 
 
 def _slug(text: str) -> str:
