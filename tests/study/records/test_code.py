@@ -1,13 +1,16 @@
 """Code that changes between two calls of a study, and other hollow comparisons: refused or remarked."""
 
 import dataclasses
+import importlib
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from cdgrad.study.records.code import used_packages
 from cdgrad.study.records.environment import folder_commit
 from cdgrad.study.report.remarks import remarks
 from cdgrad.study.report.verdicts import verdict
@@ -132,3 +135,24 @@ def test_the_commit_of_a_folder_is_read_whatever_its_files_are_called_and_change
     index = (tmp_path / ".git" / "index").read_bytes()
     assert (folder_commit(str(tmp_path)) or "").endswith(" with changes")
     assert (tmp_path / ".git" / "index").read_bytes() == index
+
+
+def test_packages_that_the_users_code_imports_are_recorded_and_compared(
+    tiny, make_run, tmp_path, monkeypatch
+):
+    (tmp_path / "imports_packages.py").write_text(
+        "import pytest as p\nfrom rich.console import Console\nimport os\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("imports_packages")
+    used = used_packages(str(tmp_path), ["hypothesis:given", "torch.optim:SGD"])
+    assert {name: used.get(name) for name in ("pytest", "rich", "hypothesis")} == {
+        name: version(name) for name in ("pytest", "rich", "hypothesis")
+    }
+    assert not {"torch", "cdgrad"} & used.keys()
+    runs = [
+        dataclasses.replace(make_run(arm, seed, 5.0), environment={"packages": {"timm": f"1.0.{seed}"}})
+        for arm in tiny.arms
+        for seed in (0, 1)
+    ]
+    assert "The runs differ in timm (1.0.0, 1.0.1)" in " ".join(remarks(Results.of(tiny, runs)))

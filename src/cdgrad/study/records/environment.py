@@ -12,7 +12,7 @@ from typing import Any
 import cdgrad
 from cdgrad.machine import cpu_name
 
-_PACKAGES = ("torch", "numpy", "numba", "scikit-learn", "datasets", "pillow")
+PACKAGES = ("torch", "numpy", "numba", "scikit-learn", "datasets", "pillow")
 
 
 @lru_cache(maxsize=2)
@@ -25,7 +25,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "cdgrad": cdgrad.__version__,
         "commit": _commit(),
         "python": platform.python_version(),
-        **{package: _version(package) for package in _PACKAGES},
+        **{package: _version(package) for package in PACKAGES},
         "platform": platform.platform(),
         "device": "cpu" if device == "cpu" else _gpu(),
         "cpu": cpu_name(),

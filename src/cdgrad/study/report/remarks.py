@@ -51,6 +51,12 @@ def environments(results: Results) -> dict[str, list[str]]:
     runs = [run for by_seed in results.finished.values() for run in by_seed.values()]
     runs = runs or [run for s in results.searches.values() for t in s.runs.values() for run in t.values()]
     recorded = {key: sorted({str(run.environment.get(key)) for run in runs}) for key in _ENVIRONMENT}
+    # Records of former versions have no packages, and a package that an arm does not use is no difference.
+    packages: dict[str, set[str]] = {}
+    for run in runs:
+        for package, version in run.environment.get("packages", {}).items():
+            packages.setdefault(package, set()).add(version)
+    recorded |= {package: sorted(packages[package]) for package in sorted(packages)}
     return {key: values for key, values in recorded.items() if values != ["None"]}
 
 

@@ -12,7 +12,7 @@ from cdgrad.study import StudyError
 from cdgrad.study.callables import modules_beside, traceback_of
 from cdgrad.study.files import SAVE_EVERY
 from cdgrad.study.plan.job import Job
-from cdgrad.study.records.code import user_code
+from cdgrad.study.records.code import used_packages, user_code
 from cdgrad.study.records.environment import environment, folder_commit
 from cdgrad.study.records.run import FailedRun, Run
 from cdgrad.study.run import flags
@@ -62,14 +62,14 @@ def execute(
     try:
         # The user's modules first: they are recorded as they were when the run began.
         with modules_beside(job.folder), flags.of_modules(users_callables(job.setting), job.folder):
-            conditions |= {"threads": torch.get_num_threads()} | _code(job.folder) | _data(job.setting)
+            conditions |= {"threads": torch.get_num_threads()} | _code(job) | _data(job.setting)
             _check_images(job, conditions)
             place = tensorboard and tensorboard / job.place
             with curves(place, job.setting.fingerprint) as log:
                 checkpoint = checkpoints and checkpoints / job.file(device)
                 outcome = _outcome(job, _both(log, on_epoch), device, checkpoint, save_every)
         # What was imported only during the run, too.
-        conditions |= _code(job.folder) | outcome.environment
+        conditions |= _code(job) | outcome.environment
         earlier = outcome.earlier
         measured = {key: getattr(outcome, key) for key in ("status", "error", "epochs", "measures")}
         result = measured | outcome.columns
@@ -108,19 +108,22 @@ def _outcome(job: Job, on_epoch: OnEpoch, device: str, checkpoint: Path | None, 
 
 def users_callables(setting: Setting) -> list[str]:
     """The ``module:callable`` names of a setting, but for those of libraries that cdgrad knows."""
+    return [n for n in _callables(setting) if not n.startswith(("timm:", "torchvision:", "torch."))]
+
+
+def _callables(setting: Setting) -> list[str]:
+    """The names of a setting's network and optimizer, or entry, that are of no built-in one."""
     if isinstance(setting, EntrySetting):
-        names = [setting.entry]
-    else:
-        _, model, _, optimizer = setting.tables()
-        names = [model.name, optimizer.name]
-    return [n for n in names if ":" in n and not n.startswith(("timm:", "torchvision:", "torch."))]
+        return [setting.entry]
+    _, model, _, optimizer = setting.tables()
+    return [name for name in (model.name, optimizer.name) if ":" in name]
 
 
-def _code(folder: str) -> dict[str, Any]:
-    code = user_code(folder)
-    if not code:
-        return {}
-    return {"code": code, "code_commit": folder_commit(folder or ".")}
+def _code(job: Job) -> dict[str, Any]:
+    """The user's modules, and the packages that they or the setting name."""
+    code, named = user_code(job.folder), _callables(job.setting)
+    known: dict[str, Any] = {"packages": used_packages(job.folder, named)} if code or named else {}
+    return known | ({"code": code, "code_commit": folder_commit(job.folder or ".")} if code else {})
 
 
 def _check_images(job: Job, conditions: Mapping[str, Any]) -> None:
