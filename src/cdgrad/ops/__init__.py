@@ -195,9 +195,10 @@ def _check(grad: torch.Tensor, dim: int, groups: int, name: str) -> None:
             f"{name} has layout {grad.layout}, and only dense ones have a channel axis; make it dense first, "
             ".to_dense()"
         )
-    for what, value in (("dim", dim), ("groups", groups)):
-        if not isinstance(value, SupportsIndex) or isinstance(value, bool):
-            raise TypeError(f"{what} of {name} must be an integer, got {value!r}")
+    if not (type(dim) is type(groups) is int):  # asking whether a type has __index__ takes microseconds
+        for what, value in (("dim", dim), ("groups", groups)):
+            if not isinstance(value, SupportsIndex) or isinstance(value, bool):
+                raise TypeError(f"{what} of {name} must be an integer, got {value!r}")
     if not grad.ndim:
         raise IndexError(f"dim {dim} is out of range for {name}, which has no axes; expected one or more")
     if not -grad.ndim <= dim < grad.ndim:
