@@ -26,8 +26,8 @@ Record = tuple[weakref.ref[Tensor], int]
 """A gradient, and its version when it was directed."""
 
 _MOST_WRITTEN = 100_000
-# What removed attachments directed, and no step has taken.
-_LEFT: weakref.WeakKeyDictionary[Optimizer, list[Record]] = weakref.WeakKeyDictionary()
+# What removed attachments directed, and no step has taken, by parameter.
+_LEFT: weakref.WeakKeyDictionary[Optimizer, dict[Tensor, Record]] = weakref.WeakKeyDictionary()
 
 _Batch = tuple[Sequence[int], list[weakref.ref[Tensor]], list[int]]
 
@@ -97,15 +97,17 @@ class DirectedGradients:
 
     def take_over(self, optimizer: Optimizer) -> None:
         """Remember what an earlier attachment to this optimizer directed, if nothing wrote it since."""
-        left = _LEFT.pop(optimizer, [])
-        self._records = {i: r for i in range(len(self._targets)) for r in left if self._unchanged(i, r)}
+        left = _LEFT.pop(optimizer, {})
+        records = {i: left[target.param] for i, target in enumerate(self._targets) if target.param in left}
+        self._records = {i: record for i, record in records.items() if self._unchanged(i, record)}
         if self._records:
             self.listen()
 
     def leave(self, optimizer: Optimizer) -> None:
         """Keep what is directed for the next attachment to this optimizer."""
         if not self._swapped:
-            _LEFT.setdefault(optimizer, []).extend(self._state().values())
+            left = _LEFT.setdefault(optimizer, {})
+            left |= {self._targets[i].param: record for i, record in self._state().items()}
 
     def begin_closure(self) -> None:
         """A closure begins: what was directed earlier, and is not computed anew in it, is directed still."""
@@ -151,11 +153,8 @@ class DirectedGradients:
     def _state(self) -> dict[int, Record]:
         grads = {i: g for i in self.records if (g := self._targets[i].param.grad) is not None}
         present = list(grads.values())
-        refs, its_versions = (
-            references(present, sharded=self._sharded),
-            versions(present, sharded=self._sharded),
-        )
-        return dict(zip(grads, zip(refs, its_versions, strict=True), strict=True))
+        refs, written = references(present, sharded=self._sharded), versions(present, sharded=self._sharded)
+        return dict(zip(grads, zip(refs, written, strict=True), strict=True))
 
     def _forget_written(self) -> None:
         _make_records(self._records, self._added)
