@@ -24,7 +24,9 @@ def test_a_template_is_a_valid_study_of_the_given_name(here, template):
     study = spec.load("mine.toml")
     assert study.title.startswith("mine: ")
     assert len(study.seeds) == 10
-    assert "NAME" not in Path("mine.toml").read_text() + Path("mine.py").read_text()
+    text = Path("mine.toml").read_text()
+    assert "NAME" not in text + Path("mine.py").read_text()
+    assert "hub:mine" not in text
 
 
 @pytest.mark.parametrize("template", TEMPLATES)

@@ -92,7 +92,7 @@ def test_of_a_single_split_the_seed_draws_all_three_parts(tmp_path):
         (10, {"train": "all", "validation": 20}, "leaves none for training"),
         (10, {"train": 5, "validation": 5, "test": 11}, "has 10 images left to test on, and task.test = 11"),
         (0, {"train": 15, "validation": 5}, "leaves none to test on"),
-        (0, {"train": "all", "validation": 5}, "leaves none to test on"),
+        (0, {"train": "all", "validation": 5}, "leaves none to test on; .* give task.test a count"),
         (0, {"train": 5, "validation": 5, "test": 11}, "has 10 images left to test on, and task.test = 11"),
     ],
 )
@@ -415,6 +415,12 @@ def test_nothing_is_asked_of_the_hub_unless_the_user_says_so(monkeypatch, tmp_pa
     assert str(caught.value).startswith(
         f"task.data: there is no folder {name} (looked for {tmp_path / name}){meant}"
     )
+
+
+def test_a_file_is_told_from_a_missing_folder(tmp_path):
+    (tmp_path / "arrays.npz").touch()
+    with pytest.raises(StudyError, match=r"arrays.npz is a file; name the folder that"):
+        data.load(Task(str(tmp_path / "arrays.npz"), 1, 1), seed=0)
 
 
 def test_what_datasets_logs_does_not_reach_the_studys_display(monkeypatch, tmp_path, cached):

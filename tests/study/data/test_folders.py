@@ -53,6 +53,12 @@ def load(folder, **options):
     return decoding.load(Task(str(folder), 1, 1, **options))
 
 
+def test_images_that_lie_in_no_folder_of_a_class_are_named_so():
+    images("flat", ["a", "b", "c"])
+    with pytest.raises(StudyError, match="flat has images without classes; put each image into a folder"):
+        load("flat")
+
+
 # Cameras.
 
 
@@ -462,7 +468,8 @@ def test_a_mistyped_folder_is_not_looked_for_on_the_hub(name):
     Path("photos").mkdir()
     Path("spec.toml").write_text("")
     Path(name.rstrip("/")).is_dir() and Path(name.rstrip("/")).rmdir()
-    with pytest.raises(StudyError, match=f"there is no folder {name}"):
+    missing = f"{name} is a file; name the folder" if name == "spec.toml" else f"there is no folder {name}"
+    with pytest.raises(StudyError, match=missing):
         data.load(Task(name, 1, 1), seed=0)
 
 

@@ -120,7 +120,10 @@ def _sizes(task: Task, images: int, official: int | None) -> tuple[int, int, int
     if train < 1 or left < 0 or (official is None and left == 0):
         rest = " for training" if train < 1 else " to test on" if official is None else ""
         used = f"task.train + task.validation = {max(train, 0) + validation}"
-        raise StudyError(f"{task.data} has {images} images: {used} leaves none{rest}; reduce them")
+        move = "reduce them"
+        if task.train == "all" and train > 0:
+            move = "there is no test split, so that the seed draws the test images: give task.test a count"
+        raise StudyError(f"{task.data} has {images} images: {used} leaves none{rest}; {move}")
     if test > (available := left if official is None else official):
         raise StudyError(
             f"{task.data} has {available} images left to test on, and task.test = {test}; reduce it"

@@ -52,6 +52,11 @@ def choose_columns(task: Task, kinds: Mapping[str, str]) -> tuple[str, str]:
     images = [name for name, kind in kinds.items() if kind == "Image"]
     classes = [name for name, kind in kinds.items() if kind == "ClassLabel"]
     labels = [name for name in _LABELS if name in kinds] or classes
+    if not labels and not task.label and [*kinds] == images:
+        raise StudyError(
+            f"{task.data} has images without classes; put each image into a folder named after its class, or "
+            "write a table with a column of labels"
+        )
     chosen: list[str] = []
     for key, named, candidates in (("image", task.image, images), ("label", task.label, labels)):
         if named and named not in kinds:

@@ -89,6 +89,11 @@ def _expanded(data: str) -> Path:
 def _missing(data: str) -> str:
     """What to do where `data` is neither built in nor a folder: a mistyped name is not asked of the hub."""
     path = _expanded(data)
+    if path.is_file():
+        return (
+            f"task.data: {data} is a file; name the folder that holds images or Parquet files; other files "
+            'are for training code of your own (entry = "module:function")'
+        )
     try:
         beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()]
     except OSError:
