@@ -54,6 +54,11 @@ def test_metrics_by_patterns():
         handle.metric = {"7.*": METRIC}
     with pytest.raises(ValueError, match=r"metric pattern '\*\.bias' matches only parameters that cannot be"):
         handle.metric = {"*.bias": METRIC, "*": METRIC}
+    with pytest.raises(
+        ValueError, match=r"pattern '1\.\*' has no effect after '\*', .* write the narrower one"
+    ):
+        handle.metric = {"*": METRIC, "1.*": "reweighted:lam=3"}
+    handle.metric = {"0.*": METRIC, "1.*": "reweighted:lam=3", "*": METRIC}  # of which the last has no effect
 
 
 def test_statistics_are_those_of_the_step():

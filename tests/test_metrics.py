@@ -59,6 +59,7 @@ def test_text_is_short():
         ("reweighted:lam=inf", "must be positive and finite, got inf"),
         ("l2:lam=1", "l2 takes no arguments"),
         ("reweighted:3", r"did you mean lam=3\? reweighted takes lam"),
+        ("sobolev:lam=0,01", r"'01' is not key=value with a key of this metric; sobolev takes lam, boundary"),
         ("sobolev:lambda=0.1", r"did you mean lam=0.1\? sobolev takes lam, boundary"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
+from itertools import islice
 
 from cdgrad.metrics import L2, Metric, as_metric, lam_of, with_lam
 from cdgrad.name_patterns import matched_names, refuse_idle_pattern
@@ -34,15 +35,22 @@ def metric_of(metrics: Metrics, selection: Selection) -> list[Metric]:
     """The metric of each target: that of the first pattern that matches its name, else L2.
 
     Raises:
-        ValueError: a pattern matches no parameter, or none that can be processed.
+        ValueError: a pattern matches no parameter, or none that can be processed, or none that a wider
+            pattern before it leaves.
     """
     if not isinstance(metrics, Mapping):
         return [metrics] * len(selection.targets)
     axes: dict[str, tuple[int, int] | str] = {t.name: (t.dim, t.groups) for t in selection.targets}
     axes |= {skipped.name: skipped.reason for skipped in selection.skipped}
     matches = matched_names([*metrics], [*axes], "metric") if selection.targets else {}
-    for pattern, names in matches.items():
+    for index, (pattern, names) in enumerate(matches.items()):
         refuse_idle_pattern("metric", pattern, {name: axes[name] for name in names})
+        for wider, more in islice(matches.items(), index):
+            if {*names} < {*more}:
+                raise ValueError(
+                    f"metric pattern {pattern!r} has no effect after {wider!r}, which matches all of its "
+                    "parameters: the first pattern that matches holds; write the narrower one first"
+                )
     return [
         next((m for pattern, m in metrics.items() if fnmatchcase(target.name, pattern)), L2())
         for target in selection.targets

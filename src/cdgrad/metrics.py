@@ -210,7 +210,7 @@ def parse_metric(text: str) -> Metric:
         if not equals or key not in known or key in values:
             reason = "is given twice" if key in values else "is not key=value with a key of this metric"
             takes = ", ".join(known) or "no arguments"
-            hint = "" if key in values else _argument_meant(key, value, known)
+            hint = "" if key in values else _argument_meant(key, value, known.keys() - values)
             raise ValueError(f"metric {text!r}: {item!r} {reason}; {hint}{name} takes {takes}")
         values[key] = _number(text, value) if key == "lam" else value
     if "lam" in known and "lam" not in values:
