@@ -28,7 +28,8 @@ def run(options: argparse.Namespace) -> int:
 
     folder = Path(options.folder)
     with Store(folder, write=False) as store:
-        failed = [run for run in store.runs() if run.status == "failed"]
+        # A repeat that failed left the finished run's record, and its traceback.
+        failed = [run for run in store.runs() if run.status == "failed" or logs.is_kept(folder, run)]
     matches = logs.matching(failed, options.run)
     if len(matches) == 1:
         print(lines(logs.kept_traceback(folder, matches[0])))
@@ -37,7 +38,8 @@ def run(options: argparse.Namespace) -> int:
         listed = "; ".join(run_name(run) for run in failed[:5]) or "none"
         raise StudyError(f"no failed run of {folder} is named {' '.join(options.run)!r}; failed: {listed}")
     for each in matches:
-        print(one_line(f"{run_name(each)}: {each.message}"))
+        message = each.message or "its repeat failed; the earlier result is kept"
+        print(one_line(f"{run_name(each)}: {message}"))
     print(
         f"{len(matches) or 'no'} failed runs"
         + (f"; to print a traceback: cdgrad log {folder} RUN" if matches else "")

@@ -22,6 +22,11 @@ from cdgrad.study.records.run import COLUMNS, Run, to_json, with_nan
 
 FILE = "study.sqlite"
 LOCK = f"{files.OWN}lock"
+_ATTEMPT = 2000  # milliseconds of an attempt to add a run: SQLite's own wait does not hear Ctrl-C
+
+
+class StoreLockedError(StudyError):
+    """Another program keeps the records locked; what was to be written was not."""
 
 
 class Store:
@@ -54,7 +59,7 @@ class Store:
     def _opened(self, write: bool) -> tuple[sqlite3.Connection, int]:
         """The file, complete and of a version that is known."""
         with self._explained():
-            if write and not self.path.exists():
+            if write and not os.path.lexists(self.path):  # a link to what is absent now is kept
                 files.Manifest(self.path.parent, FILE).start()
                 schema.create(self.path)
             # A reader, too, must be able to roll back what a killed writer left half-written.
@@ -139,16 +144,19 @@ class Store:
         return schema.specifications(self._db, self._version)
 
     def add(self, run: Run, spec_hash: str) -> None:
-        """Keep a run, durably, before returning. A run of the same key is replaced.
+        """Keep a run, durably, before returning. One of the same key is replaced, but never by a failed one.
 
         Raises:
+            StoreLockedError: another program has the file locked; try again.
             StudyError: it is a trial that read the test split, or the file cannot be written.
         """
         values = [(column, getattr(run, column.name)) for column in COLUMNS]
         row = tuple(to_json(value) if column.json else value for column, value in values)
         row = (*row, spec_hash)
         with self._explained():
-            self._db.execute(schema.INSERT, (*row, schema.digest(row)))
+            self._db.execute(f"PRAGMA busy_timeout = {_ATTEMPT}")
+            if run.status != "failed" or not self._db.execute(schema.FINISHED, run.key).fetchone():
+                self._db.execute(schema.INSERT, (*row, schema.digest(row)))
 
     def runs(self) -> list[Run]:
         """All runs, by cell, arm, trial (final runs first) and seed."""
@@ -168,6 +176,10 @@ class Store:
             if isinstance(error, sqlite3.Error) and (denied := _denied(self.path, error)):
                 raise StudyError(
                     f"{self.path} may not be {denied} by this user; change its permissions, or ask its owner"
+                ) from error
+            if isinstance(error, sqlite3.OperationalError) and "locked" in str(error):
+                raise StoreLockedError(
+                    f"{self.path} is locked by another program ({error}); close it there"
                 ) from error
             full = isinstance(error, OSError) and error.errno == errno.ENOSPC
             why = "the disk is full" if full else str(error)

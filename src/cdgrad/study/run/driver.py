@@ -6,22 +6,23 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 
 from cdgrad.messages import first_few
 from cdgrad.study import StudyError
 from cdgrad.study.callables import check_importable, modules_beside
 from cdgrad.study.files import CHECKPOINTS
-from cdgrad.study.plan.job import Job
+from cdgrad.study.plan.job import Job, run_name
 from cdgrad.study.plan.plan import Plan
 from cdgrad.study.records.code import changed_files
 from cdgrad.study.records.run import FailedRun, Run
-from cdgrad.study.records.store import Store
+from cdgrad.study.records.store import Store, StoreLockedError
 from cdgrad.study.run import logs
 from cdgrad.study.run.engine import Engine, EpochDone
 from cdgrad.study.run.execute import users_callables
 from cdgrad.study.run.local_engine import run_all
-from cdgrad.study.run.progress import display
+from cdgrad.study.run.progress import Display, display
 from cdgrad.study.spec import Spec
 from cdgrad.study.statistics.stopping import enough
 
@@ -85,7 +86,7 @@ def run_study(
                     if isinstance(event, EpochDone):
                         shown.epoch(event)
                         continue
-                    store.add(event.run, spec_hash)
+                    add_when_unlocked(store, event.run, spec_hash, shown)
                     logs.keep(folder, event.run)
                     if event.run.status != "failed":
                         _remove(folder / CHECKPOINTS, event.job.file("*"))
@@ -98,6 +99,18 @@ def run_study(
         if plan.done == plan.total:  # the remaining files belong to runs that the study no longer has
             _clear(folder / CHECKPOINTS)
         return executed
+
+
+def add_when_unlocked(store: Store, run: Run, spec_hash: str, shown: Display) -> None:
+    """Record a run; where another program has the records locked, wait until it has not, and say so."""
+    for attempt in count():
+        try:
+            store.add(run, spec_hash)
+        except StoreLockedError as error:
+            if not attempt:
+                shown.remark(f"waiting with {run_name(run)}: {error}")
+        else:
+            return
 
 
 def _is_local(engine: Engine | None) -> bool:

@@ -30,6 +30,9 @@ class Display(Protocol):
     def run(self, event: RunDone) -> None:
         """A run ended."""
 
+    def remark(self, text: str) -> None:
+        """Something that the user should know at once."""
+
 
 def display(plan: Plan, workers: int) -> Display:
     """Bars if stderr is a terminal, else lines."""
@@ -122,7 +125,10 @@ class Bars:
         completed = self._pace.completed
         self._bars.update(self._study, total=self._plan.total, completed=completed, at=self._at())
         if event.run.status != "ok":
-            self._bars.console.print(describe(event.run, self._plan.spec.measure), markup=False)
+            self.remark(describe(event.run, self._plan.spec.measure))
+
+    def remark(self, text: str) -> None:
+        self._bars.console.print(text, markup=False)
 
     def _at(self) -> str:
         return f"{self._pace.runs}/{_runs(self._plan)}"
@@ -172,6 +178,9 @@ class Lines:
             file=sys.stderr,
             flush=True,
         )
+
+    def remark(self, text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
 
 
 def _runs(plan: Plan) -> str:
