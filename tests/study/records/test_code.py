@@ -5,16 +5,18 @@ import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
-from cdgrad.study.records.code import used_packages
+from cdgrad.study.records import Run, Store
+from cdgrad.study.records.code import changed_files, used_packages, user_code
 from cdgrad.study.records.environment import folder_commit
 from cdgrad.study.report.remarks import remarks
 from cdgrad.study.report.verdicts import verdict
-from cdgrad.study.spec import parse
+from cdgrad.study.spec import Spec, parse
 from cdgrad.study.statistics.paired import compare
 from cdgrad.study.statistics.results import Results
 
@@ -38,19 +40,19 @@ def build(shape, classes, width):
 """
 
 
-def study(folder, seeds, *options):
+def study(folder: Path, seeds: int, *options: str, path: Sequence[str] = ()):
     (folder / "s.toml").write_text(SPEC.format(seeds=seeds))
     return subprocess.run(
         [sys.executable, "-m", "cdgrad", "study", "s.toml", *options],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([*path, *sys.path])},
         capture_output=True,
         text=True,
         check=False,
     )
 
 
-def test_a_study_does_not_mix_runs_of_changed_code(tmp_path):
+def test_a_study_does_not_mix_runs_of_changed_code(tmp_path: Path):
     (tmp_path / "mynet.py").write_text(NET)
     (tmp_path / "blocks.py").write_text("from torch.nn import ReLU as activation\n")
     assert study(tmp_path, 1).returncode == 0
@@ -66,13 +68,58 @@ def test_a_study_does_not_mix_runs_of_changed_code(tmp_path):
     assert "The code changed between the runs (blocks.py)" in Path(tmp_path, "runs/s/report.md").read_text()
 
 
+def test_a_library_of_the_users_elsewhere_is_their_code_and_installed_packages_are_not(tmp_path: Path):
+    """Its project may be in PYTHONPATH or be installed to be edited; beside it, a folder of packages."""
+    project, packages, folder = (tmp_path / name for name in ("project", "packages", "folder"))
+    for place in (project / "mylib", packages / "installed", packages / "installed-1.0.dist-info", folder):
+        place.mkdir(parents=True)
+        (place / "__init__.py").write_text("")
+    metadata = {"METADATA": "Name: installed\nVersion: 1.0\n", "top_level.txt": "installed\n"}
+    for name, text in metadata.items():
+        (packages / "installed-1.0.dist-info" / name).write_text(text)
+    (project / "mylib" / "blocks.py").write_text(
+        "import installed\nfrom torch.nn import ReLU as activation\n"
+    )
+    (folder / "mynet.py").write_text(NET.replace("from blocks", "from mylib.blocks"))
+    path = [str(project), str(packages)]
+    assert study(folder, 1, path=path).returncode == 0
+    with Store(folder / "runs" / "s", write=False) as store:
+        (run,) = store.runs()
+    assert run.environment["code"].keys() == {"mynet.py", "mylib", "mylib.blocks"}
+    assert run.environment["packages"] == {"installed": "1.0"}
+    (project / "mylib" / "blocks.py").write_text(
+        "import installed\nfrom torch.nn import Tanh as activation\n"
+    )
+    refused = study(folder, 2, path=path)
+    assert refused.returncode == 1
+    assert "cdgrad: mylib.blocks changed since runs/s recorded 1 runs" in refused.stderr
+
+
+def test_modules_of_a_deep_or_odd_name_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("deep_lib/one/two/three.py", "deep_lib/py.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    names = ["deep_lib.one.two.three", "deep_lib.py"]
+    for name in names:
+        importlib.import_module(name)
+    seen = user_code("", names)
+    assert sorted(seen) == names
+    assert changed_files([seen], "") == []
+    (tmp_path / "deep_lib" / "py.py").unlink()
+    (tmp_path / "deep_lib" / "one" / "two" / "three.py").write_text("1")
+    assert changed_files([seen], "") == names
+    assert changed_files([{"absent_lib.nets": "1" * 16}], "") == []
+    assert changed_files([{"absent.py": "1" * 16}], "") == ["absent.py"]
+
+
 def test_identical_arms_are_no_tight_null():
     sentence = verdict("b", "a", compare([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]), 1.0)
     assert "all 3 differences are +0.00 points, so that nothing can be estimated" in sentence
     assert "% of studies" not in sentence
 
 
-def test_what_makes_a_comparison_hollow_is_remarked(tiny, make_run):
+def test_what_makes_a_comparison_hollow_is_remarked(tiny: Spec, make_run: Callable[..., Run]):
     runs = [make_run(arm, seed, 5.0 + seed) for arm in ("sgd", "directed") for seed in (0, 1)]
     sentences = " ".join(remarks(Results.of(tiny, [*runs, make_run("sgd", 7, 1.0), make_run("sgd", 8, 1.0)])))
     assert "directed differs from sgd by 0.00 points in every seed" in sentences
@@ -94,7 +141,9 @@ space = { lr = { low = 0.01, high = 0.1 } }
 
 
 @pytest.mark.parametrize(("errors", "said"), [((4.0, 4.0, 4.0), True), ((4.0, 4.0, 3.0), False)])
-def test_trials_that_all_agree_are_remarked(make_run, errors, said):
+def test_trials_that_all_agree_are_remarked(
+    make_run: Callable[..., Run], errors: tuple[float, ...], said: bool
+):
     spec = parse(TUNED, "s")
     runs = [
         make_run("sgd", 10, error, trial=trial, values={"lr": 0.1 * trial})
@@ -104,7 +153,7 @@ def test_trials_that_all_agree_are_remarked(make_run, errors, said):
     assert ("All 3 trials of sgd have equal results" in text) is said
 
 
-def test_values_that_the_training_code_never_read_are_remarked(make_run):
+def test_values_that_the_training_code_never_read_are_remarked(make_run: Callable[..., Run]):
     spec = parse(TUNED[: TUNED.index("[tuning]")], "s")
     runs = [make_run("sgd", seed, 3.0, environment={"unread": ["momentm"]}) for seed in range(2)]
     text = " ".join(remarks(Results.of(spec, runs)))
@@ -112,15 +161,17 @@ def test_values_that_the_training_code_never_read_are_remarked(make_run):
 
 
 @pytest.mark.parametrize(("errors", "said"), [((0.11, 0.2), True), ((0.11, 3.0), False)])
-def test_errors_that_look_like_shares_are_asked_about(make_run, errors, said):
+def test_errors_that_look_like_shares_are_asked_about(
+    make_run: Callable[..., Run], errors: tuple[float, ...], said: bool
+):
     spec = parse(TUNED[: TUNED.index("[tuning]")], "s")
     runs = [make_run("sgd", seed, error) for seed, error in enumerate(errors)]
     asked = any("a share from 0 to 1?" in remark for remark in remarks(Results.of(spec, runs)))
     assert asked is said
 
 
-def test_the_commit_of_a_folder_is_read_whatever_its_files_are_called_and_changes_nothing(tmp_path):
-    def git(*arguments):
+def test_the_commit_of_a_folder_is_read_whatever_its_files_are_called_and_changes_nothing(tmp_path: Path):
+    def git(*arguments: str | Path):
         subprocess.run(["git", "-C", tmp_path, *arguments], check=True, capture_output=True)
 
     odd, same = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.py")), tmp_path / "same.py"
@@ -138,14 +189,14 @@ def test_the_commit_of_a_folder_is_read_whatever_its_files_are_called_and_change
 
 
 def test_packages_that_the_users_code_imports_are_recorded_and_compared(
-    tiny, make_run, tmp_path, monkeypatch
+    tiny: Spec, make_run: Callable[..., Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     (tmp_path / "imports_packages.py").write_text(
         "import pytest as p\nfrom rich.console import Console\nimport os\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("imports_packages")
-    used = used_packages(str(tmp_path), ["hypothesis:given", "torch.optim:SGD"])
+    used = used_packages(["hypothesis:given", "torch.optim:SGD"])
     assert {name: used.get(name) for name in ("pytest", "rich", "hypothesis")} == {
         name: version(name) for name in ("pytest", "rich", "hypothesis")
     }

@@ -2,6 +2,10 @@
 
 A network or an entry that was edited between two calls of a study gives runs that are not comparable, and
 nothing in the specification shows it.
+
+A module is the user's wherever it lies: beside the specification, in a folder of PYTHONPATH, or in a project
+that is installed to be edited. Not the user's are Python's library, cdgrad, and what lies in a folder of
+installed packages, of which records have the versions.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import sysconfig
 from collections.abc import Generator, Iterable, Mapping
 from functools import lru_cache
 from importlib.metadata import packages_distributions, version
+from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType, ModuleType
 
@@ -24,31 +29,36 @@ _FOLDERS = tuple(
     os.path.join(os.path.normcase(folder), "") for folder in (_OWN, sysconfig.get_path("stdlib"))
 )
 _INSTALLED = tuple(f"{os.sep}{kind}-packages{os.sep}" for kind in ("site", "dist"))
+# The modules of `PACKAGES`, even where they are built to be edited.
+_VERSIONED = {"torch", "numpy", "numba", "sklearn", "datasets", "PIL"}
 _SEEN: dict[str, str] = {}  # a module stays as it was imported, whatever becomes of its file
+_OTHERS = set[
+    str
+]()  # modules that are not the user's: looking at thousands again would take a tenth of a run
 
 
 def user_code(folder: str, names: Iterable[str] | None = None) -> dict[str, str]:
-    """The imported modules whose files lie below `folder` or the working directory, each with a hash.
+    """The user's imported modules, each with a hash of its file.
 
-    With `names`, those of the modules of these names alone. Installed packages and cdgrad are left out:
-    records have their versions. Call it soon after an import.
+    One whose file lies below `folder` or the working directory has the place there as its name, such as
+    ``nets/small.py``; another that of its import, such as ``mylib.nets``. With `names`, those modules alone.
+    Call it soon after an import.
     """
     hashes: dict[str, str] = {}
-    for _, name, path in _user_modules(folder, names):
+    for name, _, path in _user_modules(names):
         if value := _SEEN.get(str(path)) or _hash(path):
-            hashes[name] = _SEEN[str(path)] = value
+            hashes[_place(path, folder) or name] = _SEEN[str(path)] = value
     return hashes
 
 
-def used_packages(folder: str, callables: Iterable[str]) -> dict[str, str]:
+def used_packages(callables: Iterable[str]) -> dict[str, str]:
     """The versions of the installed packages that `callables` name, or that the user's modules import.
 
     Args:
-        folder: as of `user_code`.
         callables: names such as ``timm:resnet18``, whose part before the colon is a module.
     """
     used = {name.partition(":")[0] for name in callables}
-    for module, _, _ in _user_modules(folder):
+    for _, module, _ in _user_modules():
         for value in list(vars(module).values()):
             if isinstance(value, ModuleType):
                 used.add(value.__name__)
@@ -64,29 +74,71 @@ def _distributions() -> Mapping[str, list[str]]:
     return packages_distributions()
 
 
-def _user_modules(folder: str, names: Iterable[str] | None = None) -> Generator[tuple[ModuleType, str, Path]]:
-    """The user's imported modules, each with its file's place below the folder, and its file."""
-    for module in [*map(sys.modules.get, names)] if names is not None else list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
-        if module is None or not isinstance(file, str) or not file.endswith(".py"):
+def _user_modules(names: Iterable[str] | None = None) -> Generator[tuple[str, ModuleType, Path]]:
+    """The names of the user's imported modules, of those in `names` or all, the modules, and their files."""
+    for name in ({*sys.modules} if names is None else {*names}) - _OTHERS:
+        module = sys.modules.get(name)
+        if module is None:
             continue
-        # As text: as paths, thousands of modules would take a tenth of a short run.
-        place = os.path.normcase(os.path.abspath(file))
-        if place.startswith(_FOLDERS) or any(packages in place for packages in _INSTALLED):
-            continue
-        path = Path(file).absolute()
-        if name := _name(path, folder):
-            yield module, name, path
+        if path := _users_file(name, module):
+            yield name, module, path
+        else:
+            _OTHERS.add(name)
+
+
+def _users_file(name: str, module: ModuleType) -> Path | None:
+    """The file of a module of the user's; None for one of another kind."""
+    file = getattr(module, "__file__", None)
+    if not isinstance(file, str) or not file.endswith(".py"):
+        return None
+    place = os.path.normcase(os.path.abspath(file))
+    if place.startswith(_FOLDERS) or any(packages in place for packages in _INSTALLED):
+        return None
+    path, (top, *rest) = Path(file).absolute(), name.split(".")
+    if top in _VERSIONED or top == "__main__":
+        return None
+    folder = path.parents[min(len(rest) + (path.stem == "__init__"), len(path.parents) - 1)]
+    return None if _holds_packages(folder) and top in _distributions() else path
+
+
+@lru_cache
+def _holds_packages(folder: Path) -> bool:
+    """Whether packages were installed into a folder, as by ``pip install --target``."""
+    return any(folder.glob("*.dist-info"))
 
 
 def changed_files(recorded: Iterable[Mapping[str, str]], folder: str) -> list[str]:
-    """The files that are now others than those of some recorded run, or missing."""
+    """The files and modules that are now others than those of some recorded run, or missing.
+
+    A module outside `folder` and the working directory that Python finds no more is not among them: runs that
+    import it fail, and a cluster's nodes may have modules that this machine has not.
+    """
     roots = [Path(root) for root in (folder, os.getcwd()) if root]
     names = {(name, value) for code in recorded for name, value in code.items()}
-    return sorted({name for name, value in names if value not in {_hash(root / name) for root in roots}})
+    changed: set[str] = set()
+    for name, value in names:
+        imported = _module_files(name)
+        files = [*(root / name for root in roots), *imported]
+        if (imported or name.endswith(".py")) and value not in {_hash(file) for file in files}:
+            changed.add(name)
+    return sorted(changed)
 
 
-def _name(path: Path, folder: str) -> str | None:
+def _module_files(name: str) -> list[Path]:
+    """Where the file of a module is or would be; empty where its package is not found. Imports nothing."""
+    top, *rest = name.split(".")
+    try:
+        found = find_spec(top)
+    except ValueError:  # a name such as ".hidden", or a module without a file
+        return []
+    if not rest:
+        return [Path(found.origin)] if found and found.origin else []
+    places = [Path(folder, *rest) for folder in (found and found.submodule_search_locations) or ()]
+    return [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
+
+
+def _place(path: Path, folder: str) -> str | None:
+    """A file's place below the folder or the working directory; None elsewhere."""
     for root in filter(None, (folder, os.getcwd())):
         if path.is_relative_to(root):
             return path.relative_to(root).as_posix()

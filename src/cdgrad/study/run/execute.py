@@ -122,7 +122,7 @@ def _callables(setting: Setting) -> list[str]:
 def _code(job: Job) -> dict[str, Any]:
     """The user's modules, and the packages that they or the setting name."""
     code, named = user_code(job.folder), _callables(job.setting)
-    known: dict[str, Any] = {"packages": used_packages(job.folder, named)} if code or named else {}
+    known: dict[str, Any] = {"packages": used_packages(named)} if code or named else {}
     return known | ({"code": code, "code_commit": folder_commit(job.folder or ".")} if code else {})
 
 
