@@ -23,6 +23,7 @@ from cdgrad.study import StudyError
 from cdgrad.study.plan.job import Job
 from cdgrad.study.records.environment import environment
 from cdgrad.study.records.run import FailedRun, Run
+from cdgrad.study.run import flags
 from cdgrad.study.run.engine import ONE_THREAD, EpochDone, RunDone, Take
 from cdgrad.study.run.execute import execute
 from cdgrad.study.shown import one_line
@@ -117,8 +118,10 @@ def _last_line(error: Exception) -> str:
 
 
 def stream_run(job: Job, device: str, folder: str) -> Iterator[int | Run]:
-    """A task: each epoch's number, and then the run."""
+    """A task: each epoch's number, then the run. The worker ends where a later run would start otherwise."""
     import torch
+
+    from cdgrad.study.train.device import is_lost
 
     # Relative paths and modules of the user's start where the study was started, not where the node was.
     with suppress(OSError):
@@ -139,7 +142,10 @@ def stream_run(job: Job, device: str, folder: str) -> Iterator[int | Run]:
             raise event
         yield event
         if isinstance(event, Run):
-            return
+            break
+    lost = event.status == "failed" and torch.cuda.is_initialized() and is_lost()
+    if lost or flags.need_new_process():
+        raise SystemExit(0)  # Ray ends the worker once the driver has what was yielded
 
 
 def _connected(address: str) -> Any:
