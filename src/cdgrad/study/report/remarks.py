@@ -120,7 +120,7 @@ def _rounding(results: Results) -> Iterator[str]:
 
     for cell in spec.cells:
         compared = {name: c for name, (c, _) in results.in_cell(cell).items() if c.pairs > 1}
-        floor = [name for name in compared if name not in spec.tested_contrasts]
+        floor = [name for name in compared if name in spec.noise_floor]
         beside = ", ".join(f"{name} {size(c)}" for name, c in compared.items() if name not in floor)
         for name in floor:
             arm, reference = spec.contrasts[name]

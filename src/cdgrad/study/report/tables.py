@@ -48,7 +48,8 @@ def errors(results: Results, cell: str) -> Table:
 def differences(results: Results, cell: str) -> Table:
     """A comparison a row: its paired difference, and how sure it is."""
     w, compared, tested = words(results), results.in_cell(cell), results.spec.tested_contrasts
-    several, floor = results.spec.tests > 1, [name for name in compared if name not in tested]
+    several, untested = results.spec.tests > 1, [name for name in compared if name not in tested]
+    copy = "a pair with the baseline's copy of" if results.spec.all_pairs else "the baseline with"
     rows = [
         (
             name,
@@ -74,8 +75,8 @@ def differences(results: Results, cell: str) -> Table:
         rows,
         f"{note}win rate: share of seeds on which {_winner(results)} is better, ties half; "
         "corr.: correlation of the two arms over the seeds"
-        + f"; {', '.join(floor)}: the baseline with other rounding errors, not a test"
-        * bool(floor),
+        + f"; {', '.join(untested)}: {copy} other rounding errors, not a test"
+        * bool(untested),
         align="l" + "r" * (6 + several),
     )
 

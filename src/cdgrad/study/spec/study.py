@@ -128,9 +128,23 @@ class Spec:
 
     @property
     def tested_contrasts(self) -> dict[str, Contrast]:
-        """The contrasts that are tested: all but those of two arms that are equal in exact arithmetic."""
+        """The contrasts that are tested: all but the noise floor, and those that repeat another.
+
+        An arm of `rounding_arms` is no method of its own: among all pairs its difference to another arm asks
+        what the baseline's does, so that testing both would correct each for the other.
+        """
+        copies = {*self.rounding_arms} if self.all_pairs else set[str]()
+        return {
+            name: contrast
+            for name, contrast in self.contrasts.items()
+            if name not in self.noise_floor and copies.isdisjoint(contrast)
+        }
+
+    @property
+    def noise_floor(self) -> dict[str, Contrast]:
+        """The contrasts of two arms that are equal in exact arithmetic."""
         alike = {self.baseline, *self.rounding_arms}
-        return {name: contrast for name, contrast in self.contrasts.items() if not alike.issuperset(contrast)}
+        return {name: contrast for name, contrast in self.contrasts.items() if alike.issuperset(contrast)}
 
     @property
     def tests(self) -> int:
