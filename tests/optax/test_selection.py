@@ -116,6 +116,9 @@ def test_equinox_layers_know_their_axis_and_groups():
     assert model.up.weight.shape == (4, 4, 3, 3)  # (O, I / groups, ...), unlike torch's
     expected = {"first/weight": (-4, 1), "grouped/weight": (-3, 2), "up/weight": (-4, 2)}
     assert chosen(model) == expected
+    reasons = {skipped.name: skipped.reason for skipped in selection(model).skipped}
+    assert reasons["first/bias"] == "rank 3: a bias or norm parameter"
+    assert "select={name: axis} processes it" in reasons["rest/1/weight"]
     stacked = eqx.filter_eval_shape(eqx.filter_vmap(Equinox), jax.random.split(jax.random.key(0), 5))
     assert stacked.up.weight.shape == (5, 4, 4, 3, 3)
     assert chosen(stacked) == expected

@@ -162,10 +162,10 @@ def _layout(
         return layers[name]
     rank = len(leaf.shape)
     module, _, last = name.rpartition("/")
-    if rank < 2:
+    if rank < 2 or last == "bias":
         return f"rank {rank}: a bias or norm parameter"
     if last not in ("kernel", "w"):
-        return f"{last!r} is not the name of a known kernel"
+        return f"{last!r} is not the name of a known kernel; select={{name: axis}} processes it"
     if rank == 2:
         return "rank 2: Dense, off by default, select={name: axis} processes it"
     bias = shapes.get(f"{module}/{'bias' if last == 'kernel' else 'b'}".removeprefix("/"))
