@@ -33,15 +33,25 @@ def errors(results: Results, cell: str) -> Table:
         numbers = ["-", "-", "-"]
         if values:
             sd = w.number(paired.standard_deviation(values))
-            numbers = [w.number(mean(values)), w.interval(paired.mean_interval(values)), sd]
+            numbers = [w.number(mean(values)), w.interval(results.mean_interval(cell, arm)), sd]
         rows.append((arm, *numbers, str(len(values)), *count, what(results, cell, arm)))
     return Table(
         f"{spec.measure.title} on the {spec.evaluate} {w.data}{w.in_unit}",
         ("arm", "mean", "95 % interval", "SD", "seeds", *(["div."] if diverged else []), "what"),
         rows,
         "mean over the seeds, its interval by Student's t, standard deviation of a run"
+        + "; an interval ends at 0 and 100 %" * _is_cut(results, cell)
         + f"; div.: runs that diverged, which count with the {spec.measure.name} they ended with" * diverged,
         align="lrrrr" + "r" * diverged + "p",
+    )
+
+
+def _is_cut(results: Results, cell: str) -> bool:
+    """Whether an arm's interval would reach beyond what a percentage can be."""
+    return any(
+        results.mean_interval(cell, arm) != paired.mean_interval(values)
+        for arm in results.spec.arms
+        if len(values := results.errors(cell, arm)) > 1
     )
 
 

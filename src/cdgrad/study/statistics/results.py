@@ -173,6 +173,16 @@ class Results:
         """The errors in percent of an arm's final runs, or their other results, in the order of the seeds."""
         return [self.spec.measure.value(run.error) for run in self.finished[cell, arm].values()]
 
+    def mean_interval(self, cell: str, arm: str) -> paired.Interval:
+        """Of the mean of `errors`, by Student's t; of percentages the part from 0 to 100.
+
+        The true mean lies there, so that the part covers it exactly where the whole interval does.
+        """
+        low, high = paired.mean_interval(self.errors(cell, arm))
+        if self.spec.measure.percent and not math.isnan(low):
+            return paired.Interval(max(low, 0.0), min(high, 100.0))
+        return paired.Interval(low, high)
+
     def values(self, cell: str, arm: str, replicate: int = 0) -> Values:
         """What a search chose for the final runs of an arm; empty where nothing was, or not yet."""
         finished = self.finished[cell, arm].items()

@@ -24,7 +24,6 @@ from cdgrad.study.report.words import words
 from cdgrad.study.shown import one_line
 from cdgrad.study.spec import Spec
 from cdgrad.study.spec.study import apart_from_lam
-from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.results import Results
 
 _FEWEST = 3  # values of lam that make a sweep
@@ -41,18 +40,18 @@ def lam_sweep(results: Results, cell: str) -> Drawing | None:
     if base:
         color, _, dash = look(spec, spec.baseline)
         axes.axhline(float(np.mean(base)), color=color, linestyle=dash, linewidth=1.5, label=spec.baseline)
-        axes.axhspan(*paired.mean_interval(base), color=color, alpha=0.12, linewidth=0)
+        axes.axhspan(*results.mean_interval(cell, spec.baseline), color=color, alpha=0.12, linewidth=0)
     for arms in sweeps:
         lams = sorted(arms)
         color, marker, dash = look(spec, arms[lams[0]])
         errors = [results.errors(cell, arms[lam]) for lam in lams]
         means = np.array([np.mean(values) for values in errors])
-        reach = np.array([paired.mean_interval(values).high for values in errors]) - means
+        ends = np.array([results.mean_interval(cell, arms[lam]) for lam in lams]).T
         title = f"{arms[lams[0]]} to {arms[lams[-1]]}"
         axes.errorbar(
             lams,
             means,
-            np.nan_to_num(reach),
+            np.nan_to_num(np.abs(ends - means)),
             color=color,
             marker=marker,
             linestyle=dash,
