@@ -538,17 +538,24 @@ def test_a_gradient_made_in_inference_mode_is_directed_once():
         assert_close(moved_by(optimizer, model.weight), channel_directed(g, METRIC))
 
 
-def test_module_to_swaps_the_contents_of_gradients_after_a_step():
+@pytest.mark.parametrize("after", ["step", "apply", "remove"])
+def test_module_to_may_swap_the_contents_of_gradients(after):
+    """torch swaps nothing that is weakly referred to; the program may ask for it at any time."""
+    model, optimizer, handle = convolution()
+    g = backward(model)
+    optimizer.step() if after == "step" else handle.apply()
+    if after == "remove":
+        handle.remove()
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
-        model, optimizer, _ = convolution()
-        backward(model)
-        optimizer.step()
-        model.to(memory_format=torch.channels_last)  # torch swaps nothing that is weakly referred to
+        model.to(memory_format=torch.channels_last)
     finally:
         torch.__future__.set_swap_module_params_on_conversion(False)
-    g = backward(model, zero=True)
-    assert_close(moved_by(optimizer, model.weight), channel_directed(g, METRIC))
+    if after == "apply":
+        assert_close(moved_by(optimizer, model.weight), channel_directed(g, METRIC))
+    if after != "remove":
+        g = backward(model, zero=True)
+        assert_close(moved_by(optimizer, model.weight), channel_directed(g, METRIC))
 
 
 def test_a_second_model_of_the_optimizer_is_not_called_new_once_it_is_attached():

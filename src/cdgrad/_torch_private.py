@@ -22,7 +22,6 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_pre_hooks  # pyright: ignore[reportPrivateUsage]
 from torch.utils._python_dispatch import (
     _disable_current_modes,  # pyright: ignore[reportPrivateUsage, reportUnknownVariableType]
-    is_traceable_wrapper_subclass,
 )
 
 from cdgrad.dtensors import is_dtensor, local_part
@@ -201,30 +200,26 @@ def version(tensor: Tensor) -> int:
     return -1 if part.is_inference() else part._version
 
 
-def references(tensors: Sequence[Tensor], *, sharded: bool) -> list[weakref.ref[Tensor]]:
-    """A weak reference to each, to recognize it by `refers_to`; of a DTensor, to its local part.
+Reference = weakref.ref[torch.UntypedStorage]
 
-    `Module.to` swaps the contents of DTensors, and torch swaps nothing that is weakly referred to.
+
+def references(tensors: Sequence[Tensor], *, sharded: bool) -> list[Reference]:
+    """A weak reference to the memory of each, of a DTensor's local part, to recognize it by `refers_to`.
+
+    Not to the tensor: `Module.to` may swap the contents of gradients, and torch swaps nothing that is weakly
+    referred to.
     """
-    return [weakref.ref(_lasting(t)) for t in tensors] if sharded else list(map(weakref.ref, tensors))
+    return list(map(weakref.ref, map(_memory if sharded else Tensor.untyped_storage, tensors)))
 
 
-def refers_to(reference: weakref.ref[Tensor], tensor: Tensor) -> bool:
-    """Whether the reference is one to this tensor."""
-    return reference() is _lasting(tensor)
+def refers_to(reference: Reference, tensor: Tensor) -> bool:
+    """Whether the reference is one to this tensor's memory."""
+    return reference() is _memory(tensor)
 
 
-def _lasting(tensor: Tensor) -> Tensor:
-    return tensor._local_tensor if is_dtensor(tensor) else tensor  # pyright: ignore[reportPrivateUsage]
-
-
-def swapped_by_conversion(params: Sequence[Tensor]) -> bool:
-    """Whether `Module.to` swaps the contents of such parameters, and of their gradients.
-
-    It does for subclasses that wrap other tensors, and for all if the program has chosen so.
-    """
-    chosen = torch.__future__.get_swap_module_params_on_conversion()
-    return chosen or any(is_traceable_wrapper_subclass(p) and not is_dtensor(p) for p in params)
+def _memory(tensor: Tensor) -> torch.UntypedStorage:
+    part = tensor._local_tensor if is_dtensor(tensor) else tensor  # pyright: ignore[reportPrivateUsage]
+    return part.untyped_storage()
 
 
 _version_of: Callable[[Tensor], int] = attrgetter("_version")

@@ -11,25 +11,25 @@ as a new one, too; identity and version show that.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from cdgrad._torch_private import references, refers_to, swapped_by_conversion, version, versions
+from cdgrad._torch_private import Reference, references, refers_to, version, versions
 from cdgrad.dtensors import is_dtensor
 from cdgrad.selection import Target
 
-Record = tuple[weakref.ref[Tensor], int]
-"""A gradient, and its version when it was directed."""
+Record = tuple[Reference, int]
+"""A gradient by its memory, and its version when it was directed."""
 
 _MOST_WRITTEN = 100_000
 # What removed attachments directed, and no step has taken, by parameter.
 _LEFT: weakref.WeakKeyDictionary[Optimizer, dict[Tensor, Record]] = weakref.WeakKeyDictionary()
 
-_Batch = tuple[Sequence[int], list[weakref.ref[Tensor]], list[int]]
+_Batch = tuple[Sequence[int], list[Reference], list[int]]
 
 
 class DirectedGradients:
@@ -44,7 +44,6 @@ class DirectedGradients:
         self._used_batches: list[_Batch] = []
         self._targets = targets
         self._sharded = any(is_dtensor(target.param) for target in targets)
-        self._swapped = swapped_by_conversion([target.param for target in targets])
         self._hooks: dict[int, RemovableHandle] = {}
         self._written: list[Tensor] = []  # parameters whose gradients a backward pass wrote, repeatedly
         # Parameters may outlive the optimizer, and this memory with it.
@@ -60,6 +59,13 @@ class DirectedGradients:
         return self._records
 
     @property
+    def indices(self) -> Collection[int]:
+        """Of the gradients that are directed; where they are one batch, no records are made of it."""
+        if self._written:
+            self._forget_written()
+        return self._added[0][0] if len(self._added) == 1 and not self._records else self.records
+
+    @property
     def used(self) -> dict[int, Record]:
         """The gradients that the last finished step used, by index."""
         _make_records(self._used, self._used_batches)
@@ -67,11 +73,7 @@ class DirectedGradients:
 
     def __len__(self) -> int:
         """How many gradients are directed."""
-        if self._written:
-            self._forget_written()
-        if len(self._added) == 1 and not self._records:
-            return len(self._added[0][0])
-        return len(self.records)
+        return len(self.indices)
 
     def listen(self) -> None:
         """Hook every parameter that can take a hook and has none of these yet."""
@@ -92,8 +94,8 @@ class DirectedGradients:
 
     def begin_step(self) -> None:
         """A step begins: should it fail, what was clipped or exchanged by now is directed still."""
-        if self._records or self._added:
-            self._records = self._state()
+        if len(self):
+            self._records, self._added = {}, [self._state()]
 
     def take_over(self, optimizer: Optimizer) -> None:
         """Remember what an earlier attachment to this optimizer directed, if nothing wrote it since."""
@@ -105,13 +107,12 @@ class DirectedGradients:
 
     def leave(self, optimizer: Optimizer) -> None:
         """Keep what is directed for the next attachment to this optimizer."""
-        if not self._swapped:
-            left = _LEFT.setdefault(optimizer, {})
-            left |= {self._targets[i].param: record for i, record in self._state().items()}
+        left = _LEFT.setdefault(optimizer, {})
+        left |= {self._targets[i].param: record for i, record in _records_of(self._state()).items()}
 
     def begin_closure(self) -> None:
         """A closure begins: what was directed earlier, and is not computed anew in it, is directed still."""
-        state = self._state()
+        state = _records_of(self._state())
         self._before_closure = {i: (record, state.get(i)) for i, record in self.records.items()}
 
     def end_closure(self) -> None:
@@ -139,22 +140,21 @@ class DirectedGradients:
         return self._unchanged(i, self.used.get(i))
 
     def end_step(self) -> None:
-        """Forget all; `used` keeps it, where this does not keep `Module.to` from converting gradients."""
+        """Forget all; `used` keeps it."""
         if self._written:
             self._forget_written()
-        if self._swapped:
-            self._used, self._used_batches = {}, []
-        elif self._records:
+        if self._records:
             self._used, self._used_batches = self.records, []
         else:
             self._used, self._used_batches = {}, self._added
         self._records, self._added, self._before_closure = {}, [], {}
 
-    def _state(self) -> dict[int, Record]:
-        grads = {i: g for i in self.records if (g := self._targets[i].param.grad) is not None}
+    def _state(self) -> _Batch:
+        """The gradients that are directed, as they are now."""
+        grads = {i: g for i in self.indices if (g := self._targets[i].param.grad) is not None}
         present = list(grads.values())
         refs, written = references(present, sharded=self._sharded), versions(present, sharded=self._sharded)
-        return dict(zip(grads, zip(refs, written, strict=True), strict=True))
+        return list(grads), refs, written
 
     def _forget_written(self) -> None:
         _make_records(self._records, self._added)
@@ -186,6 +186,11 @@ def _close(hooks: dict[int, RemovableHandle], written: list[Tensor]) -> None:
 
 
 def _make_records(records: dict[int, Record], batches: list[_Batch]) -> None:
-    for indices, refs, its_versions in batches:
-        records.update(zip(indices, zip(refs, its_versions, strict=True), strict=True))
+    for batch in batches:
+        records |= _records_of(batch)
     batches.clear()
+
+
+def _records_of(batch: _Batch) -> dict[int, Record]:
+    indices, refs, its_versions = batch
+    return dict(zip(indices, zip(refs, its_versions, strict=True), strict=True))
