@@ -159,6 +159,15 @@ def test_inspect_counts_what_a_deep_network_leaves_alone(capsys):
     assert len(lines) == 5
 
 
+def test_inspect_says_where_nothing_is_to_direct(capsys, tmp_path):
+    assert run(capsys, "inspect", "torch.nn:Identity")[1] == "nothing to direct: the model has no parameter\n"
+    weights = tmp_path / "weights.pt"
+    torch.save(NET.state_dict(), weights)
+    _, out, _ = run(capsys, "inspect", f"{__name__}:NET", "--exclude", "0.*", "--weights", str(weights))
+    assert out.startswith("nothing to direct\n\nleft alone")
+    assert "roughness" not in out
+
+
 def test_inspect_takes_a_module_of_the_users(capsys):
     status, out, _ = run(capsys, "inspect", f"{__name__}:NET", "--exclude", "2.*")
     assert status == 0

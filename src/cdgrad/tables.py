@@ -33,6 +33,8 @@ def selection(
         for name, shape, axis, groups, sizes, note in processed
     ]
     lines = plain(("processed", "shape", "axis", "groups", ""), rows)
+    if not rows:
+        lines = ["nothing to direct" if left_alone else "nothing to direct: the model has no parameter"]
     if left_alone:
         lines += ["", *plain(("left alone", "because"), left_alone)]
     return "\n".join(lines)

@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     selection = selection_of(model, options.direction, options.linear, options.include, options.exclude)
     selection = _shown(selection)
     print(listing(selection))
-    if options.weights:
+    if options.weights and selection.targets:
         print(f"\n{roughness_table(selection)}")
     return 0
 
