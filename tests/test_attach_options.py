@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cdgrad import Sobolev, attach, channel_directed, select
+from cdgrad.callbacks import statistics_of
 from cdgrad.diagnostics import alignment, roughness
 
 METRIC = Sobolev(0.05)
@@ -111,6 +112,13 @@ def test_a_schedule_that_gives_no_metric_is_refused_at_once(schedule, message):
     assert handle.metric == METRIC
 
 
+def test_a_schedule_whose_patterns_match_nothing_is_refused_at_once():
+    *_, handle = stepped()
+    with pytest.raises(ValueError, match=r"metric pattern '7\.\*' matches no parameter"):
+        handle.schedule(lambda step: {"7.*": "l2"})
+    handle.optimizer.step()
+
+
 def test_a_schedule_overrides_the_metric_until_it_ends():
     model = nn.Conv2d(3, 9, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -194,6 +202,36 @@ def test_what_a_handle_cannot_take_is_refused(name, value, error, message):
     assert (handle.enabled, handle.steps) == (True, 1)
 
 
+@pytest.mark.parametrize(
+    ("entry", "value", "error"),
+    [
+        ("steps", -1, ValueError),
+        ("steps", 2.5, ValueError),
+        ("enabled", "no", TypeError),
+        ("metric", {"7.*": "l2"}, ValueError),
+    ],
+)
+def test_a_state_with_a_bad_entry_changes_nothing(entry, value, error):
+    *_, handle = stepped()
+    before = handle.state_dict()
+    with pytest.raises(error):
+        handle.load_state_dict({"metric": "l2", "enabled": False, "steps": 7, entry: value})
+    assert handle.state_dict() == before
+
+
+def test_patterns_that_no_layer_fits_once_it_is_materialized_are_refused_in_every_step():
+    """They were refused in the first, and the later ones took the ordinary gradient."""
+    model = nn.Sequential(nn.Conv2d(3, 9, 3), nn.LazyConv2d(1, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = attach(optimizer, model, {"1.*": METRIC, "*": "l2"})
+    model(torch.randn(1, 3, 8, 8)).sum().backward()
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"metric pattern '1\.\*' matches only parameters"):
+            optimizer.step()
+    handle.metric = METRIC
+    optimizer.step()
+
+
 def test_statistics_are_in_the_scheduled_metric_of_the_step():
     *_, handle = stepped()
     handle.schedule(lambda step: 0.5 / step)
@@ -207,6 +245,16 @@ def test_statistics_are_in_the_scheduled_metric_of_the_step():
         assert handle.metric == metric
         handle.optimizer.step()
         torch.testing.assert_close(target.param.grad, channel_directed(g, Sobolev(lam)))
+
+
+def test_statistics_without_a_gradient_say_when_to_ask_for_them():
+    model = nn.Conv2d(3, 9, 3)
+    handle = attach(torch.optim.SGD(model.parameters(), lr=0.1), model, METRIC)
+    with pytest.raises(RuntimeError, match=r"no weight .* has a gradient; call .* after the backward pass"):
+        handle.statistics()
+    assert statistics_of(handle) == {}
+    model.weight.grad = torch.randn_like(model.weight)
+    assert statistics_of(handle) == {f"cdgrad/{name}": value for name, value in handle.statistics().items()}
 
 
 def test_options_are_plain_data_of_their_own():

@@ -434,6 +434,33 @@ def test_resuming_in_another_metric_than_the_callbacks_is_warned_of():
     assert attached(optimizer, model, SOBOLEV, {}, lambda step: 0.01 * step, state).steps == 5
 
 
+def test_a_state_that_a_callback_cannot_take_leaves_nothing_attached():
+    model = nn.Conv2d(3, 8, 3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    state = {"metric": SOBOLEV, "steps": -1, "enabled": True}
+    for schedule, error in ((None, ValueError), (3, TypeError)):
+        with pytest.raises(error, match="expected a function" if schedule else "a number of steps"):
+            attached(optimizer, model, SOBOLEV, {}, schedule, {**state, "steps": 5 if schedule else -1})
+    cdgrad.attach(optimizer, model, SOBOLEV)
+
+
+@lightning_example
+def test_a_state_that_the_lightning_callback_cannot_take_is_kept(example):
+    """With two optimizers: neither stays attached, and a later attempt has both states."""
+    model = nn.ModuleList([nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)])
+    trainer = SimpleNamespace(optimizers=[torch.optim.SGD(part.parameters(), lr=0.1) for part in model])
+    callback = cdgrad.lightning.ChannelDirected(SOBOLEV)
+    states = [{"metric": SOBOLEV, "enabled": True, "steps": steps} for steps in (5, -1)]
+    callback.load_state_dict({"handles": states})
+    with pytest.raises(ValueError, match="a number of steps"):
+        callback._attach(trainer, model)
+    callback.on_exception(trainer, model, ValueError())
+    assert callback.state_dict()["handles"] == states
+    states[1]["steps"] = 6
+    callback._attach(trainer, model)
+    assert [handle.steps for handle in callback.handles] == [5, 6]
+
+
 def test_lightning_under_its_older_name(monkeypatch):
     older = pytest.importorskip("pytorch_lightning")
     monkeypatch.setattr(cdgrad, "lightning", cdgrad.lightning)

@@ -6,11 +6,10 @@ gradients, and the hooks of `cdgrad.step_hooks` determine when.
 
 from __future__ import annotations
 
-import operator
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, SupportsIndex
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -27,7 +26,7 @@ from cdgrad.options import Options
 from cdgrad.refusals import check_optimizer, refuse_partitions
 from cdgrad.selection import Blocks, Direction, Selection, has_lazy, warn_of_nothing
 from cdgrad.step_hooks import StepHooks
-from cdgrad.target_gradients import TargetGradients
+from cdgrad.target_gradients import TargetGradients, number_of_steps
 from cdgrad.target_operator import DirectedInMetrics, Operate, Rescale
 
 # The optimizer's hooks keep the gradients' owners alive, even if the user drops the handle.
@@ -195,9 +194,7 @@ class Attachment:
 
     @steps.setter
     def steps(self, steps: int) -> None:
-        if not isinstance(steps, SupportsIndex) or operator.index(steps) < 0:
-            raise ValueError(f"handle.steps is a number of steps, an integer of at least 0, got {steps!r}")
-        self._gradients.steps = operator.index(steps)
+        self._gradients.steps = number_of_steps(steps)
 
     @property
     def options(self) -> dict[str, Any]:
@@ -230,9 +227,12 @@ class Attachment:
 
         Raises:
             KeyError: an entry is missing.
-            ValueError, TypeError: a bad metric.
+            ValueError, TypeError: a bad entry; nothing is changed then.
         """
-        self.metric, self.enabled, self.steps = state["metric"], state["enabled"], int(state["steps"])
+        steps, enabled = number_of_steps(state["steps"]), state["enabled"]
+        self._gradients.check_enabled(enabled)
+        self.metric = state["metric"]
+        self.enabled, self.steps = enabled, steps
 
     @outside_graphs
     def statistics(self) -> dict[str, float]:
@@ -244,7 +244,7 @@ class Attachment:
         is changed.
 
         Raises:
-            RuntimeError: the gradients are directed already; the handle was removed, or is a copy.
+            RuntimeError: no gradients, or directed ones; the handle was removed, or is a copy.
 
         Cost: a copy of the gradients, one application of the operator, one wait for the device.
         """

@@ -9,7 +9,7 @@ from typing import Any, cast
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from cdgrad.attachment import Attachment
-from cdgrad.callbacks import attached, state_key
+from cdgrad.callbacks import attached, state_key, statistics_of
 from cdgrad.metric_schedule import Schedule
 from cdgrad.metrics import Metric
 
@@ -77,7 +77,7 @@ class ChannelDirected(TrainerCallback):
     ) -> None:
         """Measure, for the next log."""
         if self.handle is not None and self.statistics and self.handle.steps % self.statistics == 0:
-            self._last = {f"cdgrad/{name}": value for name, value in self.handle.statistics().items()}
+            self._last = statistics_of(self.handle)
 
     def on_log(
         self,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cdgrad.attachment import Attachment
-from cdgrad.callbacks import attached, state_key
+from cdgrad.callbacks import attached, state_key, statistics_of
 from cdgrad.metric_schedule import Schedule
 from cdgrad.metrics import Metric
 from cdgrad.options import Options
@@ -99,12 +99,18 @@ class ChannelDirected(Callback):
             return
         # Without a match, `attach` says why.
         states = iter(self._states)
-        for optimizer in optimizers or trainer.optimizers[:1]:
-            state = next(states, None)
-            self.handles.append(
-                attached(optimizer, pl_module, self.metric, self.options, self.schedule, state)
-            )
-        self._states = []
+        handles: list[Attachment] = []
+        try:
+            for optimizer in optimizers or trainer.optimizers[:1]:
+                state = next(states, None)
+                handles.append(
+                    attached(optimizer, pl_module, self.metric, self.options, self.schedule, state)
+                )
+        except BaseException:
+            for handle in handles:
+                handle.remove()
+            raise
+        self.handles, self._states = handles, []
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -113,7 +119,7 @@ class ChannelDirected(Callback):
         for handle in self.handles:
             if handle.optimizer is optimizer:
                 if self.statistics and handle.steps % self.statistics == 0:
-                    pl_module.log_dict({f"cdgrad/{k}": v for k, v in handle.statistics().items()})
+                    pl_module.log_dict(statistics_of(handle))
                 if self.clip:
                     handle.apply()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from itertools import compress, repeat
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -23,6 +23,11 @@ from cdgrad.step_probe import StepProbe
 from cdgrad.target_operator import DirectedInMetrics, Job, Operate
 
 _grad_of = operator.attrgetter("grad")
+_WHEN = "call handle.statistics() after the backward pass and before handle.apply() or optimizer.step()"
+
+
+class NoGradientError(RuntimeError):
+    """There is nothing to measure: before the backward pass, or while all weights are frozen."""
 
 
 class _Gradients(NamedTuple):
@@ -89,17 +94,21 @@ class TargetGradients:
     @enabled.setter
     @outside_graphs
     def enabled(self, enabled: bool) -> None:
+        self.check_enabled(enabled)
+        self._enabled = enabled
+
+    def check_enabled(self, enabled: object) -> None:
+        """Refuse what `enabled` cannot be set to."""
         if not isinstance(enabled, bool):
             raise TypeError(f"handle.enabled is True or False, got {enabled!r}")
         if enabled != self._enabled:
             self._refuse_after_capture("handle.enabled")
-        self._enabled = enabled
 
     def schedule(self, fn: Schedule | None) -> None:
         """The metric as a function of the step; None for the present one."""
         self._refuse_after_capture("handle.schedule")
         if fn is not None:
-            scheduled(fn, self.steps, self._metrics)
+            metric_of(scheduled(fn, self.steps, self._metrics), self.held.selection)
         self._schedule = fn
 
     def refresh(self, optimizer: Optimizer, *, watch: bool) -> None:
@@ -107,11 +116,10 @@ class TargetGradients:
 
         With `watch`, backward passes are recorded from now on.
         """
-        indices = self.held.indices
         if self.held.refresh(optimizer):
             self.memory.close()
             self.memory = DirectedGradients(self.held.selection.targets)
-        if self.held.indices is not indices:
+        if self.held.indices is not self._indices:
             self._set(self._metrics)
         if watch:
             self.memory.listen()
@@ -150,14 +158,14 @@ class TargetGradients:
         """Each target with its gradient and a copy of it, directed in the metric of this step.
 
         Raises:
+            NoGradientError: no weight has a gradient.
             RuntimeError: the gradients are directed already.
         """
         gradients = self._with_gradients()
+        if not gradients.targets:
+            raise NoGradientError(f"no weight that this handle directs has a gradient; {_WHEN}")
         if any(self.memory.is_directed(i) or self.memory.is_used(i) for i in gradients.indices):
-            raise RuntimeError(
-                "these gradients are directed already; call handle.statistics() after the backward pass and "
-                "before handle.apply() or optimizer.step()"
-            )
+            raise RuntimeError(f"these gradients are directed already; {_WHEN}")
         present = self._metrics
         try:
             self._follow_schedule()
@@ -180,7 +188,8 @@ class TargetGradients:
     def _set(self, metrics: Metrics) -> None:
         metric_by_index = metric_of(metrics, self.held.selection)
         self._metrics = metrics
-        self._held_metrics = tuple([metric_by_index[i] for i in self.held.indices])
+        self._indices = self.held.indices  # of these metrics: a refused one is refused in every step
+        self._held_metrics = tuple([metric_by_index[i] for i in self._indices])
         self._changes = self._always or any(metric != L2() for metric in metric_by_index)
 
     def _follow_schedule(self) -> None:
@@ -221,8 +230,8 @@ class TargetGradients:
         gradients = self._with_gradients()
         if not len(self.memory):
             return gradients
-        records = self.memory.records
-        return gradients.where([i not in records for i in gradients.indices])
+        directed = set(self.memory.indices)
+        return gradients.where([i not in directed for i in gradients.indices])
 
     def _active(self) -> bool:
         return self._enabled and self._changes
@@ -233,3 +242,10 @@ class TargetGradients:
                 f"{what} was changed after a CUDA graph captured a step, and replays would not see it; "
                 "attach again, and capture the step again"
             )
+
+
+def number_of_steps(steps: object) -> int:
+    """What `handle.steps` can be set to."""
+    if not isinstance(steps, SupportsIndex) or operator.index(steps) < 0:
+        raise ValueError(f"handle.steps is a number of steps, an integer of at least 0, got {steps!r}")
+    return operator.index(steps)
