@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cdgrad import Sobolev, attach, channel_directed, select
+from cdgrad import ReweightedL2, Sobolev, attach, channel_directed, select
 from cdgrad.callbacks import statistics_of
 from cdgrad.diagnostics import alignment, roughness
 
@@ -47,6 +47,21 @@ def test_blocks_that_do_not_fit(blocks):
         select(nn.Conv2d(3, 9, 3), blocks={"weight": blocks})
 
 
+def test_blocks_of_groups_are_counts_and_equal_sizes_are_one():
+    layer = nn.Conv2d(4, 12, 3, groups=2)
+    for blocks, message in (
+        (5, "in 2 groups: 5 equal blocks do not fit"),
+        ([8, 4], "in 2 groups: expected a"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            select(layer, blocks={"weight": blocks})
+    (target,) = select(nn.Conv2d(3, 9, 3), blocks={"weight": [3, 3, 3]}).targets
+    assert (target.groups, target.sizes) == (3, ())
+    assert select(layer, blocks={"weight": 3, "w*": 3}).targets[0].groups == 6
+    with pytest.raises(ValueError, match=r"two patterns of blocks match weight, one of them 'w\*'"):
+        select(layer, blocks={"weight": 3, "w*": 2})
+
+
 def test_metrics_by_patterns():
     moves, grads, *_, handle = stepped({"1.*": "reweighted:lam=3", "*": METRIC})
     torch.testing.assert_close(moves[0], channel_directed(grads[0], METRIC))
@@ -55,6 +70,16 @@ def test_metrics_by_patterns():
         handle.metric = {"7.*": METRIC}
     with pytest.raises(ValueError, match=r"metric pattern '\*\.bias' matches only parameters that cannot be"):
         handle.metric = {"*.bias": METRIC, "*": METRIC}
+    with pytest.raises(ValueError, match="at least one pattern with a metric"):
+        handle.metric = {}
+    assert handle.options["metric"] == {"1.*": "reweighted:lam=3", "*": str(METRIC)}
+    handle.schedule(lambda step: 0.5)
+    with pytest.raises(ValueError, match=r"gave lam=0\.5, and l2 has no lam"):
+        attach(torch.optim.SGD([*(m := nn.Conv2d(3, 9, 3)).parameters()]), m, "l2").schedule(lambda step: 0.5)
+    for target in handle.selection.targets:
+        target.param.grad = torch.ones_like(target.param)
+    handle.optimizer.step()
+    assert handle.metric == {"1.*": ReweightedL2(0.5), "*": Sobolev(0.5)}
     with pytest.raises(
         ValueError, match=r"pattern '1\.\*' has no effect after '\*', .* write the narrower one"
     ):

@@ -403,10 +403,14 @@ def test_a_copied_handle_says_that_it_is_not_attached(duplicate):
     handle = attach(optimizer, model, "sobolev:lam=0.1")
     backward(model, optimizer)
     handle.apply()
+    handle.steps = 3
     twin, twin_optimizer, twin_handle = duplicate((model, optimizer, handle))
     assert str(twin_handle).startswith("sobolev:lam=0.1 along output, rescale none, on SGD, not attached\n")
-    with pytest.raises(RuntimeError, match="is a copy; attach again"):
-        twin_handle.apply()
+    for method in (twin_handle.apply, twin_handle.statistics):
+        with pytest.raises(RuntimeError, match="is a copy; attach again"):
+            method()
+    assert twin_handle.optimizer is twin_optimizer
+    assert twin_handle.state_dict() == handle.state_dict()
     again = attach(twin_optimizer, twin, **twin_handle.options)
     for one, opt in ((model, optimizer), (twin, twin_optimizer)):
         backward(one, opt)

@@ -141,9 +141,13 @@ class Communicating(torch.optim.SGD):
 
 @pytest.mark.parametrize("in_place", [True, False])
 def test_an_optimizer_whose_step_overwrites_the_directed_gradient_is_noticed(in_place):
-    model, optimizer, _ = convolution(Communicating)
+    model, optimizer, handle = convolution(Communicating)
     optimizer.in_place = in_place
     optimizer.reduced = backward(model)
+    handle.enabled = False
+    optimizer.step()  # which answers nothing: the next is watched as well
+    handle.enabled = True
+    optimizer.reduced = backward(model, zero=True)
     with pytest.raises(
         RuntimeError, match=r"Communicating\.step replaced the directed gradient of weight by"
     ):
@@ -329,6 +333,8 @@ def test_a_removed_handle_keeps_neither_optimizer_nor_weights():
     gc.collect()
     assert [ref() for ref in gone] == [None, None]
     assert not handle.selection.targets
+    with pytest.raises(RuntimeError, match="the SGD of this handle no longer exists; attach to another"):
+        _ = handle.optimizer
 
 
 def test_attachments_leave_no_hook_on_parameters():
@@ -353,8 +359,9 @@ def test_two_threads_in_one_optimizers_step_are_told():
     thread = threading.Thread(target=optimizer.step)
     thread.start()
     entered.wait(30)
-    with pytest.raises(RuntimeError, match=r"Waits\.step is running in another thread"):
-        optimizer.step()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"Waits\.step is running in another thread"):
+            optimizer.step()
     leave.set()
     thread.join()
     g = backward(model, zero=True)
@@ -403,6 +410,8 @@ def test_a_kernel_for_a_functional_convolution_is_named_in_blocks():
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     with pytest.warns(UserWarning, match="nothing to direct"):
         assert "blocks={'kernel': 1} processes it" in cdgrad.select(model).skipped[0].reason
+    with pytest.raises(ValueError, match=r"kernel \(Functional: no known input axis\)"):
+        cdgrad.select(model, blocks={"kernel": 1}, direction="input")
     attach(optimizer, model, METRIC, blocks={"kernel": 1})
     model(IMAGES).square().mean().backward()
     g = model.kernel.grad.clone()
@@ -448,6 +457,19 @@ def test_a_gradient_accumulated_after_apply_is_directed_again():
     handle.apply()
     backward(model)
     assert_close(moved_by(optimizer, model.weight), channel_directed(channel_directed(g, METRIC) + g, METRIC))
+
+
+def test_a_backward_pass_after_apply_concerns_the_gradients_that_it_wrote():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    handle = attach(optimizer, model, METRIC)
+    grads = [backward(layer) for layer in model]
+    handle.apply()
+    grads[1] = backward(model[1])
+    before = [layer.weight.detach().clone() for layer in model]
+    optimizer.step()
+    for layer, weight, g in zip(model, before, grads, strict=True):
+        assert_close(weight - layer.weight.detach(), channel_directed(g, METRIC))
 
 
 def test_a_backward_pass_in_the_pre_hook_of_another_is_noticed():
