@@ -67,6 +67,18 @@ def test_a_channel_without_contrast_stays_finite(dtype):
     assert std.flatten().tolist() == pytest.approx([1, torch.arange(16.0).std().item()])
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_the_statistics_of_many_images_are_numpy_s(dtype):
+    values = np.random.default_rng(0).integers(0, 2, size=(5000, 2, 2, 2)).astype(np.uint8)
+    values[:, 1] *= 9
+    rows = np.arange(4500)
+    mean, std = channel_statistics(torch.tensor(values).to(dtype), rows)
+    expected = values[:4500].astype(np.float64)
+    assert mean.flatten().tolist() == pytest.approx(expected.mean((0, 2, 3)), rel=1e-6)
+    of_channel = [expected[:, c].std(ddof=1) for c in range(2)]  # about 0.5 and 4.5
+    assert std.flatten().tolist() == pytest.approx(of_channel, rel=1e-6)
+
+
 @pytest.mark.parametrize("share", [0.2, 0.4])
 def test_label_noise_makes_its_share_of_the_training_labels_wrong_and_no_other(share):
     clean, noisy = (data.load(Task("digits", 300, 400, label_noise=noise), seed=3) for noise in (0, share))
@@ -102,6 +114,16 @@ def test_decoded_pixels_stay_on_a_device_from_one_run_to_the_next(monkeypatch):
     assert len(take(unnamed, [1, 2], torch.zeros(1), torch.ones(1)).to(meta).pixels) == 2
     monkeypatch.setattr(resident, "MOST_BYTES", 23)
     assert len(one.to(meta).pixels) == 2
+
+
+@pytest.mark.parametrize("source", ["a file", ""])
+def test_the_images_on_another_device_are_those_of_the_split(monkeypatch, source):
+    monkeypatch.setattr(resident, "KEPT", {})
+    pixels = torch.arange(24, dtype=torch.uint8).view(6, 1, 2, 2)
+    split = take(cache.Arrays(pixels, torch.arange(6), source), [4, 2], torch.zeros(1), torch.ones(1))
+    expected = split.images()
+    monkeypatch.setattr(data.Split, "device", torch.device("meta"))  # so that the CPU is another one
+    assert torch.equal(split.to(torch.device("cpu")).images(), expected)
 
 
 def test_the_data_sets_on_a_device_are_bounded(monkeypatch):

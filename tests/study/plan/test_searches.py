@@ -132,6 +132,8 @@ def test_before_two_searches_have_pairs_nothing_is_claimed(spec):
     assert comparison.pairs == 1
     assert np.isnan(comparison.interval).all()
     assert "1 search has finished pairs" in markdown(document(Results.of(spec, runs)))
+    two = [run for run in played(spec) if run.trial is not None or run.seed < 2]
+    assert "1 search has" not in markdown(document(Results.of(spec, two)))
 
 
 def test_report_plan_and_methods_say_so(spec):

@@ -22,7 +22,7 @@ from cdgrad.study.spec import parse
 from cdgrad.study.statistics import paired as stats
 from cdgrad.study.statistics.equivalence import anytime_equivalence
 from cdgrad.study.statistics.results import Results
-from cdgrad.study.statistics.sequential import anytime_interval
+from cdgrad.study.statistics.sequential import anytime_interval, anytime_p
 
 CELLS = "[cells.one]\n[cells.two]\n"
 TUNING = '[tuning]\ntrials = 2\nseeds = [9]\nspace."optimizer.lr" = { low = 0.1, high = 1.0 }\n'
@@ -77,6 +77,16 @@ def test_the_bound_over_cells_is_not_of_cells_without_an_interval(results):
     assert sentence.endswith("; too few seeds or equal differences in 1 (two).")
     (sentence,) = across_cells(results([0.1], [0.3], cells=("one", "two"), more=CELLS))
     assert "no difference shown in 0; too few" in sentence
+    near, far = [0.1, -0.2, 0.1], [0.2, -0.4, 0.2]  # twice as far, so that the bound is twice as large
+    (sentence,) = across_cells(results(near, far, cells=("one", "two"), more=CELLS))
+    assert "no difference shown in 2, where no difference larger than 0.87 points is supported" in sentence
+
+
+def test_the_cells_in_which_an_arm_is_better_are_not_those_in_which_it_is_worse(results):
+    better = [-1.0, -1.1, -0.9, -1.2, -0.8, -1.0, -1.1, -0.9]
+    found = results(better, [-d for d in better], cells=("one", "two"), more=CELLS)
+    (sentence,) = across_cells(found)
+    assert "better in 1 (one), worse in 1 (two), no difference shown in 0." in sentence
 
 
 def test_an_interval_without_zero_and_a_large_p_are_said_together(results):
@@ -99,6 +109,11 @@ def test_equivalence_after_looks_is_that_of_the_anytime_interval(results):
     for margin in (0.02, 0.05, 0.06, 0.1, 0.3):
         test, (low, high) = anytime_equivalence(d, margin), anytime_interval(d)
         assert test.shown == (-margin < low and high < margin) == (test.p < 0.05)
+    for shift in (-0.3, -0.08, 0.08, 0.3):  # beyond the margin, or within it with one end beyond
+        test = anytime_equivalence(d + shift, 0.1)
+        assert not test.shown
+        assert test.p == (1 if abs(shift) > 0.1 else max(anytime_p(d + shift, m) for m in (-0.1, 0.1)))
+        assert test.p > 0.05
     assert math.isnan(anytime_equivalence(d[:5], 0.3).p)
     found = results(d, head="margin = 0.3")
     found = Results.of(dataclasses.replace(found.spec, until=1e-6), found.runs)

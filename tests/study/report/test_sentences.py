@@ -123,6 +123,7 @@ def test_equivalence_is_not_shown_by_a_margin_that_was_set_later():
         found = Results.of(study, runs_of(study), [earlier])
         sentence = verdicts(found, "")[2]
         assert certainty(found, "").rows[0][-1] == shown
+        assert verdicts(found, "")[3].startswith("far and sgd: equivalence within 1 point is not shown (TOST")
         assert ("near and sgd are equivalent within 1 point" in sentence) == (shown == "yes")
         assert ("was set after runs were recorded, so that equivalence is not shown" in sentence) == (
             shown == "not shown"

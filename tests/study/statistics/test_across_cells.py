@@ -64,6 +64,12 @@ def test_a_profile_is_the_mean_over_cells_of_the_distribution_functions():
     assert ours == pytest.approx(theirs)
 
 
+def test_the_band_of_a_profile_has_its_level():
+    # A resample of two seeds has 0, 1 or 2 of them at or below 0, with probabilities 1/4, 1/2 and 1/4.
+    bands = [across_cells.performance_profile([[0.0, 1.0]], [0.0], level) for level in (0.95, 0.4)]
+    assert [(*band.low, *band.high) for band in bands] == [(0, 1), (0.5, 0.5)]
+
+
 def test_resamples_keep_every_cell_and_its_number_of_seeds():
     weights = across_cells.stratified_weights([3, 7], 100)
     assert [of_cell.shape for of_cell in weights] == [(100, 3), (100, 7)]
@@ -73,5 +79,7 @@ def test_resamples_keep_every_cell_and_its_number_of_seeds():
 def test_cells_without_seeds_are_refused():
     with pytest.raises(ValueError, match="one value or more for each cell"):
         across_cells.mean_difference([[1.0], []])
+    with pytest.raises(ValueError, match="one value or more for each cell"):
+        across_cells.mean_difference([])
     with pytest.raises(ValueError, match=r"expected the same seeds, got \[2\] and \[1\]"):
         across_cells.probability_of_improvement([[1.0, 2.0]], [[1.0]])

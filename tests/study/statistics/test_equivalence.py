@@ -1,8 +1,15 @@
+import math
+
 import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from cdgrad.study.statistics.equivalence import equivalence, equivalence_pairs, equivalence_power
+from cdgrad.study.statistics.equivalence import (
+    anytime_equivalence,
+    equivalence,
+    equivalence_pairs,
+    equivalence_power,
+)
 
 
 def test_the_p_is_the_larger_one_of_two_one_sided_t_tests():
@@ -30,9 +37,18 @@ def test_its_interval_is_the_90_percent_t_interval():
 def test_too_few_values_and_no_margin():
     assert not equivalence([0.0], 1.0).shown
     assert equivalence([0.1, 0.1], 0.2).shown
-    assert not equivalence([0.3, 0.3], 0.2).shown
+    assert not any(equivalence([d, d], 0.2).shown for d in (0.3, -0.3, 0.2, -0.2))
     with pytest.raises(ValueError, match="expected a positive margin, got 0"):
         equivalence([0.0, 1.0], 0)
+    with pytest.raises(ValueError, match="expected a positive margin, got inf"):
+        anytime_equivalence([0.0, 1.0], math.inf)
+
+
+def test_the_power_of_one_seed_is_0_and_without_a_spread_all_or_nothing():
+    assert equivalence_power(1, 0.2, 0.1) == 0
+    assert equivalence_power(2, 0.2, 0.1) > 0
+    powers = [equivalence_power(3, 0.2, 0.0, difference) for difference in (0.1, -0.1, 0.2, -0.3)]
+    assert powers == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("difference", [0.0, 0.1])

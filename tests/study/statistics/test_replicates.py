@@ -14,6 +14,7 @@ def test_the_interval_and_p_are_those_of_the_means_of_the_searches():
     assert replicated.interval == mean_interval([2, 3, 2])
     assert replicated.p == pytest.approx(scipy_stats.ttest_1samp([2, 3, 2], 0).pvalue)
     assert replicated.one_search == mean_interval([1, 3, 2, 4, 0, 4])
+    assert compare_replicates([[-1.0, -3.0], [-2.0, -4.0], [0.0, -4.0]]).p == replicated.p
 
 
 def test_the_components_are_those_of_the_analysis_of_variance():
@@ -46,9 +47,20 @@ def test_it_covers_where_the_interval_of_one_search_does_not():
 def test_one_search_has_no_interval_over_searches():
     with pytest.raises(ValueError, match="expected 2 or more searches"):
         compare_replicates([[1.0, 2.0]])
+    for search in ([], [[1.0, 2.0]]):
+        with pytest.raises(ValueError, match="expected 2 or more searches with seeds"):
+            compare_replicates([[1.0, 2.0], search])
+
+
+def test_one_seed_in_each_search_leaves_the_components_open():
+    replicated = compare_replicates([[1.0], [2.0], [4.0]])
+    assert np.isnan([replicated.tuning_sd, replicated.seed_sd]).all()
+    assert replicated.interval == mean_interval([1, 2, 4])
 
 
 def test_equal_means_of_searches_show_nothing():
-    compared = compare_replicates([[-0.1, -0.3], [-0.2, -0.2 + 1e-17]])
+    searches = [[-0.3], [-0.1 - 0.2]]  # equal but for rounding
+    assert np.ptp(searches) > 0
+    compared = compare_replicates(searches)
     assert np.ptp(compared.means) == 0
     assert math.isnan(compared.p)

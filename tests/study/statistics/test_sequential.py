@@ -34,6 +34,8 @@ def test_e_is_the_ratio_of_the_averaged_likelihoods(scale):
     x = np.array([0.4, -0.3, 1.1, 0.8, 0.2])
     t = math.sqrt(len(x)) * x.mean() / x.std(ddof=1)
     assert sequential.log_e(len(x), t, scale) == pytest.approx(marginal(x, scale) - marginal(x, 0), abs=1e-7)
+    bound = sequential.anytime_multiplier(20, 0.9, scale)
+    assert sequential.log_e(20, bound, scale) == pytest.approx(math.log(10))
 
 
 def test_e_begins_at_one_and_is_one_in_the_mean_under_the_null():
@@ -100,6 +102,11 @@ def test_it_depends_on_neither_unit_nor_order():
 
 def test_few_or_equal_values_bound_nothing():
     assert sequential.fewest_pairs() == 6
+    bounded = np.isfinite(sequential.anytime_multiplier(np.arange(1, 8)))
+    assert bounded.tolist() == [False] * 4 + [True] * 3
+    fewest = sequential.fewest_pairs(0.995)  # one more than 6
+    ends = sequential.anytime_multiplier(np.array([fewest - 1, fewest]), 0.995)
+    assert np.isfinite(ends).tolist() == [False, True]
     assert np.isnan(sequential.anytime_interval([1.0, 2.0, 3.0, 4.0, 4.5])).all()
     assert math.isnan(sequential.anytime_p([1.0]))
     same = [100 * 3 / 360 - 100 * 1 / 360, *[100 * 17 / 360 - 100 * 15 / 360] * 9]  # equal up to rounding

@@ -14,6 +14,8 @@ def test_the_t_interval_equals_its_closed_form():
     low, high = stats.mean_interval([1, 2, 3, 4])
     half = 3.182446305 * math.sqrt(5 / 3) / 2
     assert (low, high) == pytest.approx((2.5 - half, 2.5 + half), rel=1e-8)
+    # n = 2, s / sqrt(2) = 1/2, t(0.975; 1) = 12.7062
+    assert stats.mean_interval([0, 1]) == pytest.approx((0.5 - 6.3531, 0.5 + 6.3531), rel=1e-5)
 
 
 def test_the_sign_flip_p_equals_enumeration():
@@ -49,6 +51,14 @@ def test_random_flips_agree_with_the_normal_limit():
 def test_no_p_is_below_the_smallest(pairs):
     p = stats.sign_flip_p(np.linspace(1, 2, pairs))
     assert p == pytest.approx(stats.smallest_p(pairs), rel=0.3 if pairs == 18 else 1e-12)
+
+
+def test_the_fewest_pairs_are_the_first_whose_smallest_p_is_small_enough():
+    # 2^-5 = 0.031, 2 * 2^-6 = 0.031, 3 * 2^-6 = 0.047, 4 * 2^-7 = 0.031; 3276 * 2^-16 = 0.04999
+    assert [stats.fewest_tested_pairs(tests) for tests in (1, 2, 3, 4, 3276)] == [6, 7, 7, 8, 17]
+    assert stats.fewest_tested_pairs(3277) is None
+    assert stats.fewest_tested_pairs(2, level=0.5) == 4, "2 * 2^-2 is 1 / 2, and not below it"
+    assert math.isnan(stats.smallest_p(1))
 
 
 def correlated(rng, shape):
@@ -114,7 +124,7 @@ def test_the_detectable_difference_of_many_pairs_is_that_of_the_normal_distribut
     # (z(0.975) + z(0.8)) / sqrt(n)
     assert stats.detectable_difference(10_000, 1.0) == pytest.approx((1.959964 + 0.841621) / 100, rel=1e-3)
     assert stats.detectable_difference(10, 0.0) == 0.0
-    assert math.isnan(stats.detectable_difference(1, math.nan))
+    assert np.isnan([stats.detectable_difference(1, 0.5), stats.detectable_difference(5, math.nan)]).all()
 
 
 @pytest.mark.parametrize(("effect", "pairs"), [(0.2, 199), (0.5, 34), (0.8, 15)])
@@ -126,6 +136,7 @@ def test_required_pairs_are_those_of_the_published_tables(effect, pairs):
 
 def test_no_power_beyond_the_level_where_there_is_no_difference():
     assert stats.paired_power(12, 0.0, 1.0) == pytest.approx(0.05, abs=1e-9)
+    assert stats.paired_power(1, 1.0, 1.0) == 0
     assert stats.required_pairs(0.1, 0.0) == 2
 
 
@@ -180,6 +191,14 @@ def test_a_comparison_is_of_the_arm_minus_the_baseline():
     assert compared.mean == -0.25
     assert compared.win_rate == (2 + 0.5) / 4
     assert compared.correlation == pytest.approx(np.corrcoef([2, 3, 5, 4], [3, 3, 6, 3])[0, 1])
+    assert stats.compare([2.0, 3.0, 5.0], [3.0, 3.0, 6.0], larger_is_better=True).win_rate == 0.5 / 3
+
+
+def test_nothing_is_correlated_with_a_constant_or_from_two_pairs():
+    three, constant = [1.0, 2.0, 4.0], [5.0, 5.0, 5.0]
+    pairs = [(three, constant), (constant, three), (three[:2], [3.0, 1.0])]
+    assert np.isnan([stats.correlation(a, b) for a, b in pairs]).all()
+    assert stats.correlation(three, [-2.0, -4.0, -8.0]) == pytest.approx(-1)
 
 
 def test_equal_arms_are_a_null_without_variance():
@@ -216,9 +235,25 @@ def test_the_verdict_on_a_difference_says_which_way(shift, word):
     assert "no difference is shown" in verdict("b", "a", compared, 0.2)  # after Holm's correction
 
 
+def test_nothing_is_shown_where_p_is_small_and_the_interval_includes_0():
+    # Ten of ten seeds are better, and one by so much that the t interval includes 0.
+    compared = stats.compare([1.0, 1.1, 0.9, 1.2, 0.8, 1.0, 1.1, 0.9, 1.0, 1.0], [2.0] * 9 + [42.0])
+    assert compared.p == 2 / 2**10
+    assert compared.interval.low < 0 < compared.interval.high
+    assert not stats.is_shown(compared, compared.p)
+    sentence = verdict("b", "a", compared, compared.p)
+    assert sentence.startswith(
+        "b against a: no difference is shown, although p is below 0.05: the interval includes 0 (mean"
+    )
+    assert "although" not in verdict("b", "a", compared, 0.06)
+
+
 def test_vectors_of_different_lengths_are_refused():
     with pytest.raises(ValueError, match="same seeds"):
         stats.compare([1.0, 2.0], [1.0])
+    for of_both in ([], [[1.0, 2.0]]):
+        with pytest.raises(ValueError, match="same seeds"):
+            stats.compare(of_both, of_both)
 
 
 def test_a_huge_pair_does_not_make_the_differences_of_the_others_vanish():
