@@ -32,6 +32,7 @@ def paired_differences(results: Results, cell: str) -> Drawing:
     spec, compared = results.spec, results.in_cell(cell)
     figure, (axes,) = canvas(1.4 + 0.7 * len(compared))
     ends = _ends(results, [(cell, name) for name in compared], seeds_too=True)
+    cut_off = ""
     for row, (name, (comparison, _)) in enumerate(compared.items()):
         color, marker, _ = look_of_contrast(spec, name)
         shown = np.clip(comparison.differences, *ends)
@@ -39,6 +40,8 @@ def paired_differences(results: Results, cell: str) -> Drawing:
         axes.scatter(shown, spots, s=28, color=color, marker=marker, alpha=0.6, linewidth=0, clip_on=False)
         detectable = paired.detectable_difference(comparison.pairs, comparison.sd)
         axes.fill_betweenx([row - 0.32, row - 0.08], -detectable, detectable, color="0.88", zorder=0)
+        if -detectable < ends[0] or detectable > ends[1]:
+            cut_off = ", cut off where it is beyond the axis"
         _mean_and_interval(axes, row, comparison, color, ends)
     w = words(results)
     numbers = _numbers(axes, w, [comparison for comparison, _ in compared.values()])
@@ -49,7 +52,7 @@ def paired_differences(results: Results, cell: str) -> Drawing:
         f"Paired differences in {spec.evaluate} {spec.measure.name}{reference_words(spec)}, and their means.",
         f"Paired differences{reference_words(spec)}{w.in_points}, {w.better_sign}: a mark is a "
         f"{results.sampled}; bars and the numbers on the right are the mean and its 95 % interval; gray: the "
-        "minimum detectable difference around 0."
+        f"minimum detectable difference around 0{cut_off}."
         f"{_of_arrows(compared.values(), ends, seeds_too=True)}",
     )
 
