@@ -1,9 +1,11 @@
 import os
 import signal
+import sys
 from pathlib import Path
 
 import hypothesis
 import interpreter
+import pytest
 import torch
 
 # A shell that starts the suite in the background has it ignore Ctrl-C, and what the tests start would, too.
@@ -25,3 +27,14 @@ torch.set_num_threads(1)
 hypothesis.settings.register_profile("thorough", deadline=None, max_examples=500)
 hypothesis.settings.register_profile("quick", deadline=None, max_examples=25, derandomize=True)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+@pytest.fixture(autouse=True)
+def _written_modules_leave(tmp_path_factory):
+    """Modules that a test writes and imports leave with it: later runs would record them as theirs."""
+    before = {*sys.modules}
+    yield
+    for name in {*sys.modules} - before:
+        file = getattr(sys.modules[name], "__file__", None)
+        if file and Path(file).is_relative_to(tmp_path_factory.getbasetemp()):
+            del sys.modules[name]

@@ -72,17 +72,18 @@ def test_an_unfinished_study_says_what_is_left(study, tiny_text):
     assert "24 of 28 runs finished: provisional" in text
 
 
-def test_diverged_runs_count_and_failed_runs_are_named(study, make_run):
+def test_diverged_runs_count_and_failed_runs_are_named(study, tiny_text, make_run):
     extra = [
         make_run("directed", 3, 100.0, status="diverged"),
-        make_run("sgd", 4, None, status="failed", message="out of memory"),
+        make_run("directed", 12, 2.0),
+        make_run("sgd", 12, None, status="failed", message="out of memory"),
     ]
-    folder = study(extra=extra)
+    folder = study(tiny_text.replace("seeds = 2", "seeds = 13"), extra=extra)
     text = " ".join(shown(folder).split())
-    assert "directed: 1 of 12 runs diverged (seed 3) and is included with the final error" in text
-    assert "1 run failed and is left out, the first sgd, seed 4: out of memory" in text
+    assert "directed: 1 of 13 runs diverged (seed 3) and is included with the final error" in text
+    assert "1 run failed and is left out, the first sgd, seed 12: out of memory" in text
     (comparison, _) = report.read(folder).comparisons["", "directed"]
-    assert comparison.pairs == 11
+    assert comparison.pairs == 12
 
 
 def test_runs_made_under_different_software_are_pointed_out(study, make_run):

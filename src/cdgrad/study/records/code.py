@@ -32,9 +32,8 @@ _INSTALLED = tuple(f"{os.sep}{kind}-packages{os.sep}" for kind in ("site", "dist
 # The modules of `PACKAGES`, even where they are built to be edited.
 _VERSIONED = {"torch", "numpy", "numba", "sklearn", "datasets", "PIL"}
 _SEEN: dict[str, str] = {}  # a module stays as it was imported, whatever becomes of its file
-_OTHERS = set[
-    str
-]()  # modules that are not the user's: looking at thousands again would take a tenth of a run
+# Modules that are not the user's: looking at thousands again would take a tenth of a run.
+_OTHERS = set[str]()
 
 
 def user_code(folder: str, names: Iterable[str] | None = None) -> dict[str, str]:
