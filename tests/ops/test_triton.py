@@ -82,16 +82,17 @@ def test_the_tiles_of_the_gpu(metric, n, columns):
 
 @pytest.mark.parametrize("boundary", ["free", "periodic"])
 @pytest.mark.parametrize("lam", [1e-6, 1e-2, 1.0, 1e3])
-@pytest.mark.parametrize("mean", [0, 1000])
-def test_the_error_is_bounded(lam, boundary, mean):
+def test_the_error_is_bounded(lam, boundary):
     """In float32 by 1e-6 of the result, in float64 by what the dense solution itself loses."""
+    means = torch.tensor([0, 0, 0, 1000, 1000, 1000])
     for n in (2, 33, 70):
         for metric in (Sobolev(lam, boundary), MeanSobolev(lam, boundary), ReweightedL2(lam)):
             for dtype, bound in ((torch.float32, 1e-6), (torch.float64, 1e-8)):
-                grad = torch.randn(n, 5, dtype=dtype) + mean
+                grad = torch.randn(n, 6, dtype=dtype) + means
                 exact = directed(grad.double().numpy(), metric)
                 Plan([(grad, 0, 1)], metric, SMALL).run([grad])
-                assert error(grad, exact) < bound, (n, metric, dtype)
+                for half in (slice(3), slice(3, 6)):
+                    assert error(grad[:, half], exact[:, half]) < bound, (n, metric, dtype, half)
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=str)
