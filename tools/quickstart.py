@@ -65,7 +65,8 @@ def readme() -> str:
         f"No difference is shown; with {c.pairs} seeds, only a true difference of {_detectable(c)} points or more\n"
         f"would reliably have been. A copy of SGD that only rounds otherwise differs by {_size(floor())} points in a seed, on\n"
         f"average, and by {floor().mean:+.2f} in the mean. Single seeds need not survive a change of kernel or CPU (one run\n"
-        f"of [the evidence](docs/evidence.md#do-old-records-still-hold) moved by {_moved()} points); means over seeds do.\n"
+        f"of [the evidence](docs/evidence.md#do-old-records-still-hold) moved by {_moved()} points);\n"
+        "a mean over seeds can move within its interval.\n"
     )
 
 
@@ -109,7 +110,8 @@ def start() -> str:
         "- `rounded` is `sgd` with other rounding errors: equal in exact arithmetic. In a seed it differs from `sgd` by\n"
         f"  {_size(same)} points on average, `reweighted` by {_size(c)}: at this learning rate, rounding explains little of it. It can\n"
         f"  explain more: one run of [the evidence](evidence.md#do-old-records-still-hold) moved by {_moved()} points when later code\n"
-        "  executed it again. Single seeds need not survive a change of kernel or CPU; means over seeds do.\n"
+        "  executed it again. Single seeds need not survive a change of kernel or CPU, and a\n"
+        "  mean over seeds can move within its interval.\n"
         f"- The correlation of the pairs is {c.correlation:.2f}: the seed draws the split, which both arms share,\n"
         "  and pairing removes that part of the variance.\n"
     )
