@@ -7,6 +7,8 @@ import torch
 
 from cdgrad.study import StudyError
 from cdgrad.study.records import Run, Store
+from cdgrad.study.run.engine import RunDone
+from cdgrad.study.run.execute import execute
 from cdgrad.study.spec import Spec, parse
 
 TINY = """
@@ -106,3 +108,9 @@ def finished(tiny, make_run):
         return folder
 
     return write
+
+
+def in_this_process(take, workers):
+    """An engine without worker processes."""
+    for job in iter(take, None):
+        yield RunDone(0, job, execute(job, lambda epoch, measured: None))

@@ -147,8 +147,6 @@ made = Net()
 def networks(tmp_path, monkeypatch):
     (tmp_path / "ownnets.py").write_text(NETWORKS)
     monkeypatch.chdir(tmp_path)
-    yield
-    sys.modules.pop("ownnets", None)
 
 
 @pytest.mark.parametrize(

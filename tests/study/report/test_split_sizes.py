@@ -4,24 +4,18 @@ import dataclasses
 
 import pytest
 from parquet_folder import parquet, pictures
+from tiny_study import in_this_process
 
 from cdgrad.study import data
 from cdgrad.study.data import decoding
 from cdgrad.study.report.split_sizes import nothing_learned, repeated_images, split_sizes
 from cdgrad.study.run.driver import run_study
-from cdgrad.study.run.engine import RunDone
-from cdgrad.study.run.execute import execute
 from cdgrad.study.spec import Task, parse
 from cdgrad.study.statistics.results import Results, read
 
 
-def here(take, workers):
-    for job in iter(take, None):
-        yield RunDone(0, job, execute(job, lambda epoch, measured: None))
-
-
 def test_a_split_that_the_seed_draws(tiny, tmp_path):
-    run_study(tiny, tmp_path, 1, here)
+    run_study(tiny, tmp_path, 1, in_this_process)
     assert list(split_sizes(read(tmp_path))) == [
         "Images of each run: 48 for training and 32 for validation, and 320 for the test, all drawn by the "
         "seed from one set of images: the data has no test split of its own."
@@ -33,7 +27,7 @@ def test_the_datas_own_split(tiny_text, tmp_path, monkeypatch):
     folder = parquet(tmp_path / "set", train=pictures(12, 0), test=pictures(6, 1))
     text = tiny_text.replace('"fake"', f"'{folder}'").replace("train = 48", 'train = "all"')
     text = text.replace("validation = 32", "validation = 4").replace("seeds = 2", "seeds = 1")
-    run_study(parse(text.replace("batch = 16", "batch = 4"), "tiny"), tmp_path / "out", 1, here)
+    run_study(parse(text.replace("batch = 16", "batch = 4"), "tiny"), tmp_path / "out", 1, in_this_process)
     (sentence,) = split_sizes(read(tmp_path / "out"))
     assert sentence == (
         "Images of each run: 8 for training and 4 for validation, which the seed draws from the split train, "
@@ -61,7 +55,7 @@ def test_test_images_that_training_draws_from_are_counted(tiny_text, tmp_path, m
     folder = parquet(tmp_path / "set", train=train, test=both)
     text = tiny_text.replace('"fake"', f"'{folder}'").replace("train = 48", "train = 8")
     text = text.replace("validation = 32", "validation = 4").replace("seeds = 2", "seeds = 1")
-    run_study(parse(text.replace("batch = 16", "batch = 4"), "tiny"), tmp_path / "out", 1, here)
+    run_study(parse(text.replace("batch = 16", "batch = 4"), "tiny"), tmp_path / "out", 1, in_this_process)
     assert list(repeated_images(read(tmp_path / "out"))) == [
         "2 test images are also in the split train, from which the seed draws the training images: the error "
         "is partly that of images which the network may have seen."

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from tiny_study import in_this_process
 
 from cdgrad import cli
 from cdgrad.commands import study
@@ -34,14 +35,7 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.toml").write_text(TEXT)
     (tmp_path / "failing.py").write_text(CODE)
-    yield tmp_path
-    sys.modules.pop("failing", None)
-
-
-def here(take, workers):
-    """An engine in this process."""
-    for job in iter(take, None):
-        yield RunDone(0, job, execute(job, lambda epoch, measured: None))
+    return tmp_path
 
 
 def keys(runs):
@@ -49,14 +43,14 @@ def keys(runs):
 
 
 def test_the_first_exception_is_the_studys_last_run(folder):
-    executed = run_study(load("mine.toml"), folder / "out", 1, here)
+    executed = run_study(load("mine.toml"), folder / "out", 1, in_this_process)
     assert keys(executed) == [("a", 0, "ok"), ("b", 0, "ok"), ("a", 1, "failed")]
     assert isinstance(executed[-1], FailedRun)
     assert executed[-1].message == "failing:run failed: ZeroDivisionError: division by zero"
 
 
 def test_keep_going_executes_the_others(folder):
-    executed = run_study(load("mine.toml"), folder / "out", 1, here, keep_going=True)
+    executed = run_study(load("mine.toml"), folder / "out", 1, in_this_process, keep_going=True)
     assert [run.seed for run in executed if run.status == "failed"] == [1, 1]
     assert len(executed) == 8
 
@@ -67,7 +61,7 @@ def test_neither_a_diverged_run_nor_a_lost_worker_ends_a_study(folder):
     )
 
     def lossy(take, workers):
-        for event in here(take, workers):
+        for event in in_this_process(take, workers):
             lost = event.job.key == ("", "b", None, 1)
             run = execute_lost(event.job) if lost else event.run
             yield RunDone(0, event.job, run)
@@ -83,7 +77,9 @@ def test_neither_a_diverged_run_nor_a_lost_worker_ends_a_study(folder):
 
 
 def test_the_traceback_is_the_users_and_stays_out_of_the_records(folder, tmp_path, capsys):
-    (failed,) = run_study(parse(TEXT, "x"), folder / "out", 1, lambda take, workers: last(here, take))
+    (failed,) = run_study(
+        parse(TEXT, "x"), folder / "out", 1, lambda take, workers: last(in_this_process, take)
+    )
     assert "return 1 / (seed - 1)" in logs.kept_traceback(folder / "out", failed)
     assert (
         logs.kept_traceback(folder / "out", failed).splitlines()[-1] == "ZeroDivisionError: division by zero"
@@ -113,11 +109,11 @@ def test_no_traceback_is_promised_of_a_worker_that_was_killed(make_run, tmp_path
 
 
 def test_a_run_that_then_ends_well_takes_its_traceback_away(folder):
-    run_study(load("mine.toml"), folder / "out", 1, here)
+    run_study(load("mine.toml"), folder / "out", 1, in_this_process)
     assert (folder / "out" / LOGS).is_dir()
     (folder / "failing.py").write_text(CODE.replace("seed - 1", "seed - 9"))
     sys.modules.pop("failing")
-    executed = run_study(load("mine.toml"), folder / "out", 1, here, allow_code_change=True)
+    executed = run_study(load("mine.toml"), folder / "out", 1, in_this_process, allow_code_change=True)
     assert {run.status for run in executed} == {"ok"}
     assert not (folder / "out" / LOGS).exists()
 

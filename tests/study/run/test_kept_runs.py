@@ -2,12 +2,13 @@
 
 import sqlite3
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny_study import in_this_process
 
 from cdgrad import cli
 from cdgrad.study import StudyError
@@ -15,8 +16,6 @@ from cdgrad.study.files import LOGS
 from cdgrad.study.plan.plan import Plan
 from cdgrad.study.records import FILE, Run, Store, order
 from cdgrad.study.run.driver import add_when_unlocked, run_study
-from cdgrad.study.run.engine import RunDone, Take
-from cdgrad.study.run.execute import execute
 from cdgrad.study.run.progress import Lines
 from cdgrad.study.spec import Spec, parse
 
@@ -37,16 +36,6 @@ def run(seed, arm):
 """
 
 
-def here(take: Take, workers: int) -> Generator[RunDone]:
-    """An engine in this process."""
-
-    def on_epoch(epoch: int, measured: object) -> None:
-        return None
-
-    for job in iter(take, None):
-        yield RunDone(0, job, execute(job, on_epoch))
-
-
 def test_a_failed_repeat_loses_no_finished_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -57,7 +46,9 @@ def test_a_failed_repeat_loses_no_finished_run(
     def study(text: str, final: str) -> list[Run]:
         Path("repeated_entry.py").write_text(CODE.replace("FINAL", final))
         sys.modules.pop("repeated_entry", None)
-        return run_study(parse(text, "mine"), out, 1, here, keep_going=True, allow_code_change=True)
+        return run_study(
+            parse(text, "mine"), out, 1, in_this_process, keep_going=True, allow_code_change=True
+        )
 
     def said(*command: str) -> str:
         assert cli.main([*command]) == 0
@@ -73,7 +64,6 @@ def test_a_failed_repeat_loses_no_finished_run(
     assert said("log", "out", "seed", "1").endswith("KeyError: 'absent'\n")
     assert [run.error for run in study(TUNED, "8")] == [4, 4]
     assert not (out / LOGS).exists()
-    sys.modules.pop("repeated_entry")
 
 
 def test_a_failed_run_replaces_a_failed_one_alone(tmp_path: Path, make_run: Callable[..., Run]):

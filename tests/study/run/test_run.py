@@ -10,6 +10,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from tiny_study import in_this_process
 
 from cdgrad.study import StudyError, data, models
 from cdgrad.study.files import CHECKPOINTS
@@ -243,11 +244,6 @@ def test_an_interrupted_study_goes_on_where_it_was(tiny_text, tmp_path):
 
 def jobs(spec):
     return iter(Plan(spec, [], "here").take, None)
-
-
-def in_this_process(take, _):
-    for job in iter(take, None):
-        yield RunDone(0, job, workers.execute(job, lambda *_: None))
 
 
 def test_a_run_whose_record_cannot_be_written_keeps_its_checkpoint(tiny, tmp_path, monkeypatch):
