@@ -9,7 +9,7 @@ from pyarrow import parquet
 
 from cdgrad.study import StudyError
 from cdgrad.study.plan.job import Job
-from cdgrad.study.records import FILE, Run, Store, csv_text, from_parquet, schema, to_parquet
+from cdgrad.study.records import FILE, Run, Store, csv_text, from_parquet, order, schema, to_parquet
 from cdgrad.study.records import parquet as parquet_file
 from cdgrad.study.records.schema import VERSION
 from cdgrad.study.shown import published_values
@@ -48,6 +48,17 @@ def test_a_run_that_is_made_again_replaces_the_first(tmp_path, make_run):
         assert [run.error for run in store.runs()] == [3.0]
 
 
+def test_a_failed_run_replaces_a_failed_one_alone(tmp_path, make_run):
+    kept = [make_run("sgd", 0, 3.0), make_run("sgd", 1, 90.0, status="diverged")]
+    kept.append(make_run("sgd", 0, 4.0, trial=0, evaluated="validation"))
+    with Store(tmp_path, write=True) as store:
+        digest = store.use_spec("tiny", "text")
+        for run in kept:
+            store.add(run, digest)
+            store.add(dataclasses.replace(run, status="failed", error=None, message="no memory"), digest)
+        assert sorted(store.runs(), key=order) == sorted(kept, key=order)
+
+
 def test_the_specification_used_last_is_the_present_one(tmp_path):
     with Store(tmp_path, write=True) as store:
         for text in ("one", "two", "one"):
@@ -64,6 +75,13 @@ def test_one_driver_at_a_time(tmp_path):
 def test_a_folder_without_a_study(tmp_path):
     with pytest.raises(StudyError, match="holds no study"):
         Store(tmp_path, write=False)
+
+
+def test_a_link_to_records_that_are_absent_is_never_replaced_by_an_empty_file(tmp_path):
+    (tmp_path / FILE).symlink_to(tmp_path / "another-disk" / FILE)
+    with pytest.raises(StudyError, match="cannot be used: unable to open database file"):
+        Store(tmp_path, write=True)
+    assert (tmp_path / FILE).is_symlink()
 
 
 @pytest.mark.parametrize("evaluated", ["test", "validation"])

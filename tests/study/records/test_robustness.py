@@ -2,8 +2,9 @@
 
 import resource
 import signal
+import sqlite3
 import subprocess
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 
 import pytest
@@ -12,8 +13,9 @@ from cdgrad import cli
 from cdgrad.study import StudyError
 from cdgrad.study.plan.plan import Plan
 from cdgrad.study.records import FILE, Store, order
-from cdgrad.study.run.driver import run_study
+from cdgrad.study.run.driver import add_when_unlocked, run_study
 from cdgrad.study.run.engine import RunDone
+from cdgrad.study.run.progress import Lines
 from cdgrad.study.spec import parse
 
 
@@ -183,6 +185,36 @@ def test_two_drivers_on_one_folder(spec, whole, tmp_path):
 
     run_study(spec, tmp_path, 1, with_another)
     assert records(tmp_path) == whole
+
+
+class Unlocks(Lines):
+    """A display that ends a lock once it has something to say."""
+
+    def __init__(self, plan, unlock):
+        super().__init__(plan)
+        self.remarks = []
+        self._unlock = unlock
+
+    def remark(self, text):
+        self.remarks.append(text)
+        self._unlock()
+
+
+@pytest.mark.parametrize("held", ["BEGIN IMMEDIATE", "BEGIN EXCLUSIVE", "BEGIN; SELECT * FROM specs"])
+def test_a_run_waits_until_another_program_has_unlocked_the_records(
+    tmp_path, make_run, tiny, monkeypatch, held
+):
+    monkeypatch.setattr("cdgrad.study.records.store._ATTEMPT", 10)
+    path = tmp_path / FILE
+    with Store(tmp_path, write=True) as store, closing(sqlite3.connect(path, isolation_level=None)) as other:
+        digest = store.use_spec("tiny", "text")
+        statements = [other.execute(statement) for statement in held.split("; ")]
+        display = Unlocks(Plan(tiny, [], ""), lambda: (statements[-1].close(), other.execute("COMMIT")))
+        add_when_unlocked(store, make_run("sgd", 0, 3.0), digest, display)
+        assert [run.error for run in store.runs()] == [3.0]
+    assert display.remarks == [
+        f"waiting with sgd, seed 0: {path} is locked by another program (database is locked); close it there"
+    ]
 
 
 def test_an_error_of_the_store_ends_the_command_in_a_line(spec, tmp_path, capsys):

@@ -6,15 +6,16 @@ import math
 
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 from rich.console import Console
 
 from cdgrad.study.report import compose, paper
 from cdgrad.study.report.document import Document, Section, Table
-from cdgrad.study.report.figures import curves
+from cdgrad.study.report.figures import curves, settings
 from cdgrad.study.report.figures.differences import overview
 from cdgrad.study.report.figures.drawing import look
 from cdgrad.study.report.remarks import remarks
-from cdgrad.study.report.tables import certainty, differences, p_value, power
+from cdgrad.study.report.tables import certainty, differences, errors, p_value, power
 from cdgrad.study.report.text import to_terminal
 from cdgrad.study.report.verdicts import across_cells, p_in_words, verdict, verdicts
 from cdgrad.study.report.words import Words, words
@@ -247,3 +248,46 @@ def test_verdicts_of_an_unfinished_study_are_marked(results):
     assert sentence.startswith("directed against sgd")
     ends_early = dataclasses.replace(some, spec=dataclasses.replace(some.spec, until=0.1))
     assert not compose.document(ends_early).verdicts[0].startswith("Provisional")
+
+
+@pytest.fixture
+def of_errors(tiny_text, make_run):
+    """Results of which every arm has the same errors of seeds 0 and 1."""
+
+    def make(first, second, text=tiny_text):
+        spec = parse(text, "tiny")
+        runs = [make_run("sgd", seed, error) for seed, error in enumerate((first, second))]
+        return Results.of(spec, [dataclasses.replace(run, arm=arm) for run in runs for arm in spec.arms])
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "shown"),
+    [(99.0, 95.0, "71.59 to 100.0"), (0.0, 1.0, "0.00 to 6.85"), (50.0, 51.0, "44.15 to 56.85")],
+)
+def test_a_table_cuts_the_interval_where_no_error_can_be_and_says_so(of_errors, first, second, shown):
+    table = errors(of_errors(first, second), "")
+    assert table.rows[0][2] == shown
+    assert ("an interval ends at 0 and 100 %" in table.note) is (first != 50)
+
+
+def test_another_measure_has_no_such_ends(tiny_text, of_errors):
+    text = (
+        tiny_text.partition("[task]")[0]
+        + '[metric]\nname = "loss"\ndirection = "min"\npercent = false\n[arms.sgd]\n[arms.directed]\n'
+    )
+    text = text.replace("seeds = 2", 'seeds = 2\nentry = "mine:run"')
+    results = of_errors(0.0, 1.0, text)
+    assert results.mean_interval("", "sgd") == stats.mean_interval([0.0, 1.0])
+    assert "an interval ends" not in errors(results, "").note
+
+
+def test_the_figure_has_the_ends_of_the_table(tiny_text, of_errors):
+    sweep = "".join(f'[arms.l{lam}]\nmetric = "reweighted:lam={lam}"\n' for lam in (2, 4, 8))
+    results = of_errors(99.0, 95.0, tiny_text + sweep)
+    drawing = settings.lam_sweep(results, "")
+    (bars,) = drawing.figure.axes[0].containers[0].lines[2]
+    for segment in bars.get_segments():
+        assert_allclose(segment[:, 1], results.mean_interval("", "sgd"))
+    assert max(segment[1, 1] for segment in bars.get_segments()) == 100

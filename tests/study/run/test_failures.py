@@ -3,6 +3,7 @@
 import contextlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from tiny_study import in_this_process
@@ -173,3 +174,48 @@ def test_what_ended_workers_leave_is_freed_without_a_warning():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr == ""
+
+
+TUNED = """
+baseline = "a"
+seeds = 2
+entry = "repeated_entry:run"
+arms.a = {}
+[tuning]
+trials = 2
+seeds = [9]
+space."values.lr" = { choices = [1, 2] }
+points.a = [{ "values.lr" = 1 }, { "values.lr" = 2 }]
+"""
+REPEATED = """
+def run(seed, arm):
+    return {"error": (10 if seed == 9 else FINAL) / arm.values["lr"]}
+"""
+
+
+def test_a_failed_repeat_loses_no_finished_run(tmp_path, monkeypatch, capsys):
+    """A second trial is better, and each final run fails with what it chose."""
+    monkeypatch.chdir(tmp_path)
+    out = tmp_path / "out"
+
+    def study(text, final):
+        Path("repeated_entry.py").write_text(REPEATED.replace("FINAL", final))
+        sys.modules.pop("repeated_entry", None)
+        return run_study(
+            parse(text, "mine"), out, 1, in_this_process, keep_going=True, allow_code_change=True
+        )
+
+    def said(*command):
+        assert cli.main([*command]) == 0
+        return capsys.readouterr().out
+
+    study(TUNED.replace("trials = 2", "trials = 1").replace(', { "values.lr" = 2 }', ""), "8")
+    executed = study(TUNED, "arm.values['absent']")
+    assert [(run.trial, run.status) for run in executed] == [(1, "ok"), (None, "failed"), (None, "failed")]
+    with Store(out, write=False) as store:
+        assert [(run.trial, run.error) for run in store.runs()] == [(None, 8), (None, 8), (0, 10), (1, 5)]
+    assert "0 of 2 runs finished" in said("report", "out")
+    assert "a, seed 1: its repeat failed; the earlier result is kept\n2 failed" in said("log", "out")
+    assert said("log", "out", "seed", "1").endswith("KeyError: 'absent'\n")
+    assert [run.error for run in study(TUNED, "8")] == [4, 4]
+    assert not (out / LOGS).exists()

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from cdgrad.study.plan.job import Job
-from cdgrad.study.run import flags
+from cdgrad.study.records import Run
+from cdgrad.study.run import flags, ray_engine
 from cdgrad.study.run.execute import execute
 from cdgrad.study.spec import parse
 
@@ -100,6 +101,25 @@ def test_a_module_that_a_run_imports_and_that_sets_flags_needs_a_new_process(mea
     assert measured("flags_late", code)["benchmark"]
     assert flags.need_new_process()
     assert not torch.backends.cudnn.benchmark
+
+
+@pytest.mark.parametrize(
+    ("lost", "set_late", "ends"), [(True, False, True), (False, True, True), (False, False, False)]
+)
+def test_a_ray_task_hands_its_run_over_and_then_ends_a_worker_that_is_unfit_for_the_next(
+    monkeypatch, lost, set_late, ends
+):
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("cdgrad.study.train.device.is_lost", lambda: lost)
+    monkeypatch.setattr(flags, "need_new_process", lambda: set_late)
+    text = 'baseline = "a"\nseeds = 1\nentry = "absent_entry:run"\narms.a = {}\n'
+    job = Job("", "a", None, 0, parse(text, "x").setting("", "a"))
+    task = ray_engine.stream_run(job, "cpu", ".")
+    run = next(task)
+    assert isinstance(run, Run)
+    assert run.status == "failed"
+    with pytest.raises(SystemExit if ends else StopIteration):
+        next(task)
 
 
 @pytest.mark.parametrize("precision", ["tf32", "ieee"])

@@ -10,6 +10,7 @@ from cdgrad.study import StudyError
 from cdgrad.study.records import Store
 from cdgrad.study.report.compose import document
 from cdgrad.study.report.remarks import remarks
+from cdgrad.study.report.tables import differences
 from cdgrad.study.report.verdicts import verdicts
 from cdgrad.study.spec import load, parse, with_rounding
 from cdgrad.study.statistics import Results
@@ -21,6 +22,16 @@ seeds = [100]
 [tuning.space]
 optimizer.lr = { low = 0.01, high = 1.0, log = true }
 """
+
+
+@pytest.fixture
+def runs(make_run):
+    errors = {"sgd": (3.0, 4.0), "rounded": (3.2, 3.9), "directed": (2.5, 4.5)}
+    return [
+        dataclasses.replace(make_run("sgd", seed, error), arm=arm)
+        for arm, values in errors.items()
+        for seed, error in enumerate(values)
+    ]
 
 
 def test_the_added_arm_is_the_baseline_but_for_rounding(tiny, tiny_text):
@@ -67,14 +78,8 @@ def test_what_it_cannot_be_added_to(tiny_text, old, new, message):
     assert message in str(caught.value)
 
 
-def test_the_report_prints_what_rounding_differs_by_and_tests_the_others_only(tiny, make_run):
+def test_the_report_prints_what_rounding_differs_by_and_tests_the_others_only(tiny, runs):
     study = with_rounding(tiny, 3)
-    errors = {"sgd": (3.0, 4.0), "rounded": (3.2, 3.9), "directed": (2.5, 4.5)}
-    runs = [
-        dataclasses.replace(make_run("sgd", seed, error), arm=arm)
-        for arm, values in errors.items()
-        for seed, error in enumerate(values)
-    ]
     results = Results.of(study, runs)
     (said,) = [line for line in remarks(results) if "rounding" in line]
     assert "rounded is sgd with other rounding errors" in said
@@ -88,6 +93,29 @@ def test_the_report_prints_what_rounding_differs_by_and_tests_the_others_only(ti
     )
     assert {row[0]: row[3] for row in table.rows} == {"directed": "1.000", "rounded": "-"}
     assert "rounded: the baseline with other rounding errors, not a test" in table.note
+
+
+def test_among_all_pairs_the_arm_is_shown_and_neither_tested_nor_counted(tiny, runs):
+    study = dataclasses.replace(with_rounding(tiny, 3), all_pairs=True)
+    assert [*study.contrasts] == ["directed vs. sgd", "rounded vs. sgd", "rounded vs. directed"]
+    assert ([*study.tested_contrasts], study.tests) == (["directed vs. sgd"], 1)
+    assert [*study.noise_floor] == ["rounded vs. sgd"]
+    results = Results.of(study, runs)
+    table = differences(results, "")
+    assert [(row[0], row[3]) for row in table.rows] == [
+        ("directed vs. sgd", "1.000"),
+        ("rounded vs. sgd", "-"),
+        ("rounded vs. directed", "-"),
+    ]
+    assert (
+        "rounded vs. directed: a pair with the baseline's copy of other rounding errors, not a" in table.note
+    )
+    assert len(verdicts(results, "")) == 1
+    (said,) = [line for line in remarks(results) if "rounding" in line]
+    assert "rounded is sgd with other rounding errors: it differs from it by 0.15 points in a seed" in said
+    assert "the other pairs differ by: directed vs. sgd 0.50, rounded vs. directed 0.65" in said
+    with_the_copy = dataclasses.replace(study, all_pairs=False, reference="rounded")
+    assert [*with_the_copy.tested_contrasts] == ["directed"]
 
 
 def test_the_command_adds_the_arm_and_resumes(tmp_path, tiny_text, capsys):
