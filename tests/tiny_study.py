@@ -11,7 +11,7 @@ from cdgrad.study.run.engine import RunDone
 from cdgrad.study.run.execute import execute
 from cdgrad.study.spec import Spec, parse
 
-TINY = """
+WITHOUT_ARMS = """
 title = "Tiny"
 baseline = "sgd"
 seeds = 2
@@ -33,13 +33,17 @@ batch = 16
 name = "torch.optim:SGD"
 lr = 0.1
 momentum = 0.9
-
+"""
+TINY = (
+    WITHOUT_ARMS
+    + """
 [arms.sgd]
 
 [arms.directed]
 metric = "reweighted:lam=3"
 optimizer = { lr = 0.3 }
 """
+)
 
 
 def assert_refused(text: str, old: str, new: str, message: str) -> None:

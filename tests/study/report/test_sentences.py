@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 
 import pytest
+from tiny_study import WITHOUT_ARMS
 
 from cdgrad.study.plan import Plan
 from cdgrad.study.records import Run
@@ -16,21 +17,7 @@ from cdgrad.study.report.verdicts import across_cells, verdicts
 from cdgrad.study.spec import parse
 from cdgrad.study.statistics import Results
 
-SPEC = """
-baseline = "sgd"
-seeds = 8
-[task]
-data = "fake"
-train = 48
-validation = 32
-[model]
-name = "small-cnn"
-[schedule]
-epochs = 1
-batch = 16
-[optimizer]
-name = "torch.optim:SGD"
-lr = 0.1
+ARMS = """
 [arms.sgd]
 [arms.near]
 metric = "reweighted:lam=3"
@@ -50,7 +37,8 @@ NEAR = [-0.3, 0.2, -0.1, 0.3, -0.2, 0.1, 0.2, -0.25]
 
 
 def spec(text="", seeds="8"):
-    return parse(SPEC.replace("seeds = 8", f"seeds = {seeds}") + text, "said")
+    head = WITHOUT_ARMS.replace("seeds = 2", f"seeds = {seeds}")
+    return parse(head + ARMS + text, "said")
 
 
 def run(cell, arm, seed, error, **changes):
