@@ -28,8 +28,7 @@ def run(options: argparse.Namespace) -> int:
 
     folder = Path(options.folder)
     with Store(folder, write=False) as store:
-        # A repeat that failed left the finished run's record, and its traceback.
-        failed = [run for run in store.runs() if run.status == "failed" or logs.is_kept(folder, run)]
+        failed = [run for run in store.runs() if run.message]  # a finished run has that of a failed repeat
     matches = logs.matching(failed, options.run)
     if len(matches) == 1:
         print(lines(logs.kept_traceback(folder, matches[0])))
@@ -38,8 +37,8 @@ def run(options: argparse.Namespace) -> int:
         listed = "; ".join(run_name(run) for run in failed[:5]) or "none"
         raise StudyError(f"no failed run of {folder} is named {' '.join(options.run)!r}; failed: {listed}")
     for each in matches:
-        message = each.message or "its repeat failed; the earlier result is kept"
-        print(one_line(f"{run_name(each)}: {message}"))
+        kept = "" if each.status == "failed" else "; this was a repeat, and the earlier result is kept"
+        print(one_line(f"{run_name(each)}: {each.message}{kept}"))
     print(
         f"{len(matches) or 'no'} failed runs"
         + (f"; to print a traceback: cdgrad log {folder} RUN" if matches else "")

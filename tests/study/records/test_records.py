@@ -48,7 +48,7 @@ def test_a_run_that_is_made_again_replaces_the_first(tmp_path, make_run):
         assert [run.error for run in store.runs()] == [3.0]
 
 
-def test_a_failed_run_replaces_a_failed_one_alone(tmp_path, make_run):
+def test_a_failed_run_leaves_a_finished_one_its_message_alone(tmp_path, make_run):
     kept = [make_run("sgd", 0, 3.0), make_run("sgd", 1, 90.0, status="diverged")]
     kept.append(make_run("sgd", 0, 4.0, trial=0, evaluated="validation"))
     with Store(tmp_path, write=True) as store:
@@ -56,7 +56,11 @@ def test_a_failed_run_replaces_a_failed_one_alone(tmp_path, make_run):
         for run in kept:
             store.add(run, digest)
             store.add(dataclasses.replace(run, status="failed", error=None, message="no memory"), digest)
-        assert sorted(store.runs(), key=order) == sorted(kept, key=order)
+        with_message = [dataclasses.replace(run, message="no memory") for run in kept]
+        assert sorted(store.runs(), key=order) == sorted(with_message, key=order)
+    with Store(tmp_path, write=True) as store:
+        store.add(kept[0], store.use_spec("tiny", "another"))
+        assert kept[0] in store.runs()
 
 
 def test_the_specification_used_last_is_the_present_one(tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -64,13 +65,7 @@ def test_neither_a_diverged_run_nor_a_lost_worker_ends_a_study(folder):
     def lossy(take, workers):
         for event in in_this_process(take, workers):
             lost = event.job.key == ("", "b", None, 1)
-            run = execute_lost(event.job) if lost else event.run
-            yield RunDone(0, event.job, run)
-
-    def execute_lost(job: Job):
-        from datetime import UTC, datetime
-
-        return job.lost(datetime.now(UTC), {}, "the worker process was killed")
+            yield next(losing(iter([event.job]).__next__, 1)) if lost else event
 
     executed = run_study(load("mine.toml"), folder / "out", 1, lossy)
     assert len(executed) == 8
@@ -92,6 +87,12 @@ def test_the_traceback_is_the_users_and_stays_out_of_the_records(folder, tmp_pat
     to_parquet([failed], tmp_path / "runs.parquet")
     assert b"Traceback" not in (tmp_path / "runs.parquet").read_bytes()
     assert [run.message for run in from_parquet(tmp_path / "runs.parquet")] == [failed.message]
+
+
+def losing(take, workers):
+    """An engine whose workers are killed."""
+    for job in iter(take, None):
+        yield RunDone(0, job, job.lost(datetime.now(UTC), {}, "the worker was killed"))
 
 
 def last(engine, take):
@@ -198,24 +199,26 @@ def test_a_failed_repeat_loses_no_finished_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
 
-    def study(text, final):
+    def study(text, final, engine=in_this_process):
         Path("repeated_entry.py").write_text(REPEATED.replace("FINAL", final))
         sys.modules.pop("repeated_entry", None)
-        return run_study(
-            parse(text, "mine"), out, 1, in_this_process, keep_going=True, allow_code_change=True
-        )
+        return run_study(parse(text, "mine"), out, 1, engine, keep_going=True, allow_code_change=True)
 
     def said(*command):
         assert cli.main([*command]) == 0
-        return capsys.readouterr().out
+        return " ".join(capsys.readouterr().out.split())
 
     study(TUNED.replace("trials = 2", "trials = 1").replace(', { "values.lr" = 2 }', ""), "8")
     executed = study(TUNED, "arm.values['absent']")
     assert [(run.trial, run.status) for run in executed] == [(1, "ok"), (None, "failed"), (None, "failed")]
     with Store(out, write=False) as store:
         assert [(run.trial, run.error) for run in store.runs()] == [(None, 8), (None, 8), (0, 10), (1, 5)]
+    error = "repeated_entry:run failed: KeyError: 'absent'"
     assert "0 of 2 runs finished" in said("report", "out")
-    assert "a, seed 1: its repeat failed; the earlier result is kept\n2 failed" in said("log", "out")
-    assert said("log", "out", "seed", "1").endswith("KeyError: 'absent'\n")
+    assert f"2 repeated runs failed, the first a, seed 0: {error}. The earlier r" in said("report", "out")
+    assert f"a, seed 1: {error}; this was a repeat, and the earlier result is kept 2 f" in said("log", "out")
+    assert said("log", "out", "seed", "1").endswith("KeyError: 'absent'")
+    study(TUNED, "8", losing)
+    assert "a, seed 1: the worker was killed; this was a repeat, and the earlier" in said("log", "out")
     assert [run.error for run in study(TUNED, "8")] == [4, 4]
     assert not (out / LOGS).exists()

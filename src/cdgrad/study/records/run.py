@@ -47,7 +47,7 @@ class Run:
         replicate: the search that the run belongs to, from 0, where a study repeats its tuning.
         seed: the random seed.
         status: ``"ok"``, ``"diverged"`` or ``"failed"``.
-        message: why the run failed; else empty.
+        message: why the run failed; of a finished run, why its last repeat failed; else empty.
         error: the result: the error in percent, or the measure that the study's table ``[metric]`` names, on
             the split that `evaluated` names, ``"validation"`` or ``"test"``.
         evaluated: the split that `error` is of.
@@ -70,7 +70,7 @@ class Run:
     trial: int | None = _column("INTEGER CHECK (trial >= 0)", "NULL: a final run", since=2, before="NULL")
     seed: int = _column("INTEGER NOT NULL")
     status: Status = _column("TEXT NOT NULL CHECK (status IN ('ok', 'diverged', 'failed'))")
-    message: str = _column("TEXT NOT NULL", "why a run failed", default="", kw_only=True)
+    message: str = _column("TEXT NOT NULL", "why a run, or its last repeat, failed", default="", kw_only=True)
     error: float | None = _column("REAL", "percent; NULL if failed")
     # Schema 1 had one cell and no trials, and kept what a run evaluated in its configuration alone.
     evaluated: str = _column(

@@ -40,7 +40,7 @@ SCHEMA = _SPECS + _RUNS
 INSERT = (
     f"INSERT OR REPLACE INTO runs ({_NAMES}, spec, digest) VALUES ({', '.join('?' * (len(COLUMNS) + 2))})"
 )
-FINISHED = "SELECT 1 FROM runs WHERE cell = ? AND arm = ? AND trial IS ? AND seed = ? AND status != 'failed'"
+FINISHED = "WHERE cell = ? AND arm = ? AND trial IS ? AND seed = ? AND status != 'failed'"
 
 
 def columns(version: int) -> str:

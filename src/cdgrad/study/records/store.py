@@ -10,8 +10,9 @@ import errno
 import json
 import os
 import sqlite3
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,29 +145,34 @@ class Store:
         return schema.specifications(self._db, self._version)
 
     def add(self, run: Run, spec_hash: str) -> None:
-        """Keep a run, durably, before returning. One of the same key is replaced, but never by a failed one.
+        """Keep a run, durably, before returning. One of the same key is replaced.
+
+        A failed run does not replace a finished one, which takes its message instead.
 
         Raises:
             StoreLockedError: another program has the file locked; try again.
             StudyError: it is a trial that read the test split, or the file cannot be written.
         """
-        values = [(column, getattr(run, column.name)) for column in COLUMNS]
-        row = tuple(to_json(value) if column.json else value for column, value in values)
-        row = (*row, spec_hash)
         with self._explained():
             self._db.execute(f"PRAGMA busy_timeout = {_ATTEMPT}")
-            if run.status != "failed" or not self._db.execute(schema.FINISHED, run.key).fetchone():
-                self._db.execute(schema.INSERT, (*row, schema.digest(row)))
+            for kept in self._rows(schema.FINISHED, run.key) if run.status == "failed" else ():
+                run, spec_hash = replace(_run(kept), message=run.message), kept[-2]
+            values = [(column, getattr(run, column.name)) for column in COLUMNS]
+            row = (*(to_json(value) if column.json else value for column, value in values), spec_hash)
+            self._db.execute(schema.INSERT, (*row, schema.digest(row)))
 
     def runs(self) -> list[Run]:
         """All runs, by cell, arm, trial (final runs first) and seed."""
         with self._explained():
-            rows = self._db.execute(
-                f"SELECT {schema.columns(self._version)} FROM runs ORDER BY 1, 2, 3, 4"  # the key's columns
-            ).fetchall()
-            for row in rows:
-                schema.check_row(row, self._version)
-            return [_run(row[: len(COLUMNS)]) for row in rows]
+            return [_run(row) for row in self._rows("ORDER BY 1, 2, 3, 4")]  # the key's columns
+
+    def _rows(self, clause: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Rows of ``runs``, checked: the values of `COLUMNS`, the specification's hash and the digest."""
+        select = f"SELECT {schema.columns(self._version)} FROM runs {clause}"
+        rows = self._db.execute(select, values).fetchall()
+        for row in rows:
+            schema.check_row(row, self._version)
+        return rows
 
     @contextmanager
     def _explained(self) -> Generator[None]:
@@ -224,7 +230,7 @@ def _remedy(error: Exception, why: str) -> str:
 
 
 def _run(row: tuple[Any, ...]) -> Run:
-    pairs = zip(COLUMNS, row, strict=True)
+    pairs = zip(COLUMNS, row[: len(COLUMNS)], strict=True)
     values: dict[str, Any] = {c.name: json.loads(value) if c.json else value for c, value in pairs}
     values["epochs"] = [with_nan(epoch) for epoch in values["epochs"]]
     values["measures"] = with_nan(values["measures"])

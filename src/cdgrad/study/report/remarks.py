@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from cdgrad.messages import first_few
+from cdgrad.study.plan.job import run_name
 from cdgrad.study.report.changes import changed_later, left_out
 from cdgrad.study.report.split_sizes import nothing_learned, repeated_images, split_sizes
 from cdgrad.study.report.tuning_remarks import tuning_remarks
@@ -317,11 +318,9 @@ def _unfinished(results: Results) -> Iterator[str]:
     failed = [run for run in results.failed if run.trial is not None or run.cell not in results.ended]
     if failed:
         first = failed[0]
-        kind = "" if first.trial is None else f", trial {first.trial}"
-        which = f"{first.arm}{in_cell(first.cell)}{kind}, seed {first.seed}"
         yield (
             f"{counted(len(failed), 'run')} failed and {'is' if len(failed) == 1 else 'are'} left out, the "
-            f"first {which}: {published(first.message)}; run the same command to try again."
+            f"first {run_name(first)}: {published(first.message)}; run the same command to try again."
         )
         if final := [run for run in failed if run.trial is None]:
             arms = dict.fromkeys(run.arm for run in final)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cdgrad.study.plan.job import run_name
 from cdgrad.study.report.words import counted, in_cell
+from cdgrad.study.shown import published
 from cdgrad.study.statistics.results import Results
 
 
@@ -13,6 +15,7 @@ def tuning_remarks(results: Results) -> Iterator[str]:
     yield from _searched(results)
     yield from _equal_trials(results)
     yield from _unequal_tuning(results)
+    yield from _failed_repeats(results)
 
 
 def _searched(results: Results) -> Iterator[str]:
@@ -58,3 +61,20 @@ def _unequal_tuning(results: Results) -> Iterator[str]:
     if sum(map(bool, groups.values())) > 1:
         each = "; ".join(f"{', '.join(arms)} {how[kind]}" for kind, arms in groups.items() if arms)
         yield f"The compared arms were not tuned alike ({each}): a difference may be due to the tuning alone."
+
+
+def _failed_repeats(results: Results) -> Iterator[str]:
+    """Finished runs that are to be repeated with what further trials chose, and whose repeat failed."""
+    kept = [
+        run
+        for run in results.completed
+        if run.message
+        and run.seed in results.spec.seeds
+        and run.seed not in results.finished.get((run.cell, run.arm), {run.seed})
+    ]
+    if kept:
+        yield (
+            f"{counted(len(kept), 'repeated run')} failed, the first {run_name(kept[0])}: "
+            f"{published(kept[0].message)}. The earlier results, with what fewer trials chose, are kept and "
+            "left out here; cdgrad log DIR has the tracebacks."
+        )

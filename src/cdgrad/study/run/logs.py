@@ -28,11 +28,6 @@ def keep(folder: Path, run: Run) -> None:
                 file.parent.rmdir()
 
 
-def is_kept(folder: Path, run: Run) -> bool:
-    """Whether there is a traceback of a run, or of the last attempt to repeat it."""
-    return _file(folder, run).is_file()
-
-
 def kept_traceback(folder: Path, run: Run) -> str:
     """The kept traceback of a failed run; its message where it raised nothing, as a killed worker.
 
