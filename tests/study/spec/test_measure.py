@@ -40,7 +40,7 @@ def test_another_metric_is_another_setting_but_its_direction_and_unit_are_words(
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ('[metric]\nname = "auc"\n', "metric.direction is missing"),
+        ('[metric]\nname = "auc"\n', "metric.direction is missing; it must be one of min, max"),
         (PERPLEXITY + 'units = "nats"\n', "unknown key metric.units; did you mean metric.unit?"),
         (PERPLEXITY.replace("min", "lower"), "metric.direction must be one of min, max; got 'lower'"),
         (PERPLEXITY.replace("perplexity", "a/b"), "metric.name must be 1 to 30 letters"),

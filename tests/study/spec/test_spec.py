@@ -32,6 +32,9 @@ def test_an_arm_changes_only_what_it_names(tiny):
         ("epochs = 1", "epochs = true", "schedule.epochs must be an integer of at least 1; got True"),
         ("epochs = 1", "epoch = 1", "unknown key schedule.epoch; did you mean schedule.epochs?"),
         ("train = 48", "", "task.train is missing"),
+        ('baseline = "sgd"', "", "baseline is missing; it must be one of the arms: sgd, directed"),
+        ('name = "small-cnn"', "", "model.name is missing; it must be one of small-cnn, resnet8"),
+        ('name = "torch.optim:SGD"', "", "name is missing; it must be module:callable, such as torch"),
         (
             "train = 48",
             "train = 'most'",

@@ -214,7 +214,11 @@ def test_listed_points_take_the_place_of_the_sequence(tiny_text, tuned, monkeypa
     [
         ("{ optimizer.lr = 0.01 }, ", "", "tuning.points.sgd must be a list of 4 tables, one a trial; got"),
         ("optimizer.lr = 0.01", "lam = 1", "unknown key tuning.points.sgd[0].lam; known are optimizer.lr"),
-        ("{ optimizer.lr = 0.01 }", "{}", "tuning.points.sgd[0].optimizer.lr is missing"),
+        (
+            "{ optimizer.lr = 0.01 }",
+            "{}",
+            "sgd[0].optimizer.lr is missing; it must be in its space, 0.01 to 1",
+        ),
         ("0.01 }", "2.0 }", 'tuning.points.sgd[0]."optimizer.lr" must be in its space, 0.01 to 1; got 2.0'),
         ("0.01 }", "true }", 'tuning.points.sgd[0]."optimizer.lr" must be in its space, 0.01 to 1; got True'),
         ("sgd = [", "sdg = [", "unknown key tuning.points.sdg; did you mean tuning.points.sgd?"),

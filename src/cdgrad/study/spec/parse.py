@@ -86,6 +86,8 @@ def parse(text: str, name: str) -> Spec:
     except (ValueError, RecursionError) as error:  # its own, and int's for thousands of digits
         raise StudyError(f"{name}: not valid TOML: {error}") from None
     check_values(table, name)
+    if "baseline" not in table and (names := as_table(table.get("arms", {}), "arms", name)):
+        raise StudyError(f"{name}: baseline is missing; it must be one of the arms: {', '.join(names)}")
     head = read(Head, {k: v for k, v in table.items() if k in _HEAD_KEYS}, "", name)
     tables = () if head.entry else (*TABLES, "cells")
     check_keys(

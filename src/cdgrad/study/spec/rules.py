@@ -83,7 +83,8 @@ def read(cls: type[T], value: object, where: str, name: str) -> T:
     free = known.pop("arguments", None) is not None
     required = [k for k, f in known.items() if f.default is MISSING and f.default_factory is MISSING]
     prefix = f"{where}." if where else ""
-    check_keys(table, None if free else known, required, prefix, name)
+    choices = {key: _listed(f.metadata) for key, f in known.items() if "choices" in f.metadata}
+    check_keys(table, None if free else known, required, prefix, name, choices)
     types = get_type_hints(cls)
     values = {k: _checked(v, types[k], known[k], prefix + k, name) for k, v in table.items() if k in known}
     if free:
@@ -95,9 +96,17 @@ def read(cls: type[T], value: object, where: str, name: str) -> T:
 
 
 def check_keys(
-    table: Mapping[str, object], known: Iterable[str] | None, required: Iterable[str], prefix: str, name: str
+    table: Mapping[str, object],
+    known: Iterable[str] | None,
+    required: Iterable[str],
+    prefix: str,
+    name: str,
+    allowed: Mapping[str, object] | None = None,
 ) -> None:
-    """Refuse a key that is not `known` (None: any key is) and the lack of a `required` one."""
+    """Refuse a key that is not `known` (None: any key is), and the lack of a `required` one.
+
+    `allowed` says what keys must be, where that is a list or a range.
+    """
     known = None if known is None else list(known)
     for key in table:
         if known is not None and key not in known:
@@ -106,8 +115,16 @@ def check_keys(
             raise StudyError(f"{name}: unknown key {prefix}{key}; {hint}known are {', '.join(known)}")
     for key in required:
         if key not in table:
+            must_be = f"; it must be {allowed[key]}" if allowed and key in allowed else ""
             given = f"; the table has {', '.join(map(str, table)):.200}" if known is None and table else ""
-            raise StudyError(f"{name}: {prefix}{key} is missing{given}")
+            raise StudyError(f"{name}: {prefix}{key} is missing{must_be}{given}")
+
+
+def _listed(rules: Mapping[str, Any]) -> str:
+    """What `one_of` allows, in words."""
+    choices, example = rules["choices"], rules.get("importable")
+    form = f"module:callable, such as {example}" if example else ""
+    return "one of " * bool(choices) + ", ".join(choices) + " or " * bool(choices and form) + form
 
 
 def _checked(value: object, kind: object, declared: Field[Any], where: str, name: str) -> object:
@@ -118,11 +135,9 @@ def _checked(value: object, kind: object, declared: Field[Any], where: str, name
         choices, example = rules["choices"], rules.get("importable")
         importable = isinstance(value, str) and bool(IMPORTABLE.fullmatch(value))
         if value not in choices and not (example and importable):
-            form = f"module:callable, such as {example}" if example else ""
-            listed = "one of " * bool(choices) + ", ".join(choices) + " or " * bool(choices and form)
             close = difflib.get_close_matches(str(value), choices, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise StudyError(f"{error_at(name, where, value, listed + form)}{hint}")
+            raise StudyError(f"{error_at(name, where, value, _listed(rules))}{hint}")
     elif rules.get("positive"):
         if not (is_a(value, float) and value > 0 and math.isfinite(value)):
             raise error_at(name, where, value, "a positive number")

@@ -156,10 +156,11 @@ def _listed(value: object, tuning: Tuning, arms: Sequence[str], name: str) -> di
 def _point(value: object, space: Mapping[str, Dimension], where: str, name: str) -> dict[str, Any]:
     """The values of one trial: of each key of the space, and within it."""
     point = dict(dotted(as_table(value, where, name)))
-    check_keys(point, space, list(space), f"{where}.", name)
+    allowed = {key: f"in its space, {dimension}" for key, dimension in space.items()}
+    check_keys(point, space, space, f"{where}.", name, allowed)
     for key, dimension in space.items():
         if point[key] not in dimension:
-            raise error_at(name, f'{where}."{key}"', point[key], f"in its space, {dimension}")
+            raise error_at(name, f'{where}."{key}"', point[key], allowed[key])
     return {key: dimension.typed(point[key]) for key, dimension in sorted(space.items())}
 
 
