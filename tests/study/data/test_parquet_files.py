@@ -109,6 +109,19 @@ def test_the_kinds_of_columns_are_those_of_datasets(tmp_path):
     assert choice.choose_columns(TASK, ours) == ("img", "label")
 
 
+@pytest.mark.parametrize(
+    ("kinds", "names"),
+    [
+        ({"left": "Image", "right": "Image", "breed": "Value"}, "task.image and one as task.label"),
+        ({"left": "Image", "right": "Image", "label": "Value"}, "task.image"),
+        ({"left": "Image", "breed": "Value"}, "task.label"),
+    ],
+)
+def test_all_columns_that_are_unclear_are_asked_for_at_once(kinds, names):
+    with pytest.raises(StudyError, match=rf"has the columns {', '.join(kinds)}: name one as {names}$"):
+        choice.choose_columns(TASK, kinds)
+
+
 @pytest.mark.parametrize("names", [5, "ab", [1, 2], {"a": 1}, [["a"], ["b"]]])
 def test_names_of_classes_that_are_no_words_are_refused(tmp_path, without_datasets, names):
     folder = parquet(tmp_path / "pets", train=pictures(4, 0))

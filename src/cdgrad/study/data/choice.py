@@ -57,14 +57,15 @@ def choose_columns(task: Task, kinds: Mapping[str, str]) -> tuple[str, str]:
             f"{task.data} has images without classes; put each image into a folder named after its class, or "
             "write a table with a column of labels"
         )
-    chosen: list[str] = []
-    for key, named, candidates in (("image", task.image, images), ("label", task.label, labels)):
+    for key, named in (("image", task.image), ("label", task.label)):
         if named and named not in kinds:
             raise StudyError(f"task.{key}: {task.data} has the columns {', '.join(kinds)}; got {named!r}")
-        if not named and (not candidates or (key == "image" and len(candidates) > 1)):
-            raise StudyError(f"{task.data} has the columns {', '.join(kinds)}: name one as task.{key}")
-        chosen.append(named or candidates[0])
-    return chosen[0], chosen[1]
+    image, label = task.image or (images[0] if len(images) == 1 else ""), task.label or next(iter(labels), "")
+    if unclear := [f"task.{key}" for key, chosen in (("image", image), ("label", label)) if not chosen]:
+        raise StudyError(
+            f"{task.data} has the columns {', '.join(kinds)}: name one as {' and one as '.join(unclear)}"
+        )
+    return image, label
 
 
 def number_classes(task: Task, splits: Mapping[str, SourceSplit]) -> tuple[dict[str, Any], int]:
