@@ -43,8 +43,8 @@ class Measure:
 
     @property
     def title(self) -> str:
-        """The name at the beginning of a sentence; capitals of its own stay."""
-        return self.name[0].upper() + self.name[1:]
+        """The name at the beginning of a sentence; one that is the user's own stays as it is."""
+        return self.name.capitalize() if self in (ERROR, ACCURACY) else self.name
 
     @property
     def key(self) -> str:

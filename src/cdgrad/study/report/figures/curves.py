@@ -58,7 +58,7 @@ def learning_curves(results: Results, cell: str) -> Drawing | None:
         file_name("learning_curves", cell),
         figure,
         f"Mean {what} of each arm over the epochs" + (", and over the seconds." if seconds else "."),
-        f"{what[0].upper()}{what[1:]}: mean over the seeds.{by_time}",
+        f"Mean {what} over the seeds.{by_time}",
     )
 
 
