@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -100,16 +101,13 @@ class ChannelDirected(Callback):
         # Without a match, `attach` says why.
         states = iter(self._states)
         handles: list[Attachment] = []
-        try:
+        with ExitStack() as undo:
             for optimizer in optimizers or trainer.optimizers[:1]:
                 state = next(states, None)
-                handles.append(
-                    attached(optimizer, pl_module, self.metric, self.options, self.schedule, state)
-                )
-        except BaseException:
-            for handle in handles:
-                handle.remove()
-            raise
+                handle = attached(optimizer, pl_module, self.metric, self.options, self.schedule, state)
+                undo.callback(handle.remove)
+                handles.append(handle)
+            undo.pop_all()
         self.handles, self._states = handles, []
 
     def on_before_optimizer_step(
