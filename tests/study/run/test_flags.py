@@ -104,17 +104,29 @@ def test_a_module_that_a_run_imports_and_that_sets_flags_needs_a_new_process(mea
 
 
 @pytest.mark.parametrize(
-    ("lost", "set_late", "ends"), [(True, False, True), (False, True, True), (False, False, False)]
+    ("device", "cuda", "lost", "set_late", "ends"),
+    [
+        ("cpu", True, True, False, True),
+        ("cuda", False, True, False, True),  # CUDA could not even be initialized
+        ("cpu", False, True, False, False),
+        ("cpu", True, False, True, True),
+        ("cpu", True, False, False, False),
+    ],
 )
 def test_a_ray_task_hands_its_run_over_and_then_ends_a_worker_that_is_unfit_for_the_next(
-    monkeypatch, lost, set_late, ends
+    monkeypatch, device, cuda, lost, set_late, ends
 ):
-    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
-    monkeypatch.setattr("cdgrad.study.train.device.is_lost", lambda: lost)
+    def synchronize():
+        if lost:
+            raise torch.AcceleratorError("CUDA error")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     monkeypatch.setattr(flags, "need_new_process", lambda: set_late)
     text = 'baseline = "a"\nseeds = 1\nentry = "absent_entry:run"\narms.a = {}\n'
     job = Job("", "a", None, 0, parse(text, "x").setting("", "a"))
-    task = ray_engine.stream_run(job, "cpu", ".")
+    task = ray_engine.stream_run(job, device, ".")
     run = next(task)
     assert isinstance(run, Run)
     assert run.status == "failed"

@@ -143,7 +143,7 @@ def stream_run(job: Job, device: str, folder: str) -> Iterator[int | Run]:
         yield event
         if isinstance(event, Run):
             break
-    lost = event.status == "failed" and torch.cuda.is_initialized() and is_lost()
+    lost = event.status == "failed" and is_lost(device)
     if lost or flags.need_new_process():
         raise SystemExit(0)  # Ray ends the worker once the driver has what was yielded
 

@@ -137,13 +137,13 @@ def serve(pipe: Connection, options: WorkerOptions) -> None:
     os.environ.pop("PYTHONSAFEPATH", None)  # processes that the user's code starts do not inherit it
     import torch
 
-    from cdgrad.study.train import device
+    from cdgrad.study.train.device import is_lost, limit_memory
 
     torch.set_num_threads(1)
-    on_gpu = options.gpu is not None
-    if on_gpu:
+    device = "cpu" if options.gpu is None else "cuda"
+    if device == "cuda":
         with suppress(RuntimeError):  # a GPU that fails now fails the first run, too, which says so
-            device.limit_memory(options.sharing)
+            limit_memory(options.sharing)
 
     def report(epoch: int, _: Mapping[str, float]) -> None:
         try:
@@ -156,14 +156,12 @@ def serve(pipe: Connection, options: WorkerOptions) -> None:
             run = execute(
                 pipe.recv(),
                 report,
-                device="cuda" if on_gpu else "cpu",
+                device=device,
                 checkpoints=options.checkpoints,
                 save_every=options.save_every,
                 tensorboard=options.tensorboard,
             )
-            # The user's own training code chooses its device: without the option it may use a GPU, too.
-            used_gpu = on_gpu or torch.cuda.is_initialized()
-            lost = used_gpu and run.status == "failed" and device.is_lost()
+            lost = run.status == "failed" and is_lost(device)
             last = lost or flags.need_new_process()
             pipe.send(LastRun(run) if last else run)
             if lost:

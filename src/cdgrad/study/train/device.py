@@ -76,8 +76,13 @@ def explained(error: BaseException) -> str:
     return ""
 
 
-def is_lost() -> bool:
-    """Whether this process cannot use its GPU any more, as after an illegal access; frees unused memory."""
+def is_lost(device: str) -> bool:
+    """Whether this process cannot use its GPU any more, as after an illegal access; frees unused memory.
+
+    The user's own training code chooses its device: where `device` is ``"cpu"``, it may use a GPU, too.
+    """
+    if device == "cpu" and not torch.cuda.is_initialized():
+        return False
     gc.collect()  # what a failed run held, in frames that refer to each other
     try:
         torch.cuda.synchronize()
