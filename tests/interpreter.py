@@ -1,7 +1,9 @@
 """Triton's interpreter for the suite: the GPU kernels run on the CPU, in numpy."""
 
 import os
+from dataclasses import replace
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -10,10 +12,41 @@ def enable():
     """Interpret every kernel. To be called before anything imports Triton, which reads the variable once."""
     os.environ["TRITON_INTERPRET"] = "1"
     if find_spec("triton"):
-        from triton.runtime.interpreter import ReduceOps, ScanOps
+        from triton.runtime import interpreter
 
-        ScanOps.generic_scan = scan_rows
-        ReduceOps.generic_reduce = reduce_rows
+        interpreter.ScanOps.generic_scan = scan_rows
+        interpreter.ReduceOps.generic_reduce = reduce_rows
+        interpreter._patch_lang = once_per_module(interpreter._patch_lang)
+        interpreter._get_np_dtype = once_per_name(interpreter._get_np_dtype)
+        builder = interpreter.interpreter_builder
+        # Whether 32 bits overflow is computed in 64 bits and, without debug, looked at by nobody.
+        builder.options = replace(builder.options, sanitize_overflow=False)
+
+
+def once_per_module(patch):
+    """The language is interpreted from a module's first call on, not made so again by every call."""
+    patched = set()
+
+    def patch_first(fn):
+        if fn.__module__ not in patched:
+            patch(fn)
+            patched.add(fn.__module__)
+        return SimpleNamespace(restore=lambda: None)
+
+    return patch_first
+
+
+def once_per_name(dtype_of):
+    """numpy's type of Triton's, which is looked up in a table that is made for it."""
+    known = {}
+
+    def look_up(triton_dtype):
+        scalar = triton_dtype.scalar
+        if scalar.name not in known:
+            known[scalar.name] = dtype_of(scalar)
+        return known[scalar.name]
+
+    return look_up
 
 
 def scan_rows(self, inputs):
