@@ -64,15 +64,16 @@ def gpu_floor() -> str:
     return "\n".join(markdown(("", "floor, microseconds", *_FAMILIES.values()), lines, "lrrrr")) + "\n"
 
 
-def gpu_steps() -> dict[str, float]:
-    """By metric, how much longer a training step as one CUDA graph takes, in percent."""
-    ways = record("gpu")["sections"]["training steps"]["rows"]["graph"]
+def gpu_steps(way: str = "graph") -> dict[str, float]:
+    """By metric, how much longer a training step takes, in percent: as one CUDA graph, ``eager`` or ``compiled``."""
+    ways = record("gpu")["sections"]["training steps"]["rows"][way]
     return {name: row["longer_percent"] for name, row in ways.items() if name != "without"}
 
 
 def cost_sentence() -> str:
     """The cost in percent of a training step, and over the floor."""
     device, longer = record("gpu")["machine"]["device"], gpu_steps().values()
+    one_by_one = [*gpu_steps("eager").values(), *gpu_steps("compiled").values()]
     on_gpu, half = (gpu_ratios()[f"resnet50 {dtype}"].values() for dtype in ("float32", "bfloat16"))
     cost = record("cost")
     shares = [100 * row["operator_over_step"] for row in cost["steps"] if row["operator_over_step"]]
@@ -84,10 +85,13 @@ def cost_sentence() -> str:
         if row["name"] == f"{metric} | {backend}"
     ]
     return (
-        f"**What does it cost?** On a GPU ({device}) a training step of ResNet-18 in bfloat16, as one CUDA graph, takes\n"
-        f"about {min(longer):.0f} to {max(longer):.0f} % longer. The operator takes {min(on_gpu):.2f} to {max(on_gpu):.2f} times as long as reading and writing\n"
-        f"the gradients of ResNet-50 once in float32, {min(half):.2f} to {max(half):.2f} times in bfloat16. On a CPU it takes {min(shares):.2f} to\n"
-        f"{max(shares):.2f} % of a training step, {min(on_cpu):.1f} to {max(on_cpu):.1f} times as long as reading and writing once. It adds no optimizer state.\n"
+        f"**What does it cost?** On a GPU ({device}) a training step of ResNet-18 in bfloat16 takes\n"
+        f"{min(longer):.1f} to {max(longer):.1f} % longer as one CUDA graph, and {min(one_by_one):.1f} to "
+        f"{max(one_by_one):.0f} % longer launched one by one, on a noisy host.\n"
+        f"The operator takes {min(on_gpu):.2f} to {max(on_gpu):.2f} times as long as reading and writing the gradients of ResNet-50\n"
+        f"once in float32, {min(half):.2f} to {max(half):.2f} times in bfloat16. On a CPU it takes {min(shares):.2f} to "
+        f"{max(shares):.2f} % of a training\nstep, {min(on_cpu):.1f} to {max(on_cpu):.1f} times as long as reading and writing "
+        "once. It adds no optimizer state.\n"
     )
 
 
