@@ -99,7 +99,15 @@ def section() -> dict[str, str]:
         ]
         for a in repeats
     ]
-    head = ["study", "cell", "arm", "recorded at", "error, %", "error now, %", "first epoch's loss, relative"]
+    head = [
+        "study",
+        "cell",
+        "arm",
+        "recorded at",
+        "error, %",
+        "error now, %",
+        "first epoch's loss, relative change",
+    ]
     return {
         "again_count": str(len(repeats)),
         "again_same": str(len(same)),

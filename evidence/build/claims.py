@@ -41,6 +41,7 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
         "claims_table": tables.matrix(table, base, METHODS),
         "claims_averages": _averages(table),
         **{f"average_{arm.replace('-', '_')}": tables.difference(c) for arm, c in averages.items()},
+        **{f"cells_{arm.replace('-', '_')}": tables.half(_over_cells(table, arm)) for arm in METHODS},
         "rates_shown": str(sum(control.against.differs for control in controls)),
         "rates_count": str(len(controls)),
         "rates_better": tables.count(sum(control.against.better for control in controls)),
@@ -48,9 +49,11 @@ def section() -> tuple[dict[str, str], list[Drawing]]:
         "lam_near": str(sum(_is_near_the_ordinary(row) for row in table if row.arm in STRENGTHS)),
         "lam_count": str(sum(row.arm in STRENGTHS for row in table)),
         "rates_table": rates_table(controls),
-        "fixed_count": str(len(fixed)),
         "fixed_better": str(sum(row.better for row in fixed)),
-        "fixed_worse": str(sum(row.worse for row in fixed)),
+        "fixed_worse": " and ".join(
+            f"{sum(row.worse for row in fixed if row.arm == arm)} of {len(base)} combinations ({name})"
+            for arm, name in FIXED.items()
+        ),
         "fixed_table": tables.matrix(fixed, base, FIXED),
     }
     names = {cell: tables.cell_name(cell) for cell in base}
@@ -116,19 +119,29 @@ def _still_says_no(averages: Iterable[stats.Comparison], controls: Iterable[Cont
         raise ValueError("a metric made fewer errors: evidence/build/headline.py must say something else")
 
 
+def _means(table: Iterable[Row], arm: str) -> list[float]:
+    """The arm's mean difference in each cell."""
+    return [row.comparison.mean for row in table if row.arm == arm]
+
+
+def _over_cells(table: Iterable[Row], arm: str) -> stats.Interval:
+    """The interval of the mean over the cells, with the cells as the sample: it contains the noise of tuning."""
+    return stats.mean_interval(_means(table, arm))
+
+
 def _averages(table: Sequence[Row]) -> str:
     """A metric a row: its mean over the cells, with the seeds and with the cells as the sample."""
     lines: list[list[str]] = []
     for arm, name in METHODS.items():
         own = [row for row in table if row.arm == arm]
-        means, c = [row.comparison.mean for row in own], average(table, arm)
+        means, c = _means(table, arm), average(table, arm)
         lines.append(
             [
                 name,
                 str(len(own)),
                 tables.difference(c),
                 tables.number(stats.detectable_difference(c.pairs, c.sd)),
-                tables.plus_minus(c.mean, stats.mean_interval(means)),
+                tables.plus_minus(c.mean, _over_cells(table, arm)),
                 tables.number(stats.detectable_difference(len(means), stats.standard_deviation(means))),
                 str(sum(row.better for row in own)),
                 str(sum(row.worse for row in own)),
@@ -144,14 +157,14 @@ def rates_table(controls: Iterable[Control]) -> str:
         [
             tables.cell_name(row.cell),
             METHODS[row.arm],
-            tables.chosen(row.chosen),
-            tables.number(float(np.mean(errors))),
-            tables.difference(row.comparison, row.differs),
             tables.difference(against.comparison, against.differs),
             tables.number(against.mdd),
+            tables.difference(row.comparison, row.differs),
+            tables.number(float(np.mean(errors))),
+            tables.chosen(row.chosen),
         ]
         for row, errors, against in controls
     ]
-    head = ["network and optimizer", "arm", "chosen", "baseline at the arm's rate, %"]
-    head += ["against the tuned baseline", "against the baseline at the arm's rate", "MDD"]
-    return tables.markdown(head, lines, right=3)
+    head = ["network and optimizer", "arm", "against the baseline at the arm's rate", "MDD"]
+    head += ["against the tuned baseline", "baseline at the arm's rate, %", "chosen"]
+    return tables.markdown(head, lines, right=2)

@@ -11,7 +11,19 @@ from cdgrad.study.report.figures.drawing import Drawing
 from cdgrad.study.report.words import enumerated
 from cdgrad.study.statistics import paired as stats
 from cdgrad.study.statistics.results import Results
-from evidence.build import again, claims, elsewhere, figures, gpu, labels, mechanism, searches, tables, width
+from evidence.build import (
+    again,
+    claims,
+    elsewhere,
+    figures,
+    gpu,
+    labels,
+    mechanism,
+    ranges,
+    searches,
+    tables,
+    width,
+)
 from evidence.build.loading import (
     CLAIMS,
     OTHERS,
@@ -74,7 +86,7 @@ def all_parts() -> tuple[dict[str, str], list[Drawing]]:
         more, figures_of_it = section()
         parts |= more
         drawn += figures_of_it
-    without_figures = (photographs, elsewhere.section, attempts, ledger)
+    without_figures = (ranges.section, photographs, elsewhere.section, attempts, ledger)
     for words in (*without_figures, searches.section, labels.section, gpu.section, again.section):
         parts |= words()
     return parts, drawn
@@ -85,12 +97,18 @@ def axes() -> tuple[dict[str, str], list[Drawing]]:
     (study,) = studies(["controls"])
     table = rows([study], CONTROLS)
     cell = next(iter(study.spec.cells))
-    between = stats.compare(study.errors(cell, "sobolev-output"), study.errors(cell, "sobolev-permuted"))
+    between = {
+        other: stats.compare(study.errors(cell, "sobolev-output"), study.errors(cell, f"sobolev-{other}"))
+        for other in ("permuted", "input")
+    }
     parts = {
         "axes_seeds": str(len(study.spec.seeds)),
         "axes_rate": f"{study.values(cell, 'none')['optimizer.lr']:.2g}",
         "axes_base": _base(study),
-        "axes_order": f"{tables.difference(between)}, p = {tables.probability(between.p)}",
+        **{
+            f"axes_{other}": f"{tables.difference(c)}, p = {tables.probability(c.p)}"
+            for other, c in between.items()
+        },
         "axes_table": tables.listing(table, CONTROLS),
     }
     return parts, figures.one_forest("axes", table, CONTROLS)
@@ -288,12 +306,15 @@ def _attempt(row: Row) -> str:
 def ledger() -> dict[str, str]:
     """What all records add up to; and the tables of the second page."""
     origin = runs_of(studies((*CLAIMS, *RATES, *OTHERS, *labels.LABELS, "searches", "cifar10-tuned")))
+    named = ", ".join(f"`{name}`" for name in CLAIMS)
     groups = {
-        "The metrics, tuned": rows(studies(CLAIMS), claims.METHODS),
-        "The metrics at a fixed lam and the baseline's rate": rows(studies(CLAIMS), claims.FIXED),
-        "The tuned metrics against the baseline at their rates": claims.rows_at_equal_rates(),
+        f"The metrics, tuned\n\n{named}": rows(studies(CLAIMS), claims.METHODS),
+        f"The metrics at a fixed lam and the baseline's rate\n\n{named}": rows(studies(CLAIMS), claims.FIXED),
+        f"The tuned metrics against the baseline at their rates\n\n{named} and the baselines of `rates-*`": (
+            claims.rows_at_equal_rates()
+        ),
         **{
-            study.spec.title: rows([study])
+            f"{study.spec.title}\n\n`{name}`": rows([study])
             for name in (*OTHERS, labels.LABELS[0], "cifar10-tuned")
             for study in studies([name])
         },

@@ -27,49 +27,60 @@ def matrix(table: Sequence[Row], base: Mapping[str, tuple[float, float]], names:
 
 
 def listing(table: Sequence[Row], descriptions: Mapping[str, str]) -> str:
-    """An arm a row: what it is, what was chosen, its error, its difference and how sure it is."""
-    head = ["arm", "chosen", "error (SD), %", "difference, points", "Holm p", "MDD"]
+    """An arm a row: what it is, its difference and how sure that is, its error, and what was chosen if not one for all."""
+    several = len({chosen(row.chosen) for row in table}) > 1
+    head = ["arm", "difference, points", "Holm p", "MDD", "error (SD), %", *(["chosen"] if several else [])]
     lines = [
         [
             descriptions[row.arm],
-            chosen(row.chosen),
-            f"{row.error:.2f} ({row.sd:.2f})",
             difference(row.comparison, row.differs),
             probability(row.p),
             number(row.mdd),
+            f"{row.error:.2f} ({row.sd:.2f})",
+            *([chosen(row.chosen)] if several else []),
         ]
         for row in table
     ]
-    return markdown(head, lines, right=2)
+    return markdown(head, lines, right=1)
 
 
 def full(table: Sequence[Row]) -> str:
-    """Every number of every comparison."""
-    head = ["cell", "arm", "chosen", "error", "SD", "difference", "95 % t", "95 % BCa", "p", "Holm p"]
-    head += ["win rate", "corr.", "seeds", "MDD", *(f"for {size}" for size in SIZES), "diverged"]
+    """Every number of every comparison; cells are named where there are several."""
+    several = len({row.cell for row in table}) > 1
+    head = [*(["cell"] if several else []), "arm", "difference", "95 % t", "95 % BCa", "p", "Holm p", "MDD"]
+    head += [
+        "error",
+        "SD",
+        "win rate",
+        "corr.",
+        "seeds",
+        *(f"for {size}" for size in SIZES),
+        "chosen",
+        "diverged",
+    ]
     lines = [
         [
-            row.cell,
+            *([row.cell] if several else []),
             row.arm,
-            chosen(row.chosen),
-            number(row.error),
-            number(row.sd),
             number(c.mean, "+"),
             interval(c.interval),
             interval(c.bootstrap),
             probability(c.p),
             probability(row.p),
+            number(row.mdd),
+            number(row.error),
+            number(row.sd),
             f"{100 * c.win_rate:.0f} %",
             number(c.correlation),
             str(c.pairs),
-            number(row.mdd),
             *(f"{stats.required_pairs(size, c.sd):,}" for size in SIZES),
+            chosen(row.chosen),
             str(row.diverged),
         ]
         for row in table
         for c in [row.comparison]
     ]
-    return markdown(head, lines, right=3)
+    return markdown(head, lines, right=1 + several)
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]], right: int) -> str:
@@ -85,11 +96,12 @@ def difference(c: stats.Comparison, differs: bool = False) -> str:
 
 def plus_minus(mean: float, ends: stats.Interval) -> str:
     """A mean and half the width of its interval, which is symmetric; unbroken in a column."""
-    return (
-        f"{mean:+.2f}"
-        if math.isnan(ends.low)
-        else f"{mean:+.2f}\u00a0±\u00a0{(ends.high - ends.low) / 2:.2f}"
-    )
+    return f"{mean:+.2f}" if math.isnan(ends.low) else f"{mean:+.2f}\u00a0±\u00a0{half(ends)}"
+
+
+def half(ends: stats.Interval) -> str:
+    """Half the width of an interval."""
+    return f"{(ends.high - ends.low) / 2:.2f}"
 
 
 def interval(ends: stats.Interval) -> str:

@@ -10,7 +10,8 @@ import pytest
 from cdgrad.study import spec
 from cdgrad.study.records.parquet import from_parquet
 from cdgrad.study.spec import as_json
-from evidence.build import again, searches
+from cdgrad.study.spec.space import Dimension
+from evidence.build import again, gpu, ranges, searches
 from evidence.build import pages as build
 from evidence.build.loading import RECORDS, ROOT, holds
 from evidence.build.loading import recorded as committed
@@ -82,6 +83,41 @@ def test_a_gain_on_average_is_refused_until_the_sentence_says_so(monkeypatch):
     monkeypatch.setattr("evidence.build.loading.from_parquet", better)
     with pytest.raises(ValueError, match=r"headline\.py must say something else"):
         build.build()
+
+
+def test_the_first_sentences_have_the_intervals_with_and_without_the_noise_of_tuning(built):
+    for text in (built[1].readme, built[1].front, built[0]["evidence.md"]):
+        words = text.replace("\n", " ").replace("\u00a0", " ")
+        assert "+0.07 ± 0.08" in words
+        assert re.search(r"± 0\.21(,| and) ", words)
+
+
+def test_a_choice_near_an_end_of_its_range_is_named(built):
+    within = Dimension(low=0.01, high=1.0, log=True)
+    assert [ranges.near_an_end(v, within) for v in (0.0125, 0.1, 0.7)] == ["low", "", "high"]
+    page = built[0]["evidence.md"]
+    assert "| ordinary gradient | 12 | plain, SGD (low); small CNN, AdamW (high); " in page
+    assert "18 ended above 80 % validation errors" in page  # of the longer search on photographs
+
+
+def test_runs_on_a_gpu_that_learned_nothing_are_counted_and_rates_are_those_that_trained(built, monkeypatch):
+    results = gpu.section()["gpu_results"]
+    assert re.search(r"^\| re-weighted, lam = 10 \|.*\| 3 \| 1 \|$", results, re.MULTILINE)
+    assert re.search(r"^\| re-weighted, lam = 10, 10 times the rate \|.*\| 2 \| 2 \|$", results, re.MULTILINE)
+
+    def learned(path):
+        runs = from_parquet(path)
+        return [run if run.trial is not None else replace(run, error=20.0 + run.seed) for run in runs]
+
+    monkeypatch.setattr("evidence.build.loading.from_parquet", learned)
+    counts = re.findall(r"\| \d \| (\d) \|$", gpu.section()["gpu_results"], re.MULTILINE)
+    assert counts == ["0"] * len(gpu.load(str(gpu.FOLDER / "resnet20-512.toml")).tested_contrasts)
+
+
+def test_what_was_not_run_is_said_of_both_machines(built):
+    page = built[0]["evidence.md"].replace("\n  ", " ")
+    assert "records: none for the CPU, `resnet20-128`, `vgg11-128` and `vgg11-512` for a [GPU]" in page
+    assert "Everything but the 39 runs [on a GPU]" in page
 
 
 @pytest.mark.parametrize("name", STUDIES)
