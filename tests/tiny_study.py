@@ -7,6 +7,7 @@ import torch
 
 from cdgrad.study import StudyError
 from cdgrad.study.records import Run, Store
+from cdgrad.study.run import local_engine
 from cdgrad.study.run.engine import RunDone
 from cdgrad.study.run.execute import execute
 from cdgrad.study.spec import Spec, parse
@@ -114,7 +115,33 @@ def finished(tiny, make_run):
     return write
 
 
-def in_this_process(take, workers):
-    """An engine without worker processes."""
+def in_this_process(take, workers, **options):
+    """An engine without worker processes; `options` are those of the local engine that a run takes."""
     for job in iter(take, None):
-        yield RunDone(0, job, execute(job, lambda epoch, measured: None))
+        yield RunDone(0, job, execute(job, lambda epoch, measured: None, **options))
+
+
+def _here(take, workers, *, gpus, **options):
+    assert not gpus
+    return in_this_process(take, workers, **options)
+
+
+def without_workers(patch):
+    """``cdgrad study`` in this process executes its runs here: a worker process takes seconds to start."""
+    patch.setattr(local_engine, "run_all", _here)
+
+
+def without_figures(patch):
+    """Reports have empty figures: drawing them takes seconds."""
+    for kind in ("png", "svg", "pdf"):
+        patch.setattr(f"cdgrad.study.report.figures.drawing.Drawing.{kind}", lambda drawing: b"")
+
+
+@pytest.fixture
+def no_workers(monkeypatch):
+    without_workers(monkeypatch)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    without_figures(monkeypatch)

@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny_study import in_this_process
 
 from cdgrad import cli
 from cdgrad.study import StudyError
 from cdgrad.study.report import compose, paper
 from cdgrad.study.report.document import Table
 from cdgrad.study.report.references import bibtex
+from cdgrad.study.run.driver import run_study
 from cdgrad.study.spec import parse
 from cdgrad.study.statistics.results import Results
 
@@ -48,9 +50,8 @@ metric = "sobolev:lam=0.01"
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
-    (folder / "tiny.toml").write_text(SPEC)
-    assert cli.main(["study", str(folder / "tiny.toml"), "--out", str(folder / "out")]) == 0
-    return folder / "out"
+    run_study(parse(SPEC, "tiny"), folder, 1, in_this_process)
+    return folder
 
 
 def test_every_kind_of_file_is_written_and_none_is_overwritten(study, tmp_path, capsys):
@@ -221,7 +222,7 @@ def test_a_table_states_the_alignment_of_every_column():
         Table("T", ("arm", "mean"), [("a", "1")], "", "l")
 
 
-def test_the_arms_are_compared_with_any_of_them(study, tmp_path, capsys):
+def test_the_arms_are_compared_with_any_of_them(study, tmp_path, capsys, no_figures):
     assert cli.main(["report", str(study), "--reference", "directed_1"]) == 0
     assert "Paired difference to directed_1" in capsys.readouterr().out
     assert cli.main(["export", str(study), "--to", str(tmp_path), "--all-pairs"]) == 0

@@ -101,10 +101,11 @@ def test_time_is_estimated_from_a_timed_epoch_and_nothing_is_recorded(plan, tmp_
     assert {file.name for file in tmp_path.iterdir()} == {"mine.toml"}
 
 
+@pytest.mark.usefixtures("no_workers", "no_figures")
 def test_time_is_estimated_from_recorded_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("mine.toml").write_text(SMALL.replace("seeds = 6", "seeds = 1").replace("epochs = 4", "epochs = 1"))
-    assert cli.main(["study", "mine.toml", "--workers", "1"]) == 0
+    assert cli.main(["study", "mine.toml"]) == 0
     out = " ".join(capsys.readouterr().err.split())
     assert "Plan of mine" in out  # the first screen
     assert "With 1 seed no interval" in out

@@ -2,8 +2,12 @@
 
 import shutil
 
+from tiny_study import in_this_process
+
 from cdgrad import cli
 from cdgrad.study.records.parquet import from_parquet
+from cdgrad.study.run.driver import run_study
+from cdgrad.study.spec import parse
 from cdgrad.study.statistics import results
 
 SPEC = """
@@ -30,8 +34,7 @@ metric = "reweighted:lam=3"
 
 def test_the_record_has_every_run_and_an_existing_file_is_kept(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "small.toml").write_text(SPEC)
-    assert cli.main(["study", "small.toml", "--out", "runs", "--workers", "1"]) == 0
+    run_study(parse(SPEC, "small"), tmp_path / "runs", 1, in_this_process)
     assert cli.main(["record", "runs", "--to", "small.parquet"]) == 0
     assert "4 runs written to small.parquet" in capsys.readouterr().out
     kept = (tmp_path / "small.parquet").read_bytes()

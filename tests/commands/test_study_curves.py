@@ -15,10 +15,11 @@ def arguments(tmp_path):
     return ["study", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "out")]
 
 
+@pytest.mark.usefixtures("no_figures")
 def test_every_run_of_a_study_writes_its_curves(arguments, tmp_path, capsys):
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     folder = tmp_path / "tb"
-    assert cli.main([*arguments, "--tensorboard", str(folder)]) == 0
+    assert cli.main([*arguments, "--workers", "1", "--tensorboard", str(folder)]) == 0
     with Store(tmp_path / "out", write=False) as store:
         runs = store.runs()
     assert len(runs) == 4
@@ -31,7 +32,7 @@ def test_every_run_of_a_study_writes_its_curves(arguments, tmp_path, capsys):
         assert loss.value == pytest.approx(run.epochs[0]["loss"], rel=1e-6)
 
 
-def test_curves_of_two_studies_are_not_joined(arguments, tmp_path, capsys):
+def test_curves_of_two_studies_are_not_joined(arguments, tmp_path, capsys, no_workers, no_figures):
     pytest.importorskip("tensorboard")
     curves = ["--tensorboard", str(tmp_path / "tb")]
     assert cli.main([*arguments, *curves]) == 0

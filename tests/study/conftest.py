@@ -1,3 +1,11 @@
 """The fixtures of every test of the study tool."""
 
-from tiny_study import _one_thread, finished, make_run, tiny, tiny_text  # noqa: F401  found by pytest by name
+from tiny_study import (  # noqa: F401  found by pytest by name
+    _one_thread,
+    finished,
+    make_run,
+    no_figures,
+    no_workers,
+    tiny,
+    tiny_text,
+)

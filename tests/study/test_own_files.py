@@ -1,6 +1,6 @@
 """The user's own files in a study's folder survive, and a report that cannot be written is printed first."""
 
-import os
+import io
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ from cdgrad.study.statistics import Results
 
 
 @pytest.fixture
-def study(tiny_text, tmp_path, monkeypatch):
+def study(tiny_text, tmp_path, monkeypatch, no_workers, no_figures):
     """Runs ``cdgrad study`` in a project of the user's, with the project as --out."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.toml").write_text(tiny_text)
@@ -108,13 +108,10 @@ def test_a_report_from_a_place_that_may_only_be_read(study, finished, tmp_path):
     assert "the report cannot be written in" in done.stderr
 
 
-def test_a_terminal_that_lacks_characters_shows_the_tables(tiny_text, finished, tmp_path):
-    finished(tmp_path / "out")
+def test_a_terminal_that_lacks_characters_shows_the_tables(study, tiny_text, finished, tmp_path, monkeypatch):
+    finished(tmp_path)
     (tmp_path / "tiny.toml").write_text(tiny_text.replace("Tiny", "Effekt von \u03bb"), encoding="utf-8")
-    command = [sys.executable, "-m", "cdgrad", "study", "tiny.toml", "--out", "out"]
-    environment = {"PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(
-        command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert "Effekt von ?" in done.stdout
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert study() == 0
+    sys.stdout.flush()
+    assert b"Effekt von ?" in sys.stdout.buffer.getvalue()

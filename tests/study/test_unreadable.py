@@ -45,12 +45,14 @@ def project(folder, command):
     (folder / "more.toml").write_text(TINY)
     (folder / "images.toml").write_text(f'baseline = "sgd"\nseeds = 1\n{IMAGES}{TABLES}')
     (folder / "entry.toml").write_text(ENTRY)
-    (folder / "mytrain.py").write_text("def run(seed, arm):\n    return 1 / 0\n")
+    (folder / "failing.toml").write_text(ENTRY.replace("mytrain", "failing"))
+    for name in ("mytrain", "failing"):
+        (folder / f"{name}.py").write_text("def run(seed, arm):\n    return 1 / 0\n")
     for name in ("cat", "dog"):
         (folder / "set" / name).mkdir(parents=True)
         for value in range(5):
             image.new("L", (8, 8), 40 * value).save(folder / "set" / name / f"{value}.png")
-    for spec, out in (("tiny.toml", "done"), ("entry.toml", "failed")):
+    for spec, out in (("tiny.toml", "done"), ("failing.toml", "failed")):
         command("study", spec, "--out", out)
     assert (folder / "done" / "study.sqlite").is_file()
     (folder / "empty").mkdir()

@@ -3,11 +3,13 @@
 import dataclasses
 
 import pytest
+from tiny_study import in_this_process
 
 from cdgrad.study.records import Store
 from cdgrad.study.report.remarks import remarks
 from cdgrad.study.report.verdicts import verdicts
-from cdgrad.study.spec import Measure
+from cdgrad.study.run.driver import run_study
+from cdgrad.study.spec import Measure, parse
 from cdgrad.study.statistics.results import Results, read
 
 
@@ -59,13 +61,11 @@ def test_an_earlier_specification_that_cannot_be_read_is_counted(tmp_path, tiny,
     assert "cannot be read" not in " ".join(remarks(Results.of(tiny, [make_run("sgd", 0, 3.0)])))
 
 
-def test_a_stepwise_study_leaves_the_trace_in_its_store(tmp_path, tiny_text, monkeypatch):
-    from cdgrad.study.run.driver import run_study
-    from cdgrad.study.spec import parse
-
+def test_a_stepwise_study_leaves_the_trace_in_its_store(tmp_path, tiny_text):
     assert "seeds = 2" in tiny_text
     for seeds in (1, 2):
-        run_study(parse(tiny_text.replace("seeds = 2", f"seeds = {seeds}"), "tiny"), tmp_path, 1)
+        study = parse(tiny_text.replace("seeds = 2", f"seeds = {seeds}"), "tiny")
+        run_study(study, tmp_path, 1, in_this_process)
     results = read(tmp_path)
     assert [len(spec.seeds) for spec in results.earlier] == [1]
     assert "1 seed (1) was added to a study" in " ".join(remarks(results))

@@ -118,6 +118,7 @@ def test_among_all_pairs_the_arm_is_shown_and_neither_tested_nor_counted(tiny, r
     assert [*with_the_copy.tested_contrasts] == ["directed"]
 
 
+@pytest.mark.usefixtures("no_workers", "no_figures")
 def test_the_command_adds_the_arm_and_resumes(tmp_path, tiny_text, capsys):
     (tmp_path / "tiny.toml").write_text(tiny_text)
     command = ["study", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "out"), "--rounding", "3"]

@@ -3,9 +3,11 @@
 import re
 
 import pytest
-from tiny_study import TINY
+from tiny_study import TINY, in_this_process
 
-from cdgrad import cli
+from cdgrad.study.report import compose
+from cdgrad.study.run.driver import run_study
+from cdgrad.study.spec import parse
 from cdgrad.study.statistics.results import read
 
 ACCURACY = '\n[metric]\nname = "accuracy"\ndirection = "max"\n'
@@ -17,16 +19,15 @@ TUNING = (
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory):
     """The results of a tuned study in errors, and in accuracies."""
-    folder, text = tmp_path_factory.mktemp("accuracy"), TINY.replace("seeds = 2", "seeds = 3\nworkers = 1")
+    folder, text = tmp_path_factory.mktemp("accuracy"), TINY.replace("seeds = 2", "seeds = 3")
     text = text.replace("epochs = 1", "epochs = 2\ntest_every_epoch = true") + TUNING
     for name, table in (("error", ""), ("accuracy", ACCURACY)):
-        (folder / f"{name}.toml").write_text(text + table)
-        assert cli.main(["study", str(folder / f"{name}.toml"), "--out", str(folder / name)]) == 0
-    return folder, read(folder / "error"), read(folder / "accuracy")
+        run_study(parse(text + table, name), folder / name, 1, in_this_process)
+    return read(folder / "error"), read(folder / "accuracy")
 
 
 def test_every_run_ends_with_100_minus_its_error_and_the_same_trials_are_chosen(studies):
-    _, error, accuracy = studies
+    error, accuracy = studies
     assert accuracy.spec.measure.name == "accuracy"
     assert len(error.final_runs) == 6
     for of_error, of_accuracy in zip(error.runs, accuracy.runs, strict=True):
@@ -44,20 +45,21 @@ def test_every_run_ends_with_100_minus_its_error_and_the_same_trials_are_chosen(
             assert of_accuracy.measures["best_epoch_test_accuracy"] == 100 - best
 
 
-def test_differences_change_their_sign_and_verdicts_and_words_follow(studies):
-    folder, error, accuracy = studies
+def test_differences_change_their_sign_and_verdicts_and_words_follow(studies, tmp_path, no_figures):
+    error, accuracy = studies
     for place, (of_error, p) in error.comparisons.items():
         of_accuracy, same = accuracy.comparisons[place]
         assert of_accuracy.mean == pytest.approx(-of_error.mean)
         assert of_accuracy.win_rate == of_error.win_rate
         assert same == pytest.approx(p)
+    compose.write(accuracy, tmp_path)
     page = re.sub(
         r"data:image[^\"]*|<style>.*?</style>",
         "",
-        (folder / "accuracy" / "report.html").read_text(),
+        (tmp_path / "report.html").read_text(),
         flags=re.DOTALL,
     )
     assert "Accuracy on the test images, in percent" in page
     assert "positive is better" in page
     assert not re.findall(r"\berrors?\b", page)
-    assert (folder / "accuracy" / "runs.csv").read_text().startswith("arm,seed,accuracy,")
+    assert (tmp_path / "runs.csv").read_text().startswith("arm,seed,accuracy,")
