@@ -18,13 +18,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_study import in_this_process, without_workers
 
+from cdgrad import cli
 from cdgrad.study.files import CHECKPOINTS
 from cdgrad.study.records import FILE
 from cdgrad.study.run.driver import run_study
 from cdgrad.study.run.engine import EpochDone
 from cdgrad.study.run.local_engine import run_all
-from cdgrad.study.spec import parse
+from cdgrad.study.spec import load, parse
 
 KILLS = int(os.environ.get("CDGRAD_KILLS", "2"))
 TUNING = """
@@ -62,13 +64,16 @@ def wait_for_the_end_of(orphans: list[int]) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers in /proc")
-def test_killed_anywhere_a_study_comes_to_the_same_records(tiny_text, tmp_path):
+def test_killed_anywhere_a_study_comes_to_the_same_records(
+    tiny_text, tmp_path, monkeypatch, capsys, no_figures
+):
     spec = tmp_path / "tiny.toml"
     text = tiny_text.replace("epochs = 1", "epochs = 3").replace("seeds = 2", f"seeds = {4 * KILLS}")
     spec.write_text(text + TUNING)
 
-    def start(out):
-        command = [sys.executable, "-m", "cdgrad", "study", str(spec), "--out", str(tmp_path / out)]
+    command = [sys.executable, "-m", "cdgrad", "study", str(spec), "--out", str(tmp_path / "killed")]
+
+    def start():
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     def wait_for_runs(study, count):
@@ -78,15 +83,10 @@ def test_killed_anywhere_a_study_comes_to_the_same_records(tiny_text, tmp_path):
             if not count:
                 return
 
-    whole = start("whole")
-    errors = whole.communicate(timeout=600)[1]
-    assert whole.returncode == 0, errors
-    assert "Traceback" not in errors, errors
-
     chance = random.Random(KILLS)
     killed = {"driver": 0, "worker": 0}
     while sum(killed.values()) < KILLS:
-        study = start("killed")
+        study = start()
         # At any moment: while it starts, or after some more runs, and within one.
         wait_for_runs(study, chance.randrange(4))
         time.sleep(chance.uniform(0, 0.5))
@@ -111,9 +111,11 @@ def test_killed_anywhere_a_study_comes_to_the_same_records(tiny_text, tmp_path):
         # A study that came to its end before the signal says whether the killed worker had a run to lose.
         assert ended in ((-signal.SIGKILL,) if who == "driver" else (130, 1, 0))
 
-    last = start("killed")
-    left = last.communicate(timeout=600)[1]
-    assert last.returncode == 0, left
+    without_workers(monkeypatch)
+    capsys.readouterr()
+    assert cli.main(command[3:]) == 0
+    left = capsys.readouterr().err
+    run_study(load(str(spec)), tmp_path / "whole", 1, in_this_process)
     assert results(tmp_path / "killed") == results(tmp_path / "whole")
     print(f"{killed}; {left.splitlines()[0]} before the last start; all the same bytes")
 
@@ -164,5 +166,6 @@ def test_a_run_that_was_killed_in_its_middle_resumes_there_to_the_same_record(lo
     assert {run.key for run in finished} == {run.key for run in failed} == set(resumed_at)
     assert not checkpoints.exists()
 
-    assert [len(run.epochs) for run in run_study(long_study, tmp_path / "whole", 1)] == [EPOCHS] * 2
+    whole = run_study(long_study, tmp_path / "whole", 1, in_this_process)
+    assert [len(run.epochs) for run in whole] == [EPOCHS] * 2
     assert results(folder) == results(tmp_path / "whole")
