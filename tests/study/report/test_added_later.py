@@ -96,7 +96,7 @@ def test_what_was_planned_is_the_first_specification_though_it_was_used_again(tm
     [
         ({"seeds": (0, 1, 2)}, "The number of seeds was reduced from 3 to 2 after runs were recorded"),
         ({"seeds": (0, 1, 2), "until": 0.5}, "its number of seeds was fixed after runs were recorded"),
-        ({"measure": Measure("error", "max", percent=True)}, "Error: large values were the better ones, and"),
+        ({"measure": Measure("error", "max", percent=True)}, "error: large values were the better ones, and"),
     ],
 )
 def test_an_end_or_a_direction_that_was_chosen_later_is_named(tiny, make_run, planned, message):
