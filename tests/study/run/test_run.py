@@ -279,6 +279,17 @@ def test_runs_of_other_images_are_not_added_unasked(tiny, tmp_path, make_run, al
         assert "fake has other images (fake) than the recorded runs of the study (former)" in run.message
 
 
+def test_what_a_process_imports_once_is_not_the_time_of_its_first_run(tmp_path, monkeypatch):
+    (tmp_path / "slow_import.py").write_text(
+        "import time\ntime.sleep(1)\ndef run(seed, arm):\n    arm.attached = True\n    return {'error': 1}\n"
+    )
+    monkeypatch.setattr("cdgrad.study.records.code._SEEN", {})
+    setting = parse('baseline = "a"\nseeds = 1\nentry = "slow_import:run"\narms.a = {}', "x").setting("", "a")
+    run = workers.execute(Job("", "a", None, 0, setting, {}, str(tmp_path)), lambda *_: None)
+    assert run.status == "ok"
+    assert run.seconds < 0.5
+
+
 class Steps:
     """A plan of `total` runs, `done` of which are recorded."""
 
@@ -299,3 +310,13 @@ def test_the_time_left_counts_epochs_under_way_and_not_those_of_a_checkpoint(tin
         clock[0] += 10  # rich's own estimate knows the last 30 s alone
         pace.epoch(EpochDone(0, job, epoch))
     assert pace.left == pytest.approx(10 * (200 - resumed - 30))
+
+
+def test_the_time_left_does_not_expect_another_start_of_a_worker(tiny, make_run, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock[0])
+    plan = Steps(total=4, done=0)
+    pace, job = progress.Pace(plan), next(jobs(tiny))
+    for clock[0], plan.done in ((20.0, 1), (22.0, 2)):
+        pace.run(RunDone(0, job, make_run("sgd", 0, 3.0, seconds=2.0)))
+        assert pace.left == 2 * (plan.total - plan.done)

@@ -58,7 +58,8 @@ class Run:
         fingerprint: the SHA-256 of `config` with whole paths.
         environment: versions, CPU, device, commit and threads.
         started: ISO 8601, UTC.
-        seconds: duration.
+        seconds: from the beginning of its training, without what a process imports once; of a failed run, as
+            far as it came.
         parameters: of the network, counted one by one; None, as in the next two, where it is not known.
         images: how many training images the run saw, those of repeated epochs again.
         memory: the most bytes that its tensors took of a GPU; None on the CPU, where what a process takes

@@ -60,7 +60,7 @@ def start_seconds() -> float | None:
     """How long a new process of this machine takes until it can train; None where that fails."""
     clock = time.perf_counter()
     # Without the working directory, as a worker: a file of the user's there may be called random.py.
-    command = [sys.executable, "-P", "-c", "import cdgrad.study.train.loop"]
+    command = [sys.executable, "-P", "-c", "import cdgrad.study.train.loop, torch._dynamo"]
     ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
     return None if ended.returncode else time.perf_counter() - clock
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,8 @@ def execute(
         with modules_beside(job.folder), flags.of_modules(users_callables(job.setting), job.folder):
             conditions |= {"threads": torch.get_num_threads()} | _code(job) | _data(job.setting)
             _check_images(job, conditions)
+            _import_what_trains(job.setting)
+            clock = time.perf_counter()  # so far, a worker's first run takes seconds longer than its others
             place = tensorboard and tensorboard / job.place
             with curves(place, job.setting.fingerprint) as log:
                 checkpoint = checkpoints and checkpoints / job.file(device)
@@ -96,13 +99,21 @@ def _failed(message: str) -> dict[str, Any]:
     return {"status": "failed", "error": None, "epochs": [], "measures": {}, "message": message}
 
 
+def _import_what_trains(setting: Setting) -> None:
+    own = ("cdgrad.study.train.entry",)
+    built_in = ("cdgrad.study.train.loop", "torch._dynamo")  # which torch imports for its first optimizer
+    for module in own if isinstance(setting, EntrySetting) else built_in:
+        import_module(module)
+
+
 def _outcome(job: Job, on_epoch: OnEpoch, device: str, checkpoint: Path | None, save_every: float) -> Outcome:
     """Train by the built-in loop or by the user's own code."""
-    from cdgrad.study.train.entry import run_entry
+    if isinstance(job.setting, EntrySetting):
+        from cdgrad.study.train.entry import run_entry
+
+        return run_entry(job.arm, job.setting, job.seed, on_epoch, tuned=job.values)
     from cdgrad.study.train.loop import train
 
-    if isinstance(job.setting, EntrySetting):
-        return run_entry(job.arm, job.setting, job.seed, on_epoch, tuned=job.values)
     return train(job.setting, job.seed, on_epoch, device=device, checkpoint=checkpoint, every=save_every)
 
 

@@ -51,6 +51,7 @@ class Pace:
         self._start = time.monotonic()
         self._before = float(self.runs)  # what took no time here: recorded runs, and epochs of a checkpoint
         self._shares = dict[int, float]()  # by worker, of the run that it executes
+        self._first = True  # no run has ended
         self._epochs = 0  # of the last run: how many the user's own training code has is not known before
 
     def epoch(self, event: EpochDone) -> tuple[float, int]:
@@ -64,6 +65,9 @@ class Pace:
 
     def run(self, event: RunDone) -> None:
         """A run ended."""
+        if self._first:  # the time until it began is the start of a worker, which no later run needs
+            self._start = max(self._start, time.monotonic() - event.run.seconds)
+        self._first = False
         confirmed = max(0, self._plan.done - self.runs - 1)  # recorded runs that trials confirm
         self._before += confirmed
         self.runs += 1 + confirmed
