@@ -48,7 +48,7 @@ def project(tmp_path, tiny_text):
     """A folder of the user's, with files that many packages would import if they could."""
     (tmp_path / "fake.toml").write_text(tiny_text)
     (tmp_path / "tiny.toml").write_text(tiny_text.replace('data = "fake"', 'data = "digits"'))
-    for name in ("uarray", "scipy", "rich", "random", "torch", "sklearn"):
+    for name in ("uarray", "scipy", "rich", "random", "socket", "torch", "sklearn"):
         (tmp_path / f"{name}.py").write_text(TRAP)
     return tmp_path
 

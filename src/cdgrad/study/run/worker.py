@@ -200,7 +200,8 @@ def _start_resource_tracker() -> None:
     It frees them all; its warning that there were some would follow the one line that says why a study ended.
     """
     filters = [f for f in (os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker") if f]
-    with environment_variables({"PYTHONWARNINGS": ",".join(filters)}):
+    # Safe, because it would search the working directory first for modules of Python's library, too.
+    with environment_variables({"PYTHONWARNINGS": ",".join(filters), "PYTHONSAFEPATH": "1"}):
         resource_tracker.ensure_running()
 
 
