@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
+from cdgrad.study.records import Run
 from cdgrad.study.records.parquet import from_parquet
 from cdgrad.study.shown import published_values
 from cdgrad.study.spec import as_json, load
@@ -86,12 +88,18 @@ def studies(names: Iterable[str]) -> list[Results]:
 
 
 def recorded(specification: Path, record: Path) -> Results:
-    """A specification with its committed runs: a file's name alone does not say whose runs they are.
+    """A specification with its committed runs, read once: several sections of the page compare the same ones.
 
     Raises:
-        ValueError: the runs of an arm are of another specification.
+        ValueError: the runs of an arm are of another specification; a file's name alone does not say whose
+            they are.
     """
-    spec, runs = load(str(specification)), from_parquet(record)
+    return _recorded(specification, record, from_parquet)
+
+
+@lru_cache
+def _recorded(specification: Path, record: Path, read: Callable[[Path], list[Run]]) -> Results:
+    spec, runs = load(str(specification)), read(record)
     for (cell, arm), run in {(run.cell, run.arm): run for run in runs}.items():
         known = cell in spec.cells and arm in spec.arms
         setting = spec.setting(cell, arm, run.values, trial=run.trial is not None) if known else None

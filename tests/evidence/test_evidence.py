@@ -11,9 +11,10 @@ from cdgrad.study import spec
 from cdgrad.study.records.parquet import from_parquet
 from cdgrad.study.spec import as_json
 from cdgrad.study.spec.space import Dimension
+from cdgrad.study.statistics.results import Results
 from evidence.build import again, gpu, ranges, searches
 from evidence.build import pages as build
-from evidence.build.loading import RECORDS, ROOT, holds
+from evidence.build.loading import CLAIMS, RECORDS, ROOT, holds
 from evidence.build.loading import recorded as committed
 from evidence.build.mechanism import SPECS, table
 
@@ -27,6 +28,17 @@ def recorded(name):
     """The specification of a study and its committed runs."""
     study = spec.load(str(ROOT / "evidence" / "studies" / f"{name}.toml"))
     return study, from_parquet(RECORDS / f"{name}.parquet")
+
+
+def change(monkeypatch, changed, *names):
+    """The records have `changed(run)` in the place of each run, or of each run of the studies `names`."""
+
+    def read(specification, record):
+        study = committed(specification, record)
+        runs = [changed(run) for run in study.runs]
+        return Results.of(study.spec, runs) if not names or record.stem in names else study
+
+    monkeypatch.setattr("evidence.build.loading.recorded", lru_cache(read))
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +58,7 @@ def test_every_figure_is_shown_and_no_other_is_kept(built):
 
 
 def test_a_changed_record_changes_every_page_and_verdict(built, monkeypatch):
-    def worse(path):
-        runs = from_parquet(path)
-        return [run if run.arm == "none" else replace(run, error=run.error + 1) for run in runs]
-
-    monkeypatch.setattr("evidence.build.loading.from_parquet", worse)
+    change(monkeypatch, lambda run: run if run.arm == "none" else replace(run, error=run.error + 1))
     pages, sentences, _ = build.build()
     assert all(pages[name] != text for name, text in built[0].items())
     after, before = (texts._replace(headline="") for texts in (sentences, built[1]))  # it has no number
@@ -62,25 +70,20 @@ def test_the_first_sentences_name_the_gain_that_the_records_show_and_no_other(bu
     gain = "re-weighted, digits, 40 % wrong labels, by -0.82\u00a0±\u00a00.38 points, p = 0.003"
     assert all(gain in text.replace("\n  ", " ").replace("\n", " ") for text in built[1][1:])
 
-    def smaller(path):
-        runs = from_parquet(path)
-        return [
-            replace(run, error=run.error + 1 * (path.stem == "regimes-labels" and run.arm == "reweighted"))
-            for run in runs
-        ]
+    def smaller(run):
+        return replace(run, error=run.error + 1) if run.arm == "reweighted" else run
 
-    monkeypatch.setattr("evidence.build.loading.from_parquet", smaller)
+    change(monkeypatch, smaller, "regimes-labels")
     for text in build.build()[1][1:]:
         assert "none shows a lower error" in text.replace("\n  ", " ").replace("\n", " ")
         assert "by -" not in text
 
 
 def test_a_gain_on_average_is_refused_until_the_sentence_says_so(monkeypatch):
-    def better(path):
-        runs = from_parquet(path)
-        return [replace(run, error=run.error - 1 * (run.arm == "reweighted")) for run in runs]
+    def better(run):
+        return replace(run, error=run.error - 1) if run.arm == "reweighted" else run
 
-    monkeypatch.setattr("evidence.build.loading.from_parquet", better)
+    change(monkeypatch, better, *CLAIMS)
     with pytest.raises(ValueError, match=r"headline\.py must say something else"):
         build.build()
 
