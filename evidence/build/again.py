@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from cdgrad.study.plan.job import Job
@@ -113,11 +113,26 @@ def section() -> dict[str, str]:
         "again_same": str(len(same)),
         "again_rounded": str(len(rounded)),
         "again_moved": f"{max(moved, default=0.0):.2f}",
+        "again_left": ", ".join(f"`{name}`" for name in _not_executed(repeats)) or "none",
         "again_other": "; ".join(f"{a.study}, {a.arm}" for a in other) or "none",
         "again_commit": f"`{str(where['commit'])[:7]}`",
         "again_torch": str(where["torch"]),
         "again_table": tables.markdown([*head, "result"], lines, right=4),
     }
+
+
+def _not_executed(repeats: Iterable[Again]) -> list[str]:
+    """The studies of which no sample was executed, although their runs take seconds: recorded since, for example."""
+    done = {repeat.study for repeat in repeats}
+    recorded = (path.stem for path in sorted(RECORDS.glob("*.parquet")))
+    return [
+        name
+        for name in recorded
+        if name not in done
+        and (STUDIES / f"{name}.toml").is_file()
+        and name != "width"
+        and any(sample(load(str(STUDIES / f"{name}.toml")), from_parquet(RECORDS / f"{name}.parquet")))
+    ]
 
 
 def main() -> None:

@@ -58,9 +58,16 @@ def _table(study: Results) -> str:
     return (
         f"{spec.title}, {study.count} of {study.total} final runs.{unfinished}{beside} The baseline's trials chose the\n"
         f"rate {study.values('', spec.baseline)['optimizer.lr']:g}; its error is {sum(base) / len(base):.2f} % on {len(base)} seeds. "
+        f"The runs were made at {_commits(study)}. "
         f"A difference is shown for: {_shown(table)}.\nRuns at chance, 90 %, learned nothing: mean and SD of their arm describe no run.\n\n"
         + tables.markdown(head, lines, right=1)
     )
+
+
+def _commits(study: Results) -> str:
+    """The commits of the runs; a checkout that differed from its commit says so."""
+    found = dict.fromkeys(str(run.environment["commit"]).partition(" ") for run in study.runs)
+    return enumerated([f"`{commit[:7]}` {rest}".strip() for commit, _, rest in found])
 
 
 def _shown(table: Sequence[Row]) -> str:

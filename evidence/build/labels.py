@@ -29,15 +29,12 @@ def _verdict(rates: Results | None, again: Results | None) -> str:
     same, divided = _difference(rates, *_CHOSEN), _difference(rates, _CHOSEN[0], "divided")
     pooled = _pooled(same)
     text = (
-        f"Between the same two settings it is {tables.difference(same)} on {same.pairs} new seeds and {tables.difference(pooled)} over "
+        f"Between the same two settings it is {tables.difference(same)} on {same.pairs} new seeds, {tables.difference(pooled)} over "
         f"all {pooled.pairs}"
     )
     if again is not None:
         ((_, searched),) = again.replicated.items()
-        text += (
-            f"; over {len(searched.means)} new searches for the settings it is "
-            f"{tables.plus_minus(searched.mean, searched.interval)}"
-        )
+        text += f". With settings from {len(searched.means)} new searches it is {tables.plus_minus(searched.mean, searched.interval)}"
     low, high = divided.interval
     left = "no difference is shown" if low <= 0 <= high else "a difference is left"
     return (

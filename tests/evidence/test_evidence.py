@@ -1,6 +1,7 @@
 """The page of the evidence says what the records say, and the records are all that was to be run."""
 
 import re
+import subprocess
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
@@ -17,6 +18,7 @@ from evidence.build import pages as build
 from evidence.build.loading import CLAIMS, RECORDS, ROOT, holds
 from evidence.build.loading import recorded as committed
 from evidence.build.mechanism import SPECS, table
+from evidence.build.sections import REWRITTEN
 
 STUDIES = sorted(
     path.stem for path in RECORDS.glob("*.parquet") if not path.stem.startswith(("mechanism", "width"))
@@ -171,6 +173,23 @@ def test_the_records_were_made_from_commits():
             )
 
 
+def test_commits_that_cannot_be_checked_out_are_named(built):
+    git = ["git", "-C", str(ROOT)]
+    shallow = subprocess.run([*git, "rev-parse", "--is-shallow-repository"], capture_output=True, text=True)
+    if shallow.stdout.strip() != "false":
+        pytest.skip("needs the history of the repository")
+    commits = {run.environment["commit"] for name in STUDIES for run in recorded(name)[1]}
+    lost = {
+        commit[:7]
+        for commit in commits
+        if subprocess.run(
+            [*git, "merge-base", "--is-ancestor", commit, "HEAD"], capture_output=True
+        ).returncode
+    }
+    assert lost == {*REWRITTEN}
+    assert "663 of them, of `axes`, `depth`, `regimes-labels`, " in built[0]["evidence.md"]
+
+
 @pytest.mark.parametrize("specification", ["claims-momentum", "best-effort-sgd", "rates-momentum"])
 def test_a_renamed_record_is_not_read_as_another_study(specification):
     file = ROOT / "evidence" / "studies" / f"{specification}.toml"
@@ -234,6 +253,16 @@ def test_the_sample_of_old_records_was_executed_with_their_settings():
         (run,) = (r for r in runs if r.key == (repeat.cell, repeat.arm, None, repeat.seed))
         assert (run.error, run.epochs[0]["loss"]) == (repeat.error, repeat.loss)
         assert run in list(again.sample(study, runs))
+
+
+def test_studies_of_which_nothing_was_executed_again_are_named():
+    executed = {repeat.study for repeat in again.read()[0]}
+    left = again.section()["again_left"]
+    for name in STUDIES:
+        if name not in executed:
+            assert (f"`{name}`" in left) == any(again.sample(*recorded(name))), name
+        else:
+            assert f"`{name}`" not in left
 
 
 def test_a_run_executed_again_is_told_from_its_record():
