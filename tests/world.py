@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +15,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import cdgrad
+
 TIMEOUT = timedelta(seconds=60)
 """A rank that waits longer for the others fails, and with it the world."""
 
@@ -21,11 +24,24 @@ TIMEOUT = timedelta(seconds=60)
 def in_worlds(sizes: tuple[int, ...], *checks: Callable[[], None]) -> None:
     """Run each check, a function of a module, on every rank of worlds of these sizes, largest first.
 
-    The first failure of a rank is raised. Smaller worlds are made of the same processes, because
-    starting them takes most of the time.
+    The first failure of a rank is raised. Smaller worlds are made of the same processes, and where that is
+    safe one process imports everything and forks them, because starting them takes most of the time.
     """
     with TemporaryDirectory() as folder:
-        mp.spawn(_rank, (sorted(sizes, reverse=True), folder, checks), nprocs=max(sizes))
+        arguments = sorted(sizes, reverse=True), folder, checks
+        if sys.platform == "linux":
+            mp.spawn(_fork, arguments, nprocs=1)
+        else:
+            mp.spawn(_rank, arguments, nprocs=max(sizes))
+
+
+def _fork(_: int, sizes: list[int], folder: str, checks: tuple[Callable[[], None], ...]) -> None:
+    """The ranks; each would otherwise import the compiler, and load or compile the kernels, by itself."""
+    torch.set_num_threads(1)
+    import_module("torch._dynamo")
+    for metric in ("reweighted:lam=2", "sobolev:lam=1", "mean-sobolev:lam=1"):
+        cdgrad.channel_directed_([torch.ones(2, 2, dtype=torch.float64)], metric)
+    mp.start_processes(_rank, (sizes, folder, checks), nprocs=max(sizes), start_method="fork")
 
 
 def _rank(rank: int, sizes: list[int], folder: str, checks: tuple[Callable[[], None], ...]) -> None:
