@@ -15,7 +15,7 @@ _HEADLINE = (
 _VERDICT = (
     "**Does it help? Not on average, where it was studied:** small networks on small data. Over $claims_cells combinations\n"
     "of network and optimizer on handwritten digits, each tuned with the same budget, the error changes by\n"
-    "$average_reweighted points with the re-weighted metric and by $average_sobolev with the Sobolev metric\n"
+    "$average_reweighted percentage points with the re-weighted metric and by $average_sobolev with the Sobolev metric\n"
     "(95 % intervals over the seeds, positive is worse; over the combinations, with the noise of tuning,\n"
     "±\u00a0$cells_reweighted and ±\u00a0$cells_sobolev). A lower error than the tuned baseline's is shown in $tuned_better of\n"
     "$tuned_count comparisons, and in $rates_better of $rates_count at equal learning rates.\n\n$elsewhere [The evidence]($link).\n"
