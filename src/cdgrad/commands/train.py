@@ -122,11 +122,11 @@ def _run(options: argparse.Namespace) -> int:
             overrides=[text.partition("=")[0].strip() for text in options.set or ()],
         )
         weights = ranks.state_dict(outcome.model) if options.weights else None
-        if ranks.rank == 0:
-            result = spec.measure.shown(outcome.error)
-            print(f"{arm}, seed {options.seed}: {outcome.status}, {spec.evaluate} {result}")
-            if weights is not None:
-                _save(weights, options.weights)
+    if ranks.rank == 0:  # once all ranks have left their group, of which none waits for this
+        result = spec.measure.shown(outcome.error)
+        print(f"{arm}, seed {options.seed}: {outcome.status}, {spec.evaluate} {result}")
+        if weights is not None:
+            _save(weights, options.weights)
     return 0
 
 

@@ -182,6 +182,12 @@ TRAIN = ("-m", "cdgrad", "train", "study.toml", "--arm", "sobolev")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
+def free_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+
+
 def start(folder, *arguments, epochs=2, **environment):
     (folder / "mynet.py").write_text(MODULE)
     text = SPEC.format(model="mynet:build", schedule="").replace("epochs = 2", f"epochs = {epochs}")
@@ -238,6 +244,18 @@ def test_torchrun_prints_and_writes_once(tmp_path, processes):
     assert len(list(tmp_path.glob("rank?"))) == 2
 
 
+def test_the_ranks_part_before_the_first_one_writes(tmp_path, monkeypatch):
+    """None leaves a group that another is still in, and none waits for the file."""
+    connected = []
+    monkeypatch.setattr("cdgrad.commands.train._save", lambda *_: connected.append(dist.is_initialized()))
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", **free_address()}.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "study.toml").write_text(SPEC.format(model="small-cnn", schedule=""))
+    weights = ["--parallel", "ddp", "--weights", str(tmp_path / "weights.pt")]
+    assert cli.main(["train", str(tmp_path / "study.toml"), *weights]) == 0
+    assert connected == [False]
+
+
 def test_killing_a_rank_ends_the_job(tmp_path, processes):
     job = start(tmp_path, *TORCHRUN, *TRAIN, "--parallel", "ddp", epochs=10**6)
     processes.append(job)
@@ -250,9 +268,7 @@ def test_killing_a_rank_ends_the_job(tmp_path, processes):
 
 def test_a_rank_that_loses_the_others_says_so(tmp_path, processes):
     """Without torchrun, which ends all ranks itself: a rank that waits in a collective ends, too."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    address = free_address()
     for rank in "01":
         where = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", **address}
         processes.append(start(tmp_path, *TRAIN, "--parallel", "fsdp2", epochs=10**6, **where))
