@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -201,9 +202,30 @@ def test_packages_that_the_users_code_imports_are_recorded_and_compared(
         name: version(name) for name in ("pytest", "rich", "hypothesis")
     }
     assert not {"torch", "cdgrad"} & used.keys()
+
+
+NEW, OLD, NONE = {"timm": "1.0.1"}, {"timm": "1.0.0"}, dict[str, str]()
+
+
+@pytest.mark.parametrize(
+    ("packages", "said"),
+    [
+        ([OLD, NEW, OLD, NEW], "timm (1.0.0, 1.0.1), but those of one seed do not"),
+        ([OLD, OLD, NEW, NEW], "timm (1.0.0, 1.0.1), so arms may differ in more than their setting"),
+        ([OLD, NONE, OLD, NONE], "timm (1.0.0, absent), but those of one seed do not"),
+        ([OLD, NONE, OLD, OLD], "timm (1.0.0, absent), so arms may differ in more than their setting"),
+        ([NONE, NONE, OLD, OLD], ""),
+        ([None, OLD, None, OLD], ""),
+    ],
+    ids=["later", "one arm", "vanished", "vanished from one arm", "another arm's", "former version"],
+)
+def test_packages_that_changed_or_vanished_are_named(
+    tiny: Spec, make_run: Callable[..., Run], packages: list[dict[str, str] | None], said: str
+):
+    """An import that is tried, and whose package is removed, leaves the code as it is."""
     runs = [
-        dataclasses.replace(make_run(arm, seed, 5.0), environment={"packages": {"timm": f"1.0.{seed}"}})
-        for arm in tiny.arms
-        for seed in (0, 1)
+        make_run(arm, seed, 5.0, environment={} if used is None else {"packages": used})
+        for (arm, seed), used in zip(product(tiny.arms, (0, 1)), packages, strict=True)
     ]
-    assert "The runs differ in timm (1.0.0, 1.0.1)" in " ".join(remarks(Results.of(tiny, runs)))
+    differ = [remark for remark in remarks(Results.of(tiny, runs)) if "The runs differ in" in remark]
+    assert [said in remark for remark in differ] == [True] * bool(said)

@@ -13,8 +13,9 @@ from cdgrad.study import StudyError, files
 from cdgrad.study.records import FILE, csv_file
 from cdgrad.study.report import across, further, html_page, run_tables, tables, text, times, tuning_tables
 from cdgrad.study.report.document import Document, Figure, Section, Table
+from cdgrad.study.report.environments import environments
 from cdgrad.study.report.figures import curves, differences, levels, settings
-from cdgrad.study.report.remarks import environments, remarks
+from cdgrad.study.report.remarks import remarks
 from cdgrad.study.report.verdicts import across_cells, verdicts
 from cdgrad.study.report.words import words
 from cdgrad.study.statistics.results import Results, read

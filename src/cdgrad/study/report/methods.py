@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from cdgrad.study.report import across
 from cdgrad.study.report.changes import changed_later
-from cdgrad.study.report.remarks import environments, when_tested
+from cdgrad.study.report.environments import environments
+from cdgrad.study.report.remarks import when_tested
 from cdgrad.study.report.tables import what
 from cdgrad.study.report.words import counted, enumerated, words
 from cdgrad.study.spec import ERROR, NO_METRIC, Schedule, Setting, Spec

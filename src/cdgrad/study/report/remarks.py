@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from cdgrad.messages import first_few
 from cdgrad.study.plan.job import run_name
 from cdgrad.study.report.changes import changed_later, left_out
+from cdgrad.study.report.environments import environment_remarks
 from cdgrad.study.report.split_sizes import nothing_learned, repeated_images, split_sizes
 from cdgrad.study.report.tuning_remarks import tuning_remarks
 from cdgrad.study.report.verdicts import why_equal
@@ -15,8 +16,6 @@ from cdgrad.study.shown import published
 from cdgrad.study.spec import ERROR
 from cdgrad.study.statistics import paired
 from cdgrad.study.statistics.results import Results
-
-_ENVIRONMENT = ("torch", "numpy", "numba", "cdgrad", "commit", "python", "device", "cpu", "threads")
 
 
 def remarks(results: Results) -> list[str]:
@@ -36,29 +35,13 @@ def remarks(results: Results) -> list[str]:
         *changed_later(results),
         *tuning_remarks(results),
         *_shared_images(results),
-        *_environment(results),
-        *_images(results),
-        *_code(results),
+        *environment_remarks(results),
         *_unread(results),
         *_graphs(results),
         *_identical(results),
         *left_out(results),
         *_unfinished(results),
     ]
-
-
-def environments(results: Results) -> dict[str, list[str]]:
-    """What a repetition needs; several values where final runs differ in it."""
-    runs = [run for by_seed in results.finished.values() for run in by_seed.values()]
-    runs = runs or [run for s in results.searches.values() for t in s.runs.values() for run in t.values()]
-    recorded = {key: sorted({str(run.environment.get(key)) for run in runs}) for key in _ENVIRONMENT}
-    # Records of former versions have no packages, and a package that an arm does not use is no difference.
-    packages: dict[str, set[str]] = {}
-    for run in runs:
-        for package, version in run.environment.get("packages", {}).items():
-            packages.setdefault(package, set()).add(version)
-    recorded |= {package: sorted(packages[package]) for package in sorted(packages)}
-    return {key: values for key, values in recorded.items() if values != ["None"]}
 
 
 def _evaluated(results: Results) -> Iterator[str]:
@@ -218,52 +201,6 @@ def _shared_images(results: Results) -> Iterator[str]:
         yield (
             "The data has no test split of its own, so every seed draws one: in every arm, the "
             f"trials{in_cell(cell)} saw images that final runs are tested on."
-        )
-
-
-def _environment(results: Results) -> Iterator[str]:
-    # Training is chaotic: a changed rounding error moves a single run by as much as a changed seed.
-    for key, values in environments(results).items():
-        if len(values) < 2:
-            continue
-        of_seed: dict[tuple[str, int], set[str]] = {}
-        for (cell, _), runs in results.finished.items():
-            for seed, run in runs.items():
-                of_seed.setdefault((cell, seed), set()).add(str(run.environment.get(key)))
-        alike = of_seed and all(len(found) == 1 for found in of_seed.values())
-        so = (
-            "but those of one seed do not: the paired differences are within each of them"
-            if alike
-            else "so arms may differ in more than their setting"
-        )
-        yield f"The runs differ in {key} ({', '.join(values)}), {so}."
-
-
-def _images(results: Results) -> Iterator[str]:
-    """Whether a folder of images changed between the runs of a cell; cells may differ in their data."""
-    for cell in results.spec.cells:
-        groups = [by_seed for (c, _), by_seed in results.finished.items() if c == cell]
-        searches = [search for place, search in results.searches.items() if place.cell == cell]
-        groups += [by_seed for search in searches for by_seed in search.runs.values()]
-        environments = [run.environment for by_seed in groups for run in by_seed.values()]
-        data = sorted({environment["data"] for environment in environments if "data" in environment})
-        if len(data) > 1:
-            yield (
-                f"The runs differ in data{in_cell(cell)} ({', '.join(data)}): the images changed between "
-                f"them, and they are not comparable; run the study again with another --out."
-            )
-
-
-def _code(results: Results) -> Iterator[str]:
-    """Whether modules of the user changed between the runs."""
-    runs = [*results.final_runs, *results.trial_runs]
-    codes = [run.environment.get("code", {}) for run in runs if run.status != "failed"]
-    files = sorted({name for code in codes for name in code})
-    changed = [name for name in files if len({code[name] for code in codes if name in code}) > 1]
-    if changed:
-        yield (
-            f"The code changed between the runs ({', '.join(changed)}): they are compared as if it "
-            f"were the same."
         )
 
 
