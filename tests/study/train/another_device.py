@@ -2,7 +2,8 @@
 
 The tensors are fake: they have shapes and a device, and no memory. So whatever mixes devices, waits for the
 device or copies from the host where a CUDA graph would be captured raises an error here, too. Run as a
-program, because torch cannot forget a registered device; it prints a line for each setting.
+program, because torch cannot forget a registered device; it prints a line for each setting, and one for the
+error of each fault.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cdgrad.ops import byte_cache, graphs
 from cdgrad.study import data
+from cdgrad.study.shown import one_line
 from cdgrad.study.spec import LoopSetting, Model, Optimizer, Schedule, Task
 from cdgrad.study.train import average, epoch, execution, state, step
 from cdgrad.study.train.ranks import ALONE
@@ -48,6 +50,10 @@ SETTINGS = {
         "task": dataclasses.replace(TASK, augment=("pad-crop", "flip", "cutout")),
         "metric": "mean-sobolev:lam=0.1,boundary=periodic",
     },
+}
+FAULTS = {  # in the place of what makes the strides of gradients and weights equal
+    "waiting": lambda optimizer: bool(optimizer.param_groups[0]["lr"]),
+    "copying": lambda optimizer: optimizer.param_groups[0]["lr"].cpu(),
 }
 GPU = "gpu"
 _aten = torch.ops.aten
@@ -139,6 +145,7 @@ def splits(mode, task):
 
 def run(setting):
     """Steps and an evaluation, first at once and then as they would be captured."""
+    Strict.capturing = False
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     loaded = splits(mode, setting.task)
     state.datasets = SimpleNamespace(load=lambda task, seed: loaded)
@@ -160,7 +167,6 @@ def run(setting):
             Strict.capturing = capturing
             step.training_step(training, 32, compare=compare)
             epoch._evaluate(training, training.validation)
-        Strict.capturing = False
 
 
 if __name__ == "__main__":
@@ -168,3 +174,9 @@ if __name__ == "__main__":
     for name, changes in SETTINGS.items():
         run(dataclasses.replace(SETTING, **changes))
         print(name, flush=True)
+    for name, fault in FAULTS.items():
+        step.match_strides = fault
+        try:
+            run(SETTING)
+        except Exception as error:
+            print(f"{name}: {type(error).__name__}: {one_line(str(error))}", flush=True)
