@@ -7,7 +7,7 @@ import torch
 
 from cdgrad.study import StudyError
 from cdgrad.study.records import Run, Store
-from cdgrad.study.run import local_engine
+from cdgrad.study.run import driver, local_engine
 from cdgrad.study.run.engine import RunDone
 from cdgrad.study.run.execute import execute
 from cdgrad.study.spec import Spec, parse
@@ -121,14 +121,15 @@ def in_this_process(take, workers, **options):
         yield RunDone(0, job, execute(job, lambda epoch, measured: None, **options))
 
 
-def _here(take, workers, *, gpus, **options):
+def _here(take, workers, *, gpus=(), **options):
     assert not gpus
     return in_this_process(take, workers, **options)
 
 
 def without_workers(patch):
-    """``cdgrad study`` in this process executes its runs here: a worker process takes seconds to start."""
-    patch.setattr(local_engine, "run_all", _here)
+    """Studies of this process execute their runs here: a worker process takes seconds to start."""
+    for module in (local_engine, driver):
+        patch.setattr(module, "run_all", _here)
 
 
 def without_figures(patch):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from documents import ROOT, blocks
+from tiny_study import without_figures, without_workers
 
 from cdgrad import cli
 from cdgrad.study import spec
@@ -24,6 +25,8 @@ def test_every_block_runs_in_order(document, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setenv("CDGRAD_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
+    without_workers(monkeypatch)
+    without_figures(monkeypatch)
     namespace, printed = {"__name__": "__main__"}, ""
     for mark, language, code in blocks(document):
         if re.fullmatch(r"not run: \S.*", mark):

@@ -68,16 +68,15 @@ def test_the_quickstart_s_record_is_of_its_present_specification():
         assert run["fingerprint"] == study.setting("", run["arm"]).fingerprint, "remake the record"
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_sample_of_the_quickstart_runs_again_to_its_record(seed, tmp_path, capsys):
+def test_a_sample_of_the_quickstart_runs_again_to_its_record(capsys):
     """One seed of each: kernels and CPUs change single runs by some tenths of a point, mistakes by more."""
     recorded = quickstart.errors(quickstart.RUNS)
     assert recorded.keys() == {"sgd", "reweighted", "rounded"}
     for arm, errors in recorded.items():
-        assert cli.main(["train", "quickstart", "--arm", arm, "--seed", str(seed)]) == 0
+        assert cli.main(["train", "quickstart", "--arm", arm, "--seed", "0"]) == 0
         printed = capsys.readouterr().out
         error = float(printed.rpartition("test error ")[2].partition(" %")[0])
-        assert error == pytest.approx(errors[seed], abs=1.5)
+        assert error == pytest.approx(errors[0], abs=1.5)
 
 
 def test_a_file_without_the_markers_is_an_error():

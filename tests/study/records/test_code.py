@@ -4,14 +4,14 @@ import dataclasses
 import importlib
 import os
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
 import pytest
 
+from cdgrad import cli
 from cdgrad.study.records import Run, Store
 from cdgrad.study.records.code import changed_files, used_packages, user_code
 from cdgrad.study.records.environment import folder_commit
@@ -41,35 +41,38 @@ def build(shape, classes, width):
 """
 
 
-def study(folder: Path, seeds: int, *options: str, path: Sequence[str] = ()):
-    (folder / "s.toml").write_text(SPEC.format(seeds=seeds))
-    return subprocess.run(
-        [sys.executable, "-m", "cdgrad", "study", "s.toml", *options],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([*path, *sys.path])},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+@pytest.fixture
+def study(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], no_figures: None
+) -> Callable[..., tuple[int, str]]:
+    """Executes the study of a folder, in a worker: the exit status, and what came to stderr."""
+
+    def execute(folder: Path, seeds: int, *options: str) -> tuple[int, str]:
+        monkeypatch.chdir(folder)
+        (folder / "s.toml").write_text(SPEC.format(seeds=seeds))
+        return cli.main(["study", "s.toml", *options]), capsys.readouterr().err
+
+    return execute
 
 
-def test_a_study_does_not_mix_runs_of_changed_code(tmp_path: Path):
+def test_a_study_does_not_mix_runs_of_changed_code(study: Callable[..., tuple[int, str]], tmp_path: Path):
     (tmp_path / "mynet.py").write_text(NET)
     (tmp_path / "blocks.py").write_text("from torch.nn import ReLU as activation\n")
-    assert study(tmp_path, 1).returncode == 0
+    assert study(tmp_path, 1)[0] == 0
     (tmp_path / "blocks.py").write_text("from torch.nn import Tanh as activation\n")
-    assert study(tmp_path, 1).returncode == 0  # nothing is added
-    refused = study(tmp_path, 2)
-    assert refused.returncode == 1
-    (line,) = [line for line in refused.stderr.splitlines() if line.startswith("cdgrad:")]
+    assert study(tmp_path, 1)[0] == 0  # nothing is added
+    status, refused = study(tmp_path, 2)
+    assert status == 1
+    (line,) = [line for line in refused.splitlines() if line.startswith("cdgrad:")]
     assert "blocks.py changed since runs/s recorded 1 runs" in line
     assert "add --allow-code-change" in line
-    allowed = study(tmp_path, 2, "--allow-code-change")
-    assert allowed.returncode == 0
+    assert study(tmp_path, 2, "--allow-code-change")[0] == 0
     assert "The code changed between the runs (blocks.py)" in Path(tmp_path, "runs/s/report.md").read_text()
 
 
-def test_a_library_of_the_users_elsewhere_is_their_code_and_installed_packages_are_not(tmp_path: Path):
+def test_a_library_of_the_users_elsewhere_is_their_code_and_installed_packages_are_not(
+    study: Callable[..., tuple[int, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Its project may be in PYTHONPATH or be installed to be edited; beside it, a folder of packages."""
     project, packages, folder = (tmp_path / name for name in ("project", "packages", "folder"))
     for place in (project / "mylib", packages / "installed", packages / "installed-1.0.dist-info", folder):
@@ -82,8 +85,9 @@ def test_a_library_of_the_users_elsewhere_is_their_code_and_installed_packages_a
         "import installed\nfrom torch.nn import ReLU as activation\n"
     )
     (folder / "mynet.py").write_text(NET.replace("from blocks", "from mylib.blocks"))
-    path = [str(project), str(packages)]
-    assert study(folder, 1, path=path).returncode == 0
+    for path in (packages, project):
+        monkeypatch.syspath_prepend(path)
+    assert study(folder, 1)[0] == 0
     with Store(folder / "runs" / "s", write=False) as store:
         (run,) = store.runs()
     assert run.environment["code"].keys() == {"mynet.py", "mylib", "mylib.blocks"}
@@ -91,9 +95,9 @@ def test_a_library_of_the_users_elsewhere_is_their_code_and_installed_packages_a
     (project / "mylib" / "blocks.py").write_text(
         "import installed\nfrom torch.nn import Tanh as activation\n"
     )
-    refused = study(folder, 2, path=path)
-    assert refused.returncode == 1
-    assert "cdgrad: mylib.blocks changed since runs/s recorded 1 runs" in refused.stderr
+    status, refused = study(folder, 2)
+    assert status == 1
+    assert "cdgrad: mylib.blocks changed since runs/s recorded 1 runs" in refused
 
 
 def test_modules_of_a_deep_or_odd_name_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

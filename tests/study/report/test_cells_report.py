@@ -308,7 +308,7 @@ def test_arms_may_search_a_key_in_different_ways(tiny_text, common, own, ticks):
         assert axes.get_xscale() == "linear", "the other would not show 0"
 
 
-def test_the_files_hold_every_seed_and_every_trial(spec, runs, tmp_path):
+def test_the_files_hold_every_seed_and_every_trial(spec, runs, tmp_path, no_figures):
     results = Results.of(spec, runs)
     names = {path.name for path in report.write(results, tmp_path)}
     assert {"report.html", "report.md", "runs.csv", "trials.csv", "overview.png", "tuning-one.png"} <= names
@@ -336,10 +336,11 @@ def test_the_files_hold_every_seed_and_every_trial(spec, runs, tmp_path):
     assert "| 3 \\* | 9.10 |" in text
 
 
-def test_runs_kept_as_parquet_give_the_same_report(spec, runs, tmp_path):
+def test_runs_kept_as_parquet_give_the_same_report(spec, runs, tmp_path, no_figures):
     parquet.to_parquet(runs, tmp_path / "runs.parquet")
-    again = Results.of(spec, parquet.from_parquet(tmp_path / "runs.parquet"))
-    assert page.html(report.document(again)) == page.html(report.document(Results.of(spec, runs)))
+    results, again = (Results.of(spec, r) for r in (runs, parquet.from_parquet(tmp_path / "runs.parquet")))
+    assert page.html(report.document(again)) == page.html(report.document(results))
+    assert (again.finished, again.searches) == (results.finished, results.searches)
 
 
 class Outline(HTMLParser):

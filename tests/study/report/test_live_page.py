@@ -22,7 +22,7 @@ import time
 
 def run(seed, arm):
     arm.attached = True
-    time.sleep(0.3 * seed)
+    time.sleep(0.1 * seed)
     return {"error": 10 + seed}
 """
 
@@ -39,7 +39,7 @@ def get(address, path="/", **headers):
     return answer.status, answer.read().decode(), answer.headers
 
 
-def test_the_page_is_the_report_and_follows_the_records(study, tiny, make_run):
+def test_the_page_is_the_report_and_follows_the_records(study, tiny, make_run, no_figures):
     with live_page.served(study) as address:
         assert address.startswith("http://127.0.0.1:")
         status, before, headers = get(address)
@@ -77,7 +77,7 @@ def test_before_the_first_run_the_page_says_what_is_missing(tmp_path):
         report.watch(tmp_path, live_page.Asked())
 
 
-def test_the_page_shows_the_comparisons_that_are_asked_for(study):
+def test_the_page_shows_the_comparisons_that_are_asked_for(study, no_figures):
     assert "Paired difference to sgd" in live_page.page(study)
     assert "Paired difference to directed" in live_page.page(study, live_page.Asked(reference="directed"))
     assert "Paired differences of all pairs" in live_page.page(study, live_page.Asked(all_pairs=True))
