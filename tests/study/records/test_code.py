@@ -198,6 +198,8 @@ def test_packages_that_the_users_code_imports_are_recorded_and_compared(
 ):
     (tmp_path / "imports_packages.py").write_text(
         "import pytest as p\nfrom rich.console import Console\nimport os\n"
+        "exec('def of_no_module(): ...', made := {})\nof_no_module = made['of_no_module']\n"
+        "class Unbound:\n    __class__ = property(lambda self: 1 / 0)\nproxy = Unbound()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("imports_packages")

@@ -56,14 +56,17 @@ def used_packages(callables: Iterable[str]) -> dict[str, str]:
     Args:
         callables: names such as ``timm:resnet18``, whose part before the colon is a module.
     """
-    used = {name.partition(":")[0] for name in callables}
+    used: set[object] = {name.partition(":")[0] for name in callables}
     for _, module, _ in _user_modules():
-        for value in list(vars(module).values()):
-            if isinstance(value, ModuleType):
-                used.add(value.__name__)
-            elif isinstance(value, type | FunctionType):
-                used.add(value.__module__)
-    packages = {each for name in used for each in _distributions().get(name.partition(".")[0], ())}
+        values: list[object] = [*vars(module).values()]
+        for value in values:
+            # isinstance would ask a proxy for what it stands for.
+            if issubclass(type(value), ModuleType):
+                used.add(getattr(value, "__name__", None))
+            elif issubclass(type(value), type | FunctionType):
+                used.add(getattr(value, "__module__", None))
+    tops = {name.partition(".")[0] for name in used if isinstance(name, str)}  # exec names no module
+    packages = {each for top in tops for each in _distributions().get(top, ())}
     return {package: version(package) for package in sorted(packages - {"cdgrad", *PACKAGES})}
 
 
