@@ -378,7 +378,6 @@ def test_what_is_attached_inside_a_wrapper_is_said_to_be():
         attach(Wrapper(optimizer), model, METRIC)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_scripted_modules_say_what_to_pass():
     model = nn.Sequential(nn.Conv2d(3, 8, 3))
     scripted = torch.jit.script(model)

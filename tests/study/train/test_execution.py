@@ -279,6 +279,7 @@ def test_a_failed_capture_gives_the_generators_their_state_back(monkeypatch):
     monkeypatch.setattr(torch.cuda, "default_generators", (device,))
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the current stream")
+    monkeypatch.setattr(execution, "end_failed_capture", lambda *capture: None)
     steps = execution.CudaGraph([own], "a pool")
     assert Graph.registered == [own]  # torch registers the device's own
 
