@@ -36,6 +36,7 @@ def section() -> dict[str, str]:
         ),
         "ranges_table": _table(results),
         "ranges_photos": _photographs(),
+        "ranges_tried": _tried(),
     }
 
 
@@ -93,6 +94,17 @@ def _near(cells: Iterable[tuple[Results, str]], arm: str, key: str) -> str:
         end = near_an_end(float(study.values(cell, arm)[key]), within) if within else ""
         found += [f"{tables.cell_name(cell)} ({end})"] if end else []
     return "; ".join(found) or "none"
+
+
+def _tried() -> str:
+    """The learning rates that the few trials on photographs tried under SGD, by the baseline and by the metrics."""
+    (study,) = studies(["cifar10-jpeg"])
+    assert study.spec.tuning is not None
+    ends: list[str] = []
+    for arm in ("none", "reweighted"):
+        rates = [point[RATE] for point in study.spec.tuning.points(arm)]
+        ends.append(f"{min(rates):.2g} to {max(rates):.2g}")
+    return f"under SGD {ends[1]} in place of {ends[0]}"
 
 
 def _photographs() -> str:

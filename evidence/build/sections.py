@@ -18,25 +18,14 @@ from evidence.build import (
     figures,
     gpu,
     labels,
+    ledger,
     mechanism,
     ranges,
     searches,
     tables,
     width,
 )
-from evidence.build.loading import (
-    CLAIMS,
-    OTHERS,
-    PHOTOS,
-    RATES,
-    RECORDS,
-    STUDIES,
-    Row,
-    baselines,
-    rows,
-    runs_of,
-    studies,
-)
+from evidence.build.loading import PHOTOS, RATES, Row, baselines, rows, studies
 
 CONTROLS = {
     "rw-output": "re-weighted, output channel",
@@ -62,11 +51,6 @@ ORDERS = {
     "similar neighbors": ("none", "similar"),
     "own order, trained by Sobolev": ("sobolev", "index"),
 }
-REWRITTEN = (
-    "38617cb",
-    "8b5d94b",
-    "fffba59",
-)  # commits that runs name and that are not in the history
 OPTIMIZERS = {"best-effort-sgd": "SGD with momentum", "best-effort-adamw": "AdamW"}
 PHOTOGRAPHS = {
     ("cifar10-jpeg", ""): "CIFAR-10, ResNet-8, SGD",
@@ -91,7 +75,7 @@ def all_parts() -> tuple[dict[str, str], list[Drawing]]:
         more, figures_of_it = section()
         parts |= more
         drawn += figures_of_it
-    without_figures = (ranges.section, photographs, elsewhere.section, attempts, ledger)
+    without_figures = (ranges.section, photographs, elsewhere.section, attempts, ledger.section)
     for words in (*without_figures, searches.section, labels.section, gpu.section, again.section):
         parts |= words()
     return parts, drawn
@@ -306,52 +290,6 @@ def attempts() -> dict[str, str]:
 
 def _attempt(row: Row) -> str:
     return f"{ATTEMPTS[row.arm]} ({tables.cell_name(row.cell)})"
-
-
-def ledger() -> dict[str, str]:
-    """What all records add up to; and the tables of the second page."""
-    results = studies((*CLAIMS, *RATES, *OTHERS, *labels.LABELS, "searches", "cifar10-tuned"))
-    origin = runs_of(results)
-    rewritten = [
-        (study.spec.name, run)
-        for study in results
-        for run in study.runs
-        if str(run.environment["commit"]).startswith(REWRITTEN)
-    ]
-    named = ", ".join(f"`{name}`" for name in CLAIMS)
-    groups = {
-        f"The metrics, tuned\n\n{named}": rows(studies(CLAIMS), claims.METHODS),
-        f"The metrics at a fixed lam and the baseline's rate\n\n{named}": rows(studies(CLAIMS), claims.FIXED),
-        f"The tuned metrics against the baseline at their rates\n\n{named} and the baselines of `rates-*`": (
-            claims.rows_at_equal_rates()
-        ),
-        **{
-            f"{study.spec.title}\n\n`{name}`": rows([study])
-            for name in (*OTHERS, labels.LABELS[0], "cifar10-tuned")
-            for study in studies([name])
-        },
-    }
-    listed = [f"## {title}\n\n{tables.full(table)}" for title, table in groups.items() if table]
-    return {
-        "ledger_not_run": ", ".join(f"`{name}`" for name in _not_run()) or "none",
-        "ledger_runs": f"{origin['runs']:,}",
-        "ledger_failed": str(origin["failed"]),
-        "ledger_diverged": str(origin["diverged"]),
-        "ledger_commits": ", ".join(f"`{c[:7]}`" for c in origin["commit"] if not c.startswith(REWRITTEN)),
-        "ledger_rewritten": ", ".join(f"`{commit}`" for commit in REWRITTEN),
-        "ledger_rewritten_runs": str(len(rewritten)),
-        "ledger_rewritten_studies": ", ".join(f"`{name}`" for name in dict.fromkeys(n for n, _ in rewritten)),
-        "ledger_torch": ", ".join(origin["torch"]),
-        "ledger_cpu": ", ".join(origin["cpu"]),
-        "full_tables": "\n\n".join(listed),
-    }
-
-
-def _not_run() -> list[str]:
-    """Specifications without records."""
-    names = sorted(path.stem for path in STUDIES.glob("*.toml"))
-    recorded = {path.stem.removesuffix("-modes") for path in RECORDS.glob("*.parquet")}
-    return [name for name in names if name not in recorded]
 
 
 def _base(study: Results) -> str:

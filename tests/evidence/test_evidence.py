@@ -15,10 +15,10 @@ from cdgrad.study.spec.space import Dimension
 from cdgrad.study.statistics.results import Results
 from evidence.build import again, gpu, ranges, searches
 from evidence.build import pages as build
+from evidence.build.ledger import REWRITTEN
 from evidence.build.loading import CLAIMS, RECORDS, ROOT, holds
 from evidence.build.loading import recorded as committed
 from evidence.build.mechanism import SPECS, table
-from evidence.build.sections import REWRITTEN
 
 STUDIES = sorted(
     path.stem for path in RECORDS.glob("*.parquet") if not path.stem.startswith(("mechanism", "width"))
@@ -102,6 +102,7 @@ def test_a_choice_near_an_end_of_its_range_is_named(built):
     assert [ranges.near_an_end(v, within) for v in (0.0125, 0.1, 0.7)] == ["low", "", "high"]
     page = built[0]["evidence.md"]
     assert "| ordinary gradient | 12 | plain, SGD (low); small CNN, AdamW (high); " in page
+    assert "(under SGD 0.022 to 0.73 in place of 0.013 to 0.5)" in page
     assert "18 ended above 80 % validation errors" in page  # of the longer search on photographs
 
 
