@@ -59,6 +59,13 @@ def test_a_changed_benchmark_moves_its_page(name, key, text, tmp_path, monkeypat
     assert text in compute()
 
 
+def test_the_first_cost_is_told_to_a_tenth_of_a_percent_and_for_single_launches_too():
+    graph, eager, compiled = (benchmarks.gpu_steps(way).values() for way in ("graph", "eager", "compiled"))
+    sentence = benchmarks.cost_sentence().replace("\n", " ")
+    assert f"to {max(graph):.1f} % longer as one CUDA graph" in sentence
+    assert f"to {max(*eager, *compiled):.0f} % longer launched one by one" in sentence
+
+
 def test_the_quickstart_s_record_is_of_its_present_specification():
     study = spec.load("quickstart")
     with quickstart.RUNS.open() as file:

@@ -189,7 +189,7 @@ def test_commits_that_cannot_be_checked_out_are_named(built):
         ).returncode
     }
     assert lost == {*REWRITTEN}
-    assert "663 of them, of `axes`, `depth`, `regimes-labels`, " in built[0]["evidence.md"]
+    assert "663 of the runs, those of `axes`, `depth`, `regimes-labels`, " in built[0]["evidence.md"]
 
 
 @pytest.mark.parametrize("specification", ["claims-momentum", "best-effort-sgd", "rates-momentum"])
