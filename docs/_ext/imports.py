@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "src" / "cdgrad"
@@ -73,8 +74,13 @@ def _graph(package: str) -> Graph:
     return graph
 
 
-def _imported(folder: Path) -> Iterator[tuple[Path, str]]:
+@lru_cache  # every picture is drawn twice
+def _imported(folder: Path) -> tuple[tuple[Path, str], ...]:
     """Each file and each module that it imports when it runs; at least one pair per file."""
+    return tuple(_read(folder))
+
+
+def _read(folder: Path) -> Iterator[tuple[Path, str]]:
     for path in sorted(folder.rglob("*.py")):
         yield path, ""
         tree = ast.parse(path.read_text(encoding="utf-8"))

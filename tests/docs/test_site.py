@@ -80,27 +80,37 @@ def test_the_site(html):
 NAMES = [f"{page.as_posix()}.html" for page in PAGES]
 
 
-@browser.needs_browser
-def test_no_page_is_wider_than_a_phone(html):
-    widths = browser.measure_site(html, NAMES, "d.documentElement.scrollWidth", 390, 900)
-    assert {name: width for name, width in widths.items() if width > 390} == {}
-    assert widths.keys() == {*NAMES}
-
-
 SIDEWAYS = """[...d.querySelectorAll("article *")].filter((e) => e.scrollWidth > e.clientWidth + 1
   && ["auto", "scroll"].includes(w.getComputedStyle(e).overflowX)
   && !e.closest(".highlight, .table-wrapper")).map((e) => e.outerHTML.slice(0, 80))"""
 PICTURES = '[...d.querySelectorAll("picture img")].map((i) => i.currentSrc.split("/").pop())'
 
 
+@pytest.fixture(scope="module")
+def phone(html):
+    """What every page is like on a phone."""
+    script = f"({{ width: d.documentElement.scrollWidth, sideways: {SIDEWAYS}, pictures: {PICTURES} }})"
+    return browser.measure_site(html, NAMES, script, 390, 900)
+
+
+@pytest.fixture(scope="module")
+def laptop(html):
+    """What every page is like on a laptop."""
+    return browser.measure_site(html, NAMES, f"({{ ...{SEEN}, pictures: {PICTURES} }})", 1280, 900)
+
+
 @browser.needs_browser
-def test_on_a_phone_only_code_and_tables_scroll_sideways_and_figures_are_the_narrow_ones(html):
-    found = browser.measure_site(html, NAMES, SIDEWAYS, 390, 900)
-    assert {name: boxes for name, boxes in found.items() if boxes} == {}
+def test_no_page_is_wider_than_a_phone(phone):
+    assert {name: seen["width"] for name, seen in phone.items() if seen["width"] > 390} == {}
+    assert phone.keys() == {*NAMES}
+
+
+@browser.needs_browser
+def test_on_a_phone_only_code_and_tables_scroll_sideways_and_figures_are_the_narrow_ones(phone, laptop):
+    assert {name: seen["sideways"] for name, seen in phone.items() if seen["sideways"]} == {}
     drawn = {f"{figure.stem}.svg" for figure in DOCS.rglob("*.svg") if "-narrow" not in figure.name}
-    for width, ending in ((390, "-narrow.svg"), (1280, ".svg")):
-        shown = browser.measure_site(html, ["evidence.html", "start.html"], PICTURES, width, 900)
-        names = {name for of_page in shown.values() for name in of_page}
+    for pages, ending in ((phone, "-narrow.svg"), (laptop, ".svg")):
+        names = {name for page in ("evidence.html", "start.html") for name in pages[page]["pictures"]}
         assert names == {figure.replace(".svg", ending) for figure in drawn}
 
 
@@ -143,12 +153,11 @@ SEEN = """(() => {
 
 
 @browser.needs_browser
-def test_on_a_laptop_the_contents_are_visible_and_the_sidebars_last_entry_can_be_reached(html):
-    pages = browser.measure_site(html, NAMES, SEEN, 1280, 900)
-    own_contents = [name for name, seen in pages.items() if seen["titles"] > 2 and name != "index.html"]
+def test_on_a_laptop_the_contents_are_visible_and_the_sidebars_last_entry_can_be_reached(laptop):
+    own_contents = [name for name, seen in laptop.items() if seen["titles"] > 2 and name != "index.html"]
     assert len(own_contents) > 10
-    assert [name for name in own_contents if not pages[name]["contents"]] == []
-    assert [name for name, seen in pages.items() if not seen["last"] or seen["width"] > 1280] == []
+    assert [name for name in own_contents if not laptop[name]["contents"]] == []
+    assert [name for name, seen in laptop.items() if not seen["last"] or seen["width"] > 1280] == []
 
 
 @browser.needs_browser
