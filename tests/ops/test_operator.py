@@ -183,14 +183,17 @@ def test_float32_accuracy(operator, n, lam):
     """Within 1e-6 of float64 in norm, also where rounding the mean to float32 would ruin the result."""
     if operator is BACKENDS.get("triton") and n > 64:
         pytest.skip("minutes in the interpreter; test_triton.py measures the same arithmetic in numpy")
+    if operator is BACKENDS["jax"] and n == 2048:
+        pytest.skip("seconds of compilation; only the depth of the program is between those of 64 and 8192")
     noise = random(0, n, 4)
-    for x in (noise, noise - noise.mean(0), noise + 100):
-        x = x.astype(np.float32)
-        for metric in (
-            ReweightedL2(lam),
-            *(family(lam, b) for family in (Sobolev, MeanSobolev) for b in ("free", "periodic")),
-        ):
-            close(operator(x, metric, 0, 1), operator(x.astype(np.float64), metric, 0, 1), 1e-6)
+    x = np.hstack([noise, noise - noise.mean(0), noise + 100]).astype(np.float32)
+    for metric in (
+        ReweightedL2(lam),
+        *(family(lam, b) for family in (Sobolev, MeanSobolev) for b in ("free", "periodic")),
+    ):
+        results = operator(x, metric, 0, 1), operator(x.astype(np.float64), metric, 0, 1)
+        for single, double in zip(*(np.hsplit(each, 3) for each in results), strict=True):
+            close(single, double, 1e-6)
 
 
 @every_backend
