@@ -109,7 +109,7 @@ def check_hybrid_and_other_axes():
         return
     hybrid = init_device_mesh("cpu", (2, size // 2), mesh_dim_names=("replicate", "shard"))
     single = on_one_process("sobolev:lam=0.1", "norm")
-    other = {"shard_placement_fn": lambda param: Shard(param.ndim > 1 and param.shape[1] % size == 0)}
+    other = {"shard_placement_fn": lambda param: Shard(int(param.ndim > 1 and param.shape[1] % size == 0))}
     for mesh, options in ((hybrid, {}), (init_device_mesh("cpu", (size,)), other)):
         model = sharded(network(), mesh, **options)
         train(model, "sobolev:lam=0.1", own, "norm")

@@ -118,8 +118,6 @@ def test_finite_results_of_float64_near_the_largest_float_stay_finite(n):
 
 
 def test_reduced_precision_of_the_program_is_not_used_and_comes_back():
-    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
-        pytest.skip("this torch has the older switch")
     switch = torch.backends.mkldnn.matmul
     before = switch.fp32_precision
     x = torch.randn(1, 256, 4096)

@@ -58,8 +58,7 @@ def peers(grads: list[Tensor]) -> Candidates:
         "AdamW step (fused)": partial(torch.optim.AdamW, fused=True),
     }.items():
         candidates[name] = make(_parameters(grads)).step
-    if hasattr(torch.optim, "Muon"):
-        candidates["Muon step"] = torch.optim.Muon(_parameters(plain)).step
+    candidates["Muon step"] = torch.optim.Muon(_parameters(plain)).step
     return candidates
 
 

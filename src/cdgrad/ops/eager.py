@@ -111,7 +111,7 @@ class _Directed(torch.autograd.Function):
     def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Tensor, int]:
         # Columns are independent, so a batch is more of them.
         x, metric = args
-        return directed(x.movedim(in_dims[0], -1), metric), -1
+        return directed(x.movedim(in_dims[0], -1), metric), x.dim() - 1
 
 
 def _operator(x: Tensor, metric: Metric) -> Tensor:

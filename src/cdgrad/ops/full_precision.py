@@ -14,7 +14,7 @@ import torch
 
 _lock = Lock()
 _depth = 0
-_before: list[tuple[Any, str, Any]] = []
+_before: list[tuple[Any, str]] = []
 
 
 @contextmanager
@@ -26,13 +26,11 @@ def full_precision(device: str) -> Generator[None]:
     global _depth
     backends: Any = torch.backends
     switch = backends.mkldnn.matmul if device == "cpu" else backends.cuda.matmul
-    # torch 2.9 replaced the switch by a name, and refuses to read the one after the other was set.
-    name, full = ("fp32_precision", "ieee") if hasattr(switch, "fp32_precision") else ("allow_tf32", False)
     with _lock:
-        value = getattr(switch, name, full)
-        if value not in (full, "none"):
-            _before.append((switch, name, value))
-            setattr(switch, name, full)
+        value = switch.fp32_precision
+        if value not in ("ieee", "none"):
+            _before.append((switch, value))
+            switch.fp32_precision = "ieee"
         _depth += 1
     try:
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
@@ -47,10 +45,8 @@ def full_precision(device: str) -> Generator[None]:
                 _restore(*_before.pop())
 
 
-def _restore(switch: Any, name: str, value: Any) -> None:
-    if name == "fp32_precision":
-        # Where it had the value of all backends, it has none of its own again: the next one reaches it, too.
-        switch.fp32_precision = "none"
-        if switch.fp32_precision == value:
-            return
-    setattr(switch, name, value)
+def _restore(switch: Any, value: str) -> None:
+    # Where it had the value of all backends, it has none of its own again: the next one reaches it, too.
+    switch.fp32_precision = "none"
+    if switch.fp32_precision != value:
+        switch.fp32_precision = value
