@@ -19,7 +19,7 @@ from cdgrad.study.records.run import Run
 from cdgrad.study.run.execute import execute
 from cdgrad.study.spec import Spec, as_json, load
 from evidence.build import tables
-from evidence.build.loading import RECORDS, STUDIES, holds
+from evidence.build.loading import RECORDS, STUDIES, holds, recorded
 
 FILE = RECORDS / "again.json"
 _MOST_SECONDS = 15.0  # of a recorded run
@@ -123,16 +123,14 @@ def section() -> dict[str, str]:
 
 def _not_executed(repeats: Iterable[Again]) -> list[str]:
     """The studies of which no sample was executed, although their runs take seconds: recorded since, for example."""
-    done = {repeat.study for repeat in repeats}
-    recorded = (path.stem for path in sorted(RECORDS.glob("*.parquet")))
-    return [
-        name
-        for name in recorded
-        if name not in done
-        and (STUDIES / f"{name}.toml").is_file()
-        and name != "width"
-        and any(sample(load(str(STUDIES / f"{name}.toml")), from_parquet(RECORDS / f"{name}.parquet")))
-    ]
+    done = {repeat.study for repeat in repeats} | {"width"}
+    left: list[str] = []
+    for path in sorted(RECORDS.glob("*.parquet")):
+        specification = STUDIES / f"{path.stem}.toml"
+        if path.stem not in done and specification.is_file():
+            study = recorded(specification, path)
+            left += [path.stem] if any(sample(study.spec, study.runs)) else []
+    return left
 
 
 def main() -> None:

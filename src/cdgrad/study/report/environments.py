@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from cdgrad.study.records.run import Run
 from cdgrad.study.report.words import in_cell
@@ -13,9 +13,7 @@ _ENVIRONMENT = ("torch", "numpy", "numba", "cdgrad", "commit", "python", "device
 
 def environments(results: Results) -> dict[str, list[str]]:
     """What a repetition needs; several values where final runs differ in it."""
-    runs = [run for by_seed in results.finished.values() for run in by_seed.values()]
-    runs = runs or [run for s in results.searches.values() for t in s.runs.values() for run in t.values()]
-    software = _software(runs)
+    software = _software(_finished(results.final_runs) or _finished(results.trial_runs))
     packages = sorted({key for used in software for key in used} - {*_ENVIRONMENT})
     values = {key: {used[key] for used in software if key in used} for key in (*_ENVIRONMENT, *packages)}
     return {key: sorted(found) for key, found in values.items() if found - {"None"}}
@@ -26,6 +24,10 @@ def environment_remarks(results: Results) -> Iterator[str]:
     yield from _environment(results)
     yield from _images(results)
     yield from _code(results)
+
+
+def _finished(runs: Iterable[Run]) -> list[Run]:
+    return [run for run in runs if run.status != "failed"]
 
 
 def _software(runs: Sequence[Run]) -> list[dict[str, str]]:
@@ -52,7 +54,7 @@ def _modules(run: Run) -> tuple[str, str, str]:
 
 def _environment(results: Results) -> Iterator[str]:
     # Training is chaotic: a changed rounding error moves a single run by as much as a changed seed.
-    runs = [run for by_seed in results.finished.values() for run in by_seed.values()]
+    runs = _finished(results.final_runs)
     software = _software(runs)
     for key, values in environments(results).items():
         if len(values) < 2:
@@ -87,8 +89,8 @@ def _images(results: Results) -> Iterator[str]:
 
 def _code(results: Results) -> Iterator[str]:
     """Whether modules of the user changed between the runs."""
-    runs = [*results.final_runs, *results.trial_runs]
-    codes = [run.environment.get("code", {}) for run in runs if run.status != "failed"]
+    runs = _finished([*results.final_runs, *results.trial_runs])
+    codes = [run.environment.get("code", {}) for run in runs]
     files = sorted({name for code in codes for name in code})
     changed = [name for name in files if len({code[name] for code in codes if name in code}) > 1]
     if changed:
