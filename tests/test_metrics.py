@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 import cdgrad
 from cdgrad import L2, MeanSobolev, ReweightedL2, Sobolev, parse_metric
+from cdgrad.metrics import Boundary
 from cdgrad.reference import gram
 
 positive = st.floats(1e-300, 1e300)
@@ -84,8 +86,27 @@ def test_lam_is_stored_as_a_float():
 def test_metric_arguments_of_the_wrong_type():
     with pytest.raises(TypeError, match="a metric's text is a str, got int"):
         parse_metric(3)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="positive integer, got 0"):
-        Sobolev(1).spectrum(0)
+    for metric in (
+        L2(),
+        ReweightedL2(3),
+        *(f(1, b) for f in (Sobolev, MeanSobolev) for b in get_args(Boundary)),
+    ):
+        for n in (0, -3, 2.5, True):
+            with pytest.raises(ValueError, match=f"positive integer, got {n}"):
+                metric.spectrum(n)
+    with pytest.raises(ValueError, match="must be positive and finite, got 10000"):
+        ReweightedL2(10**400)
+
+
+def test_the_spectrum_is_one_for_integers_of_any_kind():
+    for n in (np.int8(100), np.int32(70_000)):
+        for metric in (
+            Sobolev(0.01),
+            Sobolev(0.01, "periodic"),
+            MeanSobolev(0.1),
+            MeanSobolev(0.1, "periodic"),
+        ):
+            np.testing.assert_array_equal(metric.spectrum(n), metric.spectrum(int(n)))
 
 
 @pytest.mark.parametrize("n", range(1, 9))
