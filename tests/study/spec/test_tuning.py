@@ -131,6 +131,11 @@ def test_a_trial_never_evaluates_the_test_part(tuned):
             '# "optimizer.lr" = ',
             "arm sgd has nothing to tune; add a key to tuning.space or",
         ),
+        (
+            "[tuning.space]",
+            "[tuning.space]\noptimizer.lr = { low = 5.0, high = 6.0 }",
+            'tuning.space."optimizer.lr" is given twice, in quotes and with dots; remove one',
+        ),
     ],
 )
 def test_an_error_names_the_key_what_came_and_what_is_allowed(tiny_text, old, new, message):
@@ -144,6 +149,7 @@ def test_an_error_names_the_key_what_came_and_what_is_allowed(tiny_text, old, ne
         ("own", "best", "arms.directed.tuning must be one of own, baseline, none; got 'best'"),
         ("none", "baseline", "needs a tuned baseline; sgd is not tuned"),
         ("baseline", "own", "needs a tuned baseline; sgd is not tuned"),
+        ("none", "none", "the table tuning has no effect where no arm is tuned; remove it, or tune an arm"),
     ],
 )
 def test_where_an_arm_takes_its_setting_from(tiny_text, sgd, directed, message):

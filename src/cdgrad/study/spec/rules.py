@@ -7,6 +7,7 @@ A field's metadata says what its type cannot: `one_of`, `at_least`, `within`, `P
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -239,6 +240,20 @@ def check_values(table: Mapping[str, object], name: str, where: str = "", depth:
             raise StudyError(f"{name}: {path} must be an integer of at most 64 bits; got a larger one")
 
 
+def unique(pairs: Iterable[tuple[str, T]], where: str, name: str) -> dict[str, T]:
+    """The pairs as a table.
+
+    Raises:
+        StudyError: a key comes twice, as TOML allows of ``a.b = 1`` and ``"a.b" = 2``.
+    """
+    table: dict[str, T] = {}
+    for key, value in pairs:
+        if key in table:
+            raise StudyError(f'{name}: {where}."{key}" is given twice, in quotes and with dots; remove one')
+        table[key] = value
+    return table
+
+
 def dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of nested tables under keys such as ``optimizer.lr``."""
     for key, value in table.items():
@@ -246,3 +261,16 @@ def dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from dotted(cast(dict[str, Any], value), f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def first_difference(old: Mapping[str, object], new: Mapping[str, object], prefix: str = "") -> str:
+    """The first key at which two configurations differ, with both values; empty where none does."""
+    for key in sorted({*old, *new}):
+        a, b, path = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            tables = cast(Mapping[str, object], a), cast(Mapping[str, object], b)
+            if inner := first_difference(*tables, f"{path}."):
+                return inner
+        elif json.dumps(a, sort_keys=True) != json.dumps(b, sort_keys=True):  # which tells 1 from 1.0
+            return f"{path} was {a!r} and is {b!r}"
+    return ""

@@ -23,6 +23,7 @@ from cdgrad.study.spec.rules import (
     is_a,
     read,
     seeds,
+    unique,
 )
 from cdgrad.study.spec.sobol import sobol
 
@@ -155,7 +156,7 @@ def _listed(value: object, tuning: Tuning, arms: Sequence[str], name: str) -> di
 
 def _point(value: object, space: Mapping[str, Dimension], where: str, name: str) -> dict[str, Any]:
     """The values of one trial: of each key of the space, and within it."""
-    point = dict(dotted(as_table(value, where, name)))
+    point = unique(dotted(as_table(value, where, name)), where, name)
     allowed = {key: f"in its space, {dimension}" for key, dimension in space.items()}
     check_keys(point, space, space, f"{where}.", name, allowed)
     for key, dimension in space.items():
@@ -174,14 +175,14 @@ _KEYS = ("low", "high", "log", "integer", "choices")
 
 def _flat(table: Mapping[str, Any], where: str, name: str) -> dict[str, Any]:
     """Keys joined by dots: TOML's ``optimizer.lr = {..}`` and ``"optimizer.lr" = {..}`` are one."""
-    flat: dict[str, Any] = {}
+    pairs: list[tuple[str, Any]] = []
     for key, value in table.items():
         inner = as_table(value, f"{where}.{key}", name)
         if not inner or set(inner) & set(_KEYS):
-            flat[key] = inner
+            pairs.append((key, inner))
         else:
-            flat |= {f"{key}.{k}": v for k, v in _flat(inner, f"{where}.{key}", name).items()}
-    return flat
+            pairs += [(f"{key}.{k}", v) for k, v in _flat(inner, f"{where}.{key}", name).items()]
+    return unique(pairs, where, name)
 
 
 def _dimension(table: object, where: str, name: str) -> Dimension:
