@@ -82,6 +82,7 @@ def test_an_arm_changes_only_what_it_names(tiny):
         ),
         ("seeds = 2", "seeds = 0", "seeds must be a count of at least 1"),
         ("seeds = 2", "seeds = [1, 1]", "seeds must be a count of at least 1"),
+        ("seeds = 2", "seeds = [1, 4294967297]", "seeds must be seeds that differ in their last 32 bits"),
         ("seeds = 2", "seeds = 2\nworker = 3", "unknown key worker; did you mean workers?"),
         ("seeds = 2", "seeds = ", "not valid TOML"),
         (

@@ -95,6 +95,7 @@ def test_a_trial_never_evaluates_the_test_part(tuned):
         ("trials = 4", "trials = 0", "tuning.trials must be an integer of at least 1; got 0"),
         ("trials = 4", "", "tuning.trials is missing"),
         ("trials = 4", "trial = 4", "unknown key tuning.trial; did you mean tuning.trials?"),
+        ("[100, 101]", "[100, 4294967296]", "tuning.seeds must be disjoint from seeds"),
         ("[100, 101]", "[100, 1]", "tuning.seeds must be disjoint from seeds, so that final runs use seeds"),
         (
             "[100, 101]",

@@ -20,6 +20,7 @@ from cdgrad.study import StudyError
 T = TypeVar("T")
 MOST = 10**9  # of a count, such as epochs or images
 MOST_SEEDS = 100_000
+SEEDED = 2**32  # torch's generator on the CPU and numpy's start alike for seeds that are equal modulo this
 IMPORTABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -188,7 +189,7 @@ def seeds(value: object, where: str, name: str) -> tuple[int, ...]:
     """A count n for the seeds 0..n-1, or a list of them.
 
     Raises:
-        StudyError: it is neither, or has a seed twice.
+        StudyError: it is neither, or two seeds are equal, perhaps modulo `SEEDED`.
     """
     allowed = (
         f"a count of at least 1 and at most {MOST_SEEDS}, or a list of different integers from 0 to 2**63 - 1"
@@ -199,6 +200,10 @@ def seeds(value: object, where: str, name: str) -> tuple[int, ...]:
     numbers = [s for s in given or () if is_a(s, int) and 0 <= s < 2**63]
     if not given or len(set(numbers)) < len(given):
         raise error_at(name, where, value, allowed)
+    if len({s % SEEDED for s in numbers}) < len(numbers):
+        raise error_at(
+            name, where, value, "seeds that differ in their last 32 bits, which start the generators"
+        )
     return tuple(numbers)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from cdgrad.study import StudyError
 from cdgrad.study.spec.rules import (
     MOST_SEEDS,
+    SEEDED,
     as_list,
     as_table,
     at_least,
@@ -112,7 +113,7 @@ def read_tuning(value: object, final_seeds: Sequence[int], arms: Sequence[str], 
     check_keys(table, known, ("trials", "seeds"), "tuning.", name)
     counts = read(_Counts, {k: v for k, v in table.items() if k in ("trials", "replicates")}, "tuning", name)
     own = seeds(table["seeds"], "tuning.seeds", name)
-    if both := sorted({*own} & {*final_seeds}):
+    if both := sorted({seed % SEEDED for seed in own} & {seed % SEEDED for seed in final_seeds}):
         raise StudyError(
             f"{name}: tuning.seeds must be disjoint from seeds, so that final runs use seeds that "
             f"tuning has not seen; both have {', '.join(map(str, both[:5]))}"
