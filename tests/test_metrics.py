@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import cdgrad
 from cdgrad import L2, MeanSobolev, ReweightedL2, Sobolev, parse_metric
-from cdgrad.metrics import Boundary
+from cdgrad.metrics import Boundary, with_lam
 from cdgrad.reference import gram
 
 positive = st.floats(1e-300, 1e300)
@@ -94,8 +94,24 @@ def test_metric_arguments_of_the_wrong_type():
         for n in (0, -3, 2.5, True):
             with pytest.raises(ValueError, match=f"positive integer, got {n}"):
                 metric.spectrum(n)
+    for family in (Sobolev, MeanSobolev):
+        with pytest.raises(ValueError, match="boundary must be 'free' or 'periodic', got 'open'"):
+            family(1, "open")
+    with pytest.raises(ValueError, match="metric l2 has no lam"):
+        with_lam(L2(), 3.0)
     with pytest.raises(ValueError, match="must be positive and finite, got 10000"):
         ReweightedL2(10**400)
+
+
+@pytest.mark.parametrize("boundary", ["free", "periodic"])
+def test_an_inner_product_is_that_of_each_column(boundary):
+    h, k = np.random.default_rng(0).normal(size=(2, 5, 3))
+    for metric in (L2(), ReweightedL2(0.3), Sobolev(0.02, boundary), MeanSobolev(0.7, boundary)):
+        of_columns = [metric.inner_product(h[:, [j]], k[:, [j]])[0] for j in range(3)]
+        np.testing.assert_allclose(metric.inner_product(h, k), of_columns)
+        np.testing.assert_allclose(
+            metric.inner_product(h, k[:, [0]])[1], metric.inner_product(h[:, 1], k[:, 0])
+        )
 
 
 def test_the_spectrum_is_one_for_integers_of_any_kind():

@@ -227,7 +227,7 @@ def error_at(name: str, where: str, value: object, allowed: str) -> StudyError:
 
 
 def check_values(table: Mapping[str, object], name: str, where: str = "", depth: int = 1) -> None:
-    """Refuse what TOML allows and no setting can use: dates, nan, integers beyond 64 bits, deep tables."""
+    """Refuse what TOML allows and no setting can use: dates, nan, nulls, huge integers, deep tables."""
     if depth > 20:
         raise StudyError(f"{name}: {where:.60} has more than 20 levels of tables and lists; use fewer")
     for key, value in table.items():
@@ -239,6 +239,8 @@ def check_values(table: Mapping[str, object], name: str, where: str = "", depth:
             check_values({str(k): v for k, v in enumerate(each)}, name, path, depth + 1)
         elif isinstance(value, date | time):
             raise error_at(name, path, str(value), "a string, number or truth value; put a date in quotes")
+        elif isinstance(value, str) and "\0" in value:  # which no path and no table of SQLite takes
+            raise error_at(name, path, value, "text without null characters")
         elif isinstance(value, float) and math.isnan(value):
             raise error_at(name, path, value, "a number")
         elif isinstance(value, int) and not -(2**63) <= value < 2**64:
