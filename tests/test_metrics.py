@@ -1,6 +1,7 @@
 import math
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 import cdgrad
 from cdgrad import L2, MeanSobolev, ReweightedL2, Sobolev, parse_metric
+from cdgrad.metrics import Boundary, with_lam
 from cdgrad.reference import gram
 
 positive = st.floats(1e-300, 1e300)
@@ -84,8 +86,43 @@ def test_lam_is_stored_as_a_float():
 def test_metric_arguments_of_the_wrong_type():
     with pytest.raises(TypeError, match="a metric's text is a str, got int"):
         parse_metric(3)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="positive integer, got 0"):
-        Sobolev(1).spectrum(0)
+    for metric in (
+        L2(),
+        ReweightedL2(3),
+        *(f(1, b) for f in (Sobolev, MeanSobolev) for b in get_args(Boundary)),
+    ):
+        for n in (0, -3, 2.5, True):
+            with pytest.raises(ValueError, match=f"positive integer, got {n}"):
+                metric.spectrum(n)
+    for family in (Sobolev, MeanSobolev):
+        with pytest.raises(ValueError, match="boundary must be 'free' or 'periodic', got 'open'"):
+            family(1, "open")
+    with pytest.raises(ValueError, match="metric l2 has no lam"):
+        with_lam(L2(), 3.0)
+    with pytest.raises(ValueError, match="must be positive and finite, got 10000"):
+        ReweightedL2(10**400)
+
+
+@pytest.mark.parametrize("boundary", ["free", "periodic"])
+def test_an_inner_product_is_that_of_each_column(boundary):
+    h, k = np.random.default_rng(0).normal(size=(2, 5, 3))
+    for metric in (L2(), ReweightedL2(0.3), Sobolev(0.02, boundary), MeanSobolev(0.7, boundary)):
+        of_columns = [metric.inner_product(h[:, [j]], k[:, [j]])[0] for j in range(3)]
+        np.testing.assert_allclose(metric.inner_product(h, k), of_columns)
+        np.testing.assert_allclose(
+            metric.inner_product(h, k[:, [0]])[1], metric.inner_product(h[:, 1], k[:, 0])
+        )
+
+
+def test_the_spectrum_is_one_for_integers_of_any_kind():
+    for n in (np.int8(100), np.int32(70_000)):
+        for metric in (
+            Sobolev(0.01),
+            Sobolev(0.01, "periodic"),
+            MeanSobolev(0.1),
+            MeanSobolev(0.1, "periodic"),
+        ):
+            np.testing.assert_array_equal(metric.spectrum(n), metric.spectrum(int(n)))
 
 
 @pytest.mark.parametrize("n", range(1, 9))

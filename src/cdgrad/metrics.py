@@ -271,7 +271,8 @@ def with_lam(metric: Metric, lam: float) -> Metric:
 
 def eigenvalues(n: int, boundary: Boundary) -> Array:
     """mu_k of A = D^T D, k = 0..n-1: 4 n^2 sin^2(pi k / 2n) if free, 4 n^2 sin^2(pi k / n) if periodic."""
-    period = 2 * _positive_count(n) if boundary == "free" else n
+    n = _positive_count(n)
+    period = 2 * n if boundary == "free" else n
     return 4.0 * n**2 * np.sin(np.pi * np.arange(n) / period) ** 2
 
 
@@ -299,10 +300,13 @@ def _store_lam(metric: ReweightedL2 | Sobolev | MeanSobolev) -> None:
         raise TypeError(
             f"lam must be a number, got {type(lam).__name__}: {lam!r}; write for example {example}"
         )
-    value = float(lam)
+    try:
+        value = float(lam)
+    except OverflowError:
+        value = math.inf
     if not (math.isfinite(value) and value > 0):
         remedy = "; for the ordinary gradient use L2()" if value == 0 else f"; for example {example}"
-        raise ValueError(f"lam must be positive and finite, got {lam!r}{remedy}")
+        raise ValueError(f"lam must be positive and finite, got {lam!r:.60}{remedy}")
     object.__setattr__(metric, "lam", value)
 
 
@@ -314,7 +318,7 @@ def _check_boundary(boundary: str) -> None:
 def _positive_count(n: int) -> int:
     if isinstance(n, bool) or not isinstance(n, numbers.Integral) or n < 1:
         raise ValueError(f"the number of channels must be a positive integer, got {n!r}")
-    return n
+    return int(n)  # the square of one of numpy's could overflow
 
 
 def _number(text: str, value: str) -> float:

@@ -6,6 +6,7 @@ import pytest
 
 from cdgrad.study import StudyError
 from cdgrad.study.plan.plan import Plan
+from cdgrad.study.report.methods import methods
 from cdgrad.study.report.remarks import remarks
 from cdgrad.study.run import run_study
 from cdgrad.study.spec import parse
@@ -231,6 +232,42 @@ def test_a_report_leaves_out_the_final_runs_that_a_shorter_search_led_to(text, s
     assert compared > 0
     assert results.count < len([run for run in recorded if run.trial is None])
     assert any("tuning.trials grew from 3 to 4" in remark for remark in remarks(results))
+
+
+SEARCHED = """
+[tuning]
+trials = 2
+seeds = [100]
+[tuning.space]
+optimizer = { lr = { low = 0.01, high = 1.0 }, momentum = { low = 0.0, high = 0.99 } }
+schedule.batch = { choices = [8, 12] }
+model.width = { choices = [3, 4] }
+"""
+
+
+def test_the_methods_state_no_value_of_a_key_that_was_searched(tiny_text):
+    spec = parse(tiny_text + SEARCHED, "tiny")
+    text = methods(Results.of(spec, played(spec)[1]))
+    assert "The network small-cnn was trained on 48 training" in text
+    assert (
+        "by torch.optim:SGD with a searched initial learning rate for sgd (1 epochs, cosine decay)." in text
+    )
+    spec = parse(tiny_text.replace("[arms.sgd]", "[arms.sgd]\ntuning = 'none'") + SEARCHED, "tiny")
+    text = methods(Results.of(spec, played(spec)[1]))
+    assert "The network small-cnn (width 2) was trained" in text
+    rest = "at an initial learning rate of 0.1 for sgd (batch size 16, 1 epochs, cosine decay, momentum 0.9)."
+    assert rest in text
+    chosen = SEARCHED.replace("lr =", 'name = { choices = ["torch.optim:SGD", "torch.optim:Adam"] }, lr =')
+    spec = parse(
+        tiny_text
+        + chosen.replace("model.width", "model.initialization")
+        .replace("[3, 4]", '["default", "fan-out"]')
+        .replace(", momentum = { low = 0.0, high = 0.99 }", ""),
+        "tiny",
+    )
+    text = methods(Results.of(spec, played(spec)[1]))
+    assert "The network small-cnn (width 2) was trained" in text
+    assert "by a searched optimizer with a searched initial learning rate for sgd (1 epochs, cosine" in text
 
 
 TOGETHER = """

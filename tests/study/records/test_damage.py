@@ -144,6 +144,7 @@ def test_a_flipped_bit_never_changes_a_record_without_a_word(tmp_path, make_run)
         ("width = 2", "width = " + "[" * 5000 + "]" * 5000, "not valid TOML"),
         ("lr = 0.1", "lr = " + "9" * 400, "at most 64 bits"),
         ("lr = 0.1", "lr = 0.1\nnesterov = [1, nan]", r"optimizer.nesterov.1 must be a number; got nan"),
+        ('"fake"', '"a\\u0000b"', "task.data must be text without null characters"),
         ("width = 2", "width = 0", "model.width must be an integer from 1 to 10000; got 0"),
         ("width = 2", "width = 2.5", "model.width must be an integer from 1 to 10000; got 2.5"),
         ("width = 2", "width = 1000000000", "model.width must be an integer from 1"),

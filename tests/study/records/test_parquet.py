@@ -6,6 +6,8 @@ import pytest
 from cdgrad.study import StudyError, files
 from cdgrad.study.records import Store, csv_text
 from cdgrad.study.records.parquet import from_parquet, to_parquet
+from cdgrad.study.records.run import COLUMNS, OPTIONAL
+from cdgrad.study.spec import Measure
 
 
 @pytest.fixture
@@ -92,6 +94,12 @@ def test_a_full_disk_leaves_the_earlier_file_whole(runs, tmp_path, monkeypatch):
         to_parquet(runs[:2], file)
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_no_measure_has_the_name_of_a_column_that_every_run_fills():
+    for column in (column for column in COLUMNS if column.name not in ("error", *OPTIONAL)):
+        with pytest.raises(ValueError, match="name must be"):
+            Measure(column.name, "min")
 
 
 def test_a_measure_may_have_the_name_of_a_column_of_costs(make_run, tmp_path):

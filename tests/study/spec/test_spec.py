@@ -82,6 +82,7 @@ def test_an_arm_changes_only_what_it_names(tiny):
         ),
         ("seeds = 2", "seeds = 0", "seeds must be a count of at least 1"),
         ("seeds = 2", "seeds = [1, 1]", "seeds must be a count of at least 1"),
+        ("seeds = 2", "seeds = [1, 4294967297]", "seeds must be seeds that differ in their last 32 bits"),
         ("seeds = 2", "seeds = 2\nworker = 3", "unknown key worker; did you mean workers?"),
         ("seeds = 2", "seeds = ", "not valid TOML"),
         (
@@ -95,6 +96,17 @@ def test_an_arm_changes_only_what_it_names(tiny):
             "[arms.directed]",
             "[arms.directed]\npermute = true\ndirection = 'width'",
             "arms.directed.permute needs direction output or input, whose axis holds channels; got width",
+        ),
+        (
+            "train = 48",
+            "train = 48\nsize = 32",
+            'task.size has no effect with data = "fake", which is built in; remove it',
+        ),
+        ("train = 48", "train = 48\ntest_split = 'test'", "task.test_split has no effect with data"),
+        (
+            "batch = 16",
+            "batch = 16\nstep_factor = 0.5",
+            'schedule.step_factor has no effect with decay = "cosine"',
         ),
         ("batch = 16", "batch = 16\nwarmup = 1", "schedule.warmup must be below epochs = 1; got 1"),
         ("batch = 16", "batch = 16\naccumulate = 17", "accumulate must be at most batch = 16; got 17"),
@@ -135,6 +147,8 @@ def test_the_first_difference_names_the_key_and_both_values():
     )
     assert spec.first_difference(old, new) == "task.train was 300 and is 400"
     assert spec.first_difference(old, old) == ""
+    assert spec.first_difference({"a": [1]}, {"a": [1.0]}) == "a was [1] and is [1.0]"
+    assert spec.first_difference({"a": {"b": 1}}, {"a": {"b": True}}) == "a.b was 1 and is True"
 
 
 @pytest.mark.parametrize("name", spec.builtin_names())

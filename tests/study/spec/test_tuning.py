@@ -95,6 +95,7 @@ def test_a_trial_never_evaluates_the_test_part(tuned):
         ("trials = 4", "trials = 0", "tuning.trials must be an integer of at least 1; got 0"),
         ("trials = 4", "", "tuning.trials is missing"),
         ("trials = 4", "trial = 4", "unknown key tuning.trial; did you mean tuning.trials?"),
+        ("[100, 101]", "[100, 4294967296]", "tuning.seeds must be disjoint from seeds"),
         ("[100, 101]", "[100, 1]", "tuning.seeds must be disjoint from seeds, so that final runs use seeds"),
         (
             "[100, 101]",
@@ -131,6 +132,11 @@ def test_a_trial_never_evaluates_the_test_part(tuned):
             '# "optimizer.lr" = ',
             "arm sgd has nothing to tune; add a key to tuning.space or",
         ),
+        (
+            "[tuning.space]",
+            "[tuning.space]\noptimizer.lr = { low = 5.0, high = 6.0 }",
+            'tuning.space."optimizer.lr" is given twice, in quotes and with dots; remove one',
+        ),
     ],
 )
 def test_an_error_names_the_key_what_came_and_what_is_allowed(tiny_text, old, new, message):
@@ -144,6 +150,7 @@ def test_an_error_names_the_key_what_came_and_what_is_allowed(tiny_text, old, ne
         ("own", "best", "arms.directed.tuning must be one of own, baseline, none; got 'best'"),
         ("none", "baseline", "needs a tuned baseline; sgd is not tuned"),
         ("baseline", "own", "needs a tuned baseline; sgd is not tuned"),
+        ("none", "none", "the table tuning has no effect where no arm is tuned; remove it, or tune an arm"),
     ],
 )
 def test_where_an_arm_takes_its_setting_from(tiny_text, sgd, directed, message):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from cdgrad.study.report import across
 from cdgrad.study.report.changes import changed_later
 from cdgrad.study.report.environments import environments
 from cdgrad.study.report.remarks import when_tested
-from cdgrad.study.report.tables import what
+from cdgrad.study.report.tables import searched_keys, what
 from cdgrad.study.report.words import counted, enumerated, words
 from cdgrad.study.spec import ERROR, NO_METRIC, Schedule, Setting, Spec
 from cdgrad.study.statistics import Results
@@ -119,13 +119,14 @@ def _settings(results: Results) -> Iterator[str]:
     for cell in spec.cells:
         setting = spec.setting(cell, spec.baseline)
         where = f"In {cell}, " if cell else ""
-        searched = spec.tuning is not None and "optimizer.lr" in spec.tuning.of(spec.baseline)
+        searched = searched_keys(spec, spec.baseline)
         rate = "with a searched initial learning rate"
-        if not searched:
+        if "optimizer.lr" not in searched:
             rate = f"at an initial learning rate of {setting.tables()[3].lr:g}"
         if any(_has_own_optimizer(spec, cell, arm) for arm in spec.arms):
             rate += f" for {spec.baseline}"
-        yield where + _trained(setting, _counts(results, cell), rate, first=not where)
+        the = "the" if where else "The"
+        yield f"{where}{the} {_trained(setting, _counts(results, cell), rate, searched)}"
 
 
 def _has_own_optimizer(spec: Spec, cell: str, arm: str) -> bool:
@@ -157,7 +158,8 @@ def _counts(results: Results, cell: str) -> dict[str, str]:
     return {role: f"{min(found):,}" for role, found in counts.items() if len(found) == 1}
 
 
-def _trained(setting: Setting, counts: Mapping[str, str], rate: str, *, first: bool) -> str:
+def _trained(setting: Setting, counts: Mapping[str, str], rate: str, searched: Sequence[str]) -> str:
+    """What all runs of a setting have in common: nothing that is searched, which other sentences tell."""
     task, model, schedule, optimizer = setting.tables()
     train, validation, test = (counts.get(k, getattr(task, k)) for k in ("train", "validation", "test"))
     data = f"{train} training, {validation} validation and {test} test images of {task.data}"
@@ -166,21 +168,31 @@ def _trained(setting: Setting, counts: Mapping[str, str], rate: str, *, first: b
         "steps": f"a decay by the factor {schedule.step_factor:g} every {schedule.step_epochs} epochs",
         "none": "no decay",
     }
-    options = [f"batch size {schedule.batch}", f"{schedule.epochs} epochs", decay[schedule.decay]]
-    options += [f"augmentation by {enumerated(task.augment)}"] if task.augment else []
-    options += [f"wrong labels for {100 * task.label_noise:g} % of the training images"] * bool(
-        task.label_noise
+    trained = {
+        "schedule.batch": f"batch size {schedule.batch}",
+        "schedule.epochs": f"{schedule.epochs} epochs",
+        "schedule.decay": decay[schedule.decay],
+    }
+    trained |= {"task.augment": f"augmentation by {enumerated(task.augment)}"} if task.augment else {}
+    noise = f"wrong labels for {100 * task.label_noise:g} % of the training images"
+    trained |= {"task.label_noise": noise} if task.label_noise else {}
+    trained |= {"task.size": f"images of {task.size} x {task.size} pixels"} if task.size else {}
+    trained |= {f"schedule.{key}": f"{key.replace('_', ' ')} {value}" for key, value in _changed(schedule)}
+    trained |= {f"optimizer.{key}": f"{key} {value}" for key, value in optimizer.arguments.items()}
+    built = {f"model.{key}": f"{key} {value}" for key, value in model.arguments.items()}
+    if model.initialization != "default":
+        built["model.initialization"] = f"{model.initialization} initialization"
+    of_model, of_run = (
+        [text for key, text in texts.items() if not {key, f"{key.partition('.')[0]}.name"} & {*searched}]
+        for texts in (built, trained)
     )
-    options += [f"images of {task.size} x {task.size} pixels"] * bool(task.size)
-    options += [f"{name} {value}" for name, value in _changed(schedule)]
-    options += [f"{key} {value}" for key, value in optimizer.arguments.items()]
-    built = [f"{key} {value}" for key, value in model.arguments.items()]
-    built += [f"{model.initialization} initialization"] * (model.initialization != "default")
-    network = model.name + f" ({', '.join(built)})" * bool(built)
-    return (
-        f"{'The' if first else 'the'} network {network} was trained on {data} by {optimizer.name} {rate} "
-        f"({', '.join(options)})."
-    )
+    network = "searched network" if "model.name" in searched else f"network {model.name}"
+    by = "a searched optimizer" if "optimizer.name" in searched else optimizer.name
+    return f"{network}{_in_brackets(of_model)} was trained on {data} by {by} {rate}{_in_brackets(of_run)}."
+
+
+def _in_brackets(texts: Sequence[str]) -> str:
+    return f" ({', '.join(texts)})" if texts else ""
 
 
 def _changed(schedule: Schedule) -> Iterator[tuple[str, object]]:
@@ -188,7 +200,7 @@ def _changed(schedule: Schedule) -> Iterator[tuple[str, object]]:
     for key in ("warmup", "label_smoothing", "ema", "accumulate", "clip", "precision"):
         value: object = getattr(schedule, key)
         if value != getattr(Schedule, key):
-            yield key.replace("_", " "), value
+            yield key, value
 
 
 def _budget(spec: Spec) -> Iterator[str]:

@@ -283,7 +283,7 @@ def p_value(value: float) -> str:
     return on_its_side(value, 3, "f") if value >= 0.001 else "<.001"
 
 
-def _searched(spec: Spec, arm: str) -> list[str]:
+def searched_keys(spec: Spec, arm: str) -> list[str]:
     """The keys whose values trials choose for an arm."""
     tuning = spec.arms[arm].tuning
     if spec.tuning is None or tuning == "none":
@@ -307,7 +307,7 @@ def what(results: Results, cell: str, arm: str) -> str:
     chosen = results.values(cell, arm)
     setting = spec.setting(cell, arm, chosen)
     # What is not the same in all of the arm's runs, or not known yet, is named without a value.
-    searched = [] if chosen and spec.replicates == 1 else _searched(spec, arm)
+    searched = [] if chosen and spec.replicates == 1 else searched_keys(spec, arm)
     parts = [_metric(setting.metric, with_lam="lam" not in searched)] if setting.metric != NO_METRIC else []
     parts += ["no metric"] if not parts and words(results).metrics else []
     parts += setting.words()

@@ -3,6 +3,7 @@
 from cdgrad.study.spec.measure import ERROR, Measure
 from cdgrad.study.spec.parse import builtin_names, load, parse
 from cdgrad.study.spec.rounding import with_rounding
+from cdgrad.study.spec.rules import first_difference
 from cdgrad.study.spec.setting import (
     AUGMENTATIONS,
     DATA,
@@ -21,7 +22,6 @@ from cdgrad.study.spec.setting import (
     Setting,
     Task,
     as_json,
-    first_difference,
 )
 from cdgrad.study.spec.space import Dimension, Tuning, Values
 from cdgrad.study.spec.study import Contrast, Spec, Tables

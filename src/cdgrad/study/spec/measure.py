@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from cdgrad.study.spec.rules import one_of
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9 ._@+-]{0,29}")
-# Columns of the records as CSV, and a key that an entry returns beside its result.
+# Columns of the records that hold something else, and a key that an entry returns beside its result.
 _RESERVED = frozenset(
     ("arm", "seed", "status", "cell", "trial", "evaluated", "epochs", "seconds", "started", "fingerprint")
-) | {"message", "diverged"}
+) | {"message", "values", "measures", "config", "environment", "replicate", "diverged"}
 
 
 @dataclass(frozen=True)

@@ -225,6 +225,10 @@ def _tuning(
                 f'{name}: arms.{arm}.tuning = "baseline" needs a tuned baseline; {baseline} is not tuned'
             )
     own = [arm for arm, options in arms.items() if options.tuning == "own"]
+    if "tuning" in table and not own:
+        raise StudyError(
+            f"{name}: the table tuning has no effect where no arm is tuned; remove it, or tune an arm"
+        )
     return read_tuning(table["tuning"], final_seeds, own, name) if "tuning" in table else None
 
 

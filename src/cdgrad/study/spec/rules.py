@@ -7,6 +7,7 @@ A field's metadata says what its type cannot: `one_of`, `at_least`, `within`, `P
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -19,6 +20,7 @@ from cdgrad.study import StudyError
 T = TypeVar("T")
 MOST = 10**9  # of a count, such as epochs or images
 MOST_SEEDS = 100_000
+SEEDED = 2**32  # torch's generator on the CPU and numpy's start alike for seeds that are equal modulo this
 IMPORTABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -187,7 +189,7 @@ def seeds(value: object, where: str, name: str) -> tuple[int, ...]:
     """A count n for the seeds 0..n-1, or a list of them.
 
     Raises:
-        StudyError: it is neither, or has a seed twice.
+        StudyError: it is neither, or two seeds are equal, perhaps modulo `SEEDED`.
     """
     allowed = (
         f"a count of at least 1 and at most {MOST_SEEDS}, or a list of different integers from 0 to 2**63 - 1"
@@ -198,6 +200,10 @@ def seeds(value: object, where: str, name: str) -> tuple[int, ...]:
     numbers = [s for s in given or () if is_a(s, int) and 0 <= s < 2**63]
     if not given or len(set(numbers)) < len(given):
         raise error_at(name, where, value, allowed)
+    if len({s % SEEDED for s in numbers}) < len(numbers):
+        raise error_at(
+            name, where, value, "seeds that differ in their last 32 bits, which start the generators"
+        )
     return tuple(numbers)
 
 
@@ -221,7 +227,7 @@ def error_at(name: str, where: str, value: object, allowed: str) -> StudyError:
 
 
 def check_values(table: Mapping[str, object], name: str, where: str = "", depth: int = 1) -> None:
-    """Refuse what TOML allows and no setting can use: dates, nan, integers beyond 64 bits, deep tables."""
+    """Refuse what TOML allows and no setting can use: dates, nan, nulls, huge integers, deep tables."""
     if depth > 20:
         raise StudyError(f"{name}: {where:.60} has more than 20 levels of tables and lists; use fewer")
     for key, value in table.items():
@@ -233,10 +239,26 @@ def check_values(table: Mapping[str, object], name: str, where: str = "", depth:
             check_values({str(k): v for k, v in enumerate(each)}, name, path, depth + 1)
         elif isinstance(value, date | time):
             raise error_at(name, path, str(value), "a string, number or truth value; put a date in quotes")
+        elif isinstance(value, str) and "\0" in value:  # which no path and no table of SQLite takes
+            raise error_at(name, path, value, "text without null characters")
         elif isinstance(value, float) and math.isnan(value):
             raise error_at(name, path, value, "a number")
         elif isinstance(value, int) and not -(2**63) <= value < 2**64:
             raise StudyError(f"{name}: {path} must be an integer of at most 64 bits; got a larger one")
+
+
+def unique(pairs: Iterable[tuple[str, T]], where: str, name: str) -> dict[str, T]:
+    """The pairs as a table.
+
+    Raises:
+        StudyError: a key comes twice, as TOML allows of ``a.b = 1`` and ``"a.b" = 2``.
+    """
+    table: dict[str, T] = {}
+    for key, value in pairs:
+        if key in table:
+            raise StudyError(f'{name}: {where}."{key}" is given twice, in quotes and with dots; remove one')
+        table[key] = value
+    return table
 
 
 def dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -246,3 +268,16 @@ def dotted(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from dotted(cast(dict[str, Any], value), f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def first_difference(old: Mapping[str, object], new: Mapping[str, object], prefix: str = "") -> str:
+    """The first key at which two configurations differ, with both values; empty where none does."""
+    for key in sorted({*old, *new}):
+        a, b, path = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            tables = cast(Mapping[str, object], a), cast(Mapping[str, object], b)
+            if inner := first_difference(*tables, f"{path}."):
+                return inner
+        elif json.dumps(a, sort_keys=True) != json.dumps(b, sort_keys=True):  # which tells 1 from 1.0
+            return f"{path} was {a!r} and is {b!r}"
+    return ""

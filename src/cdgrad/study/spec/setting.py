@@ -9,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from typing import Any, cast
+from typing import Any
 
 from cdgrad.study import StudyError
 from cdgrad.study.spec.measure import ERROR
@@ -68,6 +67,13 @@ class Task:
     size: int = field(default=0, metadata=at_least(0))
     augment: tuple[str, ...] = field(default=(), metadata=some_of(*AUGMENTATIONS))
     label_noise: float = field(default=0.0, metadata=_later(within(0, 1)))
+
+    def __post_init__(self) -> None:
+        for key in ("train_split", "test_split", "image", "label", "size"):
+            if self.data in DATA and getattr(self, key):
+                raise ValueError(
+                    f'{key} has no effect with data = "{self.data}", which is built in; remove it'
+                )
 
 
 @dataclass(frozen=True)
@@ -142,6 +148,10 @@ class Schedule:
             raise ValueError(
                 f'decay = "steps" and step_epochs need each other; got decay = "{self.decay}" and '
                 f"step_epochs = {self.step_epochs}"
+            )
+        if self.decay != "steps" and self.step_factor != Schedule.step_factor:
+            raise ValueError(
+                f'step_factor has no effect with decay = "{self.decay}", only with "steps"; remove it'
             )
         if self.warmup >= self.epochs:
             raise ValueError(f"warmup must be below epochs = {self.epochs}; got {self.warmup}")
@@ -329,16 +339,3 @@ def _omit_defaults(table: Any, values: dict[str, object]) -> None:
     for key in fields(table):
         if key.metadata.get("omitted_at_default") and getattr(table, key.name) == key.default:
             del values[key.name]
-
-
-def first_difference(old: Mapping[str, object], new: Mapping[str, object], prefix: str = "") -> str:
-    """The first key at which two configurations differ, with both values; empty where none does."""
-    for key in sorted({*old, *new}):
-        a, b, path = old.get(key), new.get(key), f"{prefix}{key}"
-        if isinstance(a, dict) and isinstance(b, dict):
-            tables = cast(Mapping[str, object], a), cast(Mapping[str, object], b)
-            if inner := first_difference(*tables, f"{path}."):
-                return inner
-        elif a != b:
-            return f"{path} was {a!r} and is {b!r}"
-    return ""

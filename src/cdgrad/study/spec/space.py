@@ -14,6 +14,7 @@ from typing import Any
 from cdgrad.study import StudyError
 from cdgrad.study.spec.rules import (
     MOST_SEEDS,
+    SEEDED,
     as_list,
     as_table,
     at_least,
@@ -23,6 +24,7 @@ from cdgrad.study.spec.rules import (
     is_a,
     read,
     seeds,
+    unique,
 )
 from cdgrad.study.spec.sobol import sobol
 
@@ -111,7 +113,7 @@ def read_tuning(value: object, final_seeds: Sequence[int], arms: Sequence[str], 
     check_keys(table, known, ("trials", "seeds"), "tuning.", name)
     counts = read(_Counts, {k: v for k, v in table.items() if k in ("trials", "replicates")}, "tuning", name)
     own = seeds(table["seeds"], "tuning.seeds", name)
-    if both := sorted({*own} & {*final_seeds}):
+    if both := sorted({seed % SEEDED for seed in own} & {seed % SEEDED for seed in final_seeds}):
         raise StudyError(
             f"{name}: tuning.seeds must be disjoint from seeds, so that final runs use seeds that "
             f"tuning has not seen; both have {', '.join(map(str, both[:5]))}"
@@ -155,7 +157,7 @@ def _listed(value: object, tuning: Tuning, arms: Sequence[str], name: str) -> di
 
 def _point(value: object, space: Mapping[str, Dimension], where: str, name: str) -> dict[str, Any]:
     """The values of one trial: of each key of the space, and within it."""
-    point = dict(dotted(as_table(value, where, name)))
+    point = unique(dotted(as_table(value, where, name)), where, name)
     allowed = {key: f"in its space, {dimension}" for key, dimension in space.items()}
     check_keys(point, space, space, f"{where}.", name, allowed)
     for key, dimension in space.items():
@@ -174,14 +176,14 @@ _KEYS = ("low", "high", "log", "integer", "choices")
 
 def _flat(table: Mapping[str, Any], where: str, name: str) -> dict[str, Any]:
     """Keys joined by dots: TOML's ``optimizer.lr = {..}`` and ``"optimizer.lr" = {..}`` are one."""
-    flat: dict[str, Any] = {}
+    pairs: list[tuple[str, Any]] = []
     for key, value in table.items():
         inner = as_table(value, f"{where}.{key}", name)
         if not inner or set(inner) & set(_KEYS):
-            flat[key] = inner
+            pairs.append((key, inner))
         else:
-            flat |= {f"{key}.{k}": v for k, v in _flat(inner, f"{where}.{key}", name).items()}
-    return flat
+            pairs += [(f"{key}.{k}", v) for k, v in _flat(inner, f"{where}.{key}", name).items()]
+    return unique(pairs, where, name)
 
 
 def _dimension(table: object, where: str, name: str) -> Dimension:

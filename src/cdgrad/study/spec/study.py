@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from cdgrad.metrics import lam_of, parse_metric, with_lam
 from cdgrad.study import StudyError
 from cdgrad.study.spec.measure import ERROR, Measure
-from cdgrad.study.spec.rules import check_keys, dotted, read
+from cdgrad.study.spec.rules import check_keys, dotted, read, unique
 from cdgrad.study.spec.setting import (
     NO_METRIC,
     OPTIONS,
@@ -167,7 +167,7 @@ class Spec:
         tables = (
             self.cells[cell] if self.entry else changed(self.cells[cell], {"optimizer": options.optimizer})
         )
-        own = dict(dotted(options.values))
+        own = unique(dotted(options.values), f"arms.{arm}.values", self.name)
         changes: dict[str, dict[str, Any]] = {}
         for key, value in values.items():
             table, _, inner = key.partition(".")

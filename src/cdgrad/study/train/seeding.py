@@ -19,7 +19,7 @@ def seeded(seed: int, devices: Sequence[torch.device] = ()) -> Generator[None]:
     """Inside, all three are seeded, so that runs of a seed are paired; afterwards they are as before.
 
     Args:
-        seed: from 0 to 2^63 - 1; numpy's generator takes its last 32 bits.
+        seed: from 0 to 2^63 - 1; numpy's generator and torch's on the CPU take its last 32 bits.
         devices: of CUDA, whose generators are restored as well.
     """
     with kept(devices):
