@@ -64,8 +64,7 @@ def section() -> dict[str, str]:
         "elsewhere_regimes": enumerated([name for study, name in REGIMES.items() if study in by_name]),
         "elsewhere_better": _names(row for row in table if row.better),
         "elsewhere_gains": "; ".join(
-            f"{ARMS[row.arm]}, {_place(row)}, by {tables.difference(row.comparison)} points, "
-            f"p = {tables.probability(row.p)}"
+            _gain(row, controls.get((row.study, _as_in_rates(row).cell, row.arm)))
             for row in table
             if row.better
         ),
@@ -127,6 +126,15 @@ def _against(row: Row, study: Results, control: claims.Control | None) -> str:
     rate = "optimizer.lr"
     same = row.chosen.get(rate) == study.values(row.cell, study.spec.baseline).get(rate)
     return "the same rate" if same else "not run" if row.differs else "-"
+
+
+def _gain(row: Row, control: claims.Control | None) -> str:
+    """The gain, and what is left of it against the baseline at the arm's rate, if none is shown there."""
+    words = f"{ARMS[row.arm]}, {_place(row)}, by {tables.difference(row.comparison)} points, p = {tables.probability(row.p)}"
+    if control is None or control.against.better:
+        return words
+    left = tables.difference(control.against.comparison)
+    return f"{words}, but {left} against the ordinary gradient at the same learning rate"
 
 
 def _names(table: Iterable[Row]) -> str:

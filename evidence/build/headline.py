@@ -51,7 +51,7 @@ def sentences(parts: Parts) -> Sentences:
     words = {
         "gain": gain(parts),
         "elsewhere": elsewhere(parts),
-        "examined": " The page says what is left of it when it is repeated." * left,
+        "examined": " The page says what is left when it is repeated." * left,
     }
 
     def fill(template: str, link: str = "") -> str:
@@ -79,10 +79,11 @@ def gain(parts: Parts) -> str:
     shown = parts["elsewhere_better_count"]
     if shown == "0":
         return f"{where} none shows a lower error."
-    return f"{where} {shown} shows a lower error than the tuned baseline: {parts['elsewhere_gains']}."
+    verb = "shows" if shown == "1" else "show"
+    return f"{where} {shown} {verb} a lower error than the tuned baseline: {parts['elsewhere_gains']}."
 
 
 def elsewhere(parts: Parts) -> str:
-    """The gain, and what is left of it when repeated."""
+    """What is gained, and what is left of the gain with wrong labels when it is repeated."""
     left = "" if parts["elsewhere_better_count"] == "0" else f" {parts['labels_verdict']}"
     return gain(parts) + left

@@ -5,19 +5,11 @@ from __future__ import annotations
 from evidence.build import claims, labels, tables
 from evidence.build.loading import CLAIMS, OTHERS, RATES, RECORDS, STUDIES, rows, runs_of, studies
 
-REWRITTEN = ("38617cb", "8b5d94b", "fffba59")  # commits that runs name, and that are not in the history
-
 
 def section() -> dict[str, str]:
     """What all records add up to; and the tables of the second page."""
     results = studies((*CLAIMS, *RATES, *OTHERS, *labels.LABELS, "searches", "cifar10-tuned"))
     origin = runs_of(results)
-    rewritten = [
-        (study.spec.name, run)
-        for study in results
-        for run in study.runs
-        if str(run.environment["commit"]).startswith(REWRITTEN)
-    ]
     named = ", ".join(f"`{name}`" for name in CLAIMS)
     groups = {
         f"The metrics, tuned\n\n{named}": rows(studies(CLAIMS), claims.METHODS),
@@ -37,10 +29,7 @@ def section() -> dict[str, str]:
         "ledger_runs": f"{origin['runs']:,}",
         "ledger_failed": str(origin["failed"]),
         "ledger_diverged": str(origin["diverged"]),
-        "ledger_commits": ", ".join(f"`{c[:7]}`" for c in origin["commit"] if not c.startswith(REWRITTEN)),
-        "ledger_rewritten": ", ".join(f"`{commit}`" for commit in REWRITTEN),
-        "ledger_rewritten_runs": str(len(rewritten)),
-        "ledger_rewritten_studies": ", ".join(f"`{name}`" for name in dict.fromkeys(n for n, _ in rewritten)),
+        "ledger_commits": ", ".join(f"`{commit[:7]}`" for commit in origin["commit"]),
         "ledger_torch": ", ".join(origin["torch"]),
         "ledger_cpu": ", ".join(origin["cpu"]),
         "full_tables": "\n\n".join(listed),

@@ -14,6 +14,7 @@ from cdgrad.study.statistics.results import Results
 from evidence.build import (
     again,
     claims,
+    earlier,
     elsewhere,
     figures,
     gpu,
@@ -76,7 +77,14 @@ def all_parts() -> tuple[dict[str, str], list[Drawing]]:
         parts |= more
         drawn += figures_of_it
     without_figures = (ranges.section, photographs, elsewhere.section, attempts, ledger.section)
-    for words in (*without_figures, searches.section, labels.section, gpu.section, again.section):
+    for words in (
+        *without_figures,
+        searches.section,
+        labels.section,
+        gpu.section,
+        again.section,
+        earlier.section,
+    ):
         parts |= words()
     return parts, drawn
 
