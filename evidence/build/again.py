@@ -12,12 +12,14 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import torch
+
 from cdgrad.study.plan.job import Job
 from cdgrad.study.records.environment import environment
-from cdgrad.study.records.parquet import from_parquet
 from cdgrad.study.records.run import Run
 from cdgrad.study.run.execute import execute
-from cdgrad.study.spec import Spec, as_json, load
+from cdgrad.study.spec import Spec, as_json
+from cdgrad.study.statistics.results import Results
 from evidence.build import tables
 from evidence.build.loading import RECORDS, STUDIES, holds, recorded
 
@@ -117,35 +119,40 @@ def section() -> dict[str, str]:
         "again_other": "; ".join(f"{a.study}, {a.arm}" for a in other) or "none",
         "again_commit": f"`{str(where['commit'])[:7]}`",
         "again_torch": str(where["torch"]),
+        "again_cpu": str(where["cpu"]),
         "again_table": tables.markdown([*head, "result"], lines, right=4),
     }
 
 
 def _not_executed(repeats: Iterable[Again]) -> list[str]:
     """The studies of which no sample was executed, although their runs take seconds: recorded since, for example."""
-    done = {repeat.study for repeat in repeats} | {"width"}
-    left: list[str] = []
+    done = {repeat.study for repeat in repeats}
+    return [
+        study.spec.name
+        for study in _studies()
+        if study.spec.name not in done and any(sample(study.spec, study.runs))
+    ]
+
+
+def _studies() -> Iterator[Results]:
+    """All studies of the records; `width` holds measurements of other code."""
     for path in sorted(RECORDS.glob("*.parquet")):
         specification = STUDIES / f"{path.stem}.toml"
-        if path.stem not in done and specification.is_file():
-            study = recorded(specification, path)
-            left += [path.stem] if any(sample(study.spec, study.runs)) else []
-    return left
+        if specification.is_file() and path.stem != "width":
+            yield recorded(specification, path)
 
 
 def main() -> None:
     """Execute the sample and write the file after every run; those of the present commit are not repeated."""
-    where = {key: environment()[key] for key in ("commit", "torch", "python")}
+    where = {key: environment()[key] for key in ("commit", "torch", "python", "cpu")}
     repeats, before = read() if FILE.exists() else ([], where)
     repeats = repeats if before == where else []
     done = {(again.study, again.arm) for again in repeats}
-    for path in sorted(RECORDS.glob("*.parquet")):
-        if not (STUDIES / f"{path.stem}.toml").is_file():
-            continue
-        spec, runs = load(str(STUDIES / f"{path.stem}.toml")), from_parquet(path)
-        for run in sample(spec, runs):
-            if (spec.name, run.arm) not in done:
-                repeats.append(execute_again(spec, run))
+    torch.set_num_threads(1)  # as many as a worker of a study has
+    for study in _studies():
+        for run in sample(study.spec, study.runs):
+            if (study.spec.name, run.arm) not in done:
+                repeats.append(execute_again(study.spec, run))
                 print(repeats[-1], file=sys.stderr, flush=True)
                 content = {"environment": where, "runs": [again._asdict() for again in repeats]}
                 FILE.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
