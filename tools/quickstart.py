@@ -109,7 +109,7 @@ def start() -> str:
         "  The null result describes the power of this study; it does not prove equality.\n"
         "- `rounded` is `sgd` with other rounding errors: equal in exact arithmetic. In a seed it differs from `sgd` by\n"
         f"  {_size(same)} points on average, `reweighted` by {_size(c)}: at this learning rate, rounding explains little of it. It can\n"
-        f"  explain more: one run of [the evidence](evidence.md#do-old-records-still-hold) moved by {_moved()} points when later code\n"
+        f"  explain more: one run of [the evidence](evidence.md#do-old-records-still-hold) moved by {_moved()} points when another CPU\n"
         "  executed it again. Single seeds need not survive a change of kernel or CPU, and a\n"
         "  mean over seeds can move within its interval.\n"
         f"- The correlation of the pairs is {c.correlation:.2f}: the seed draws the split, which both arms share,\n"
