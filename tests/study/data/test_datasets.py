@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from cdgrad.study import StudyError, data
+from cdgrad.study import StudyError, data, streams
 from cdgrad.study.data import cache, choice, decoding, files
 from cdgrad.study.plan.job import Job
 from cdgrad.study.run.execute import execute
@@ -68,6 +68,8 @@ def test_the_seed_draws_training_validation_and_a_part_of_the_test_split(tmp_pat
         assert labels[0] == labels[1]
         assert set(labels[0]) != set(labels[2])
     assert len(set(first.test.labels.tolist())) == 4
+    drawn = streams.generator(0, streams.TEST).permutation(len(first.test.pixels))
+    assert first.test.rows.tolist() == drawn[:4].tolist()
 
 
 def test_all_training_images_are_those_that_validation_leaves(tmp_path):
