@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from cdgrad.study import StudyError, data, streams
-from cdgrad.study.data import cache, choice, decoding, files
+from cdgrad.study.data import cache, choice, decoding, files, images
 from cdgrad.study.plan.job import Job
 from cdgrad.study.run.execute import execute
 from cdgrad.study.spec import Task, parse
@@ -475,6 +476,10 @@ def test_the_shared_folders_load_with_their_official_splits(
 ):
     if not (SHARED / name).is_dir():
         pytest.skip(f"{name} is not in ../shared/data")
+    every = images._each  # of 60,000 images each is read as the others are: one in 100 is looked at
+    monkeypatch.setattr(
+        images, "_each", lambda task, files, use: every(task, lambda: islice(files(), None, None, 100), use)
+    )
     task = Task(str(SHARED / name), 1000, 500)
     decoded = decoding.load(task)
     assert (len(decoded.train.labels), len(decoded.test.labels)) == counts
