@@ -207,6 +207,8 @@ def test_points_stay_in_their_ranges_and_types():
     assert {p["b"] for p in points} == {2, 3, 4, 5}
     assert all(type(p["b"]) is int for p in points)
     assert {p["c"] for p in points} == {"x", "y", "z"}
+    assert [value in space["b"] for value in (2, 5, 1, 6, 3.0, True)] == [True, True, *4 * [False]]
+    assert [value in space["c"] for value in ("x", "w", 1)] == [True, False, False]
 
 
 def test_the_best_trial_has_the_lowest_mean_and_of_equal_ones_is_the_first():
