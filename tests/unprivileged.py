@@ -13,7 +13,6 @@ import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
 import pytest
-import tiny_study
 
 _PR_CAPBSET_DROP, _CAP_DAC_OVERRIDE, _CAP_DAC_READ_SEARCH = 24, 1, 2
 
@@ -83,6 +82,8 @@ def main():
         _heed_permissions()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what else is printed is no answer
+    import tiny_study  # not before the program has started anew, because it imports torch
+
     patch = pytest.MonkeyPatch()
     tiny_study.without_workers(patch)
     tiny_study.without_figures(patch)

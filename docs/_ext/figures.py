@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,16 +21,17 @@ CHANNELS = 64
 
 
 class Look(NamedTuple):
-    """Colors of a page's theme: text, faint lines, and curves that color-blind readers tell apart."""
+    """Colors of a theme: text, faint lines, the page, and curves that color-blind readers tell apart."""
 
     ink: str
     faint: str
+    paper: str
     curves: tuple[str, ...]
 
 
-LOOKS = {
-    "light": Look("#1d1d1f", "#d9dce1", ("#1d1d1f", "#0072b2", "#c04f00", "#00825f", "#a8508a")),
-    "dark": Look("#d5d8dd", "#3a3d42", ("#eceef1", "#5cb8f0", "#f2a359", "#3fc79b", "#e3a3ca")),
+LOOKS = {  # in each, all colors differ
+    "light": Look("#1d1d1f", "#d9dce1", "#ffffff", ("#1d1d1e", "#0072b2", "#c04f00", "#00825f", "#a8508a")),
+    "dark": Look("#d5d8dd", "#3a3d42", "#131416", ("#eceef1", "#5cb8f0", "#f2a359", "#3fc79b", "#e3a3ca")),
 }
 PANELS: dict[str, Callable[[Any, Look], None]] = {}
 
@@ -41,7 +43,16 @@ def panel(draw: Callable[[Any, Look], None]) -> Callable[[Any, Look], None]:
 
 def svg(name: str, theme: str) -> bytes:
     """A panel, sized so that two stand side by side; the same bytes every time."""
-    look = LOOKS[theme]
+    drawn, light, look = _drawn(name), LOOKS["light"], LOOKS[theme]
+    for old, new in zip((*light[:3], *light.curves), (*look[:3], *look.curves), strict=True):
+        drawn = drawn.replace(old.encode(), new.encode())
+    return drawn
+
+
+@lru_cache  # each panel is shown in two themes, and drawing takes most of a build
+def _drawn(name: str) -> bytes:
+    """A panel on a light page."""
+    look = LOOKS["light"]
     style = {
         "font.family": "DejaVu Sans",
         "font.size": 8.5,
@@ -351,7 +362,7 @@ def _layers(axes: Any, look: Look, graph: imports.Graph, title: str) -> None:
         for target in targets:
             axes.annotate("", place[target], place[name], arrowprops=arrow, zorder=1)
     box = {"boxstyle": "round,pad=0.25", "linewidth": 1.0, "edgecolor": look.curves[1]}
-    box["facecolor"] = "#ffffff" if look is LOOKS["light"] else "#131416"
+    box["facecolor"] = look.paper
     for name, (x, y) in place.items():
         axes.text(x, y, name, ha="center", va="center", fontsize=7.6, bbox=box, zorder=2)
     axes.set(xlim=(-0.02, 1.02), ylim=(-0.5, len(rows) - 0.5), title=title)

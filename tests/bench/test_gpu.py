@@ -1,10 +1,12 @@
 """The benchmark of a GPU, rehearsed, and how it keeps to its time."""
 
+import copyreg
 import importlib
 import itertools
 import json
 import operator
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -24,7 +26,7 @@ from cdgrad.bench.gpu import operator as gpu_operator
 from cdgrad.bench.gpu import record as recording
 from cdgrad.bench.gpu.setup import Setup, UnavailableError, alternating
 from cdgrad.bench.gpu.targets import targets
-from cdgrad.bench.gpu.training import STEP
+from cdgrad.bench.gpu.training import STEP, Training
 from cdgrad.bench.page import gpu_tables
 from cdgrad.bench.shapes import Conv
 
@@ -317,25 +319,23 @@ def test_what_was_compiled_in_time_is_kept_and_what_comes_later_is_added(monkeyp
     assert len(begun) == 3
 
 
-FORMATS = """
-import pickle, sys, types
-first = sys.modules["first"] = types.ModuleType("first")
-import torch
-if "first" in sys.argv:
-    first.torch = torch
-from cdgrad.bench.gpu.setup import Setup
-from cdgrad.bench.gpu.training import Training
-Training(Setup(torch.device("cpu"), True), "resnet20", 4).compile()
-formats = torch.contiguous_format, torch.channels_last, torch.preserve_format
-assert all(pickle.loads(pickle.dumps(each)) is each for each in formats)
-print(pickle.dumps(formats))
-"""
+def test_what_another_process_compiled_has_the_same_key_whatever_either_imported_first(monkeypatch):
+    formats = torch.contiguous_format, torch.channels_last, torch.preserve_format
+    first = types.ModuleType("first")
+    monkeypatch.setitem(sys.modules, "first", first)
+    monkeypatch.setitem(copyreg.dispatch_table, torch.memory_format, None)
+    del copyreg.dispatch_table[torch.memory_format]  # until the compiler is asked for
 
+    def key(**attributes):
+        with monkeypatch.context() as patch:  # pickle asks the modules for a format in their order
+            patch.setattr(sys, "modules", {"first": first, **sys.modules})
+            vars(first).update(attributes)
+            return pickle.dumps(formats)
 
-def test_what_another_process_compiled_has_the_same_key_whatever_either_imported_first():
-    command = [sys.executable, "-c", FORMATS]
-    outputs = [subprocess.check_output([*command, *more]) for more in ([], ["first"])]
-    assert outputs[0] == outputs[1]
+    assert key(torch=None) != key(torch=torch)
+    Training(Setup(torch.device("cpu"), True), "resnet20", 4).compile()
+    assert key(torch=None) == key(torch=torch)
+    assert all(pickle.loads(pickle.dumps(each)) is each for each in formats)
 
 
 def test_two_metrics_of_a_family_never_follow_each_other():
@@ -401,26 +401,55 @@ def test_what_is_compiled_in_the_next_section_is_a_row_of_its_own():
     assert section["skipped"] == ["a case", "c"]
 
 
-# The command, with the interpreter of these tests, which takes a third of the time of Triton's own.
-COMMAND = """
-import sys
-sys.path.append(sys.argv.pop(1))
-import interpreter
-interpreter.enable()
-from cdgrad.cli import main
-sys.exit(main())
+@pytest.fixture
+def scripts(tmp_path):
+    """Starts a script of a benchmark whose JAX is ready at once and goes on for ever."""
+
+    def begin(script, *arguments, **options):
+        (tmp_path / "script.py").write_text(script)
+        (tmp_path / "jax.py").write_text("import time\nprint([7], flush=True)\ntime.sleep(600)")
+        path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+        return subprocess.Popen(
+            [sys.executable, "script.py", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": path},
+            start_new_session=True,
+            **options,
+        )
+
+    return begin
+
+
+INTERRUPTED = """
+import os, sys, time
+from cdgrad import cli
+from cdgrad.bench.gpu import processes, record
+
+def sleep(wait):
+    open("begun", "w").close()
+    time.sleep(600)
+
+def start(setup):
+    processes.Worker(sleep, waits=True)
+    process = processes.Process("cdgrad.bench.gpu.jax_process", waits=True)
+    while process.printed() is None or not os.path.exists("begun"):
+        time.sleep(0.01)
+    return {"started": dict}
+
+def endless(setup):
+    return {"endless": lambda: time.sleep(600)}
+
+if __name__ == "__main__":
+    processes._PRELOADED[1:] = []
+    record._sections = lambda: [("start", 1, start), ("checks", 1, endless)]
+    sys.exit(cli.main(["bench", "--device", "cuda", "--rehearse"]))
 """
-TESTS = str(Path(__file__).parents[1])
-REHEARSAL = [sys.executable, "-c", COMMAND, TESTS, "bench", "--device", "cuda", "--rehearse"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_no_process_is_left_when_the_benchmark_is_interrupted(number):
+def test_no_process_is_left_when_the_benchmark_is_interrupted(number, scripts):
     """While those of later sections are stopped."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    begun = subprocess.Popen(
-        REHEARSAL, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    begun = scripts(INTERRUPTED, stderr=subprocess.PIPE, text=True)
     assert any(line == "measuring checks\n" for line in begun.stderr)
     begun.send_signal(number)
     begun.communicate(timeout=60)
@@ -455,16 +484,8 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no other system kills the children of a process")
 @pytest.mark.parametrize("method", ["forkserver", "spawn"])
-def test_no_stopped_process_is_left_when_the_benchmark_is_killed(method, tmp_path):
-    (tmp_path / "killed.py").write_text(KILLED)
-    (tmp_path / "jax.py").write_text("import time\nprint([7], flush=True)\ntime.sleep(600)")
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    begun = subprocess.Popen(
-        [sys.executable, "killed.py", method],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": path},
-        start_new_session=True,
-    )
+def test_no_stopped_process_is_left_when_the_benchmark_is_killed(method, scripts):
+    begun = scripts(KILLED, method)
     assert begun.wait(timeout=60) == -signal.SIGKILL
     until = time.perf_counter() + 10
     while _exists(begun.pid) and time.perf_counter() < until:
@@ -480,9 +501,32 @@ def _exists(group):
     return True
 
 
+# The command, with the interpreter of these tests, which takes a third of the time of Triton's own.
+COMMAND = """
+import sys
+sys.path.append(sys.argv.pop(1))
+import interpreter
+interpreter.enable()
+from cdgrad.cli import main
+sys.exit(main())
+"""
+TESTS = str(Path(__file__).parents[1])
+
+
 def test_the_rehearsal_runs_everything(tmp_path):
     out = tmp_path / "gpu.json"
-    command = [*REHEARSAL, "--out", str(out)]
+    command = [
+        sys.executable,
+        "-c",
+        COMMAND,
+        TESTS,
+        "bench",
+        "--device",
+        "cuda",
+        "--rehearse",
+        "--out",
+        str(out),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -83,6 +83,10 @@ def test_another_number_of_searches_is_refused(spec, text):
     runs = played(spec)
     with pytest.raises(StudyError, match="under another specification"):
         Plan(parse(text.replace("replicates = 3", "replicates = 2"), "tiny"), runs, "here")
+    # In another order, a seed belongs to another search than the one that chose its setting.
+    for old, new in (("seeds = 6", "seeds = [1, 0, 2, 3, 4, 5]"), ("[100, 101,", "[101, 100,")):
+        with pytest.raises(StudyError, match="or the order of seeds; it is 3"):
+            Plan(parse(text.replace(old, new), "tiny"), runs, "here")
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,8 @@ def test_what_is_published_names_no_folder_and_holds_no_formula(make_run):
     assert "'=1+1" in header.split(",")
     assert "-2.0" in row.split(",")
     assert "'=cmd() in x.py" in row
+    for sign in "+-@":
+        assert f",'{sign}SUM(1)," in csv_text([make_run("sgd", 0, 1.0, values={"lr": f"{sign}SUM(1)"})])
 
 
 def test_a_record_publishes_no_folder(tmp_path, make_run):

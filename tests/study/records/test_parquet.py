@@ -23,7 +23,14 @@ def runs(make_run):
             epochs=[{"loss": 0.1}, {"loss": 1 / 3, "extra": 2.0}],
             trial=7,
         ),
-        make_run("sgd", 0, 100.0, status="diverged", epochs=[{"loss": math.nan}], measures={"ece": 0.25}),
+        make_run(
+            "sgd",
+            0,
+            100.0,
+            status="diverged",
+            epochs=[{"loss": math.nan}],
+            measures={"ece": 0.25, "nll": math.nan},
+        ),
         make_run("directed", 2**40, None, status="failed", message="no µ\n", epochs=[]),
         make_run("directed", 0, 1.0, epochs=[{}], config={"task": {"data": "ä", "shape": [1, 8]}}),
     ]

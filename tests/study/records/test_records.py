@@ -35,7 +35,9 @@ def test_a_curve_that_is_not_finite_survives(tmp_path, make_run):
     run = make_run("sgd", 0, 100.0, status="diverged", epochs=[{"loss": math.nan, "train_error": 90.0}])
     with Store(tmp_path, write=True) as store:
         store.add(run, store.use_spec("tiny", "text"))
+        store.add(make_run("sgd", 1, math.nan, status="diverged"), store.use_spec("tiny", "text"))
         (epoch,) = store.runs()[0].epochs
+        assert store.runs()[1].error is None
     assert math.isnan(epoch["loss"])
     assert epoch["train_error"] == 90.0
 
@@ -46,6 +48,8 @@ def test_a_run_that_is_made_again_replaces_the_first(tmp_path, make_run):
         store.add(make_run("sgd", 0, None, status="failed", message="no memory"), digest)
         store.add(make_run("sgd", 0, 3.0), digest)
         assert [run.error for run in store.runs()] == [3.0]
+        store.add(make_run("sgd", 0, 2.0, values={"lam": 1.0}), digest)  # with what further trials chose
+        assert [(run.error, run.values) for run in store.runs()] == [(2.0, {"lam": 1.0})]
 
 
 def test_a_failed_run_leaves_a_finished_one_its_message_alone(tmp_path, make_run):

@@ -3,17 +3,17 @@
 import io
 import re
 import shutil
-import signal
 import subprocess
-import sys
 from contextlib import redirect_stderr, redirect_stdout
+from itertools import islice
 from pathlib import Path
 
 import pytest
-from tiny_study import without_figures
+from tiny_study import in_this_process, without_figures
 
 from cdgrad import cli
 from cdgrad.study.report import live_page
+from cdgrad.study.run import driver, local_engine
 
 EXAMPLES = Path(__file__).parents[3] / "examples"
 FOREIGN = re.compile(r"\b(images?|gradients?|points?|errors?|no metric|channels?)\b", re.IGNORECASE)
@@ -60,18 +60,17 @@ def cdgrad(folder, *arguments):
 
 def interrupted(folder):
     """Start the study, and interrupt it after its second run."""
-    command = [sys.executable, "-m", "cdgrad", "study", "perplexity.toml"]
-    with subprocess.Popen(
-        command, cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    ) as study:
-        assert study.stderr is not None
-        for line in study.stderr:
-            if line.startswith("2/"):
-                study.send_signal(signal.SIGINT)
-                break
-        rest = study.stderr.read()
-    assert study.returncode == 130, rest
-    assert "interrupted; runs/perplexity has the finished runs" in rest
+
+    def two_runs(take, workers, *, gpus=(), **options):
+        yield from islice(in_this_process(take, workers, **options), 2)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, redirect_stderr(io.StringIO()) as printed:
+        patch.chdir(folder)
+        for module in (local_engine, driver):
+            patch.setattr(module, "run_all", two_runs)
+        assert cli.main(["study", "perplexity.toml"]) == 130
+    assert "interrupted; runs/perplexity has the finished runs" in printed.getvalue()
 
 
 @pytest.fixture(scope="module")

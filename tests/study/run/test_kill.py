@@ -80,36 +80,29 @@ def test_killed_anywhere_a_study_comes_to_the_same_records(
         for line in study.stderr:
             assert "Traceback" not in line, line + study.stderr.read()
             count -= re.match(r"\d+/\d+ ", line) is not None
-            if not count:
+            if count <= 0:
                 return
 
     chance = random.Random(KILLS)
     killed = {"driver": 0, "worker": 0}
     while sum(killed.values()) < KILLS:
         study = start()
-        # At any moment: while it starts, or after some more runs, and within one.
-        wait_for_runs(study, chance.randrange(4))
-        time.sleep(chance.uniform(0, 0.5))
-        who = chance.choice(sorted(killed))
-        victims = workers_of(study.pid)
-        if who == "driver":
-            study.kill()
-            study.wait()
-            wait_for_the_end_of(victims)
-        else:
-            if not victims:  # it has not come so far
+        # Either at any moment: while a worker starts, or after some more runs, and within one.
+        for who in ("worker", "driver"):
+            wait_for_runs(study, chance.randrange(4))
+            time.sleep(chance.uniform(0, 0.5))
+            while not (victims := workers_of(study.pid)) and who == "worker" and study.poll() is None:
+                time.sleep(0.01)
+            if who == "driver":
                 study.kill()
-                study.wait()
-                study.stderr.close()
-                continue
-            os.kill(chance.choice(victims), signal.SIGKILL)
-            wait_for_runs(study, 2)
-            study.send_signal(signal.SIGINT)
-        killed[who] += 1
+            elif victims:
+                os.kill(chance.choice(victims), signal.SIGKILL)
+            killed[who] += 1
         ended = study.wait(timeout=60)
+        wait_for_the_end_of(victims)
         study.stderr.close()
         # A study that came to its end before the signal says whether the killed worker had a run to lose.
-        assert ended in ((-signal.SIGKILL,) if who == "driver" else (130, 1, 0))
+        assert ended in (-signal.SIGKILL, 1, 0)
 
     without_workers(monkeypatch)
     capsys.readouterr()
@@ -125,9 +118,10 @@ EPOCHS = 60
 
 @pytest.fixture
 def long_study(tiny_text):
-    """Two arms, a seed each, with all that a run keeps from epoch to epoch."""
+    """One arm and seed, with all that a run keeps from epoch to epoch."""
     schedule = f"epochs = {EPOCHS}\nema = 0.9\nwarmup = 5"
     text = tiny_text.replace("epochs = 1", schedule).replace("seeds = 2", "seeds = 1")
+    text = text.replace('baseline = "sgd"', 'baseline = "directed"').replace("[arms.sgd]\n", "")
     return parse(text.replace('data = "fake"', 'data = "fake"\naugment = ["pad-crop", "flip"]'), "tiny")
 
 
@@ -156,9 +150,9 @@ def test_a_run_that_was_killed_in_its_middle_resumes_there_to_the_same_record(lo
     failed = run_study(long_study, folder, 1, killing)
     assert [run.message for run in failed] == [
         "the worker process was killed by signal 9 during the run (out of memory?)"
-    ] * 2
+    ]
     saved = {file.name: len(torch.load(file)["state"]["epochs"]) for file in checkpoints.glob("*.pt")}
-    assert len(saved) == 2
+    assert len(saved) == 1
     assert all(9 <= epochs < EPOCHS - 1 for epochs in saved.values())
 
     finished = run_study(long_study, folder, 1, watched)
@@ -167,5 +161,5 @@ def test_a_run_that_was_killed_in_its_middle_resumes_there_to_the_same_record(lo
     assert not checkpoints.exists()
 
     whole = run_study(long_study, tmp_path / "whole", 1, in_this_process)
-    assert [len(run.epochs) for run in whole] == [EPOCHS] * 2
+    assert [len(run.epochs) for run in whole] == [EPOCHS]
     assert results(folder) == results(tmp_path / "whole")

@@ -86,3 +86,8 @@ def test_every_other_arm_is_compared_with_the_reference_or_every_two_arms_once()
         "c vs. a": ("c", "a"),
         "c vs. b": ("c", "b"),
     }
+    assert contrasts('reference = "c"\nall_pairs = true\n') == {
+        "a vs. c": ("a", "c"),
+        "b vs. c": ("b", "c"),
+        "b vs. a": ("b", "a"),
+    }

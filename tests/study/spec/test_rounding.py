@@ -55,6 +55,12 @@ def test_it_has_the_baseline_s_tuned_setting_and_options(tiny_text):
     assert parse(own, "tiny").rounding_arms == []  # it would search for a setting of its own
 
 
+def test_of_a_baseline_that_rounds_otherwise_the_ordinary_arm_is_the_noise_floor(tiny_text):
+    study = parse(tiny_text.replace("[arms.sgd]", "[arms.plain]\n[arms.sgd]\nrounding = 3"), "tiny")
+    assert study.rounding_arms == [*study.noise_floor] == ["plain"]
+    assert [*study.tested_contrasts] == ["directed"]
+
+
 def test_values_of_every_kind_are_written_as_toml(tiny_text):
     odd = 'optimizer = { eps = 1e-8, name = "a:b", "a b" = ["\\"x\\"", 1, true], c = { d = -inf } }'
     text = tiny_text.replace("[arms.sgd]", f"[arms.sgd]\n{odd.replace('name', 'lr = 1, name')}")

@@ -1,3 +1,5 @@
+import dataclasses
+import json
 import typing
 
 import pytest
@@ -133,6 +135,21 @@ def test_the_fingerprint_is_of_what_decides_the_numbers(tiny, tiny_text):
         assert tiny.setting("", arm).fingerprint == same.setting("", arm).fingerprint
         assert tiny.setting("", arm).fingerprint != changed.setting("", arm).fingerprint
     assert tiny.setting("", "sgd").fingerprint != tiny.setting("", "directed").fingerprint
+
+
+def test_a_default_that_is_written_out_changes_nothing(tiny, tiny_text):
+    tables = {"[task]": spec.Task, "[model]": spec.Model, "[schedule]": spec.Schedule, "[arms.sgd]": spec.Arm}
+    text = tiny_text
+    for header, kind in tables.items():
+        defaults = {f.name: f.default for f in dataclasses.fields(kind)}
+        given = {k: v for k, v in defaults.items() if v is not None and v is not dataclasses.MISSING}
+        lines = [f"{key} = {json.dumps(value)}" for key, value in given.items()]
+        text = text.replace(
+            header, "\n".join([header, *(line for line in lines if line != 'tuning = "own"')])
+        )
+    written = spec.parse(text.replace("seeds = 2", "seeds = 2\nmargin = 0"), "tiny")
+    assert written.setting("", "sgd").fingerprint == tiny.setting("", "sgd").fingerprint
+    assert (written.arms, written.margin) == (tiny.arms, tiny.margin)
 
 
 def test_metrics_are_kept_in_their_normal_form(tiny, tiny_text):

@@ -178,6 +178,24 @@ def test_points_are_a_function_of_the_space_and_more_of_them_begin_with_the_same
     assert capfd.readouterr().err == ""
 
 
+def test_an_arm_s_own_range_takes_the_place_of_the_common_one(tiny_text):
+    own = TUNING + '"optimizer.lr" = { low = 2.0, high = 3.0 }\n'
+    tuning = parse(tiny_text + own, "tiny").tuning
+    assert tuning.of("sgd") == {"optimizer.lr": Dimension(0.01, 1.0, log=True)}
+    assert tuning.of("directed") == {
+        "optimizer.lr": Dimension(2.0, 3.0),
+        "lam": Dimension(0.1, 10.0, log=True),
+    }
+    assert all(2 <= point["optimizer.lr"] <= 3 for point in tuning.points("directed"))
+
+
+def test_the_order_of_keys_and_arms_does_not_matter_to_the_points():
+    space = {"b": Dimension(0.0, 1.0), "a": Dimension(1e-3, 1.0, log=True)}
+    points = Tuning(8, (0,), space, {}).points("one")
+    assert Tuning(8, (0,), dict(sorted(space.items())), {}).points("other") == points
+    assert Tuning(8, (0,), {}, {"third": space}).points("third") == points
+
+
 def test_points_stay_in_their_ranges_and_types():
     space = {
         "a": Dimension(-1.0, 1.0),
@@ -189,6 +207,8 @@ def test_points_stay_in_their_ranges_and_types():
     assert {p["b"] for p in points} == {2, 3, 4, 5}
     assert all(type(p["b"]) is int for p in points)
     assert {p["c"] for p in points} == {"x", "y", "z"}
+    assert [value in space["b"] for value in (2, 5, 1, 6, 3.0, True)] == [True, True, *4 * [False]]
+    assert [value in space["c"] for value in ("x", "w", 1)] == [True, False, False]
 
 
 def test_the_best_trial_has_the_lowest_mean_and_of_equal_ones_is_the_first():
