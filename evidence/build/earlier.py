@@ -15,6 +15,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+import numpy as np
+
 from cdgrad.study.records import Run
 from cdgrad.study.records.parquet import from_parquet
 from cdgrad.study.statistics import paired as stats
@@ -55,12 +57,14 @@ def comparisons(study: Results, earlier: Iterable[Run]) -> Iterator[Earlier]:
     for cell, arm in study.comparisons:
         runs, baseline = final[cell, arm], final[cell, study.spec.baseline]
         seeds = sorted(runs.keys() & baseline.keys())
-        compared = stats.compare([runs[s].error for s in seeds], [baseline[s].error for s in seeds])
+        errors = [np.array([of[s].error for s in seeds], dtype=float) for of in (runs, baseline)]
+        compared = stats.compare(*errors)
         now = study.finished[cell, arm]
         both = [(run, now[s]) for s, run in runs.items() if s in now and now[s].values == run.values]
         same = sum(run.error == again.error for run, again in both)
-        numbers = (compared.pairs, compared.mean, *compared.interval, len(both), same)
-        yield Earlier(study.spec.name, cell, arm, *numbers)
+        low, high = compared.interval
+        place, mean = (study.spec.name, cell, arm), (compared.pairs, compared.mean, low, high)
+        yield Earlier(*place, *mean, len(both), same)
 
 
 def read() -> tuple[str, list[Earlier]]:
