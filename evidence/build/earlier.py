@@ -9,13 +9,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
-
-import numpy as np
 
 from cdgrad.study.records import Run
 from cdgrad.study.records.parquet import from_parquet
@@ -50,21 +47,14 @@ class Earlier(NamedTuple):
 
 def comparisons(study: Results, earlier: Iterable[Run]) -> Iterator[Earlier]:
     """Every comparison with the baseline that the earlier runs of a study hold."""
-    final: dict[tuple[str, str], dict[int, Run]] = defaultdict(dict)
-    for run in earlier:
-        if run.trial is None:
-            final[run.cell, run.arm][run.seed] = run
-    for cell, arm in study.comparisons:
-        runs, baseline = final[cell, arm], final[cell, study.spec.baseline]
-        seeds = sorted(runs.keys() & baseline.keys())
-        errors = [np.array([of[s].error for s in seeds], dtype=float) for of in (runs, baseline)]
-        compared = stats.compare(*errors)
-        now = study.finished[cell, arm]
-        both = [(run, now[s]) for s, run in runs.items() if s in now and now[s].values == run.values]
+    before = Results.of(study.spec, earlier)
+    for place, compared in before.comparisons.items():
+        c, now = compared.comparison, study.finished[place]
+        both = [(run, now[seed]) for seed, run in before.finished[place].items() if seed in now]
+        both = [(run, again) for run, again in both if run.values == again.values]
         same = sum(run.error == again.error for run, again in both)
-        low, high = compared.interval
-        place, mean = (study.spec.name, cell, arm), (compared.pairs, compared.mean, low, high)
-        yield Earlier(*place, *mean, len(both), same)
+        low, high = c.interval
+        yield Earlier(study.spec.name, *place, c.pairs, c.mean, low, high, len(both), same)
 
 
 def read() -> tuple[str, list[Earlier]]:

@@ -46,15 +46,12 @@ def section() -> dict[str, str]:
     """The table, what it shows in numbers, and what the learning rate has to do with it."""
     results = studies(ELSEWHERE)
     table = rows(results)
-    controls = {
-        (control.row.study, control.row.cell, control.row.arm): control
-        for control in claims.at_equal_rates([_as_in_rates(row) for row in table])
-    }
+    in_rates = [_as_in_rates(row) for row in table]
+    compared = claims.at_equal_rates(in_rates)
+    found = {(control.row.study, control.row.cell, control.row.arm): control for control in compared}
+    controls = [found.get((row.study, row.cell, row.arm)) for row in in_rates]
     by_name = {study.spec.name: study for study in results}
-    lines = [
-        _line(row, by_name[row.study], controls.get((row.study, _as_in_rates(row).cell, row.arm)))
-        for row in table
-    ]
+    lines = [_line(row, by_name[row.study], control) for row, control in zip(table, controls, strict=True)]
     head = ["where", "arm", "difference, points", "Holm p", "MDD", "against the baseline at the arm's rate"]
     head += ["baseline error (SD), %", "chosen", "seeds", "trials x seeds"]
     return {
@@ -64,19 +61,15 @@ def section() -> dict[str, str]:
         "elsewhere_regimes": enumerated([name for study, name in REGIMES.items() if study in by_name]),
         "elsewhere_better": _names(row for row in table if row.better),
         "elsewhere_gains": "; ".join(
-            _gain(row, controls.get((row.study, _as_in_rates(row).cell, row.arm)))
-            for row in table
-            if row.better
+            _gain(row, control) for row, control in zip(table, controls, strict=True) if row.better
         ),
         "elsewhere_worse": _names(row for row in table if row.worse),
         "elsewhere_better_count": str(sum(row.better for row in table)),
         "elsewhere_worse_count": str(sum(row.worse for row in table)),
         "elsewhere_mdd": f"{min(row.mdd for row in table):.1f} to {max(row.mdd for row in table):.1f}",
-        "elsewhere_rates_count": str(len(controls)),
-        "elsewhere_rates_better": _names(
-            control.row for control in controls.values() if control.against.better
-        ),
-        "elsewhere_rates_better_count": str(sum(control.against.better for control in controls.values())),
+        "elsewhere_rates_count": str(len(compared)),
+        "elsewhere_rates_better": _names(control.row for control in compared if control.against.better),
+        "elsewhere_rates_better_count": str(sum(control.against.better for control in compared)),
         "elsewhere_labels": _labels(by_name["regimes-labels"]),
     }
 

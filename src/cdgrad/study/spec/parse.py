@@ -225,11 +225,13 @@ def _tuning(
                 f'{name}: arms.{arm}.tuning = "baseline" needs a tuned baseline; {baseline} is not tuned'
             )
     own = [arm for arm, options in arms.items() if options.tuning == "own"]
-    if "tuning" in table and not own:
+    if "tuning" not in table:
+        return None
+    if not own:
         raise StudyError(
             f"{name}: the table tuning has no effect where no arm is tuned; remove it, or tune an arm"
         )
-    return read_tuning(table["tuning"], final_seeds, own, name) if "tuning" in table else None
+    return read_tuning(table["tuning"], final_seeds, own, name)
 
 
 def _check_settings(spec: Spec) -> None:
