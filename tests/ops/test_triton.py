@@ -534,7 +534,7 @@ def test_the_kernels_compile_without_a_gpu(tmp_path):
 
 
 def test_the_record_of_the_compilers():
-    """Of six Tritons: no kernel fails, compiles in more than 6 s, or spills more than docs/cost.md says."""
+    """Of six Tritons: no kernel fails, compiles for long, or spills more than docs/cost.md says."""
     rows = json.loads((OFFLINE.parent / "results" / "offline.json").read_text())
     assert {row["triton"] for row in rows} == {"3.4.0", "3.5.1", "3.6.0", "3.7.1", "3.8.0", "3.9.0"}
     nvidia, amd = {"75", "80", "86", "89", "90", "120"}, {"gfx90a", "gfx942", "gfx1100", "gfx1201"}
@@ -544,7 +544,8 @@ def test_the_record_of_the_compilers():
     }
     assert {row["access"] for row in rows} - {"resnet50"} == {"aligned", "contiguous", "strided"}
     for row in rows:
-        assert row["compile_cpu_s"] <= 6
+        # All others were compiled on a slower CPU, and part of 3.5's.
+        assert row["compile_cpu_s"] <= (3 if row["triton"] in ("3.4.0", "3.6.0", "3.9.0") else 6)
         assert all(lanes[0] == 1 for _, lanes in row["layouts"] + row["layouts_of_stores"])
         if row["arch"] in amd:
             assert row["spilled_registers"] == 0
