@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
 import os
-import pickle
 import sys
 from collections.abc import Callable
 from datetime import timedelta
-from functools import cache
 from importlib import import_module
-from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -29,62 +25,23 @@ def in_worlds(sizes: tuple[int, ...], *checks: Callable[[], None]) -> None:
     """Run each check, a function of a module, on every rank of worlds of these sizes, largest first.
 
     The first failure of a rank is raised. Smaller worlds are made of the same processes, and where that is
-    safe all are forked by one that has imported everything, because starting them takes most of the time.
+    safe one process imports everything and forks them, because starting them takes most of the time.
     """
     with TemporaryDirectory() as folder:
         arguments = sorted(sizes, reverse=True), folder, checks
         if sys.platform == "linux":
-            _ask(pickle.dumps(arguments))
+            mp.spawn(_fork, arguments, nprocs=1)
         else:
             mp.spawn(_rank, arguments, nprocs=max(sizes))
 
 
-def _ask(request: bytes) -> None:
-    server = _server()
-    server.send_bytes(request)
-    if failure := server.recv():
-        raise AssertionError(failure)
-
-
-@cache
-def _server() -> Connection:
-    """Our end of a process that makes worlds, one after the other, until this process ends."""
-    context = mp.get_context("spawn")
-    near, far = context.Pipe()
-    context.Process(target=_serve, args=(far,)).start()
-    far.close()
-    atexit.register(near.close)  # before multiprocessing waits for its processes
-    return near
-
-
-def _serve(connection: Connection) -> None:
-    """Each rank would otherwise import the compiler, and load or compile the kernels, by itself."""
+def _fork(_: int, sizes: list[int], folder: str, checks: tuple[Callable[[], None], ...]) -> None:
+    """The ranks; each would otherwise import the compiler, and load or compile the kernels, by itself."""
     torch.set_num_threads(1)
     import_module("torch._dynamo")
     for metric in ("reweighted:lam=2", "sobolev:lam=1", "mean-sobolev:lam=1"):
         cdgrad.channel_directed_([torch.ones(2, 2, dtype=torch.float64)], metric)
-    while True:
-        try:
-            request = connection.recv_bytes()
-        except EOFError:
-            return
-        # In a process of its own: what the checks' modules import and change does not reach the next world.
-        world = mp.get_context("fork").Process(target=_answer, args=(connection, request))
-        world.start()
-        world.join()
-        if world.exitcode:
-            connection.send(f"the world ended with exit status {world.exitcode}")
-
-
-def _answer(connection: Connection, request: bytes) -> None:
-    """Make a world, and send why it failed."""
-    failure = ""
-    try:
-        sizes, folder, checks = pickle.loads(request)
-        mp.start_processes(_rank, (sizes, folder, checks), nprocs=max(sizes), start_method="fork")
-    except Exception as error:
-        failure = f"{type(error).__name__}: {error}"
-    connection.send(failure)
+    mp.start_processes(_rank, (sizes, folder, checks), nprocs=max(sizes), start_method="fork")
 
 
 def _rank(rank: int, sizes: list[int], folder: str, checks: tuple[Callable[[], None], ...]) -> None:
