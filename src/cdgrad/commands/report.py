@@ -85,7 +85,7 @@ def watch(folder: Path, asked: Asked) -> int:
     # A mistyped folder or arm is an error now, not a page.
     with records.Store(folder, write=False) as store:
         name, text = store.spec()
-    asked.compared(statistics.Results.of(spec.parse(text, name), ()))
+    asked.compared(statistics.Results.of(spec.parse(text, name, stored=True), ()))
     with live_page.served(folder, asked) as address:
         print(f"report: {address} (Ctrl-C ends)", flush=True)
         with suppress(KeyboardInterrupt):

@@ -170,7 +170,10 @@ def setting_of(spec: Spec, cell: str, arm: str, overrides: Sequence[str]) -> Set
         metric = str(values.pop("metric"))
         try:
             metric = metric if metric == NO_METRIC else str(parse_metric(metric))
-            spec = replace(spec, arms={**spec.arms, arm: replace(spec.arms[arm], metric=metric)})
+            changed = replace(spec.arms[arm], metric=metric)
+            if changed.refusal:
+                raise ValueError(changed.refusal)
+            spec = replace(spec, arms={**spec.arms, arm: changed})
         except ValueError as error:
             raise StudyError(f"--set metric: {error}") from None
     return spec.setting(cell, arm, values)

@@ -13,6 +13,10 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9 ._@+-]{0,29}")
 _RESERVED = frozenset(
     ("arm", "seed", "status", "cell", "trial", "evaluated", "epochs", "seconds", "started", "fingerprint")
 ) | {"message", "values", "measures", "config", "environment", "replicate", "diverged"}
+_NAME_RULE = (
+    "name must be 1 to 30 letters, digits, spaces and . _ @ + -, a letter first, and none of "
+    f"{', '.join(sorted(_RESERVED))}"
+)
 
 
 @dataclass(frozen=True)
@@ -32,14 +36,16 @@ class Measure:
     percent: bool = False
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name) or self.name.lower() in _RESERVED:
-            raise ValueError(
-                f"name must be 1 to 30 letters, digits, spaces and . _ @ + -, a letter first, and none of "
-                f"{', '.join(sorted(_RESERVED))}; got {self.name!r:.60}"
-            )
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"{_NAME_RULE}; got {self.name!r:.60}")
         if self.unit and (self.percent or not self.unit.isprintable() or len(self.unit) > 16):
             rule = "must be empty where percent = true" if self.percent else "must be up to 16 characters"
             raise ValueError(f"unit {rule}; got {self.unit!r:.60}")
+
+    @property
+    def refusal(self) -> str:
+        """Why no study may begin with this name; empty where it may."""
+        return f"{_NAME_RULE}; got {self.name!r}" if self.name.lower() in _RESERVED else ""
 
     @property
     def title(self) -> str:

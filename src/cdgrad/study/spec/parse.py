@@ -75,8 +75,10 @@ def _decoded(content: bytes) -> str:
     return content.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n")
 
 
-def parse(text: str, name: str) -> Spec:
+def parse(text: str, name: str, *, stored: bool = False) -> Spec:
     """The study that TOML `text` describes; `name` is used in messages.
+
+    A `stored` one, of recorded runs, may have what no new run may begin with, such as keys without effect.
 
     Raises:
         StudyError: not TOML; or a key that is unknown, missing, of the wrong type or out of range.
@@ -94,14 +96,14 @@ def parse(text: str, name: str) -> Spec:
         table, (*_HEAD_KEYS, "seeds", "arms", *tables, "metric", "tuning"), ("seeds", "arms"), "", name
     )
     arms = {
-        str(arm): _arm(str(arm), value, name, entry=bool(head.entry))
+        str(arm): _arm(str(arm), value, name, entry=bool(head.entry), stored=stored)
         for arm, value in as_table(table["arms"], "arms", name).items()
     }
     if head.baseline not in arms:
         raise error_at(name, "baseline", head.baseline, f"one of the arms: {', '.join(arms) or 'none given'}")
     if head.reference and head.reference not in arms:
         raise error_at(name, "reference", head.reference, f"one of the arms: {', '.join(arms)}")
-    until, final_seeds = _final_seeds(table["seeds"], name)
+    until, final_seeds = _final_seeds(table["seeds"], name, stored=stored)
     spec = Spec(
         name=name,
         title=head.title or name,
@@ -111,15 +113,16 @@ def parse(text: str, name: str) -> Spec:
         workers=head.workers,
         out=head.out or f"runs/{name}",
         entry=head.entry,
-        cells={"": {}} if head.entry else read_cells(table, name),
+        cells={"": {}} if head.entry else read_cells(table, name, stored=stored),
         arms=arms,
-        tuning=_tuning(table, head.baseline, arms, final_seeds, name),
+        tuning=_tuning(table, head.baseline, arms, final_seeds, name, stored=stored),
         text=text,
         until=until,
         margin=head.margin,
-        measure=_measure(table, head.entry, name),
+        measure=_measure(table, head.entry, name, stored=stored),
         reference=head.reference,
         all_pairs=head.all_pairs,
+        stored=stored,
     )
     if spec.until and spec.replicates > 1:
         raise StudyError(
@@ -161,11 +164,11 @@ class Head:
 _HEAD_KEYS = tuple(f.name for f in fields(Head))
 
 
-def _measure(table: Mapping[str, object], entry: str, name: str) -> Measure:
+def _measure(table: Mapping[str, object], entry: str, name: str, *, stored: bool) -> Measure:
     """What the runs' results are: the error in percent, unless a table ``[metric]`` says otherwise."""
     if "metric" not in table:
         return ERROR
-    measure = read(Measure, table["metric"], "metric", name)
+    measure = read(Measure, table["metric"], "metric", name, stored=stored)
     if entry:
         return measure
     known = {(kind.name, kind.direction): kind for kind in (ERROR, ACCURACY)}
@@ -179,22 +182,34 @@ def _measure(table: Mapping[str, object], entry: str, name: str) -> Measure:
     return known[measure.name, measure.direction]
 
 
-def _final_seeds(value: object, name: str) -> tuple[float, tuple[int, ...]]:
+def _final_seeds(value: object, name: str, *, stored: bool) -> tuple[float, tuple[int, ...]]:
     """The width at which a cell may end early, 0 for never, and all seeds that it may have."""
     if not isinstance(value, dict):
-        return 0.0, seeds(value, "seeds", name)
+        return 0.0, seeds(value, "seeds", name, stored=stored)
     rule = read(Until, cast(object, value), "seeds", name)
     return rule.until, tuple(range(rule.most))
 
 
-def _arm(title: str, value: object, name: str, *, entry: bool) -> Arm:
+def _arm(title: str, value: object, name: str, *, entry: bool, stored: bool) -> Arm:
     where = f"arms.{title}"
     if not _ARM_NAME.fullmatch(title):
         raise StudyError(
             f"{name}: arm name {title!r} is not allowed; use 1 to 16 letters, digits and . _ + = - "
             f"(it heads a table column)"
         )
-    arm = read(Arm, value, where, name)
+    arm = read(Arm, value, where, name, stored=stored)
+    if not stored:
+        _check_kind(arm, where, name, entry=entry)
+    if arm.metric == NO_METRIC:
+        return arm
+    try:
+        return replace(arm, metric=str(parse_metric(arm.metric)))
+    except ValueError as error:
+        raise StudyError(f"{name}: {where}.metric: {error}") from None
+
+
+def _check_kind(arm: Arm, where: str, name: str, *, entry: bool) -> None:
+    """Refuse keys of an arm that are for the other kind of study, with an `entry` or without."""
     if arm.optimizer and entry:
         raise StudyError(f"{name}: {where}.optimizer has no effect with `entry`; use {where}.values")
     if arm.values and not entry:
@@ -204,19 +219,19 @@ def _arm(title: str, value: object, name: str, *, entry: bool) -> Arm:
             raise StudyError(
                 f"{name}: {where}.{key} has no effect with `entry`, only in the built-in loop; remove it"
             )
-    if arm.metric == NO_METRIC:
-        return arm
-    try:
-        return replace(arm, metric=str(parse_metric(arm.metric)))
-    except ValueError as error:
-        raise StudyError(f"{name}: {where}.metric: {error}") from None
 
 
 def _tuning(
-    table: Mapping[str, object], baseline: str, arms: Mapping[str, Arm], final_seeds: Sequence[int], name: str
+    table: Mapping[str, object],
+    baseline: str,
+    arms: Mapping[str, Arm],
+    final_seeds: Sequence[int],
+    name: str,
+    *,
+    stored: bool,
 ) -> Tuning | None:
     for arm, options in arms.items():
-        if "tuning" not in table and options.tuning != "own":
+        if "tuning" not in table and options.tuning != "own" and not stored:
             raise StudyError(
                 f"{name}: arms.{arm}.tuning has no effect without a table tuning; add one, or remove it"
             )
@@ -225,13 +240,13 @@ def _tuning(
                 f'{name}: arms.{arm}.tuning = "baseline" needs a tuned baseline; {baseline} is not tuned'
             )
     own = [arm for arm, options in arms.items() if options.tuning == "own"]
-    if "tuning" not in table:
+    if "tuning" not in table or (stored and not own):
         return None
     if not own:
         raise StudyError(
             f"{name}: the table tuning has no effect where no arm is tuned; remove it, or tune an arm"
         )
-    return read_tuning(table["tuning"], final_seeds, own, name)
+    return read_tuning(table["tuning"], final_seeds, own, name, stored=stored)
 
 
 def _check_settings(spec: Spec) -> None:
@@ -270,7 +285,7 @@ def _builtin() -> Any:
 _CELL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,39}")
 
 
-def read_cells(table: Mapping[str, object], name: str) -> dict[str, Tables]:
+def read_cells(table: Mapping[str, object], name: str, *, stored: bool) -> dict[str, Tables]:
     """The tables of each cell: the specification's own, with the cell's changes.
 
     Raises:
@@ -278,7 +293,7 @@ def read_cells(table: Mapping[str, object], name: str) -> dict[str, Tables]:
     """
     common = {key: as_table(table[key], key, name) for key in TABLES if key in table}
     if "cells" not in table:
-        read_tables(common, {}, name)
+        read_tables(common, {}, name, stored=stored)
         return {"": common}
     cells: dict[str, Tables] = {}
     for cell, value in as_table(table["cells"], "cells", name).items():
@@ -290,7 +305,7 @@ def read_cells(table: Mapping[str, object], name: str) -> dict[str, Tables]:
         check_keys(changes, TABLES, (), f"cells.{cell}.", name)
         changes = {key: as_table(changes[key], f"cells.{cell}.{key}", name) for key in changes}
         cells[cell] = changed(common, changes)
-        read_tables(cells[cell], dict.fromkeys(changes, f"cells.{cell}."), name)
+        read_tables(cells[cell], dict.fromkeys(changes, f"cells.{cell}."), name, stored=stored)
     if not cells:
         raise StudyError(f"{name}: the table cells is empty; add a cell, or remove the table")
     return cells

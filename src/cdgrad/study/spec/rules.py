@@ -74,8 +74,11 @@ def some_of(*choices: str) -> Rule:
     return {"some_of": choices}
 
 
-def read(cls: type[T], value: object, where: str, name: str) -> T:
+def read(cls: type[T], value: object, where: str, name: str, *, stored: bool = False) -> T:
     """An instance of dataclass `cls` from a TOML table; keys beyond its own go to `arguments`.
+
+    An attribute ``refusal`` of the instance says why no run may begin with its values, such as a key without
+    effect. A `stored` specification may have them: its runs have ended, and must stay readable.
 
     Raises:
         StudyError: a key is unknown or missing, or its value is not allowed; with the key.
@@ -92,7 +95,10 @@ def read(cls: type[T], value: object, where: str, name: str) -> T:
     if free:
         values["arguments"] = {k: v for k, v in table.items() if k not in known}
     try:
-        return cls(**values)
+        instance = cls(**values)
+        if (refusal := getattr(instance, "refusal", "")) and not stored:
+            raise ValueError(refusal)
+        return instance
     except ValueError as error:  # values that are allowed one by one and not together
         raise StudyError(f"{name}: {prefix}{error}") from None
 
@@ -185,11 +191,11 @@ def as_list(value: object) -> list[object] | None:
     return cast(list[object], value) if isinstance(value, list) else None
 
 
-def seeds(value: object, where: str, name: str) -> tuple[int, ...]:
+def seeds(value: object, where: str, name: str, *, stored: bool = False) -> tuple[int, ...]:
     """A count n for the seeds 0..n-1, or a list of them.
 
     Raises:
-        StudyError: it is neither, or two seeds are equal, perhaps modulo `SEEDED`.
+        StudyError: it is neither, or two seeds are equal, in one that is not `stored` also modulo `SEEDED`.
     """
     allowed = (
         f"a count of at least 1 and at most {MOST_SEEDS}, or a list of different integers from 0 to 2**63 - 1"
@@ -200,7 +206,7 @@ def seeds(value: object, where: str, name: str) -> tuple[int, ...]:
     numbers = [s for s in given or () if is_a(s, int) and 0 <= s < 2**63]
     if not given or len(set(numbers)) < len(given):
         raise error_at(name, where, value, allowed)
-    if len({s % SEEDED for s in numbers}) < len(numbers):
+    if len({s % SEEDED for s in numbers}) < len(numbers) and not stored:
         raise error_at(
             name, where, value, "seeds that differ in their last 32 bits, which start the generators"
         )

@@ -68,12 +68,13 @@ class Task:
     augment: tuple[str, ...] = field(default=(), metadata=some_of(*AUGMENTATIONS))
     label_noise: float = field(default=0.0, metadata=_later(within(0, 1)))
 
-    def __post_init__(self) -> None:
+    @property
+    def refusal(self) -> str:
+        """Why a key has no effect; empty where all have one."""
         for key in ("train_split", "test_split", "image", "label", "size"):
             if self.data in DATA and getattr(self, key):
-                raise ValueError(
-                    f'{key} has no effect with data = "{self.data}", which is built in; remove it'
-                )
+                return f'{key} has no effect with data = "{self.data}", which is built in; remove it'
+        return ""
 
 
 @dataclass(frozen=True)
@@ -149,14 +150,17 @@ class Schedule:
                 f'decay = "steps" and step_epochs need each other; got decay = "{self.decay}" and '
                 f"step_epochs = {self.step_epochs}"
             )
-        if self.decay != "steps" and self.step_factor != Schedule.step_factor:
-            raise ValueError(
-                f'step_factor has no effect with decay = "{self.decay}", only with "steps"; remove it'
-            )
         if self.warmup >= self.epochs:
             raise ValueError(f"warmup must be below epochs = {self.epochs}; got {self.warmup}")
         if self.accumulate > self.batch:
             raise ValueError(f"accumulate must be at most batch = {self.batch}; got {self.accumulate}")
+
+    @property
+    def refusal(self) -> str:
+        """Why a key has no effect; empty where all have one."""
+        if self.decay != "steps" and self.step_factor != Schedule.step_factor:
+            return f'step_factor has no effect with decay = "{self.decay}", only with "steps"; remove it'
+        return ""
 
 
 @dataclass(frozen=True)
@@ -240,17 +244,22 @@ class Arm(ArmOptions):
     tuning: str = field(default="own", metadata=one_of(*TUNINGS))
 
     def __post_init__(self) -> None:
-        if self.metric in (NO_METRIC, "l2"):
-            for option in _OPTIONS:
-                if option.metadata["of_metric"] and getattr(self, option.name) != option.default:
-                    raise ValueError(
-                        f"{option.name} has no effect with metric {self.metric}; set a metric, such as "
-                        f"sobolev:lam=0.01, or remove {option.name}"
-                    )
         if self.permute and self.direction in ("height", "width"):
             raise ValueError(
                 f"permute needs direction output or input, whose axis holds channels; got {self.direction}"
             )
+
+    @property
+    def refusal(self) -> str:
+        """Why an option has no effect; empty where all have one."""
+        if self.metric in (NO_METRIC, "l2"):
+            for option in _OPTIONS:
+                if option.metadata["of_metric"] and getattr(self, option.name) != option.default:
+                    return (
+                        f"{option.name} has no effect with metric {self.metric}; set a metric, such as "
+                        f"sobolev:lam=0.01, or remove {option.name}"
+                    )
+        return ""
 
 
 @dataclass(frozen=True, kw_only=True)

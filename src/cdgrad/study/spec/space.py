@@ -102,7 +102,9 @@ class _Counts:
     replicates: int = field(default=1, metadata=at_least(1))
 
 
-def read_tuning(value: object, final_seeds: Sequence[int], arms: Sequence[str], name: str) -> Tuning:
+def read_tuning(
+    value: object, final_seeds: Sequence[int], arms: Sequence[str], name: str, *, stored: bool = False
+) -> Tuning:
     """The table ``[tuning]``; `arms` are those that may have a space of their own.
 
     Raises:
@@ -112,8 +114,8 @@ def read_tuning(value: object, final_seeds: Sequence[int], arms: Sequence[str], 
     known = ("trials", "replicates", "seeds", "space", "arms", "points")
     check_keys(table, known, ("trials", "seeds"), "tuning.", name)
     counts = read(_Counts, {k: v for k, v in table.items() if k in ("trials", "replicates")}, "tuning", name)
-    own = seeds(table["seeds"], "tuning.seeds", name)
-    if both := sorted({seed % SEEDED for seed in own} & {seed % SEEDED for seed in final_seeds}):
+    own, modulo = seeds(table["seeds"], "tuning.seeds", name, stored=stored), 2**63 if stored else SEEDED
+    if both := sorted({seed % modulo for seed in own} & {seed % modulo for seed in final_seeds}):
         raise StudyError(
             f"{name}: tuning.seeds must be disjoint from seeds, so that final runs use seeds that "
             f"tuning has not seen; both have {', '.join(map(str, both[:5]))}"

@@ -61,6 +61,7 @@ class Spec:
         all_pairs: whether every two arms are compared.
         arms_of_cells: arms whose options differ between the cells, by cell; only of several studies reported
             as one.
+        stored: whether it is the specification of recorded runs, and not of runs to come: see `rules.read`.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Spec:
     reference: str = ""
     all_pairs: bool = False
     arms_of_cells: Mapping[str, Mapping[str, Arm]] = field(default_factory=dict[str, Mapping[str, Arm]])
+    stored: bool = False
 
     def arms_in(self, cell: str) -> Mapping[str, Arm]:
         """The arms with their options in a cell."""
@@ -176,7 +178,7 @@ class Spec:
             elif inner and table in ("model", "schedule", "optimizer"):
                 changes.setdefault(table, {})[inner] = value
             else:
-                options = with_option(options, key, value, self.name)
+                options = with_option(options, key, value, self.name, stored=self.stored)
         # All changes of a table at once: a new name discards the old arguments, in any order of the keys.
         tables = changed(tables, changes)
         places = {"optimizer": f"arms.{arm}."} if options.optimizer else {}
@@ -186,7 +188,7 @@ class Spec:
         if self.entry:
             percent = self.measure.percent
             return EntrySetting(**common, entry=self.entry, values=own, percent=percent)
-        typed = read_tables(tables, places, self.name)
+        typed = read_tables(tables, places, self.name, stored=self.stored)
         typed["optimizer"] = replace(typed["optimizer"], lr=typed["optimizer"].lr * options.lr_factor)
         return LoopSetting(**common, **typed)
 
@@ -209,7 +211,9 @@ def changed(tables: Tables, changes: Tables) -> Tables:
     return merged
 
 
-def read_tables(tables: Tables, places: Mapping[str, str], name: str) -> dict[str, Any]:
+def read_tables(
+    tables: Tables, places: Mapping[str, str], name: str, *, stored: bool = False
+) -> dict[str, Any]:
     """The four typed tables; `places` holds the prefixes that messages put before some of them.
 
     Raises:
@@ -218,7 +222,10 @@ def read_tables(tables: Tables, places: Mapping[str, str], name: str) -> dict[st
     for key in TABLES:
         if key not in tables:
             raise StudyError(f"{name}: {key} is missing")
-    return {key: read(kind, tables[key], f"{places.get(key, '')}{key}", name) for key, kind in TABLES.items()}
+    return {
+        key: read(kind, tables[key], f"{places.get(key, '')}{key}", name, stored=stored)
+        for key, kind in TABLES.items()
+    }
 
 
 def apart_from_lam(metric: str) -> tuple[float, str]:
@@ -228,14 +235,14 @@ def apart_from_lam(metric: str) -> tuple[float, str]:
     return (math.nan, metric) if parsed is None or lam is None else (lam, str(with_lam(parsed, 1.0)))
 
 
-def with_option(arm: Arm, key: str, value: Any, name: str) -> Arm:
+def with_option(arm: Arm, key: str, value: Any, name: str, *, stored: bool = False) -> Arm:
     """An arm with another value of an option; ``lam`` is its metric's.
 
     Raises:
         StudyError: there is no such option, or the value is not allowed.
     """
     if key in OPTIONS:
-        return read(Arm, asdict(arm) | {key: value}, "arm", name)
+        return read(Arm, asdict(arm) | {key: value}, "arm", name, stored=stored)
     metric = None if arm.metric == NO_METRIC else parse_metric(arm.metric)
     if key != "lam":
         known = [*TUNABLE, "model.KEY", "schedule.KEY", "optimizer.KEY"]

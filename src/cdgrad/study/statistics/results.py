@@ -308,7 +308,7 @@ def _parsed(specs: Iterable[tuple[str, str]]) -> list[Spec]:
     readable: list[Spec] = []
     for name, text in specs:
         with suppress(StudyError):
-            readable.append(parse(text, name))
+            readable.append(parse(text, name, stored=True))
     return readable
 
 
@@ -323,7 +323,8 @@ def read(folder: Path) -> Results:
         runs = store.runs()
         former = store.earlier_specs()
     earlier = _parsed(former)
-    results = replace(Results.of(parse(text, name), runs, earlier), unreadable=len(former) - len(earlier))
+    spec = parse(text, name, stored=True)
+    results = replace(Results.of(spec, runs, earlier), unreadable=len(former) - len(earlier))
     if not results.count + results.trials_finished:
         failed = results.failed
         why = f", {len(failed)} failed: {failed[0].message}" if failed else ""
