@@ -26,6 +26,11 @@ REFUSED = [
         "the table tuning has no effect",
     ),
     ("[arms.sgd]", f"{TUNING}space.permute.choices = [false, true]\n[arms.sgd]", "has no effect with metric"),
+    ("[arms.directed]", "[arms.SGD]", "arm names sgd and SGD differ in letter case alone"),
+    ("[arms.directed]", "[arms.'sgd.']", "arm name 'sgd.' is not allowed, because no file on Windows"),
+    ("[arms.directed]", "[arms.'Con.v2']", "arm name 'Con.v2' is not allowed, because no file on Windows"),
+    ("[arms.sgd]", "[cells.a]\n[cells.A]\n[arms.sgd]", "cell names a and A differ in letter case alone"),
+    ("[arms.sgd]", "[cells.lpt1]\n[arms.sgd]", "cell name 'lpt1' is not allowed"),
     ("seeds = 2", "seeds = [0, 4294967296]", "differ in their last 32 bits"),
     ("[arms.sgd]", f"{TUNING.replace('7', '4294967297')}[arms.sgd]", "tuning.seeds must be disjoint"),
 ]

@@ -1,6 +1,8 @@
 """Several studies as one: the cells of all, the arms that they share, one correction."""
 
 import dataclasses
+import re
+from urllib.parse import unquote
 
 import pytest
 
@@ -86,8 +88,21 @@ def test_studies_of_one_title_are_told_apart(studies):
 def test_cells_that_would_have_one_name_are_refused(studies, tiny_text, make_run):
     spec = parse(tiny_text.replace("[arms.sgd]", '[cells."b"]\n[arms.sgd]'), "one")
     runs = [make_run(arm, 0, 3.0, cell="b") for arm in spec.arms]
-    with pytest.raises(StudyError, match="one, one b have cells of one name; rename a folder of records"):
-        together({"one": Results.of(spec, runs), "one b": studies["two"]})
+    with pytest.raises(StudyError, match="one, one B have cells of one name, up to letter case; rename"):
+        together({"one": Results.of(spec, runs), "one B": studies["two"]})
+
+
+def test_studies_named_after_paths_have_figures_with_names_of_files(studies, tmp_path, no_figures):
+    names = ("runs/a b", "runs_a b", "..\\a/\ub200", "x" * 300)
+    results, document = compose.together(dict.fromkeys(names, studies["two"]))
+    files = [path.name for path in compose.write(results, tmp_path, document) if path.suffix == ".png"]
+    levels = sorted(name for name in files if name.startswith("levels-"))
+    assert "levels-runs_a b.png" in levels
+    assert len(levels) == 4
+    assert all(len(name) < 150 and re.fullmatch(r"[A-Za-z0-9._ -]+", name) for name in files)
+    assert set(files) == {path.name for path in tmp_path.glob("*.png")}
+    text = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert sorted(unquote(link) for link in re.findall(r"\]\((\S+\.png)\)", text)) == sorted(files)
 
 
 def test_arms_keep_the_options_of_their_study_and_margins_must_agree(studies, tiny_text, make_run):

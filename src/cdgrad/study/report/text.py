@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from urllib.parse import quote
 
 from rich import box
 from rich.cells import cell_len
@@ -64,7 +65,12 @@ def markdown(document: Document) -> str:
                 lines += ["", f"{'###' if section.title else '##'} {_plain(part.title)}", ""]
                 lines += [*markdown_rows(part), "", _plain(part.note)]
             else:
-                lines += ["", f"![{_plain(part.alt)}]({part.name}.png)", "", _plain(part.caption)]
+                lines += [
+                    "",
+                    f"![{_plain(part.alt)}]({quote(part.name, safe='+=')}.png)",
+                    "",
+                    _plain(part.caption),
+                ]
     lines += ["", "## Environment", "", *(f"- {_plain(line)}" for line in document.environment)]
     # A fence longer than any in the text, so that nothing in it ends the block.
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", document.spec)), default=0))

@@ -9,7 +9,7 @@ import codecs
 import math
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
@@ -36,6 +36,7 @@ from cdgrad.study.spec.space import Tuning, read_tuning
 from cdgrad.study.spec.study import TABLES, Spec, Tables, changed, read_tables
 
 _ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,15}")
+_DEVICE = re.compile(r"con|prn|aux|nul|(com|lpt)[0-9]", re.IGNORECASE)  # Windows takes these for no file
 
 
 def builtin_names() -> list[str]:
@@ -251,12 +252,31 @@ def _tuning(
 
 def _check_settings(spec: Spec) -> None:
     """Check every setting that the study can have: each arm in each cell, at the ends of its search space."""
+    if not spec.stored:
+        _check_file_names("arm", spec.arms, spec.name)
+        _check_file_names("cell", spec.cells, spec.name)
     for arm, options in spec.arms.items():
         for cell in spec.cells:
             spec.setting(cell, arm)
             if spec.tuning is not None and options.tuning != "none":
                 searched = arm if options.tuning == "own" else spec.baseline
                 _check_space(spec, spec.tuning, cell, arm, searched)
+
+
+def _check_file_names(kind: str, names: Iterable[str], name: str) -> None:
+    """Refuse names that Windows or macOS would give one file, or none: curves, figures and logs have them."""
+    known: dict[str, str] = {}
+    for given in names:
+        if (other := known.setdefault(given.lower(), given)) != given:
+            raise StudyError(
+                f"{name}: {kind} names {other} and {given} differ in letter case alone, which files on "
+                "Windows and macOS do not tell apart; rename one"
+            )
+        if given.endswith(".") or _DEVICE.fullmatch(given.partition(".")[0]):
+            raise StudyError(
+                f"{name}: {kind} name {given!r} is not allowed, because no file on Windows can have it; "
+                "rename it"
+            )
 
 
 def _check_space(spec: Spec, tuning: Tuning, cell: str, arm: str, searched: str) -> None:

@@ -36,8 +36,10 @@ def together(studies: Mapping[str, Results]) -> Results:
         for name, study in studies.items()
         for cell in study.spec.cells
     }
-    if len({*cells.values()}) < len(cells):
-        raise StudyError(f"{', '.join(names)} have cells of one name; rename a folder of records")
+    if len({place.lower() for place in cells.values()}) < len(cells):  # files have their names
+        raise StudyError(
+            f"{', '.join(names)} have cells of one name, up to letter case; rename a folder of records"
+        )
     spec = replace(
         first,
         name=" and ".join(names),

@@ -5,8 +5,10 @@ Colors are Okabe and Ito's, which color-blind readers tell apart; arms differ in
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +31,7 @@ WIDTH = 5.6  # inches: on a telephone, text of 10 points is still some 7 points 
 _HANDLE = 0.85  # inches that a legend's line takes, with the gap to the next column
 _LINE = 0.2  # inches from a line of a legend to the next
 _TICK = 0.6  # inches for the number at a tick of an axis of differences
+_LONGEST = 100  # characters of a cell's name in that of a file
 _PAIR = 2.0  # inches, beyond which the names of two arms stand on two lines
 
 
@@ -62,8 +65,15 @@ class Drawing:
 
 
 def file_name(kind: str, cell: str) -> str:
-    """A file's base name."""
-    return f"{kind}-{cell}" if cell else kind
+    """A file's base name.
+
+    A cell of several studies may be named after a path: what no file can have is replaced, and a hash of the
+    cell's name keeps two such files apart.
+    """
+    plain = re.sub(r"[^A-Za-z0-9._+= -]", "_", cell)[:_LONGEST]
+    if plain != cell:
+        plain = f"{plain}-{hashlib.sha256(cell.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+    return f"{kind}-{plain}" if cell else kind
 
 
 def canvas(height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
