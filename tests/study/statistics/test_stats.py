@@ -5,7 +5,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from cdgrad.study import StudyError
 from cdgrad.study.report.verdicts import verdict
+from cdgrad.study.statistics import Results
 from cdgrad.study.statistics import paired as stats
 
 
@@ -149,6 +151,14 @@ def test_the_bootstrap_of_skewed_values_leans_to_their_side():
     x = np.random.default_rng(10).exponential(size=40)
     low, high = stats.bca_interval(x)
     assert high - x.mean() > x.mean() - low
+
+
+def test_a_run_that_is_recorded_twice_is_refused(tiny, make_run):
+    runs = [make_run("sgd", 0, 3.0), make_run("sgd", 0, 4.0), make_run("directed", 0, 3.0)]
+    for order in (runs, runs[::-1]):
+        with pytest.raises(StudyError, match="tiny: sgd, seed 0 is recorded twice; leave one record of it"):
+            Results.of(tiny, order)
+    assert Results.of(tiny, runs[1:]).errors("", "sgd") == [4.0]
 
 
 def test_repeating_an_analysis_gives_the_same_numbers():

@@ -18,8 +18,9 @@ import numpy as np
 
 from cdgrad.study import StudyError
 from cdgrad.study.plan.complete import complete_differences
+from cdgrad.study.plan.job import run_name
 from cdgrad.study.plan.search import Search
-from cdgrad.study.records.run import Run
+from cdgrad.study.records.run import Key, Run
 from cdgrad.study.records.store import Store
 from cdgrad.study.spec import Spec, parse
 from cdgrad.study.spec.space import Values
@@ -80,8 +81,14 @@ class Results:
         """Sort the records `runs` by what `spec` says; their order does not matter.
 
         `earlier` are former specifications of the study, under which some of the runs were executed.
+
+        Raises:
+            StudyError: a run is recorded twice, so that its result would depend on their order.
         """
-        records = {run.key: run for run in runs}
+        records: dict[Key, Run] = {}
+        for run in runs:
+            if records.setdefault(run.key, run) is not run:
+                raise StudyError(f"{spec.name}: {run_name(run)} is recorded twice; leave one record of it")
         finished: dict[Place, dict[int, Run]] = {}
         searches: dict[SearchPlace, Search] = {}
         failed: list[Run] = []
