@@ -5,6 +5,7 @@ import math
 import pytest
 
 from cdgrad.study import StudyError
+from cdgrad.study.plan import Plan
 from cdgrad.study.spec import ERROR, Measure, parse
 
 ENTRY = """
@@ -91,3 +92,30 @@ def test_every_other_arm_is_compared_with_the_reference_or_every_two_arms_once()
         "b vs. c": ("b", "c"),
         "b vs. a": ("b", "a"),
     }
+
+
+TUNED = ENTRY + "[tuning]\ntrials = 2\nseeds = [7]\nspace.x = { low = 0.0, high = 1.0 }\n"
+
+
+@pytest.mark.parametrize("table", ["space", "arms.b"])
+def test_two_names_of_one_value_are_refused(table):
+    text = f'{TUNED}{table}."values.x" = {{ low = 2.0, high = 3.0 }}\n'
+    with pytest.raises(
+        StudyError,
+        match=r"the values of trial 0 are not possible together for arm \w: x "
+        r"and values\.x are one value of mine:run; leave one",
+    ):
+        Plan(parse(text, "own"), [], "runs")
+    values = {"x": 0.5, "values.x": 2.5}
+    with pytest.raises(StudyError, match=r"x and values\.x are one value"):
+        parse(text, "own").setting("", "b", values)
+    assert parse(text, "own", stored=True).setting("", "b", values).values == {"x": 2.5}  # as it was run
+
+
+def test_a_value_may_have_the_name_of_an_option():
+    values = {"values.lam": 3.0, "values.rescale": 2.0, "x": 1.0, "rescale": "norm"}
+    setting = parse(ENTRY.replace("[arms.a]", "[arms.a]\nmetric = 'l2'"), "own", stored=True).setting(
+        "", "a", values
+    )
+    assert setting.values == {"lam": 3.0, "rescale": 2.0, "x": 1.0}
+    assert setting.rescale == "norm"

@@ -174,7 +174,7 @@ class Spec:
         for key, value in values.items():
             table, _, inner = key.partition(".")
             if self.entry and key not in TUNABLE:
-                own[key.removeprefix("values.")] = value
+                own[self._of_entry(key, values)] = value
             elif inner and table in ("model", "schedule", "optimizer"):
                 changes.setdefault(table, {})[inner] = value
             else:
@@ -191,6 +191,15 @@ class Spec:
         typed = read_tables(tables, places, self.name, stored=self.stored)
         typed["optimizer"] = replace(typed["optimizer"], lr=typed["optimizer"].lr * options.lr_factor)
         return LoopSetting(**common, **typed)
+
+    def _of_entry(self, key: str, values: Values) -> str:
+        """The key under which the user's own training code reads the value of `key`, one of `values`."""
+        name = key.removeprefix("values.")
+        if name != key and name in values and name not in TUNABLE and not self.stored:
+            raise StudyError(
+                f"{self.name}: {name} and {key} are one value of {self.entry}; leave one of them"
+            )
+        return name
 
 
 Tables = Mapping[str, Mapping[str, Any]]
