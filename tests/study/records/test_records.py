@@ -1,4 +1,7 @@
+import csv
 import dataclasses
+import inspect
+import io
 import math
 import sqlite3
 from contextlib import closing
@@ -208,6 +211,23 @@ def test_the_columns_of_every_format_are_the_fields_of_a_run(tmp_path):
     assert set(parquet.read_schema(tmp_path / "runs.parquet").names) == set(names)
     plain = set(names) - {"values", "measures", "config", "environment"}
     assert set(csv_text([]).strip().split(",")) == plain
+
+
+@pytest.mark.parametrize("measure", ["error", "perplexity"])
+def test_what_an_epoch_measured_is_hidden_by_no_column_of_its_name(make_run, measure):
+    names = [*inspect.signature(Run).parameters, "perplexity", "value.lr", "epoch.loss", "=loss"]
+    last = {name: float(number) for number, name in enumerate(names)}
+    run = make_run("sgd", 7, 2.5, epochs=[{"loss": 1.0}, last], values={"lr": 0.5}, measures={"loss": 99.0})
+    text = csv_text([run], measure)
+    (row,) = csv.DictReader(io.StringIO(text))
+    assert len(text.splitlines()[0].split(",")) == len(row)
+    assert (row[measure], row["arm"], row["seed"], row["seconds"]) == ("2.5", "sgd", "7", "1.5")
+    assert (row["value.lr"], row["measure.loss"], row["epochs"]) == ("0.5", "99.0", "2")
+    assert {f"{number}.0" for number in range(len(names))} <= {*row.values()}
+    assert row["epoch.seconds"] == f"{last['seconds']}"
+    assert (
+        "epoch.perplexity" in row if measure == "perplexity" else row["perplexity"] == f"{last['perplexity']}"
+    )
 
 
 def test_a_record_of_an_earlier_version_has_its_cpu_under_the_present_name(tmp_path, make_run):

@@ -46,6 +46,7 @@ def test_another_metric_is_another_setting_but_its_direction_and_unit_are_words(
         (PERPLEXITY.replace("min", "lower"), "metric.direction must be one of min, max; got 'lower'"),
         (PERPLEXITY.replace("perplexity", "a/b"), "metric.name must be 1 to 30 letters"),
         (PERPLEXITY.replace("perplexity", "Seed"), "metric.name must be 1 to 30 letters"),
+        (PERPLEXITY.replace("perplexity", "curve.loss"), "nor one that begins with curve., epoch., measure."),
         (PERPLEXITY + 'percent = true\nunit = "nats"', "metric.unit must be empty where percent = true"),
         ('reference = "d"\n', "reference must be one of the arms: a, b, c; got 'd'"),
     ],

@@ -3,8 +3,9 @@
 One row a run. The columns: arm, seed, error in percent (or, under its own name, the study's other measure);
 status (ok, diverged, failed); cell; trial; evaluated, the split that it is of; ``value.KEY``, what was tried
 or chosen; ``measure.KEY``, what else was measured at the end; what the last epoch measured, under its own
-names; the number of epochs; peak bytes of a GPU; images seen; parameters; seconds; started; fingerprint of
-the setting; message of a failure. Numbers have full precision.
+names, or after ``epoch.`` where that is another column's; the number of epochs; peak bytes of a GPU; images
+seen; parameters; seconds; started; fingerprint of the setting; message of a failure. Numbers have full
+precision.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def csv_text(runs: Sequence[Run], measure: str = "error") -> str:
 def _row(run: Run, measure: str) -> dict[str, object]:
     ended: Mapping[str, float] = run.epochs[-1] if run.epochs else {}
     return {
-        **{str(_text(key)): _exact(value) for key, value in ended.items()},
+        **{_of_epoch(str(_text(key)), measure): _exact(value) for key, value in ended.items()},
         **{one_line(f"value.{key}"): _exact(value) for key, value in run.values.items()},
         **{one_line(f"measure.{key}"): _exact(value) for key, value in run.measures.items()},
         **{name: _exact(getattr(run, name)) for name in _PLAIN if name != "error"},
@@ -47,6 +48,12 @@ def _row(run: Run, measure: str) -> dict[str, object]:
         "message": _text(published(run.message)),
         measure: _exact(run.error),  # last: a measure may be called "memory", which is a column, too
     }
+
+
+def _of_epoch(key: str, measure: str) -> str:
+    """The column of what an epoch measured: its own name, unless that is another column's."""
+    known = key in (measure, "epochs", *(name for name in _PLAIN if name != "error"))
+    return f"epoch.{key}" if known or key.startswith(("value.", "measure.", "epoch.")) else key
 
 
 def _exact(value: object) -> object:

@@ -13,9 +13,10 @@ _NAME = re.compile(r"[A-Za-z][A-Za-z0-9 ._@+-]{0,29}")
 _RESERVED = frozenset(
     ("arm", "seed", "status", "cell", "trial", "evaluated", "epochs", "seconds", "started", "fingerprint")
 ) | {"message", "values", "measures", "config", "environment", "replicate", "diverged"}
+_PREFIXES = ("curve.", "epoch.", "measure.", "value.")
 _NAME_RULE = (
     "name must be 1 to 30 letters, digits, spaces and . _ @ + -, a letter first, and none of "
-    f"{', '.join(sorted(_RESERVED))}"
+    f"{', '.join(sorted(_RESERVED))}, nor one that begins with {', '.join(_PREFIXES)}"
 )
 
 
@@ -45,7 +46,8 @@ class Measure:
     @property
     def refusal(self) -> str:
         """Why no study may begin with this name; empty where it may."""
-        return f"{_NAME_RULE}; got {self.name!r}" if self.name.lower() in _RESERVED else ""
+        reserved = self.name.lower() in _RESERVED or self.name.startswith(_PREFIXES)
+        return f"{_NAME_RULE}; got {self.name!r}" if reserved else ""
 
     @property
     def title(self) -> str:
