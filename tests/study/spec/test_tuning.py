@@ -266,6 +266,12 @@ def test_an_arm_may_have_a_multiple_of_the_tuned_rate(tiny_text):
     assert "lr_factor" not in json.dumps(as_json(setting))  # what a record holds is the rate itself
     with pytest.raises(StudyError, match=r"arms.directed.lr_factor must be a positive number; got 0"):
         parse(text.replace("lr_factor = 3", "lr_factor = 0"), "tiny")
+    for factor, rate in (("1e-320", "0.0"), ("1e308", "inf")):  # times an end of the range
+        changed = text.replace("lr_factor = 3", f"lr_factor = {factor}").replace("low = 0.01", "low = 1e-5")
+        changed = changed.replace("high = 1.0", "high = 100.0")
+        with pytest.raises(StudyError, match=rf"lr_factor = \S+ makes the learning rate \S+ {rate}, which"):
+            parse(changed, "tiny")
+        assert parse(changed, "tiny", stored=True)
 
 
 @pytest.mark.parametrize(

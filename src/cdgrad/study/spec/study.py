@@ -189,7 +189,13 @@ class Spec:
             percent = self.measure.percent
             return EntrySetting(**common, entry=self.entry, values=own, percent=percent)
         typed = read_tables(tables, places, self.name, stored=self.stored)
-        typed["optimizer"] = replace(typed["optimizer"], lr=typed["optimizer"].lr * options.lr_factor)
+        lr = typed["optimizer"].lr * options.lr_factor
+        if not (0 < lr < math.inf or self.stored):
+            raise StudyError(
+                f"{self.name}: arms.{arm}.lr_factor = {options.lr_factor!r} makes the learning rate "
+                f"{typed['optimizer'].lr!r} {lr!r}, which is no positive number; change one of them"
+            )
+        typed["optimizer"] = replace(typed["optimizer"], lr=lr)
         return LoopSetting(**common, **typed)
 
     def _of_entry(self, key: str, values: Values) -> str:
