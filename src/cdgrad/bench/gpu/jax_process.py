@@ -24,7 +24,7 @@ from cdgrad.machine import end_with_parent
 
 FLOOR = "multiply"
 # Kernels (h, w, I, O), 73 MB in float32: more than an L2 cache holds.
-_KERNELS = [(3, 3, 512, 512)] * 5 + [(1, 1, 512, 2048)] * 4 + [(3, 3, 256, 256)] * 4
+KERNELS = [(3, 3, 512, 512)] * 5 + [(1, 1, 512, 2048)] * 4 + [(3, 3, 256, 256)] * 4
 _REPEATS = 20
 
 
@@ -80,7 +80,7 @@ def _tree(*, rehearsal: bool) -> Any:
     """Gradients of convolutions as an optimizer gets them."""
     import jax
 
-    shapes = [(3, 3, 2, 4)] if rehearsal else _KERNELS
+    shapes = [(3, 3, 2, 4)] if rehearsal else KERNELS
     keys = jax.random.split(jax.random.key(0), len(shapes))
     return {f"conv{i}": {"kernel": jax.random.normal(keys[i], shape)} for i, shape in enumerate(shapes)}
 
