@@ -3,6 +3,8 @@
 import subprocess
 import sys
 import textwrap
+from functools import partial
+from itertools import product
 
 import jax
 import jax.numpy as jnp
@@ -135,6 +137,34 @@ def test_float32_stays_within_1e_6_without_x64(n, boundary):
                 ours = directed(jnp.asarray(x), family(1, boundary), axis=0, lam=jnp.float32(lam))
                 # lam itself is rounded to float32.
                 assert np.linalg.norm(ours - exact) <= 1e-6 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 6, 8, 12, 13, 20, 64, 250, 1024])
+def test_an_accelerators_program_is_as_exact(n, monkeypatch):
+    """It eliminates three of four unknowns at once where a CPU's eliminates every second one."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    run = jax.jit(partial(operator._direct.__wrapped__, axis=0, groups=1, rescale="none"))
+    noise = random(n, 4)
+    for x in (noise, noise - noise.mean(0), noise + 100):
+        x = x.astype(np.float32)
+        for lam, boundary in product((1e-6, 1e-3, 1.0, 1e3), ("free", "periodic")):
+            for row_sum, metric in ((1.0, Sobolev(lam, boundary)), (0.0, MeanSobolev(lam, boundary))):
+                exact = cdgrad.channel_directed(torch.from_numpy(x).double(), metric).numpy()
+                ours = run(x, lam, row_sum, float(boundary == "periodic"))
+                assert np.linalg.norm(ours - exact) <= 1e-6 * np.linalg.norm(exact)
+    assert run._cache_size() == 1
+
+
+def test_an_accelerator_stores_fewer_levels(monkeypatch):
+    """Each barrier is one array in memory, and one kernel at least."""
+
+    def barriers():
+        run = partial(operator._direct.__wrapped__, axis=0, groups=1, rescale="none")
+        return str(jax.make_jaxpr(run)(jnp.zeros((512, 4)), 0.1, 1.0, 0.0)).count("optimization_barrier")
+
+    on_a_cpu = barriers()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert (on_a_cpu, barriers()) == (16, 6)
 
 
 def test_numpy_gradients_are_taken():

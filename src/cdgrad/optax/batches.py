@@ -1,4 +1,4 @@
-"""Leaves with equally many channels as one array: a solve is some thirty small kernels, whatever its size.
+"""Leaves with equally many channels as one array: a solve is some fifteen small kernels, whatever its size.
 
 ResNet-50's 53 convolutions have six channel counts. On an accelerator the launch of kernels takes longer than
 their work, and the compiler takes seconds for each solve; on a CPU the copies would cost more than they save.
