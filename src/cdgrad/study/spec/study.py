@@ -61,7 +61,7 @@ class Spec:
         all_pairs: whether every two arms are compared.
         arms_of_cells: arms whose options differ between the cells, by cell; only of several studies reported
             as one.
-        stored: whether it is the specification of recorded runs, and not of runs to come: see `rules.read`.
+        stored: whether it is that of recorded runs, which may have what no new run may begin with.
     """
 
     name: str
