@@ -306,6 +306,26 @@ def test_the_output_axis_may_be_sharded():
     """)
 
 
+def test_the_output_axis_may_be_sharded_over_accelerators():
+    """Their program, on 4 forced devices; XLA's partitioner was wrong about its last level of 8 unknowns."""
+    run_apart("""
+        import jax, numpy as np
+        jax.config.update("jax_num_cpu_devices", 4)
+        jax.config.update("jax_enable_x64", True)
+        jax.default_backend = lambda: "gpu"
+        from jax.sharding import NamedSharding, PartitionSpec as P
+        import cdgrad.optax
+        from cdgrad import Sobolev
+        from cdgrad.reference import directed
+        mesh = jax.make_mesh((4,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))
+        for n in (4, 8, 16, 32):
+            x = np.random.default_rng(0).standard_normal((3, n))
+            grad = jax.device_put(x, NamedSharding(mesh, P(None, "model")))
+            out = cdgrad.optax.directed(grad, Sobolev(0.1))
+            np.testing.assert_allclose(out, directed(x, Sobolev(0.1), -1), atol=1e-12)
+    """)
+
+
 def test_data_parallel_under_shard_map():
     """Over 4 forced devices: each directs the gradient of its part of the batch, then they are averaged."""
     run_apart("""
