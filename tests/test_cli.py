@@ -1,3 +1,5 @@
+import errno
+import io
 import os
 import subprocess
 import sys
@@ -5,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_study import TINY, without_figures, without_workers
 from torch import nn
 
 from cdgrad import cli
@@ -137,6 +140,39 @@ def test_an_error_that_nobody_foresaw_is_one_line_and_a_file(capsys, monkeypatch
     file = Path(err.partition(" is in ")[2].partition(",")[0])
     assert "1 / 0" in file.read_text()
     file.unlink()
+
+
+class FullDisk(io.RawIOBase):
+    """What is buffered for it can be written nowhere, as to /dev/full."""
+
+    def writable(self):
+        return True
+
+    def write(self, _):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_output_that_a_full_disk_does_not_take_is_an_error_of_the_command(capsys, monkeypatch, buffered):
+    monkeypatch.setattr(
+        sys, "stdout", io.TextIOWrapper(io.BufferedWriter(FullDisk()), write_through=not buffered)
+    )
+    assert cli.main(["inspect", "small-cnn"]) == 1
+    line = "cdgrad: cannot write the output: No space left on device; free some space, and run it again\n"
+    assert capsys.readouterr().err == line
+    assert sys.stdout.closed  # else Python writes at its end, and complains in lines of its own
+
+
+def test_closed_streams_are_no_error(tmp_path, monkeypatch):
+    (tmp_path / "tiny.toml").write_text(TINY)
+    without_workers(monkeypatch)
+    without_figures(monkeypatch)
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)  # as Python starts after 2>&-
+    assert cli.main(["study", str(tmp_path / "tiny.toml"), "--out", str(tmp_path / "runs")]) == 0
+    assert os.get_inheritable(sys.stderr.fileno())  # workers have the same streams
+    for stream in (sys.stdout, sys.stderr):
+        stream.close()
 
 
 def test_inspect_prints_the_selection(capsys):

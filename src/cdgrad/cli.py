@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import errno
 import io
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 import cdgrad
@@ -32,6 +34,7 @@ _COMMANDS = {
     "bench": bench,
 }
 _UNUSABLE = {errno.ENAMETOOLONG, errno.EACCES, errno.EPERM}  # what a path may lead any call to
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the disk, or what of it the user may have
 _REQUIRED = {"torch", "numba"}
 _EXTRAS = {"matplotlib", "optuna", "pyarrow", "rich", "sklearn", "scipy"}
 
@@ -45,16 +48,16 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status. Expected failures are reported in one line on stderr."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows ? for it
-            stream.reconfigure(errors="replace")
+    _prepare_streams()
     given = sys.argv[1:] if arguments is None else arguments
     if not given:  # the names of the commands help more than that one is missing
         parser().print_help(sys.stderr)
         return 2
     options = parser().parse_args(given)
     try:
-        return options.command(options)
+        status = options.command(options)
+        sys.stdout.flush()  # where it is buffered, an error would be Python's own, after the end
+        return status
     except UsageError as error:
         return failed(2, str(error))
     except UserCodeError as error:
@@ -71,14 +74,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return failed(130, "interrupted")
     except BrokenPipeError:
         # The reader of a pipe, such as head, has left; closing stderr keeps Python from complaining.
+        _drop_output()
         sys.stderr.close()
         return 1
     except OSError as error:
+        if error.errno in _FULL:
+            _drop_output()
+            what = repr(str(error.filename))[:200] if error.filename else "the output"
+            return failed(1, f"cannot write {what}: {error.strerror}; free some space, and run it again")
         if error.errno not in _UNUSABLE or error.filename is None:
             return failed(1, unexpected(error))
         return failed(1, f"cannot use {str(error.filename)!r:.200}: {error.strerror}; give another path")
     except Exception as error:
         return failed(1, unexpected(error))
+
+
+def _prepare_streams() -> None:
+    """Make both streams take all that is printed; one that is closed, as by 2>&-, is the null device."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.set_inheritable(null, True)  # what workers print has to go somewhere, too
+            stream = os.fdopen(null, "w", encoding="utf-8")
+            setattr(sys, name, stream)
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a character shows ? for it
+            stream.reconfigure(errors="replace")
+
+
+def _drop_output() -> None:
+    """Forget what standard output could not take: Python would try again at its end, and complain."""
+    with suppress(OSError, ValueError):
+        sys.stdout.close()
 
 
 def parser() -> argparse.ArgumentParser:
