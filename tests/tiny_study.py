@@ -1,5 +1,6 @@
 """A study small enough for tests: two arms, two seeds, one epoch, no data set to import."""
 
+from functools import lru_cache, partial
 from itertools import product
 
 import pytest
@@ -78,9 +79,10 @@ def tiny() -> Spec:
 @pytest.fixture
 def make_run(tiny):
     """A finished run of the tiny study with a given error, as if it had been trained."""
+    setting_of = lru_cache(partial(tiny.setting, ""))  # simulated studies ask for thousands
 
     def make(arm: str, seed: int, error: float | None, **changes) -> Run:
-        setting = tiny.setting("", arm)
+        setting = setting_of(arm)
         values = {
             "cell": "",
             "trial": None,
