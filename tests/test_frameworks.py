@@ -8,21 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from documents import ROOT, blocks
 from torch import nn
 from torch.nn import functional
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, TensorBoardCallback
 
 import cdgrad
-import cdgrad.huggingface
-import cdgrad.lightning
 from cdgrad.callbacks import attached
 
 
 @pytest.fixture(scope="module")
 def example(request, tmp_path_factory):
-    """The names that a page's code leaves behind."""
+    """The names that a page's code leaves behind; it imports the framework, for seconds."""
     namespace = {"__name__": request.param}
     with contextlib.chdir(tmp_path_factory.mktemp("example")):
         for block in blocks(ROOT / "docs" / f"{request.param}.md"):
@@ -400,9 +396,15 @@ def test_clip_with_manual_optimization_is_refused_with_what_to_call(example):
         ).fit(module, example.batches)
 
 
+def forget_accelerator():
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 @huggingface_example
 def test_the_trainer_callback_gives_the_weights_of_the_recipe_twice_over_and_logs(example, tmp_path):
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
     arguments = copy.copy(example.arguments)
     arguments.output_dir = str(tmp_path)
     arguments.logging_steps = 1
@@ -463,7 +465,7 @@ def test_a_state_that_the_lightning_callback_cannot_take_is_kept(example):
 
 def test_lightning_under_its_older_name(monkeypatch):
     older = pytest.importorskip("pytorch_lightning")
-    monkeypatch.setattr(cdgrad, "lightning", cdgrad.lightning)
+    monkeypatch.setattr(cdgrad, "lightning", importlib.import_module("cdgrad.lightning"))
     monkeypatch.delitem(sys.modules, "cdgrad.lightning")
     monkeypatch.setitem(sys.modules, "lightning.pytorch", None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "pytorch_lightning")
@@ -482,7 +484,7 @@ def test_two_lightning_callbacks_save_a_state_each(example):
 
 @huggingface_example
 def test_two_trainer_callbacks_save_a_state_each(example, tmp_path):
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
     arguments = copy.copy(example.arguments)
     arguments.output_dir, arguments.max_steps = str(tmp_path), 1
     names = [name for name, param in resnet(example).named_parameters() if param.ndim == 4][:2]
@@ -497,6 +499,8 @@ def test_two_trainer_callbacks_save_a_state_each(example, tmp_path):
 def test_reporters_see_the_statistics_where_they_are_listed_after_the_callback(
     example, tmp_path, monkeypatch
 ):
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, TensorBoardCallback
+
     seen = []
 
     class Reporter(TensorBoardCallback):
@@ -505,7 +509,7 @@ def test_reporters_see_the_statistics_where_they_are_listed_after_the_callback(
 
     monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "tensorboard", Reporter)
     for listed in (True, False):
-        AcceleratorState._reset_state(reset_partial_state=True)
+        forget_accelerator()
         arguments = copy.copy(example.arguments)
         arguments.output_dir, arguments.logging_steps, arguments.max_steps = str(tmp_path), 1, 1
         arguments.report_to = [] if listed else ["tensorboard"]
@@ -519,7 +523,7 @@ def test_reporters_see_the_statistics_where_they_are_listed_after_the_callback(
 
 @huggingface_example
 def test_the_trainer_callback_resumes_its_schedule(example, tmp_path):
-    AcceleratorState._reset_state(reset_partial_state=True)
+    forget_accelerator()
     arguments = copy.copy(example.arguments)
     arguments.output_dir, arguments.max_steps = str(tmp_path), 4
     arguments.save_strategy, arguments.save_steps = "steps", 2
