@@ -86,7 +86,8 @@ def test_the_error_is_bounded(lam, boundary):
     """In float32 by 1e-6 of the result, in float64 by what the dense solution itself loses."""
     means = torch.tensor([0, 0, 0, 1000, 1000, 1000])
     for n in (2, 33, 70):
-        for metric in (Sobolev(lam, boundary), MeanSobolev(lam, boundary), ReweightedL2(lam)):
+        without_boundary = [ReweightedL2(lam)] if boundary == "free" else []
+        for metric in (Sobolev(lam, boundary), MeanSobolev(lam, boundary), *without_boundary):
             for dtype, bound in ((torch.float32, 1e-6), (torch.float64, 1e-8)):
                 grad = torch.randn(n, 6, dtype=dtype) + means
                 exact = directed(grad.double().numpy(), metric)
