@@ -4,6 +4,7 @@ import inspect
 import io
 import math
 import sqlite3
+import sys
 from contextlib import closing
 from datetime import UTC, datetime
 
@@ -32,6 +33,20 @@ def test_a_reader_sees_every_run_as_soon_as_it_is_added(tmp_path, make_run):
         with Store(tmp_path, write=False) as reader:
             assert reader.runs() == sorted(runs, key=lambda row: (row.arm, row.seed))
             assert reader.spec() == ("tiny", "text")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows moves no file that is open")
+def test_a_folder_that_is_moved_during_a_study_is_said_to_be(tmp_path, make_run):
+    with Store(tmp_path / "a", write=True) as store:
+        digest = store.use_spec("tiny", "text")
+        store.add(make_run("sgd", 0, 2.5), digest)
+        (tmp_path / "a").rename(tmp_path / "b")
+        with pytest.raises(
+            StudyError, match=r"study.sqlite was moved or deleted while it was in use, and what"
+        ):
+            store.add(make_run("sgd", 1, 2.5), digest)
+    with Store(tmp_path / "b", write=False) as reader:
+        assert [run.seed for run in reader.runs()] == [0]
 
 
 def test_a_curve_that_is_not_finite_survives(tmp_path, make_run):

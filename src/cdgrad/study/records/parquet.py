@@ -51,7 +51,8 @@ def to_parquet(runs: Iterable[Run], path: Path, measure: str = "error") -> None:
     columns["epochs"] = pa.array([len(run.epochs) for run in rows], pa.int64())
     for name in sorted({name for run in rows for epoch in run.epochs for name in epoch}):
         curves = [[epoch.get(name) for epoch in run.epochs] for run in rows]
-        columns[_CURVE + name] = pa.array(curves, pa.list_(pa.float64()))
+        known = name.encode("utf-8", "backslashreplace").decode()  # it may hold a file's name, which is bytes
+        columns[_CURVE + known] = pa.array(curves, pa.list_(pa.float64()))
     content = pa.BufferOutputStream()
     pq.write_table(pa.table(columns), content, compression="zstd", write_page_checksum=True)
     try:

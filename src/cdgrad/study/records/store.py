@@ -179,6 +179,11 @@ class Store:
         try:
             yield
         except (sqlite3.Error, OSError, ValueError, TypeError, AttributeError) as error:
+            if getattr(error, "sqlite_errorname", "") == "SQLITE_READONLY_DBMOVED":
+                raise StudyError(
+                    f"{self.path} was moved or deleted while it was in use, and what was to be written was "
+                    "not; move it back, and run the same command again"
+                ) from error
             if isinstance(error, sqlite3.Error) and (denied := _denied(self.path, error)):
                 raise StudyError(
                     f"{self.path} may not be {denied} by this user; change its permissions, or ask its owner"
