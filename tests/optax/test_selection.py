@@ -142,6 +142,38 @@ def test_haiku_by_path_and_shape():
     assert chosen(params) == {"net/~/conv2_d/w": (-1, 1), "net/~/conv2_d_transpose/w": (-2, 1)}
 
 
+def test_haiku_modules_around_a_layer_do_not_decide_its_kind():
+    params = {
+        "depthwise_separable/pointwise": {"w": jnp.ones((1, 1, 4, 8)), "b": jnp.ones(8)},
+        "depthwise_separable/dw": {"w": jnp.ones((3, 3, 1, 8))},
+        "transposed_net/conv2_d": {"w": jnp.ones((3, 3, 8, 8)), "b": jnp.ones(8)},
+    }
+    assert chosen(params) == {
+        "depthwise_separable/pointwise/w": (-1, 1),
+        "transposed_net/conv2_d/w": (-1, 1),
+    }
+
+
+def test_a_count_for_a_haiku_depthwise_kernel_with_a_multiplier_is_taken():
+    params = {"depthwise_conv2_d": {"w": jnp.ones((3, 3, 1, 8))}}  # 4 input channels, 2 outputs for each
+    assert chosen(params, groups={"depthwise*/w": 4}) == {"depthwise_conv2_d/w": (-1, 4)}
+    assert chosen(params, groups={"depthwise*/w": 8}) == {}
+    assert "unless groups={name: count}" in selection(params).skipped[0].reason
+
+
+@pytest.mark.parametrize(
+    ("kernel", "bias", "axis"),
+    [((3, 3, 5, 8), (5,), -2), ((3, 3, 5, 8), (8,), -1), ((3, 5, 8), (5, 1), -2), ((3, 3, 8, 8), (8,), -1)],
+)
+def test_the_bias_shows_the_output_axis_of_a_layer_with_a_name_of_its_own(kernel, bias, axis):
+    """As of Haiku's ConvTranspose(name="up"), and Flax's with transpose_kernel=True."""
+    for weight, other in (("w", "b"), ("kernel", "bias")):
+        params = {"net": {"up": {weight: jnp.ones(kernel), other: jnp.ones(bias)}}}
+        assert chosen(params) == {f"net/up/{weight}": (axis, 1)}
+    params = {"net/conv_transpose": {"w": jnp.ones((3, 3, 8, 8)), "b": jnp.ones(8)}}
+    assert chosen(params) == {"net/conv_transpose/w": (-2, 1)}  # as many inputs: the name decides
+
+
 def test_select_overrides(linen):
     assert "Dense_0/kernel" in chosen(linen, select={"Dense_*/kernel": -1})
     assert "Conv_0/kernel" not in chosen(linen, select={"Conv_*/kernel": None})

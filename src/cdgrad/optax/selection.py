@@ -56,8 +56,9 @@ def selection(
     ==================================  ======================================  ==================
 
     Equinox's axis is counted from the end, so that stacked layers are right too. Not visible in a
-    tree, and therefore arguments: Flax's group counts, and ``ConvTranspose(transpose_kernel=True)``,
-    whose kernel is (..., O, I). Dense kernels, attention projections, biases and norm parameters are
+    tree, and therefore arguments: Flax's and Haiku's group counts. The bias shows a kernel (..., O, I) of
+    Flax's ``ConvTranspose(transpose_kernel=True)`` or of another name in Haiku; without a bias, or with
+    I = O, ``select`` names it. Dense kernels, attention projections, biases and norm parameters are
     left alone, and so is an interval of a single channel (depthwise, one output channel).
 
     ``scan`` and ``vmap`` stack Dense kernels to rank 3, the rank of 1-d convolutions. The bias beside a
@@ -108,7 +109,7 @@ def selection(
     shapes = {name: tuple(leaf.shape) for name, leaf in leaves if hasattr(leaf, "shape")}
 
     def decide(name: str, leaf: Any) -> Target | Skipped:
-        layout = _layout(name, leaf, layers, shapes)
+        layout = _layout(name, leaf, layers, shapes, _first_match(groups or {}, name) is not None)
         if isinstance(layout, str) and _first_match(blocks or {}, name) and _is_weight(leaf):
             layout = -1, 1
         if callable(select):
@@ -152,8 +153,9 @@ def _layout(
     leaf: Any,
     layers: Mapping[str, tuple[int, int]],
     shapes: Mapping[str, tuple[int, ...]],
+    counted: bool,
 ) -> tuple[int, int] | str:
-    """(axis, groups) as recognized, or why the leaf is left alone."""
+    """(axis, groups) as recognized, or why the leaf is left alone; `counted` says that `groups` names it."""
     if not hasattr(leaf, "dtype"):
         return f"{type(leaf).__name__}: not an array"
     if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -168,23 +170,20 @@ def _layout(
         return f"{last!r} is not the name of a known kernel; select={{name: axis}} processes it"
     if rank == 2:
         return "rank 2: Dense, off by default, select={name: axis} processes it"
+    layer, shape = module.rpartition("/")[2], tuple(leaf.shape)
     bias = shapes.get(f"{module}/{'bias' if last == 'kernel' else 'b'}".removeprefix("/"))
-    if reason := _no_convolution(module.rpartition("/")[2], tuple(leaf.shape), bias):
+    if reason := _no_convolution(layer, shape, bias):
         return reason
-    if last == "kernel":
-        return -1, 1
-    if "depthwise" in module:
-        return "depthwise: one channel per group"
-    return (-2 if "transpose" in module else -1), 1
+    if last == "w" and "depthwise" in module and shape[-2] == 1 and not counted:
+        return "depthwise: one channel per group, unless groups={name: count} says otherwise"
+    return _output_axis(shape, _without_ones(bias), last == "w" and "transpose" in layer), 1
 
 
 def _no_convolution(layer: str, shape: tuple[int, ...], bias: tuple[int, ...] | None) -> str | None:
     """Why a kernel of rank 3 or more is no convolution, or may be none, by its layer's name and bias."""
-    name = layer.lower()
+    name, bias = layer.lower(), _without_ones(bias)
     if "conv" not in name and any(fnmatchcase(name, pattern) for pattern in _PROJECTIONS):
         return f"{layer!r}: a projection, not a convolution"
-    while bias and bias[-1] == 1 and len(bias) > 1:  # Haiku's channels-first layers have biases (O, 1, 1)
-        bias = bias[:-1]
     # A layer that is stacked, or has several output axes, has a bias of as many axes more.
     # Flax's ConvLocal has one kernel and one bias per position, and channels as a convolution has.
     if bias is not None and len(shape) - len(bias) == 1 and "convlocal" not in name:
@@ -194,6 +193,19 @@ def _no_convolution(layer: str, shape: tuple[int, ...], bias: tuple[int, ...] | 
     if len(shape) == 3 or max(shape[:-2]) > _LONGEST_WINDOW:
         return f"{_UNDECIDED}: a convolution or stacked Dense kernels, select={{name: axis or None}} decides"
     return None
+
+
+def _output_axis(shape: tuple[int, ...], bias: tuple[int, ...] | None, transposed: bool) -> int:
+    """-1 or -2, whichever has the bias's entries; the layer's name decides where both have, or no bias is."""
+    fits = [axis for axis in (-1, -2) if bias and bias[-1] == shape[axis]]
+    return fits[0] if len(fits) == 1 else -2 if transposed else -1
+
+
+def _without_ones(bias: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    """The bias's shape without the ones at its end: Haiku's channels-first layers have biases (O, 1, 1)."""
+    while bias and bias[-1] == 1 and len(bias) > 1:
+        bias = bias[:-1]
+    return bias
 
 
 def _equinox_layers(tree: Any) -> dict[str, tuple[int, int]]:
