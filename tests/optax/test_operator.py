@@ -230,6 +230,7 @@ def test_one_long_column_is_not_cut(tiny_blocks, x64):
             np.testing.assert_allclose(out, reference(x, metric).reshape(shape), rtol=0, atol=1e-12)
 
 
+@pytest.mark.skipif(jax.__version_info__ < (0, 10, 2), reason="XLA wrote the gradient in float64 on a CPU")
 @pytest.mark.parametrize("axis", [0, 1])
 def test_reweighting_writes_one_array(axis):
     """However large it is: two sums of each column, and the result."""

@@ -40,7 +40,7 @@ def as_flax(model):
     for name, layer in model.named_children():
         weight = layer.weight.detach().numpy()
         kernel = weight.transpose(2, 3, 1, 0) if weight.ndim == 4 else weight.T
-        params[name] = {"kernel": jnp.asarray(kernel), "bias": jnp.asarray(layer.bias.detach().numpy())}
+        params[name] = {"kernel": jnp.array(kernel), "bias": jnp.array(layer.bias.detach().numpy())}
     return params
 
 
