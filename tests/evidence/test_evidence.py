@@ -34,7 +34,10 @@ def recorded(name):
 
 
 def change(monkeypatch, changed, *names):
-    """The records have `changed(run)` in the place of each run, or of each run of the studies `names`."""
+    """The records have `changed(run)` in the place of each run, or of each run of the studies `names`.
+
+    Their figures are not drawn: nothing asks about them.
+    """
 
     def read(specification, record):
         study = committed(specification, record)
@@ -42,6 +45,7 @@ def change(monkeypatch, changed, *names):
         return Results.of(study.spec, runs) if not names or record.stem in names else study
 
     monkeypatch.setattr("evidence.build.loading.recorded", lru_cache(read))
+    monkeypatch.setattr("evidence.build.figures._twice", lambda *_: [])
 
 
 @pytest.fixture(scope="module")
