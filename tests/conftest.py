@@ -1,6 +1,7 @@
 import os
 import signal
 import sys
+import tempfile
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import product
@@ -49,6 +50,16 @@ def pytest_collection_finish(session):
         own = int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw"))
         for kernel in kernels[own::workers]:
             launch.compiled_worker(*kernel)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _temporary_files_are_pytests(tmp_path_factory):
+    """Also of the processes that tests start. Ray's sockets alone would have paths that are too long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_TMPDIR", tempfile.gettempdir())
+        patch.setenv("TMPDIR", str(tmp_path_factory.mktemp("t")))
+        patch.setattr(tempfile, "tempdir", None)
+        yield
 
 
 @pytest.fixture(autouse=True)
