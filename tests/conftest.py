@@ -24,7 +24,7 @@ _SOURCE = str(Path(__file__).parents[1] / "src")
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_SOURCE, os.environ.get("PYTHONPATH")]))
 
 # Before jax starts: a suite compiles many small programs once. XLA's older code generator for the CPU takes a
-# third of the time for the same run time, and a third less where it does not split each program into 32.
+# third of the time for the same run time, and about a tenth less where it does not split programs into 32.
 # Since jaxlib 0.11.1 the older one is gone, and a process that asks for it ends.
 _FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
 if find_spec("jaxlib") and Version(version("jaxlib")) < Version("0.11.1"):
