@@ -196,6 +196,7 @@ def workers(monkeypatch):
     """How workers start, as if none had started yet; none is left behind."""
     monkeypatch.setattr(processes, "_methods", ["forkserver", "spawn"])
     monkeypatch.setattr(processes, "_proved", [])
+    monkeypatch.setattr(processes, "_SERVER_SECONDS", 90.0)  # a loaded machine imports torch for long
     processes.start_server()
     yield processes
     processes.end_all()
