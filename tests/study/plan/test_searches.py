@@ -2,6 +2,7 @@
 
 import dataclasses
 import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 
 import numpy as np
@@ -169,17 +170,17 @@ def test_a_store_without_the_column_is_read_checked_and_brought_up_to_date(tmp_p
     with Store(tmp_path, write=True) as store:
         store.add(make_run("sgd", 0, 3.0), store.use_spec("tiny", "text"))
     as_schema(tmp_path / FILE, 4)
-    with sqlite3.connect(tmp_path / FILE) as db:
+    with closing(sqlite3.connect(tmp_path / FILE)) as db, db:
         assert "replicate" not in {row[1] for row in db.execute("PRAGMA table_info(runs)")}
     with Store(tmp_path, write=False) as store:
         (run,) = store.runs()
     assert (run.error, run.replicate) == (3.0, 0)
-    with sqlite3.connect(tmp_path / FILE) as db:
+    with closing(sqlite3.connect(tmp_path / FILE)) as db, db:
         assert db.execute("SELECT length(digest) FROM runs").fetchone() == (64,)
         db.execute("UPDATE runs SET error = 2.0")
     with Store(tmp_path, write=False) as store, pytest.raises(StudyError, match="differs from its digest"):
         store.runs()
-    with sqlite3.connect(tmp_path / FILE) as db:
+    with closing(sqlite3.connect(tmp_path / FILE)) as db, db:
         db.execute("UPDATE runs SET error = 3.0")
     with Store(tmp_path, write=True) as store:
         assert store.runs() == [dataclasses.replace(run, replicate=0)]
