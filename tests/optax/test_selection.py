@@ -193,6 +193,12 @@ def test_select_overrides(linen):
             "select pattern 'conv\\*' matches no leaf; names are Conv/bias",
         ),
         ({"groups": {"x": 2}}, ValueError, "groups pattern 'x' matches no leaf"),
+        (
+            {"groups": {"*bias": 2}},
+            ValueError,
+            "groups pattern '\\*bias' matches only leaves that are left alone: Conv/bias \\(rank 1: a bias",
+        ),
+        ({"blocks": {"*bias": 2}}, ValueError, "blocks pattern '\\*bias' matches only leaves that are left"),
         ({"groups": {"*kernel": 3}}, ValueError, "groups=3 for 8 channels, axis -1 of Conv/kernel"),
         ({"select": {"*kernel": 4}}, IndexError, "axis 4 is out of range for Conv/kernel"),
         ({"select": {"*kernel": "last"}}, TypeError, "the axis for '\\*kernel' must be an int, got 'last'"),

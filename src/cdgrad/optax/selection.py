@@ -83,8 +83,8 @@ def selection(
     Raises:
         TypeError: axis, or a value of select or groups, is no int.
         IndexError: an axis that its leaf does not have.
-        ValueError: a pattern without a match; a group count that does not divide the axis; blocks that
-            do not fit it.
+        ValueError: a pattern without a match, or of groups or blocks for leaves that are left alone; a
+            group count that does not divide the axis; blocks that do not fit it.
 
     >>> params = {"Conv_0": {"kernel": jnp.ones((3, 3, 4, 8)), "bias": jnp.ones(8)}}
     >>> print(selection(params))
@@ -107,6 +107,7 @@ def selection(
         _check_patterns(patterns, names, argument)
     layers = _equinox_layers(params)
     shapes = {name: tuple(leaf.shape) for name, leaf in leaves if hasattr(leaf, "shape")}
+    unknown: dict[str, str] = {}  # why leaves are left alone that neither their tree nor `select` names
 
     def decide(name: str, leaf: Any) -> Target | Skipped:
         layout = _layout(name, leaf, layers, shapes, _first_match(groups or {}, name) is not None)
@@ -123,10 +124,14 @@ def selection(
             layout = _int(chosen, f"the axis for {pattern!r}"), layers.get(name, (0, 1))[1]
             return _in_blocks(_target(name, leaf, *layout, groups), blocks)
         if isinstance(layout, str):
+            unknown[name] = layout
             return Skipped(name, layout)
         return _in_blocks(_target(name, leaf, layout[0] if axis is None else axis, layout[1], groups), blocks)
 
-    return Selection(tuple(decide(name, leaf) for name, leaf in leaves))
+    chosen = Selection(tuple(decide(name, leaf) for name, leaf in leaves))
+    _refuse_idle_patterns(groups or {}, names, unknown, "groups")
+    _refuse_idle_patterns(blocks or {}, names, unknown, "blocks")
+    return chosen
 
 
 def warn_of_doubts(chosen: Selection) -> None:
@@ -295,6 +300,18 @@ def _check_patterns(patterns: Iterable[str], names: Sequence[str], argument: str
             raise ValueError(
                 f"{argument} pattern {pattern!r} matches no leaf; names are {first_few(names, 4) or 'none'} "
                 f"(shell patterns of whole names, such as 'Conv_*/kernel')"
+            )
+
+
+def _refuse_idle_patterns(
+    patterns: Iterable[str], names: Sequence[str], unknown: Mapping[str, str], argument: str
+) -> None:
+    for pattern in patterns:
+        matched = [name for name in names if fnmatchcase(name, pattern)]
+        if all(name in unknown for name in matched):
+            raise ValueError(
+                f"{argument} pattern {pattern!r} matches only leaves that are left alone: {matched[0]} "
+                f"({unknown[matched[0]]}); name kernels of convolutions, or name the leaf with select=, too"
             )
 
 
