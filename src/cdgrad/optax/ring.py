@@ -58,7 +58,7 @@ def solve(x: Array, ring: Ring, axis: int) -> Array:
     count = _phases(n)
     if n % count:  # a last odd unknown, which nothing is coupled to
         x = jnp.concatenate([x, jnp.zeros_like(lax.slice_in_dim(x, 0, 1, axis=axis))], axis)
-    if n <= count:  # XLA's partitioner is wrong about a strided slice of one element, of an axis over devices
+    if n == count:  # XLA's partitioner is wrong about a strided slice of one element, of an axis over devices
         phases = [lax.slice_in_dim(x, i, i + 1, axis=axis) for i in range(count)]
     else:
         phases = [lax.slice_in_dim(x, i, None, count, axis) for i in range(count)]
