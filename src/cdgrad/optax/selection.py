@@ -176,17 +176,17 @@ def _layout(
     if rank == 2:
         return "rank 2: Dense, off by default, select={name: axis} processes it"
     layer, shape = module.rpartition("/")[2], tuple(leaf.shape)
-    bias = shapes.get(f"{module}/{'bias' if last == 'kernel' else 'b'}".removeprefix("/"))
+    bias = _without_ones(shapes.get(f"{module}/{'bias' if last == 'kernel' else 'b'}".removeprefix("/")))
     if reason := _no_convolution(layer, shape, bias):
         return reason
     if last == "w" and "depthwise" in module and shape[-2] == 1 and not counted:
         return "depthwise: one channel per group, unless groups={name: count} says otherwise"
-    return _output_axis(shape, _without_ones(bias), last == "w" and "transpose" in layer), 1
+    return _output_axis(shape, bias, last == "w" and "transpose" in layer), 1
 
 
 def _no_convolution(layer: str, shape: tuple[int, ...], bias: tuple[int, ...] | None) -> str | None:
     """Why a kernel of rank 3 or more is no convolution, or may be none, by its layer's name and bias."""
-    name, bias = layer.lower(), _without_ones(bias)
+    name = layer.lower()
     if "conv" not in name and any(fnmatchcase(name, pattern) for pattern in _PROJECTIONS):
         return f"{layer!r}: a projection, not a convolution"
     # A layer that is stacked, or has several output axes, has a bias of as many axes more.
