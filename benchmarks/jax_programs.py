@@ -18,19 +18,18 @@ import argparse
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import jax
-import optax
 from jax.experimental import topologies
 
 from cdgrad.bench.candidates import METRICS
-from cdgrad.bench.gpu.jax_process import FLOOR, KERNELS
+from cdgrad.bench.gpu import jax_process
 from cdgrad.bench.gpu.setup import alternating
-from cdgrad.optax import channel_directed
 
 # What XLA asks of a device: the limits of an H100 SXM, from its data sheet and CUDA's table of capabilities.
 TARGET = """
@@ -70,9 +69,9 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "jax_programs.json")
     out: Path = parser.parse_args().out
-    floor = 2 * 4 * sum(map(prod, KERNELS))
+    floor = 2 * sum(each.size * each.dtype.itemsize for each in jax.tree.leaves(_shapes()))
     rows: dict[str, dict[str, float]] = {}
-    for name in (FLOOR, *map(str, alternating(METRICS))):
+    for name in (jax_process.FLOOR, *map(str, alternating(METRICS))):
         traffic = list(kernels(compiled(name)))
         rows[name] = {"kernels": len(traffic), "traffic_over_floor": round(sum(traffic) / floor, 2)}
         print(name, rows[name], flush=True)
@@ -87,19 +86,14 @@ def compiled(name: str) -> str:
     )
     mesh = topologies.make_mesh(topology, (1,), ("one",))
     place = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    tree = {
-        f"conv{i}": {"kernel": jax.ShapeDtypeStruct(shape, jax.numpy.float32, sharding=place)}
-        for i, shape in enumerate(KERNELS)
-    }
-
-    def run(tree: Any) -> Any:
-        if name == FLOOR:
-            return jax.tree.map(lambda gradient: gradient * 0.999, tree)
-        return channel_directed(name).update(tree, optax.EmptyState())[0]
-
     # The operator asks where it runs.
     with patch("jax.default_backend", lambda: "gpu"):
-        return jax.jit(run).lower(tree).compile().as_text() or ""
+        program = jax.jit(jax_process.operation(name), in_shardings=place).lower(_shapes())
+        return program.compile().as_text() or ""
+
+
+def _shapes() -> Any:
+    return jax.eval_shape(partial(jax_process.gradients, rehearsal=False))
 
 
 def kernels(program: str) -> Iterator[int]:

@@ -24,7 +24,7 @@ from cdgrad.machine import end_with_parent
 
 FLOOR = "multiply"
 # Kernels (h, w, I, O), 73 MB in float32: more than an L2 cache holds.
-KERNELS = [(3, 3, 512, 512)] * 5 + [(1, 1, 512, 2048)] * 4 + [(3, 3, 256, 256)] * 4
+_KERNELS = [(3, 3, 512, 512)] * 5 + [(1, 1, 512, 2048)] * 4 + [(3, 3, 256, 256)] * 4
 _REPEATS = 20
 
 
@@ -43,23 +43,23 @@ def main(metrics: Sequence[str], *, rehearsal: bool) -> None:
     print(json.dumps({"backend": jax.default_backend(), "rows": rows}), flush=True)
     if not rehearsal and jax.default_backend() != "gpu":
         return
-    tree = _tree(rehearsal=rehearsal)
+    tree = gradients(rehearsal=rehearsal)
     repeats, rounds = (2, 1) if rehearsal else (_REPEATS, 7)
     names = [FLOOR, *metrics]
     programs: dict[str, Any] = {}
     while len(programs) < len(names) and not select.select([sys.stdin], [], [], 0)[0]:
         name = names[len(programs)]
-        programs[name] = _program(_function(name), tree, repeats)
+        programs[name] = _program(operation(name), tree, repeats)
     sys.stdin.readline()
     for name in names:
-        program = programs.get(name) or _program(_function(name), tree, repeats)
+        program = programs.get(name) or _program(operation(name), tree, repeats)
         seconds = _seconds(program, tree, rounds) / repeats
         floor = floor or seconds
         rows[name] = {"us": 1e6 * seconds, "over_floor": seconds / floor}
         print(json.dumps({"backend": jax.default_backend(), "rows": rows}), flush=True)
 
 
-def _function(name: str) -> Callable[[Any], Any]:
+def operation(name: str) -> Callable[[Any], Any]:
     """What is applied to a tree of kernels."""
     import jax
 
@@ -76,11 +76,11 @@ def _function(name: str) -> Callable[[Any], Any]:
     return lambda tree: channel_directed(name).update(tree, optax.EmptyState())[0]
 
 
-def _tree(*, rehearsal: bool) -> Any:
+def gradients(*, rehearsal: bool) -> Any:
     """Gradients of convolutions as an optimizer gets them."""
     import jax
 
-    shapes = [(3, 3, 2, 4)] if rehearsal else KERNELS
+    shapes = [(3, 3, 2, 4)] if rehearsal else _KERNELS
     keys = jax.random.split(jax.random.key(0), len(shapes))
     return {f"conv{i}": {"kernel": jax.random.normal(keys[i], shape)} for i, shape in enumerate(shapes)}
 
