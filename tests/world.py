@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -19,6 +20,13 @@ import cdgrad
 
 TIMEOUT = timedelta(seconds=60)
 """A rank that waits longer for the others fails, and with it the world."""
+
+
+def free_address() -> dict[str, str]:
+    """Where ranks can meet on this machine, as their environment has it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
 
 
 def in_worlds(sizes: tuple[int, ...], *checks: Callable[[], None]) -> None:

@@ -3,7 +3,6 @@
 import os
 import re
 import runpy
-import socket
 import sys
 from contextlib import redirect_stdout
 from importlib import import_module
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from world import free_address
 
 import cdgrad
 
@@ -54,20 +54,13 @@ def _fork(_, folder):
             import_module("torch.distributed.fsdp")
             cdgrad.channel_directed_([torch.ones(2, 2)], "sobolev:lam=1")
         method = "fork" if sys.platform == "linux" else "spawn"
-        mp.start_processes(_rank, (folder, title, _free_port()), nprocs=2, start_method=method)
+        mp.start_processes(_rank, (folder, title, free_address()), nprocs=2, start_method=method)
 
 
-def _free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
-
-
-def _rank(rank, folder, title, port):
+def _rank(rank, folder, title, address):
     """With what torchrun tells a rank; not by the host's name, which need not resolve."""
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", **address}
     os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
     with open(folder / f"{title}-{rank}", "w") as output, redirect_stdout(output):
         runpy.run_path(str(folder / title), run_name="__main__")

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from world import in_worlds
+from world import free_address, in_worlds
 
 from cdgrad import cli
 from cdgrad.study import StudyError, spec
@@ -180,12 +179,6 @@ def test_shares_cover_the_batch():
 SOURCE = Path(__file__).parents[3] / "src"
 TRAIN = ("-m", "cdgrad", "train", "study.toml", "--arm", "sobolev")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-
-
-def free_address():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
 
 
 def start(folder, *arguments, epochs=2, **environment):
