@@ -60,7 +60,7 @@ def section() -> dict[str, str]:
         "elsewhere_second": _second(by_name["axes"]),
         "elsewhere_regimes": enumerated([name for study, name in REGIMES.items() if study in by_name]),
         "elsewhere_better": _names(row for row in table if row.better),
-        "elsewhere_gains": "; ".join(
+        "elsewhere_gains": "\n".join(
             _gain(row, control) for row, control in zip(table, controls, strict=True) if row.better
         ),
         "elsewhere_worse": _names(row for row in table if row.worse),
@@ -123,7 +123,7 @@ def _against(row: Row, study: Results, control: claims.Control | None) -> str:
 
 def _gain(row: Row, control: claims.Control | None) -> str:
     """The gain, and what is left of it against the baseline at the arm's rate, if none is shown there."""
-    words = f"{ARMS[row.arm]}, {_place(row)}, by {tables.difference(row.comparison)} points, p = {tables.probability(row.p)}"
+    words = f"- {ARMS[row.arm]}, {_place(row)}: {tables.difference(row.comparison)} points, p = {tables.probability(row.p)}"
     if control is None or control.against.better:
         return words
     left = tables.difference(control.against.comparison)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Mapping
 from string import Template
@@ -23,11 +24,11 @@ _VERDICT = (
 _CLAIM = (
     "- That it improves anything in general. [The evidence](docs/evidence.md) shows no reduction of the error on average "
     "or at equal learning rates over $claims_cells combinations of network and optimizer, and states which differences "
-    "it could have detected. $gain$examined"
+    "it could have detected. $gain"
 )
 _CARD = (
     "no reduction of the error on average or at equal learning rates over $claims_cells combinations of network "
-    "and optimizer. $gain$examined"
+    "and optimizer. $gain"
 )
 
 
@@ -47,43 +48,44 @@ class Sentences(NamedTuple):
 
 def sentences(parts: Parts) -> Sentences:
     """The sentences, from the parts of the page."""
-    left = parts["elsewhere_better_count"] != "0"
-    words = {
-        "gain": gain(parts),
-        "elsewhere": elsewhere(parts),
-        "examined": " The page says what is left when it is repeated." * left,
-    }
+    words = {"gain": gain(parts), "elsewhere": elsewhere(parts)}
 
     def fill(template: str, link: str = "") -> str:
         text = Template(template).substitute(parts, **words, link=link)
-        indent = "  " if text.startswith("- ") else ""
-        filled = [
-            textwrap.fill(paragraph, 110, subsequent_indent=indent, break_on_hyphens=False)
-            for paragraph in text.split("\n\n")
-        ]
-        return "\n\n".join(filled) + "\n"
+        return "\n".join(_filled(block) for block in re.split(r"\n(?=\n|- )", text))
 
     return Sentences(
-        fill(_HEADLINE).rstrip(),
-        fill("$elsewhere").rstrip(),
-        fill(_VERDICT, "docs/evidence.md"),
-        fill(_VERDICT, "evidence.md"),
-        fill(_CLAIM),
+        fill(_HEADLINE),
+        fill("$elsewhere"),
+        fill(_VERDICT, "docs/evidence.md") + "\n",
+        fill(_VERDICT, "evidence.md") + "\n",
+        fill(_CLAIM) + "\n",
         Template(_CARD).substitute(parts, **words),
     )
 
 
+def _filled(block: str) -> str:
+    """A paragraph or an item of a list in lines of at most 110 characters, after the empty line before it."""
+    before = "\n" * block.startswith("\n")
+    indent = "  " * block.lstrip().startswith("- ")
+    return before + textwrap.fill(block.strip(), 110, subsequent_indent=indent, break_on_hyphens=False)
+
+
 def gain(parts: Parts) -> str:
-    """Whether a gain is shown beside the combinations."""
+    """Whether a gain is shown beside the combinations, in a sentence."""
+    shown, count = parts["elsewhere_better_count"], parts["elsewhere_count"]
+    if shown == "0":
+        return f"Of {count} comparisons elsewhere, none shows a lower error."
+    verb = "shows" if shown == "1" else "show"
+    return f"Of {count} comparisons elsewhere, {shown} {verb} a lower error than the tuned baseline; the page names them and their controls."
+
+
+def elsewhere(parts: Parts) -> str:
+    """What is gained, and what is left of the gain with wrong labels when it is repeated."""
     where = f"Of {parts['elsewhere_count']} comparisons elsewhere, along other axes and with {parts['elsewhere_regimes']},"
     shown = parts["elsewhere_better_count"]
     if shown == "0":
         return f"{where} none shows a lower error."
     verb = "shows" if shown == "1" else "show"
-    return f"{where} {shown} {verb} a lower error than the tuned baseline: {parts['elsewhere_gains']}."
-
-
-def elsewhere(parts: Parts) -> str:
-    """What is gained, and what is left of the gain with wrong labels when it is repeated."""
-    left = "" if parts["elsewhere_better_count"] == "0" else f" {parts['labels_verdict']}"
-    return gain(parts) + left
+    gains = f"{where} {shown} {verb} a lower error than the tuned baseline:\n\n{parts['elsewhere_gains']}"
+    return f"{gains}\n\n{parts['labels_verdict']}"

@@ -28,19 +28,17 @@ def _verdict(rates: Results | None, again: Results | None) -> str:
         return "It was not repeated."
     same, divided = _difference(rates, *_CHOSEN), _difference(rates, _CHOSEN[0], "divided")
     pooled = _pooled(same)
+    low, high = divided.interval
+    left = "no difference is shown" if low <= 0 <= high else "a difference is left"
     text = (
-        f"With 40 % wrong labels the same two settings differ by {tables.difference(same)} on {same.pairs} new seeds, by "
-        f"{tables.difference(pooled)} over all {pooled.pairs}"
+        f"With 40 % wrong labels, {left} against the ordinary gradient with the learning rate of the convolutions "
+        f"divided by lam ({tables.difference(divided)}). Repeated with the same settings, the difference to the "
+        f"tuned baseline is {tables.difference(same)} on {same.pairs} new seeds, {tables.difference(pooled)} over all {pooled.pairs}"
     )
     if again is not None:
         ((_, searched),) = again.replicated.items()
-        text += f", and settings from {len(searched.means)} new searches by {tables.plus_minus(searched.mean, searched.interval)}"
-    low, high = divided.interval
-    left = "no difference is shown" if low <= 0 <= high else "a difference is left"
-    return (
-        f"{text}. Against the ordinary gradient with the learning rate of the convolutions divided by lam, {left} "
-        f"({tables.difference(divided)})."
-    )
+        text += f"; with settings from {len(searched.means)} new searches it is {tables.plus_minus(searched.mean, searched.interval)}"
+    return f"{text}."
 
 
 def _pooled(new: stats.Comparison) -> stats.Comparison:

@@ -62,10 +62,11 @@ def test_it_compares_the_same_settings_the_best_rates_and_the_searches(monkeypat
     )
     parts = labels.section()
     verdict = parts["labels_verdict"]
-    assert "the same two settings differ by -2.00\u00a0±\u00a00.06 on 20 new seeds," in verdict
-    assert re.search(r", by -1\.41\s±\s\S+ over all 40,", verdict)  # 20 seeds of -0.81, 20 of -2
-    assert "and settings from 4 new searches by -2.50\u00a0±\u00a02.05. Against" in verdict
-    assert "no difference is shown (+0.00\u00a0±\u00a00.06)." in verdict
+    assert "the difference to the tuned baseline is -2.00\u00a0±\u00a00.06 on 20 new seeds," in verdict
+    assert re.search(r", -1\.41\s±\s\S+ over all 40;", verdict)  # 20 seeds of -0.81, 20 of -2
+    assert "; with settings from 4 new searches it is -2.50\u00a0±\u00a02.05." in verdict
+    assert "no difference is shown against" in verdict
+    assert "divided by lam (+0.00\u00a0±\u00a00.06)." in verdict
     assert "the best of one minus the best of the other is -1.00\u00a0±\u00a00.06" in parts["labels_text"]
     assert "-1.00, -2.00, -3.00, -4.00 points" in parts["labels_text"]
     assert parts["labels_text"].count("| ordinary gradient |") == 4
