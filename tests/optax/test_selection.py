@@ -60,11 +60,14 @@ def test_every_leaf_is_in_the_table_with_its_reason(linen):
 
 
 def test_a_possible_depthwise_kernel_is_pointed_out():
-    params = {"dw": {"kernel": jnp.ones((3, 3, 1, 8))}, "pw": {"kernel": jnp.ones((1, 1, 8, 8))}}
-    table = selection(params)
-    assert [bool(t.note) for t in table.targets] == [True, False]
+    shapes = {"depthwise": (3, 3, 1, 8), "pointwise": (1, 1, 8, 8), "dense": (1, 8), "flat": (8, 4, 1, 3)}
+    params = {name: {"kernel": jnp.ones(shape)} for name, shape in shapes.items()}
+    select = {"dense/*": -1, "flat/*": 0}
+    table = selection(params, select=select)
+    assert {t.name for t in table.targets if t.note} == {"depthwise/kernel"}
+    assert len(table.targets) == 4
     assert "if this kernel is depthwise, set its count in groups=" in str(table)
-    assert not selection(params, groups={"dw/*": 1}).targets[0].note
+    assert not any(t.note for t in selection(params, select=select, groups={"depthwise/*": 1}).targets)
 
 
 class Nnx(nnx.Module):
@@ -116,6 +119,7 @@ def test_equinox_layers_know_their_axis_and_groups():
     assert model.up.weight.shape == (4, 4, 3, 3)  # (O, I / groups, ...), unlike torch's
     expected = {"first/weight": (-4, 1), "grouped/weight": (-3, 2), "up/weight": (-4, 2)}
     assert chosen(model) == expected
+    assert chosen(model, select={"grouped/weight": 1})["grouped/weight"] == (1, 2)
     reasons = {skipped.name: skipped.reason for skipped in selection(model).skipped}
     assert reasons["first/bias"] == "rank 3: a bias or norm parameter"
     assert "select={name: axis} processes it" in reasons["rest/1/weight"]
@@ -199,23 +203,28 @@ def test_select_overrides(linen):
             "groups pattern '\\*bias' matches only leaves that are left alone: Conv/bias \\(rank 1: a bias",
         ),
         ({"blocks": {"*bias": 2}}, ValueError, "blocks pattern '\\*bias' matches only leaves that are left"),
+        ({"blocks": {"step": 2}}, ValueError, "matches only leaves that are left alone: step \\(int: not an"),
         ({"groups": {"*kernel": 3}}, ValueError, "groups=3 for 8 channels, axis -1 of Conv/kernel"),
+        ({"groups": {"*kernel": -2}}, ValueError, "groups=-2 for 8 channels"),
         ({"select": {"*kernel": 4}}, IndexError, "axis 4 is out of range for Conv/kernel"),
+        ({"select": {"*kernel": -5}}, IndexError, "axis -5 is out of range for Conv/kernel"),
         ({"select": {"*kernel": "last"}}, TypeError, "the axis for '\\*kernel' must be an int, got 'last'"),
         ({"axis": 0.5}, TypeError, "axis must be an int"),
     ],
 )
 def test_errors_teach(options, error, message):
-    params = {"Conv": {"kernel": jnp.ones((3, 3, 4, 8)), "bias": jnp.ones(8)}}
+    params = {"Conv": {"kernel": jnp.ones((3, 3, 4, 8)), "bias": jnp.ones(8)}, "step": 3}
     with pytest.raises(error, match=message):
         selection(params, **options)
 
 
 def test_other_leaves_are_left_alone():
     tree = {"kernel": jnp.ones((2, 3, 4), int), "count": 3, "w": jnp.ones((2, 3, 4), complex), "none": None}
+    tree["head"] = {"value": jnp.ones(3)}  # a name of the user's, unlike that of a Flax nnx variable
     reasons = {s.name: s.reason for s in selection(tree).skipped}
     assert reasons == {
         "count": "int: not an array",
+        "head/value": "rank 1: a bias or norm parameter",
         "kernel": "dtype int32: not real floating point",
         "w": "dtype complex64: not real floating point",
     }
@@ -261,6 +270,31 @@ def test_stacked_dense_kernels_are_no_convolutions():
     with pytest.warns(UserWarning, match=r"left 1 kernels alone .*\(ScanBlock_0/mix/kernel\); decide with"):
         channel_directed("reweighted:lam=3").init(shapes)
     assert "ScanBlock_0/mix/kernel" in chosen(shapes, select={"*/mix/kernel": -1})
+    with pytest.warns(UserWarning, match="left 1 kernels alone") as said:
+        channel_directed("reweighted:lam=3").init({"mix": {"kernel": jnp.ones((4, 8, 8))}})
+    assert len(said) == 1  # and not that there is nothing to direct, too
+
+
+@pytest.mark.parametrize(
+    ("layer", "kernel", "bias", "axis"),
+    [
+        ("conv_proj", (3, 3, 4, 8), (8,), -1),
+        ("ConvLocal_0", (4, 4, 27, 8), (4, 4, 8), -1),  # one kernel and bias for each position
+        ("conv_transpose", (3, 3, 8, 8), None, -1),  # Flax's, not Haiku's
+        ("up", (3, 3, 70, 80), None, -1),
+        ("mix", (4, 70, 2, 8), None, None),  # no window is as long as 70
+        ("mix", (4, 70, 2, 8), (4, 8), None),
+    ],
+)
+def test_name_bias_and_window_tell_convolutions_from_projections(layer, kernel, bias, axis):
+    leaves = {"kernel": kernel} | ({"bias": bias} if bias else {})
+    params = jax.tree.map(jnp.ones, {layer: leaves}, is_leaf=lambda leaf: isinstance(leaf, tuple))
+    assert chosen(params) == ({f"{layer}/kernel": (axis, 1)} if axis else {})
+
+
+def test_the_bias_of_a_tree_that_is_one_layer_is_found():
+    assert chosen({"kernel": jnp.ones((3, 4, 8)), "bias": jnp.ones(8)}) == {"kernel": (-1, 1)}
+    assert chosen({"kernel": jnp.ones((3, 4, 8)), "bias": jnp.ones((3, 8))}) == {}
 
 
 def test_haiku_biases_of_channels_first_layers_do_not_mislead():

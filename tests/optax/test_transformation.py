@@ -210,8 +210,9 @@ def test_blocks_that_do_not_fit_a_leaf(blocks):
 def test_blocks_of_grouped_leaves_and_of_single_channels():
     chosen = selection(tree(), groups={"*": 2}, blocks={"conv/*": 1}).targets[0]
     assert (chosen.groups, chosen.sizes) == (2, ())
-    with pytest.raises(ValueError, match="in 2 groups: expected a count of equal blocks"):
-        selection(tree(), groups={"conv/kernel": 2}, blocks={"conv/*": (2, 4)})
+    for groups, blocks in ((2, 2), (3, (2, 4))):
+        with pytest.raises(ValueError, match=rf"in {groups} groups: expected a count of equal blocks"):
+            selection(tree(), groups={"conv/kernel": groups}, blocks={"conv/*": blocks})
     assert selection(tree(), blocks={"conv/*": 6}).skipped[-1].reason == "one channel per block"
 
 

@@ -263,7 +263,7 @@ def _in_blocks(target: Target | Skipped, blocks: Blocks | None) -> Target | Skip
     if not blocks or pattern is None or isinstance(target, Skipped):
         return target
     given, n, groups = blocks[pattern], target.shape[target.axis], target.groups
-    sizes = (n // given,) * given if isinstance(given, int) and given > 0 and not n % given else given
+    sizes = (n // given,) * given if isinstance(given, int) and given > 0 else given
     place = (
         f"blocks for {target.name} of shape {target.shape}, whose channel axis {target.axis} has {n} entries"
     )
