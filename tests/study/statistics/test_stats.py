@@ -98,6 +98,7 @@ def test_the_interval_of_the_median_is_of_order_statistics():
     # The second smallest and largest of 10: 1 - 2 (1 + 10) / 2^10 = 97.9 %.
     assert stats.median_interval([1, 2, 3, 4, 5, 6, 7, 8, 9, 1000]) == (2, 9)
     assert np.isnan(stats.median_interval([1, 2, 3, 4, 5])).all()
+    assert np.isnan(stats.median_interval([1, 2], level=0.5)).all()  # the largest alone would cover
     samples = np.random.default_rng(13).normal(size=(500, 10))
     covered = np.mean([a <= 0 <= b for a, b in map(stats.median_interval, samples)])
     assert covered == pytest.approx(0.979, abs=0.02)
@@ -134,6 +135,7 @@ def test_required_pairs_are_those_of_the_published_tables(effect, pairs):
     # J. Cohen's conventional effect sizes; the counts are G*Power's for a paired two-sided t-test.
     assert stats.required_pairs(effect, 1.0) == pairs
     assert stats.paired_power(pairs, effect, 1.0) >= 0.8 > stats.paired_power(pairs - 1, effect, 1.0)
+    assert stats.fewest_pairs_with(lambda n: n / pairs, 1.0) == pairs  # a power that is just reached
 
 
 def test_no_power_beyond_the_level_where_there_is_no_difference():
@@ -258,6 +260,15 @@ def test_nothing_is_shown_where_p_is_small_and_the_interval_includes_0():
     assert "although" not in verdict("b", "a", compared, 0.06)
 
 
+def test_nothing_is_shown_by_equal_differences_or_an_interval_that_touches_0():
+    equal = stats.compare(np.arange(8.0) + 1, np.arange(8.0))
+    assert equal.p < 0.05
+    assert equal.interval == (1, 1)
+    assert not stats.is_shown(equal, equal.p)
+    assert not stats.excludes_zero(stats.Interval(0, 1))
+    assert not stats.excludes_zero(stats.Interval(-1, 0))
+
+
 def test_vectors_of_different_lengths_are_refused():
     with pytest.raises(ValueError, match="same seeds"):
         stats.compare([1.0, 2.0], [1.0])
@@ -274,3 +285,13 @@ def test_a_huge_pair_does_not_make_the_differences_of_the_others_vanish():
         assert compared.median == pytest.approx(-0.02)
         assert compared.win_rate == pytest.approx(better)
     assert stats.compare([5.3, 4.3, 1e3 + 0.1], [5.2, 4.2, 1e3]).sd == 0
+
+
+def test_rounding_errors_are_no_spread_and_no_sign():
+    small, large = np.array([0.1, 0.2, 0.3]), np.array([12345.7789, 12345.8789, 12345.9789])
+    assert np.ptp(small - large) > 0
+    assert stats.compare(small, large).sd == stats.compare(large, small).sd == 0
+    assert np.std([0.1, 0.1, 0.1], ddof=1) > 0
+    assert stats.standard_deviation([0.1, 0.1, 0.1]) == 0
+    assert 0.1 + 0.2 - 0.3 > 0
+    assert stats.compare([0.1, 0.2, 0.0], [0.0, 0.0, 0.3]).mean == 0

@@ -75,7 +75,7 @@ def anytime_multiplier(n: ArrayLike, level: float = LEVEL, scale: float = SCALE)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         k = np.exp(2 / pairs * (np.log(r) / 2 - math.log1p(-level)))
         square = (k - 1) * (pairs - 1) / (1 - k / r)
-    return np.where((k < r) & (pairs > 1), np.sqrt(np.maximum(square, 0)), np.inf)
+    return np.where(k < r, np.sqrt(np.maximum(square, 0)), np.inf)
 
 
 def fewest_pairs(level: float = LEVEL) -> int:
