@@ -87,6 +87,21 @@ def test_a_seed_that_is_ahead_of_an_unfinished_one_is_not_looked_at(spec):
     assert {job.seed for job in iter(plan.take, None)} == {2, 3}
 
 
+def test_runs_that_had_started_when_a_cell_ended_are_counted(spec):
+    plan = Plan(spec, [], "here", lambda _, differences: len(differences[0]) == 2)
+    for job in [plan.take(), plan.take()]:
+        plan.add(record(job, 5.0))
+    running = list(iter(plan.take, None))  # seeds 1 and 2
+    for job in running[:2]:
+        plan.add(record(job, 5.0))
+    assert (plan.take(), plan.done, plan.total) == (None, 4, 6)
+
+
+def test_the_seeds_of_a_study_with_a_fixed_number_start_at_once(tiny_text):
+    plan = Plan(parse(tiny_text.replace("seeds = 2", "seeds = 5"), "tiny"), [], "here", enough)
+    assert len(list(iter(plan.take, None))) == 5 * 2
+
+
 def test_a_study_that_has_ended_stays_ended(spec, tmp_path, capsys):
     def engine(take, workers):
         while job := take():

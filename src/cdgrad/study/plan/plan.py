@@ -78,7 +78,7 @@ class Plan:
         """How many runs the study has: all of `keys`, without seeds that a cell no longer needs."""
         ended = {cell for cell in self.spec.cells if self._ended(cell)}
         known = self._done.keys() | self._taken
-        return sum(key in known or key[2] is not None or key[0] not in ended for key in self.keys)
+        return sum(key in known or key[0] not in ended for key in self.keys)
 
     def _ended(self, cell: str) -> bool:
         """Whether a cell needs no further seeds."""
