@@ -1,6 +1,6 @@
 """What cdgrad uses of torch that has no public name: the file to check when torch is upgraded.
 
-Checked with torch 2.9.1, 2.13.0 and 2.14.1. Each use says why no public name does.
+Checked with torch 2.9.1, 2.13.0, 2.14.1 and 2.15.0. Each use says why no public name does.
 """
 
 from __future__ import annotations
