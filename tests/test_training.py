@@ -246,6 +246,9 @@ def test_parameters_that_the_model_did_not_have_are_noticed_once_and_shown():
     ):
         optimizer.step()
     optimizer.step()
+    optimizer.add_param_group({"params": nn.Parameter(torch.zeros(7))})
+    with pytest.warns(UserWarning, match=r"SGD holds 1 parameters \(7\)"):
+        optimizer.step()
     assert re.search(
         r"4x4x3x3 parameter +new since attach: remove\(\) this handle and attach again", str(handle)
     )

@@ -29,6 +29,19 @@ seeds = [100, 101]
 """
 
 
+OWN = """
+baseline = "a"
+seeds = 2
+entry = "mine:run"
+arms.a = {{}}
+metric = {{ name = "score", direction = "{direction}" }}
+[tuning]
+trials = 3
+seeds = [7]
+space.lr = {{ low = 0.01, high = 1.0 }}
+"""
+
+
 @pytest.fixture
 def text(tiny_text) -> str:
     return tiny_text + TUNING
@@ -89,6 +102,13 @@ def test_the_final_runs_use_the_best_trial_of_their_own_cell(spec):
     choice = Plan(spec, recorded, "here").choice("a", "directed")
     assert (choice.trial, choice.errors) == (2, {0: [2.0, 3.0], 1: [1.0, 2.0], 2: [0.0, 1.0]})
     assert Plan(spec, recorded, "here").choice("a", "fixed") is None
+
+
+@pytest.mark.parametrize(("direction", "best"), [("min", 1), ("max", 2)])
+def test_the_best_trial_follows_the_direction_of_the_measure(direction, best):
+    spec = parse(OWN.format(direction=direction), "own")
+    order, _ = played(spec, by_trial([3.0, 2.0, 4.0]))
+    assert [job.values for job in order if job.trial is None] == [spec.tuning.points("a")[best]] * 2
 
 
 @pytest.mark.parametrize("stop", [0, 1, 5, 12, 13, 19, 25, 39])

@@ -4,17 +4,21 @@ import dataclasses
 import importlib
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 
+import cdgrad
 from cdgrad import cli
-from cdgrad.study.records import Run, Store
+from cdgrad.study.records import Run, Store, code
 from cdgrad.study.records.code import changed_files, used_packages, user_code
-from cdgrad.study.records.environment import folder_commit
+from cdgrad.study.records.environment import environment, folder_commit
 from cdgrad.study.report.remarks import remarks
 from cdgrad.study.report.verdicts import verdict
 from cdgrad.study.spec import Spec, parse
@@ -100,22 +104,77 @@ def test_a_library_of_the_users_elsewhere_is_their_code_and_installed_packages_a
     assert "cdgrad: mylib.blocks changed since runs/s recorded 1 runs" in refused
 
 
-def test_modules_of_a_deep_or_odd_name_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    for name in ("deep_lib/one/two/three.py", "deep_lib/py.py"):
+@pytest.mark.parametrize(("among_packages", "is_package"), [(True, False), (False, True)])
+def test_modules_of_a_deep_or_odd_name_are_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, among_packages: bool, is_package: bool
+):
+    """The user's own, too, where packages lie beside it, or where it is a package installed to be edited."""
+    if among_packages:
+        (tmp_path / "other-1.0.dist-info").mkdir()
+    monkeypatch.setattr(code, "_distributions", lambda: {"deep_lib": ["deep-lib"]} if is_package else {})
+    for name in ("deep_lib/one/two/three.py", "deep_lib/pack/__init__.py", "deep_lib/py.py"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
     monkeypatch.syspath_prepend(tmp_path)
-    names = ["deep_lib.one.two.three", "deep_lib.py"]
+    names = ["deep_lib.one.two.three", "deep_lib.pack", "deep_lib.py"]
     for name in names:
         importlib.import_module(name)
     seen = user_code("", names)
     assert sorted(seen) == names
     assert changed_files([seen], "") == []
+    assert changed_files([{names[0]: "1" * 16}, seen], "") == names[:1]  # of one run of several
     (tmp_path / "deep_lib" / "py.py").unlink()
     (tmp_path / "deep_lib" / "one" / "two" / "three.py").write_text("1")
-    assert changed_files([seen], "") == names
+    assert changed_files([seen], "") == [names[0], names[2]]
+    assert user_code("", names) == seen  # what was imported is what runs use
     assert changed_files([{"absent_lib.nets": "1" * 16}], "") == []
-    assert changed_files([{"absent.py": "1" * 16}], "") == ["absent.py"]
+    for name in ("absent.py", ".hidden.py"):
+        assert changed_files([{name: "1" * 16}], "") == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("compiled_nets", "nets.so"),
+        ("installed_nets", "site-packages/nets.py"),
+        ("torch.own_nets", "torch/nets.py"),  # built to be edited: records have its version
+        ("__main__", "script.py"),
+        ("standard_nets", os.__file__),
+    ],
+)
+def test_other_modules_are_not_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str
+):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    if not Path(file).is_absolute():
+        (tmp_path / file).write_text("")
+    module = ModuleType(name)
+    module.__file__ = str(tmp_path / file)
+    monkeypatch.setitem(sys.modules, name, module)
+    assert user_code("", [name]) == {}
+
+
+def test_files_below_the_specification_or_the_working_directory_are_named_by_their_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "placed_lib").mkdir()
+    (tmp_path / "placed_lib" / "nets.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.import_module("placed_lib.nets")
+    for folder, directory in ((str(tmp_path), tmp_path.parent), ("", tmp_path)):
+        monkeypatch.chdir(directory)
+        used = user_code(folder, ["placed_lib.nets"])
+        assert [*used] == ["placed_lib/nets.py"]
+        assert changed_files([used], folder) == []
+
+
+def test_a_module_whose_file_is_gone_and_lies_higher_than_its_name_says_is_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    module = ModuleType("a.b.c.d")
+    module.__file__ = os.path.abspath(os.sep + "absent.py")
+    monkeypatch.setitem(sys.modules, "a.b.c.d", module)
+    assert user_code("", ["a.b.c.d"]) == {}
 
 
 def test_identical_arms_are_no_tight_null():
@@ -175,6 +234,49 @@ def test_errors_that_look_like_shares_are_asked_about(
     assert asked is said
 
 
+def test_the_device_of_a_run_is_named(monkeypatch: pytest.MonkeyPatch):
+    def device(kind: str) -> str:
+        return environment.__wrapped__(kind)["device"]
+
+    def fails():
+        raise RuntimeError("no driver")
+
+    assert device("cpu") == "cpu"
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "H100")
+    assert device("cuda") == "H100, CUDA 13.0"
+    monkeypatch.setattr(torch.cuda, "get_device_name", fails)
+    assert device("cuda") == "no GPU"
+
+
+def test_the_commit_of_cdgrad_is_that_of_the_repository_which_tracks_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c", *arguments]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    package = tmp_path / "packages" / "cdgrad"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    monkeypatch.setattr(cdgrad, "__file__", str(package / "__init__.py"))
+    commit = [environment.__wrapped__()["commit"], folder_commit(str(package))]
+    git("init", "-q")
+    git("commit", "-qm", "the user's own", "--allow-empty")
+    commit.append(environment.__wrapped__()["commit"])
+    assert commit == [None, None, None]
+    git("add", ".")
+    git("commit", "-qm", "cdgrad")
+    head = git("rev-parse", "HEAD")
+    (tmp_path / "notes").write_text("")
+    assert environment.__wrapped__()["commit"] == folder_commit(str(tmp_path)) == head
+    (package / "new.py").write_text("")
+    assert environment.__wrapped__()["commit"] == f"{head} with changes"
+    (package / "__init__.py").write_text("1")
+    (tmp_path / "beside").mkdir()
+    assert folder_commit(str(tmp_path / "beside")) == head
+
+
 def test_the_commit_of_a_folder_is_read_whatever_its_files_are_called_and_changes_nothing(tmp_path: Path):
     def git(*arguments: str | Path):
         subprocess.run(["git", "-C", tmp_path, *arguments], check=True, capture_output=True)
@@ -203,7 +305,7 @@ def test_packages_that_the_users_code_imports_are_recorded_and_compared(
     )
     monkeypatch.syspath_prepend(tmp_path)
     importlib.import_module("imports_packages")
-    used = used_packages(["hypothesis:given", "torch.optim:SGD"])
+    used = used_packages(["hypothesis:given", "torch.optim:SGD", "cdgrad:attach"])
     assert {name: used.get(name) for name in ("pytest", "rich", "hypothesis")} == {
         name: version(name) for name in ("pytest", "rich", "hypothesis")
     }
