@@ -300,6 +300,7 @@ def test_lazy_layers_are_selected_in_the_first_step(beside):
     model = nn.Sequential(nn.Conv2d(3, 8, 3) if beside else nn.Identity(), nn.LazyConv2d(8, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     handle = attach(optimizer, model, METRIC)
+    optimizer.step()  # with no gradient yet
     for _ in range(2):
         optimizer.zero_grad()
         model(IMAGES).square().mean().backward()

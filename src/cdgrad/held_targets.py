@@ -35,7 +35,7 @@ class HeldTargets:
         model: nn.Module,
         selection: Selection,
         options: Options,
-        others: Callable[[Optimizer], Iterable[HeldTargets]],
+        all_of: Callable[[Optimizer], Iterable[HeldTargets]],
     ) -> None:
         self.selection = selection
         self.indices: tuple[int, ...] = ()
@@ -45,7 +45,7 @@ class HeldTargets:
         self._options = options
         self._of_model = set(model.parameters())
         self._present = parameters(optimizer)  # when it was attached
-        self._others = others
+        self._all_of = all_of
         self._noticed: set[Tensor] = set()
         self._lazy_model = model if has_lazy(selection) else None
         self._held: list[Tensor] | None = None
@@ -135,8 +135,8 @@ class HeldTargets:
 
     def _new(self, optimizer: Optimizer, held: set[Tensor]) -> set[Tensor]:
         """Held parameters that were added later, and are of no model that was attached to this optimizer."""
-        new = held - self._present - self._of_model
-        return new.difference(*(other._of_model for other in self._others(optimizer))) if new else new
+        new = held - self._present
+        return new.difference(*(each._of_model for each in self._all_of(optimizer))) if new else new
 
     def _warn_of_new(self, new: set[Tensor]) -> None:
         """Warn, once each, of parameters that nobody could select."""
