@@ -406,6 +406,7 @@ def test_a_copied_handle_says_that_it_is_not_attached(duplicate):
     handle.steps = 3
     twin, twin_optimizer, twin_handle = duplicate((model, optimizer, handle))
     assert str(twin_handle).startswith("sobolev:lam=0.1 along output, rescale none, on SGD, not attached\n")
+    assert "in no model" not in str(twin_handle)
     for method in (twin_handle.apply, twin_handle.statistics):
         with pytest.raises(RuntimeError, match="is a copy; attach again"):
             method()
@@ -430,6 +431,31 @@ def test_attaching_twice_is_an_error_unless_the_parameters_differ():
     attach(optimizer, model, "reweighted:lam=2", exclude="0.*")
     handle.remove()
     attach(optimizer, model, "reweighted:lam=2", include="0.*")
+
+
+def test_an_optimizer_of_several_models_is_attached_with_each_and_says_what_is_in_none():
+    """As that of the two generators of a CycleGAN: with one of them, half of the weights stay as they are."""
+    attached, manual = [network(), network()], [network(), network()]
+    optimizers = []
+    for there, back in (attached, manual):
+        params = [*there.parameters(), *back.parameters()]
+        optimizers.append(torch.optim.SGD(params, lr=0.05))
+    first = attach(optimizers[0], attached[0], "sobolev:lam=0.1")
+    in_none = r"\n10 parameters +in no model attached to this SGD: attach it with their model, too"
+    assert re.search(in_none, str(first))
+    second = attach(optimizers[0], attached[1], "sobolev:lam=0.1")
+    assert "in no model" not in str(first) + str(second)
+    second.remove()
+    assert re.search(in_none, str(first))
+    attach(optimizers[0], attached[1], "sobolev:lam=0.1")
+    for models, optimizer in zip((attached, manual), optimizers, strict=True):
+        for model in models:
+            backward(model, model)
+            if models is manual:
+                direct_by_hand(model, Sobolev(0.1))
+        optimizer.step()
+    for model, other in zip(attached, manual, strict=True):
+        assert_close(model, other)
 
 
 class Wrapper(torch.optim.Optimizer):
@@ -465,6 +491,19 @@ def test_optimizers_whose_hooks_cannot_fire_are_refused():
     ):
         attach(Facade(), model, "l2")
 
+    class OfAnotherName(torch.optim.SGD):
+        """As AdamC of schedule-free, whose update needs the loss."""
+
+        def step(self, closure=None):
+            raise NotImplementedError
+
+        def step_func(self, loss):
+            return super().step()
+
+    named = OfAnotherName(model.parameters(), lr=0.05)
+    with pytest.raises(ValueError, match=r"if another method does, call cdgrad\.channel_directed_"):
+        attach(named, model, "l2")
+
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
@@ -489,7 +528,8 @@ def test_bad_options_attach_nothing(options, error, message):
 
 def test_an_optimizer_of_another_model_is_refused():
     optimizer = torch.optim.SGD(network().parameters(), lr=0.05)
-    with pytest.raises(ValueError, match="this SGD holds none of the 3 selected parameters"):
+    refusal = r"this SGD holds none of the 3 selected parameters .*; attach to the optimizer that holds them"
+    with pytest.raises(ValueError, match=refusal):
         attach(optimizer, network(), "l2")
     assert not optimizer._optimizer_step_pre_hooks
 

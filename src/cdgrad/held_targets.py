@@ -72,7 +72,7 @@ class HeldTargets:
         return self.selection.targets is not selection.targets
 
     def shown(self, optimizer: Optimizer | None) -> Selection:
-        """The selection, less what is frozen or not held, and with the parameters that are new."""
+        """The selection, less what is frozen or not held, and with the parameters of no attached model."""
         held = parameters(optimizer) if optimizer is not None else set[Tensor]()
         targets = [t for t in self.selection.targets if t.param in held and t.param.requires_grad]
         idle = [
@@ -80,10 +80,14 @@ class HeldTargets:
             for t in self.selection.targets
             if t not in targets
         ]
+        unknown = self._of_no_model(optimizer, held) if optimizer is not None else set[Tensor]()
         new = [
             Skipped(f"{_size(param)} parameter", "new since attach: remove() this handle and attach again")
-            for param in (self._new(optimizer, held) if optimizer is not None else ())
+            for param in unknown - self._present
         ]
+        if count := len(unknown & self._present):
+            reason = f"in no model attached to this {self._kind}: attach it with their model, too"
+            new.append(Skipped(f"{count} parameter{'s' * (count > 1)}", reason))
         return Selection(tuple(targets), (*idle, *self.selection.skipped, *new))
 
     def forget(self) -> None:
@@ -134,9 +138,13 @@ class HeldTargets:
                 warn_of_nothing(model, selection, self._options.direction, self._options.linear)
 
     def _new(self, optimizer: Optimizer, held: set[Tensor]) -> set[Tensor]:
-        """Held parameters that were added later, and are of no model that was attached to this optimizer."""
-        new = held - self._present
-        return new.difference(*(each._of_model for each in self._all_of(optimizer))) if new else new
+        """Held parameters that were added later, and are of no attached model."""
+        return self._of_no_model(optimizer, held - self._present)
+
+    def _of_no_model(self, optimizer: Optimizer, params: set[Tensor]) -> set[Tensor]:
+        """Those of no model that was attached to this optimizer."""
+        left = params - self._of_model
+        return left.difference(*(each._of_model for each in self._all_of(optimizer))) if left else left
 
     def _warn_of_new(self, new: set[Tensor]) -> None:
         """Warn, once each, of parameters that nobody could select."""
