@@ -501,7 +501,9 @@ def test_optimizers_whose_hooks_cannot_fire_are_refused():
             return super().step()
 
     named = OfAnotherName(model.parameters(), lr=0.05)
-    with pytest.raises(ValueError, match=r"if another method does, call cdgrad\.channel_directed_"):
+    with pytest.raises(
+        ValueError, match=r"; call cdgrad\.channel_directed_ on .* before the method that does"
+    ):
         attach(named, model, "l2")
 
 

@@ -106,8 +106,8 @@ def _check_it_updates(
     if names and not names.keys() & held:
         raise ValueError(
             f"this {kind} holds none of the {len(names)} selected parameters "
-            f"({next(iter(names.values()))}, ...); attach to the optimizer built from this model's "
-            "parameters()"
+            f"({next(iter(names.values()))}, ...); attach to the optimizer that holds them, built "
+            "from this model's parameters()"
         )
     if left := {path: shared & held for path, shared in inside if shared & held}:
         first = next(
@@ -160,9 +160,10 @@ def _check_hooks_fire(optimizer: object, remedy: str) -> None:
     code = getattr(list(unwrapped(type(optimizer).step))[-1], "__code__", None)
     if code is not None and code.co_names == ("NotImplementedError",):
         raise ValueError(
-            f"{kind} does not update parameters in step() but, for example, during the backward pass, where "
-            "cdgrad cannot intervene; choose an optimizer that does, or one optimizer per parameter, each "
-            "attached and stepped from Tensor.register_post_accumulate_grad_hook"
+            f"{kind} does not update parameters in step(), where cdgrad acts; call "
+            "cdgrad.channel_directed_ on the gradients before the method that does; if the backward pass "
+            "does, choose another optimizer, or one per parameter, each attached and stepped from "
+            "Tensor.register_post_accumulate_grad_hook"
         )
 
 
