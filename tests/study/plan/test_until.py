@@ -12,6 +12,7 @@ from cdgrad.study.report.compose import document
 from cdgrad.study.report.preview import warnings
 from cdgrad.study.report.remarks import remarks
 from cdgrad.study.report.text import markdown
+from cdgrad.study.report.verdicts import across_cells, verdicts
 from cdgrad.study.run.driver import run_study
 from cdgrad.study.run.engine import RunDone
 from cdgrad.study.spec import parse
@@ -188,5 +189,6 @@ def test_the_report_says_what_rounding_alone_changes(tiny_text):
         f"average of absolute values, and by {rounded.mean:+.2f} in the mean. In a seed, the others differ "
         f"from sgd by: directed {beside}."
     ) in markdown(document(results))
+    assert not [said for said in verdicts(results, "") + across_cells(results) if said.startswith("rounded")]
     changed = text.replace("rounding = 3", "rounding = 3\noptimizer = { lr = 0.2 }")
     assert "other rounding errors" not in markdown(document(results_of(parse(changed, "tiny"), 1.0)))

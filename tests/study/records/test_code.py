@@ -20,7 +20,7 @@ from cdgrad.study.records import Run, Store, code
 from cdgrad.study.records.code import changed_files, used_packages, user_code
 from cdgrad.study.records.environment import environment, folder_commit
 from cdgrad.study.report.remarks import remarks
-from cdgrad.study.report.verdicts import verdict
+from cdgrad.study.report.verdicts import verdict, verdicts
 from cdgrad.study.spec import Spec, parse
 from cdgrad.study.statistics.paired import compare
 from cdgrad.study.statistics.results import Results
@@ -190,6 +190,7 @@ def test_what_makes_a_comparison_hollow_is_remarked(tiny: Spec, make_run: Callab
     assert "Recorded but left out of this report: seed 7, 8." in sentences
     fewer = dataclasses.replace(tiny, arms={"sgd": tiny.arms["sgd"]})
     assert "Recorded but left out of this report: arm directed." in " ".join(remarks(Results.of(fewer, runs)))
+    assert verdicts(Results.of(fewer, runs), "") == []
 
 
 TUNED = """

@@ -3,6 +3,7 @@ import math
 import os
 
 import pytest
+from pyarrow import parquet
 
 from cdgrad.study import StudyError, files
 from cdgrad.study.records import Store, csv_text
@@ -126,3 +127,14 @@ def test_a_measure_may_have_the_name_of_a_column_of_costs(make_run, tmp_path):
     assert header.count("memory") == 1
     assert [row[header.index("memory")] for row in rows] == ["12.5", "13.5"]
     assert "error" not in header
+
+
+@pytest.mark.parametrize(("column", "value"), [("status", "okay"), ("seed", "zero")])
+def test_a_table_of_other_things_than_runs_is_refused(tmp_path, make_run, column, value):
+    path = tmp_path / "runs.parquet"
+    to_parquet([make_run("sgd", 0, 2.5)], path)
+    table = parquet.read_table(path)
+    place = table.column_names.index(column)
+    parquet.write_table(table.set_column(place, column, [[value]]), path)
+    with pytest.raises(StudyError, match=rf"not a run: .*{column} '{value}'"):
+        from_parquet(path)

@@ -232,11 +232,14 @@ def test_the_columns_of_every_format_are_the_fields_of_a_run(tmp_path):
 def test_what_an_epoch_measured_is_hidden_by_no_column_of_its_name(make_run, measure):
     names = [*inspect.signature(Run).parameters, "perplexity", "value.lr", "epoch.loss", "=loss"]
     last = {name: float(number) for number, name in enumerate(names)}
-    run = make_run("sgd", 7, 2.5, epochs=[{"loss": 1.0}, last], values={"lr": 0.5}, measures={"loss": 99.0})
+    epochs, error = [{"loss": 1.0}, last], 0.1 + 0.2
+    run = make_run("sgd", 7, error, epochs=epochs, values={"lr": 0.5}, measures={"loss": 99.0})
     text = csv_text([run], measure)
     (row,) = csv.DictReader(io.StringIO(text))
     assert len(text.splitlines()[0].split(",")) == len(row)
-    assert (row[measure], row["arm"], row["seed"], row["seconds"]) == ("2.5", "sgd", "7", "1.5")
+    assert (row[measure], row["arm"], row["seed"], row["seconds"]) == (repr(error), "sgd", "7", "1.5")
+    header = [*row]
+    assert header.index("value.lr") < header.index("measure.loss") < header.index("epoch.seconds")
     assert (row["value.lr"], row["measure.loss"], row["epochs"]) == ("0.5", "99.0", "2")
     assert {f"{number}.0" for number in range(len(names))} <= {*row.values()}
     assert row["epoch.seconds"] == f"{last['seconds']}"

@@ -13,7 +13,8 @@ from cdgrad.study.records import Run
 from cdgrad.study.report import compose, further, html_page, paper, text, times
 from cdgrad.study.report.figures import curves
 from cdgrad.study.report.remarks import remarks
-from cdgrad.study.report.verdicts import verdicts
+from cdgrad.study.report.verdicts import across_cells, verdicts
+from cdgrad.study.report.words import words
 from cdgrad.study.spec import as_json, parse
 from cdgrad.study.statistics import Results
 
@@ -100,9 +101,20 @@ def test_better_and_worse_follow_the_direction(direction, shift):
     assert sentence.startswith(f"lion is {'better' if better else 'worse'} than adam: its perplexity is ")
     assert f" {'lower' if shift < 0 else 'higher'} (mean difference {'-' if shift < 0 else '+'}" in sentence
     assert results.comparisons["", "lion"].comparison.win_rate == better
+    assert f"better in {int(better)}" in across_cells(results)[0]
     figure = next(f for f in compose.document(results).figures if f.name == "paired_differences")
     left = figure.figure.axes[0].get_title("left")
     assert left.endswith("better" if direction == "min" else "worse")
+
+
+@pytest.mark.parametrize("shift", [-0.1, 0.1])
+def test_the_bound_over_cells_is_the_farther_end_of_the_interval(shift):
+    results = results_of(shift=shift)
+    low, high = results.comparisons["", "lion"].comparison.interval
+    assert low < 0 < high
+    assert (-low > high) == (shift < 0)
+    bound = words(results).rounded_up(max(-low, high))
+    assert f"where no difference larger than {bound} is supported" in across_cells(results)[0]
 
 
 def test_numbers_have_two_digits_of_the_standard_deviation_and_the_unit():
