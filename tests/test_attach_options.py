@@ -87,6 +87,31 @@ def test_metrics_by_patterns():
     handle.metric = {"0.*": METRIC, "1.*": "reweighted:lam=3", "*": METRIC}  # of which the last has no effect
 
 
+def test_metrics_by_patterns_are_those_of_the_parameters_that_are_held():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3))
+    optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
+    attach(optimizer, model, {"1.*": "reweighted:lam=3", "*": METRIC})
+    grad = torch.randn(6, 4, 3, 3)
+    model[1].weight.grad = grad.clone()
+    optimizer.step()
+    torch.testing.assert_close(model[1].weight.grad, channel_directed(grad, "reweighted:lam=3"))
+
+
+def test_weights_that_shared_a_metric_may_get_different_ones_or_none():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    handle = attach(optimizer, model, "sobolev:lam=0.5")
+    for first in ("sobolev:lam=0.5", "sobolev:lam=0.1", "l2"):
+        handle.metric = {"0.*": first, "*": "sobolev:lam=0.5"}
+        for _ in range(2):
+            grads = [torch.randn_like(layer.weight) for layer in model]
+            for layer, grad in zip(model, grads, strict=True):
+                layer.weight.grad = grad.clone()
+            optimizer.step()
+            torch.testing.assert_close(model[0].weight.grad, channel_directed(grads[0], first))
+            torch.testing.assert_close(model[1].weight.grad, channel_directed(grads[1], "sobolev:lam=0.5"))
+
+
 def test_statistics_are_those_of_the_step():
     moves, grads, before, statistics, _ = stepped()
     for i in range(2):

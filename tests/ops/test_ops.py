@@ -196,6 +196,9 @@ def test_select_backend_gives_a_known_name_and_a_reason():
         select_backend(torch.ones(4, dtype=torch.int64), "l2")
 
 
+HALVES = [(4, 0), (1, 6), (1, 8)]  # elements and the byte where they begin
+
+
 def overlapping():
     base = torch.randn(40)
     yield "itself", [base.as_strided((4, 3), (1, 1))]
@@ -207,6 +210,10 @@ def overlapping():
     yield "a part", [base.view(4, 10), base[35:].view(5, 1)]
     yield "in one element", [base[:12].view(3, 4), base[11:23].view(3, 4)]
     yield "interleaved", [base[::2].view(4, 5), base[::3].view(2, 7)]
+    yield "beyond one that lies between", [base[::2].view(4, 5), base[1:2].view(1, 1), base[20:21].view(1, 1)]
+    memory = bytearray(16)
+    outer, *inner = (torch.frombuffer(memory, dtype=torch.float32, count=n, offset=i) for n, i in HALVES)
+    yield "by half an element", [outer[::3], *inner]
     yield "seen through another dtype", [base.view(4, 10), base.view(torch.bfloat16)[4:8].view(4, 1)]
     yield "expanded, and its base", [base[:10].expand(4, 10), base[:10].view(2, 5)]
 
