@@ -536,9 +536,17 @@ def test_an_optimizer_of_another_model_is_refused():
     assert not optimizer._optimizer_step_pre_hooks
 
 
+def test_model_and_optimizer_the_other_way_round_are_told_apart():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with pytest.raises(TypeError, match=r"got SGD; the optimizer comes first: attach\(optimizer, model, "):
+        attach(model, optimizer, "l2")
+
+
 def test_a_model_without_convolutions_warns():
     model = nn.Linear(3, 2)
-    with pytest.warns(UserWarning, match="nothing to direct in Linear") as caught:
+    told = r"nothing to direct in Linear: .*; print\(cdgrad\.select\(model\)\) says why each of its 2 "
+    with pytest.warns(UserWarning, match=told) as caught:
         attach(torch.optim.SGD(model.parameters()), model, "sobolev:lam=1")
     assert caught[0].filename == __file__  # the user's line, not the library's
 

@@ -127,7 +127,8 @@ def find_targets(
 ) -> Selection:
     """`select` without its warning."""
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        hint = "; the optimizer comes first: attach(optimizer, model, ...)" * hasattr(model, "param_groups")
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}{hint}")
     if direction not in get_args(Direction):
         raise ValueError(f"direction must be one of {', '.join(get_args(Direction))}, got {direction!r}")
     if not isinstance(linear, bool):
@@ -182,7 +183,7 @@ def warn_of_nothing(
     warnings.warn(
         f"nothing to direct in {type(model).__name__}: looked for weights of Conv1d-3d and "
         f"ConvTranspose1d-3d{' and Linear' if linear else ''} with more than one entry along "
-        f"{direction!r}{hint}; print the selection to see why each of its {len(selection.skipped)} "
+        f"{direction!r}{hint}; print(cdgrad.select(model)) says why each of its {len(selection.skipped)} "
         "parameters is left alone",
         stacklevel=stacklevel,
     )
