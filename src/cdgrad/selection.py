@@ -126,13 +126,7 @@ def find_targets(
     blocks: Blocks | None,
 ) -> Selection:
     """`select` without its warning."""
-    if not isinstance(model, nn.Module):
-        hint = "; the optimizer comes first: attach(optimizer, model, ...)" * hasattr(model, "param_groups")
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}{hint}")
-    if direction not in get_args(Direction):
-        raise ValueError(f"direction must be one of {', '.join(get_args(Direction))}, got {direction!r}")
-    if not isinstance(linear, bool):
-        raise TypeError(f"linear is True or False, got {linear!r}")
+    _check_arguments(model, direction, linear)
     _check_blocks(blocks)
     uses = list(uses_of(model))
     names = [use.name for use in uses]
@@ -219,6 +213,16 @@ def _target(use: Use, dim: int, groups: int, blocks: int | Sequence[int]) -> Tar
     if len(set(sizes)) == 1:
         return Target(use.name, use.param, dim, len(sizes))
     return Target(use.name, use.param, dim, 1, sizes)
+
+
+def _check_arguments(model: object, direction: object, linear: object) -> None:
+    if not isinstance(model, nn.Module):
+        hint = "; the optimizer comes first: attach(optimizer, model, ...)" * hasattr(model, "param_groups")
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}{hint}")
+    if direction not in get_args(Direction):
+        raise ValueError(f"direction must be one of {', '.join(get_args(Direction))}, got {direction!r}")
+    if not isinstance(linear, bool):
+        raise TypeError(f"linear is True or False, got {linear!r}")
 
 
 def _check_blocks(blocks: Blocks | None) -> None:
