@@ -52,40 +52,50 @@ def sentences(parts: Parts) -> Sentences:
 
     def fill(template: str, link: str = "") -> str:
         text = Template(template).substitute(parts, **words, link=link)
-        return "\n".join(_filled(block) for block in re.split(r"\n(?=\n|- )", text))
+        return "\n\n".join(map(_filled, text.split("\n\n"))) + "\n"
 
     return Sentences(
-        fill(_HEADLINE),
-        fill("$elsewhere"),
-        fill(_VERDICT, "docs/evidence.md") + "\n",
-        fill(_VERDICT, "evidence.md") + "\n",
-        fill(_CLAIM) + "\n",
+        fill(_HEADLINE).rstrip(),
+        fill("$elsewhere").rstrip(),
+        fill(_VERDICT, "docs/evidence.md"),
+        fill(_VERDICT, "evidence.md"),
+        fill(_CLAIM),
         Template(_CARD).substitute(parts, **words),
     )
 
 
-def _filled(block: str) -> str:
-    """A paragraph or an item of a list in lines of at most 110 characters, after the empty line before it."""
-    before = "\n" * block.startswith("\n")
-    indent = "  " * block.lstrip().startswith("- ")
-    return before + textwrap.fill(block.strip(), 110, subsequent_indent=indent, break_on_hyphens=False)
+def _filled(paragraph: str) -> str:
+    """A paragraph, or each item of a list, in lines of at most 110 characters."""
+    return "\n".join(
+        textwrap.fill(
+            item, 110, subsequent_indent="  " if item.startswith("- ") else "", break_on_hyphens=False
+        )
+        for item in re.split(r"\n(?=- )", paragraph)
+    )
 
 
 def gain(parts: Parts) -> str:
     """Whether a gain is shown beside the combinations, in a sentence."""
-    shown, count = parts["elsewhere_better_count"], parts["elsewhere_count"]
-    if shown == "0":
-        return f"Of {count} comparisons elsewhere, none shows a lower error."
-    verb = "shows" if shown == "1" else "show"
-    return f"Of {count} comparisons elsewhere, {shown} {verb} a lower error than the tuned baseline; the page names them and their controls."
+    shown = _shown(parts, "")
+    return f"{shown}." if _none(parts) else f"{shown}; the page names them and their controls."
 
 
 def elsewhere(parts: Parts) -> str:
     """What is gained, and what is left of the gain with wrong labels when it is repeated."""
-    where = f"Of {parts['elsewhere_count']} comparisons elsewhere, along other axes and with {parts['elsewhere_regimes']},"
-    shown = parts["elsewhere_better_count"]
-    if shown == "0":
-        return f"{where} none shows a lower error."
-    verb = "shows" if shown == "1" else "show"
-    gains = f"{where} {shown} {verb} a lower error than the tuned baseline:\n\n{parts['elsewhere_gains']}"
-    return f"{gains}\n\n{parts['labels_verdict']}"
+    shown = _shown(parts, f", along other axes and with {parts['elsewhere_regimes']}")
+    if _none(parts):
+        return f"{shown}."
+    return f"{shown}:\n\n{parts['elsewhere_gains']}\n\n{parts['labels_verdict']}"
+
+
+def _none(parts: Parts) -> bool:
+    return parts["elsewhere_better_count"] == "0"
+
+
+def _shown(parts: Parts, where: str) -> str:
+    """How many comparisons show a gain; `where` says of which."""
+    of = f"Of {parts['elsewhere_count']} comparisons elsewhere{where},"
+    if _none(parts):
+        return f"{of} none shows a lower error"
+    count = parts["elsewhere_better_count"]
+    return f"{of} {count} {'shows' if count == '1' else 'show'} a lower error than the tuned baseline"

@@ -81,14 +81,14 @@ class HeldTargets:
             if t not in targets
         ]
         unknown = self._of_no_model(optimizer, held) if optimizer is not None else set[Tensor]()
-        new = [
+        unattached = [
             Skipped(f"{_size(param)} parameter", "new since attach: remove() this handle and attach again")
             for param in unknown - self._present
         ]
         if count := len(unknown & self._present):
             reason = f"in no model attached to this {self._kind}: attach it with their model, too"
-            new.append(Skipped(f"{count} parameter{'s' * (count > 1)}", reason))
-        return Selection(tuple(targets), (*idle, *self.selection.skipped, *new))
+            unattached.append(Skipped(f"{count} parameter{'s' * (count > 1)}", reason))
+        return Selection(tuple(targets), (*idle, *self.selection.skipped, *unattached))
 
     def forget(self) -> None:
         """Drop all references to parameters."""
@@ -123,7 +123,7 @@ class HeldTargets:
         self.params = tuple(target.param for target in self.targets)
         self._held = held
         self._single = [(i, param) for i, param in enumerate(held) if _elements(param) == 1]
-        if new := self._new(optimizer, holds) - self._noticed:
+        if new := self._of_no_model(optimizer, holds - self._present) - self._noticed:
             self._warn_of_new(new)
 
     def _select_materialized(self, model: nn.Module) -> None:
@@ -136,10 +136,6 @@ class HeldTargets:
                 self.selection = Selection(self.selection.targets, selection.skipped)
             if not selection.targets:
                 warn_of_nothing(model, selection, self._options.direction, self._options.linear)
-
-    def _new(self, optimizer: Optimizer, held: set[Tensor]) -> set[Tensor]:
-        """Held parameters that were added later, and are of no attached model."""
-        return self._of_no_model(optimizer, held - self._present)
 
     def _of_no_model(self, optimizer: Optimizer, params: set[Tensor]) -> set[Tensor]:
         """Those of no model that was attached to this optimizer."""
