@@ -35,7 +35,7 @@ _CARD = (
 class Sentences(NamedTuple):
     """Each with the numbers of the records: for the page, README, the front page, README's claims, the card.
 
-    The page says `headline` above its figure, and `beside` below it.
+    The page says `headline` above its figure, and `beside` below the list of what it shows.
     """
 
     headline: str
